@@ -1,0 +1,1 @@
+"""The YAML behind each command, found by Hydra as ``pkg://pixio_robot.configs``."""

@@ -1,0 +1,41 @@
+"""Robot learning on Pixio encoders.
+
+Importing this package loads nothing: simulator workers must start without torch. The names below resolve on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .backbones import Backbone, load_encoder
+    from .embedding import Embedder, EmbeddingSettings
+    from .encoder import PixioEncoder, Tokens
+    from .envs.registry import make
+    from .policies.visuomotor import Visuomotor, load_policy
+    from .preprocessing import Preprocessing, preprocess
+
+_HOME = {
+    "Backbone": "backbones",
+    "load_encoder": "backbones",
+    "Embedder": "embedding",
+    "EmbeddingSettings": "embedding",
+    "PixioEncoder": "encoder",
+    "Tokens": "encoder",
+    "make": "envs.registry",
+    "Visuomotor": "policies.visuomotor",
+    "load_policy": "policies.visuomotor",
+    "Preprocessing": "preprocessing",
+    "preprocess": "preprocessing",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'pixio_robot' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,48 @@
+"""What can go wrong, by name. Every message says what was asked, what exists and what to do.
+
+The command line prints these without a traceback and exits with 1.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class PixioError(Exception):
+    """Root of every error this package raises on purpose."""
+
+
+class UnknownName(PixioError):
+    """A task, encoder, fusion, preset or setting that does not exist."""
+
+
+class MissingExtra(PixioError):
+    """An optional dependency is needed and is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs the extra {extra!r}: pip install 'pixio-robot[{extra}]'")
+
+
+class RenderingUnavailable(PixioError):
+    """No OpenGL context could be made."""
+
+
+class BadInput(PixioError):
+    """An argument has the wrong shape, type or value."""
+
+
+class CheckpointError(PixioError):
+    """A weight file that is missing, truncated, of the wrong kind or with unexpected keys."""
+
+
+class DataError(PixioError):
+    """A dataset or token cache that is missing, damaged, or does not fit the request."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for a near miss, else an empty string.
+
+    >>> closest("drawer-opne", ["drawer-open", "hammer"])
+    "; did you mean 'drawer-open'?"
+    """
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {match[0]!r}?" if match else ""

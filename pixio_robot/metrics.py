@@ -1,0 +1,75 @@
+"""Episode records and honest intervals. Everything a report says comes from these rows."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from scipy.stats import binomtest
+
+
+@dataclass
+class EpisodeRecord:
+    """One evaluated episode: a row of ``episodes.jsonl``."""
+
+    task: str
+    policy: str  # "bc", "blind", "expert", ...
+    encoder: str  # name as `load_encoder` takes it, or "none"
+    weights: str  # "random" or "trained"; "none" where no encoder is used
+    fusion: str
+    render: str  # render quality
+    index: int  # place in the fixed list of episodes
+    seed: int
+    start: str  # digest of the simulator's state after reset
+    episode_return: float
+    success_any: bool  # at any step
+    success_last: bool  # at the last step: CortexBench's rule for MetaWorld
+    success_count: int  # steps with success
+    length: int  # [steps]
+    wall_s: float  # [s]
+    video: str = ""  # path relative to the run folder
+
+
+class Rate(NamedTuple):
+    """A success rate with its interval."""
+
+    successes: int
+    trials: int
+    low: float
+    high: float
+
+    @property
+    def value(self) -> float:
+        """Return successes / trials."""
+        return self.successes / self.trials
+
+    def __str__(self) -> str:
+        return f"{self.successes}/{self.trials} = {self.value:.0%} [{self.low:.0%}, {self.high:.0%}]"
+
+
+def success_rate(outcomes: Iterable[bool]) -> Rate:
+    """Return the rate of true outcomes with its two-sided 95 % Wilson score interval (Wilson 1927).
+
+    >>> str(success_rate([True] * 20 + [False] * 5))
+    '20/25 = 80% [61%, 91%]'
+    """
+    outcomes = list(outcomes)
+    interval = binomtest(sum(outcomes), len(outcomes)).proportion_ci(0.95, method="wilson")
+    return Rate(sum(outcomes), len(outcomes), float(interval.low), float(interval.high))
+
+
+def read_episodes(path: Path) -> list[EpisodeRecord]:
+    """Read ``episodes.jsonl``, ordered by index; a line cut short by a crash is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    rows = [EpisodeRecord(**json.loads(line)) for line in lines if line.endswith("\n")]
+    return sorted(rows, key=lambda row: row.index)
+
+
+def append_episode(path: Path, row: EpisodeRecord) -> None:
+    """Add one row to ``episodes.jsonl``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(asdict(row)) + "\n")

@@ -1,0 +1,67 @@
+"""From images to pixels: the one path that training, caching, evaluation and deployment share.
+
+Shapes: B batch, H height, W width.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .errors import BadInput
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Preprocessing(NamedTuple):
+    """How an encoder wants its images; part of what identifies a token cache."""
+
+    size: tuple[int, int] = (256, 256)  # height, width [px]
+    resize: str = "squash"  # "squash" to the size, or "crop": shorter side to the size, then the centre
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    @classmethod
+    def from_arguments(cls, arguments: dict[str, Any]) -> "Preprocessing":
+        """Rebuild from `_asdict()` after a trip through JSON."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()})
+
+
+def preprocess(images: Tensor, preprocessing: Preprocessing = Preprocessing()) -> Tensor:
+    """Turn images into pixels.
+
+    Args:
+        images: (B, H, W, 3) uint8 RGB.
+        preprocessing: target size, resize mode and statistics.
+
+    Returns:
+        (B, 3, height, width) float32. The resize is antialiased bicubic, rounded to grey levels as Pillow does, so
+        that a saved and reloaded picture gives the same pixels. Images that already have the size are not resampled.
+
+    Raises:
+        BadInput: if images are not uint8 (B, H, W, 3), or the resize mode is unknown.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise BadInput(f"images must be uint8 (B, H, W, 3); got {images.dtype} {tuple(images.shape)}")
+    if preprocessing.resize not in ("squash", "crop"):
+        raise BadInput(f"no resize mode {preprocessing.resize!r}; there are: squash, crop")
+    height, width = preprocessing.size
+    values = images.permute(0, 3, 1, 2)
+    if values.shape[-2:] != (height, width):
+        values = _resized(values, height, width, preprocessing.resize)
+    mean = torch.tensor(preprocessing.mean, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(preprocessing.std, device=images.device).view(1, 3, 1, 1)
+    return (values.float() / 255 - mean) / std
+
+
+def _resized(values: Tensor, height: int, width: int, mode: str) -> Tensor:
+    old_height, old_width = values.shape[-2:]
+    target = (height, width)
+    if mode == "crop":
+        scale = max(height / old_height, width / old_width)
+        target = (max(height, round(old_height * scale)), max(width, round(old_width * scale)))
+    values = F.interpolate(values.float(), size=target, mode="bicubic", antialias=True, align_corners=False)
+    top, left = (target[0] - height) // 2, (target[1] - width) // 2
+    return values[..., top : top + height, left : left + width].round().clamp(0, 255)

@@ -1,0 +1,1 @@
+"""Demonstrations, token caches, behaviour cloning and evaluation."""

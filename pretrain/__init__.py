@@ -1,0 +1,1 @@
+"""The encoder's own training. A layer beside `policies`: the two never import each other."""
