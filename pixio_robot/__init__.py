@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backbones import Backbone, load_encoder
-    from .embedding import Embedder, EmbeddingSettings
+    from .embedding import Embedder
     from .encoder import PixioEncoder, Tokens
     from .envs.registry import make
     from .policies.visuomotor import Visuomotor, load_policy
     from .preprocessing import Preprocessing, preprocess
+    from .schemas import EmbeddingSettings
 
 _HOME = {
     "Backbone": "backbones",
     "load_encoder": "backbones",
     "Embedder": "embedding",
-    "EmbeddingSettings": "embedding",
+    "EmbeddingSettings": "schemas",
     "PixioEncoder": "encoder",
     "Tokens": "encoder",
     "make": "envs.registry",

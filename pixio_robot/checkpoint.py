@@ -81,7 +81,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}); fetch or write it again") from error
+        raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}); fetch it again") from error
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
@@ -101,6 +101,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: obje
     for name, tensor in expected.items():
         if tensor.shape != tensors[name].shape:
             raise CheckpointError(
-                f"{source}: {name} has shape {tuple(tensors[name].shape)}, {type(module).__name__} needs {tuple(tensor.shape)}"
+                f"{source}: {name} has shape {tuple(tensors[name].shape)}, "
+                f"{type(module).__name__} needs {tuple(tensor.shape)}"
             )
     module.load_state_dict(dict(tensors))

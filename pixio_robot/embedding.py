@@ -1,10 +1,10 @@
 """From tokens to what a policy sees: tokens fused, frames fused, proprioception appended.
 
-Shapes: B batch, T frames of history (oldest first), K class tokens, N patches, D width, E fused width, P proprioception.
+Shapes: B batch, T frames of history (oldest first), K class tokens, N patches, D width, E fused, P proprioception.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,21 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import BadInput, UnknownName, closest
-
-FUSIONS = ("mean", "concat", "first", "attention", "spatial")
-FRAMES = ("single", "stack", "flare")
-
-
-@dataclass
-class EmbeddingSettings:
-    """How tokens, frames and proprioception become one vector."""
-
-    fusion: str = field(default="mean", metadata={"help": f"tokens: {', '.join(FUSIONS)}"})
-    normed: bool = field(default=True, metadata={"help": "use tokens after the encoder's final norm"})
-    frames: str = field(default="flare", metadata={"help": f"frames: {', '.join(FRAMES)}"})
-    history: int = field(default=3, metadata={"help": "frames a stack or FLARE spans [steps]; single uses 1"})
-    proprio: bool = field(default=True, metadata={"help": "append proprioception"})
-
+from .schemas import FRAMES, FUSIONS, EmbeddingSettings
 
 class TokenShape(NamedTuple):
     """What an encoder gives for one image, known before it runs."""

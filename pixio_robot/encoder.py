@@ -51,7 +51,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """``x + Attn(LN(x))`` then ``x + MLP(LN(x))``; in training a residual is dropped per sample with rate `drop_path`."""
+    """``x + Attn(LN(x))`` then ``x + MLP(LN(x))``; training drops a residual per sample with rate `drop_path`."""
 
     def __init__(self, dim: int, heads: int, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class PixioEncoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:
-        """Draw fresh weights: Xavier-uniform matrices, zero biases, 0.02 normal tokens and positions (the MAE scheme)."""
+        """Draw fresh weights: Xavier-uniform matrices, zero biases, 0.02 normal tokens and positions (MAE scheme)."""
         nn.init.normal_(self.cls_token, std=0.02, generator=generator)
         nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
         kernel = self.patch_embed.proj.weight

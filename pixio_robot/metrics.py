@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from scipy.stats import binomtest
 
+from .files import replacing
+
 
 @dataclass
 class EpisodeRecord:
@@ -73,3 +75,9 @@ def append_episode(path: Path, row: EpisodeRecord) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(asdict(row)) + "\n")
+
+
+def write_episodes(path: Path, rows: Iterable[EpisodeRecord]) -> None:
+    """Write ``episodes.jsonl`` anew, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))

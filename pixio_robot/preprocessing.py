@@ -26,7 +26,8 @@ class Preprocessing(NamedTuple):
     @classmethod
     def from_arguments(cls, arguments: dict[str, Any]) -> "Preprocessing":
         """Rebuild from `_asdict()` after a trip through JSON."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+        return cls(**values)
 
 
 def preprocess(images: Tensor, preprocessing: Preprocessing = Preprocessing()) -> Tensor:
@@ -37,8 +38,9 @@ def preprocess(images: Tensor, preprocessing: Preprocessing = Preprocessing()) -
         preprocessing: target size, resize mode and statistics.
 
     Returns:
-        (B, 3, height, width) float32. The resize is antialiased bicubic, rounded to grey levels as Pillow does, so
-        that a saved and reloaded picture gives the same pixels. Images that already have the size are not resampled.
+        (B, 3, height, width) float32. The resize is antialiased bicubic, rounded to grey levels after each of its two
+        passes as Pillow does, so that a saved and reloaded picture gives the same pixels. Images that already have
+        the size are not resampled.
 
     Raises:
         BadInput: if images are not uint8 (B, H, W, 3), or the resize mode is unknown.
@@ -62,6 +64,10 @@ def _resized(values: Tensor, height: int, width: int, mode: str) -> Tensor:
     if mode == "crop":
         scale = max(height / old_height, width / old_width)
         target = (max(height, round(old_height * scale)), max(width, round(old_width * scale)))
-    values = F.interpolate(values.float(), size=target, mode="bicubic", antialias=True, align_corners=False)
+    values = values.float()
+    for size in ((old_height, target[1]), target):  # the width first, as Pillow before 13; from 13 the cheaper pass
+        if values.shape[-2:] != size:
+            values = F.interpolate(values, size=size, mode="bicubic", antialias=True, align_corners=False)
+            values = values.round().clamp(0, 255)
     top, left = (target[0] - height) // 2, (target[1] - width) // 2
-    return values[..., top : top + height, left : left + width].round().clamp(0, 255)
+    return values[..., top : top + height, left : left + width]

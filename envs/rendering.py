@@ -1,0 +1,153 @@
+"""Pictures from MuJoCo: headless GL, named render qualities, depth in metres and camera calibration.
+
+Rendering is 95 to 99 % of the cost of simulation here, and its price is the shadow map and multisampling, not the
+resolution. Both change pixels, so the quality is recorded with data and results.
+"""
+
+import os
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import RenderingUnavailable, UnknownName, closest
+
+EGL_PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri"
+
+
+class Quality(NamedTuple):
+    """What a render quality sets; None leaves the model's own value."""
+
+    shadow_map: int | None  # side of the shadow map [px], 0 for no shadows
+    samples: int | None  # multisampling
+    reflections: bool
+
+
+QUALITIES = {
+    "benchmark": Quality(shadow_map=None, samples=None, reflections=True),  # as the simulator's authors set it
+    "balanced": Quality(shadow_map=1024, samples=0, reflections=True),
+    "fast": Quality(shadow_map=0, samples=0, reflections=False),
+}
+
+
+class Calibration(NamedTuple):
+    """A pinhole camera; pixel (0, 0) is the centre of the top left pixel."""
+
+    intrinsics: np.ndarray  # (3, 3) [px]
+    camera_to_world: np.ndarray  # (4, 4) [m]; axes as in OpenCV: x right, y down, z forward
+
+
+def use_headless_gl() -> None:
+    """Choose EGL where nothing is chosen and no display exists. Call before MuJoCo is first imported."""
+    if sys.platform == "linux" and "MUJOCO_GL" not in os.environ:
+        os.environ["MUJOCO_GL"] = "egl"
+
+
+def quality(name: str) -> Quality:
+    """Return a render quality by name.
+
+    Raises:
+        UnknownName: for a quality that does not exist.
+    """
+    if name not in QUALITIES:
+        known = ", ".join(QUALITIES)
+        raise UnknownName(f"no render quality {name!r}; there are: {known}{closest(name, QUALITIES)}")
+    return QUALITIES[name]
+
+
+class View:
+    """One camera of a MuJoCo model at one size and quality. The GL context is made with the first picture.
+
+    Args:
+        model: the `mujoco.MjModel`; its visual settings are written.
+        camera: name, or index where a model names none.
+        size: side of the square picture [px].
+        quality: a name in `QUALITIES`.
+    """
+
+    def __init__(self, model: Any, camera: str | int, size: int, quality_name: str) -> None:
+        self.model, self.camera, self.size = model, camera, size
+        chosen = quality(quality_name)
+        if chosen.shadow_map is not None:
+            model.vis.quality.shadowsize = chosen.shadow_map
+        if chosen.samples is not None:
+            model.vis.quality.offsamples = chosen.samples
+        self._reflections = chosen.reflections
+        self._renderer: Any = None
+
+    def rgb(self, data: Any) -> np.ndarray:
+        """Return the picture, (size, size, 3) uint8, upright."""
+        renderer = self._ready(data)
+        renderer.disable_depth_rendering()
+        return renderer.render()
+
+    def depth(self, data: Any) -> np.ndarray:
+        """Return depth along the optical axis, (size, size) float32 [m]; 0 where nothing is hit."""
+        renderer = self._ready(data)
+        renderer.enable_depth_rendering()
+        depth = renderer.render()
+        far = self.model.vis.map.zfar * self.model.stat.extent
+        return np.where(depth < 0.99 * far, depth, 0).astype(np.float32)
+
+    def calibration(self, data: Any) -> Calibration:
+        """Return intrinsics and the camera's present pose."""
+        index = self.model.camera(self.camera).id
+        focal = self.size / 2 / np.tan(np.radians(self.model.cam_fovy[index]) / 2)
+        centre = (self.size - 1) / 2
+        pose = np.eye(4)
+        pose[:3, :3] = data.cam_xmat[index].reshape(3, 3) @ np.diag([1.0, -1.0, -1.0])  # OpenGL axes to OpenCV's
+        pose[:3, 3] = data.cam_xpos[index]
+        return Calibration(np.array([[focal, 0, centre], [0, focal, centre], [0, 0, 1.0]]), pose)
+
+    def close(self) -> None:
+        """Release the GL context."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    def _ready(self, data: Any) -> Any:
+        if self._renderer is None:
+            self._renderer = new_renderer(self.model, self.size)
+            import mujoco
+
+            self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = self._reflections
+        self._renderer.update_scene(data, camera=self.camera)
+        return self._renderer
+
+
+def new_renderer(model: Any, size: int) -> Any:
+    """Return a `mujoco.Renderer`.
+
+    Raises:
+        RenderingUnavailable: if no GL context can be made, with what to install.
+    """
+    try:
+        import mujoco
+
+        return mujoco.Renderer(model, size, size)
+    except Exception as error:  # MuJoCo raises whatever its GL backend raised
+        raise RenderingUnavailable(
+            f"no OpenGL context with MUJOCO_GL={os.environ.get('MUJOCO_GL', '(unset)')} ({type(error).__name__}: {error}); "
+            f"on Debian or Ubuntu: apt-get install -y {EGL_PACKAGES}, then MUJOCO_GL=egl"
+        ) from error
+
+
+def check_rendering() -> None:
+    """Make one small picture, to fail early and in words.
+
+    Raises:
+        RenderingUnavailable: if no GL context can be made.
+    """
+    use_headless_gl()
+    try:
+        import mujoco
+    except Exception as error:  # an unknown MUJOCO_GL or a missing library fails at import
+        raise RenderingUnavailable(
+            f"mujoco does not import with MUJOCO_GL={os.environ.get('MUJOCO_GL', '(unset)')} ({error}); "
+            f"use MUJOCO_GL=egl after: apt-get install -y {EGL_PACKAGES}"
+        ) from error
+    model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='.1'/></worldbody></mujoco>")
+    renderer = new_renderer(model, 16)
+    renderer.update_scene(mujoco.MjData(model))
+    renderer.render()
+    renderer.close()

@@ -1,0 +1,229 @@
+"""Many episodes at once, in spawned workers; which episodes is decided before the first one runs."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from time import perf_counter
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+
+from ..errors import DataError
+from .registry import EnvRequest
+from .task import TaskEnv
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class EpisodePlan(NamedTuple):
+    """An episode known before it runs."""
+
+    index: int
+    seed: int
+    start: str  # digest of the simulator's state after reset with this seed
+
+
+@dataclass
+class EpisodeResult:
+    """What an episode came to."""
+
+    plan: EpisodePlan
+    rewards: list[float] = field(default_factory=list)
+    success: list[bool] = field(default_factory=list)  # per step, not latched
+    wall_s: float = 0.0  # from its reset to its end; episodes of one batch share the machine
+
+
+def plan_episodes(request: EnvRequest, count: int, first_seed: int) -> list[EpisodePlan]:
+    """Return the fixed list of episodes with seeds first_seed, first_seed + 1, ... and the starts these seeds give."""
+    env = replace(request, observe=("proprio",)).make()
+    plans = []
+    for index in range(count):
+        _, info = env.reset(seed=first_seed + index)
+        plans.append(EpisodePlan(index, first_seed + index, info["start"]))
+    env.close()
+    return plans
+
+
+def _make_in_worker(request: EnvRequest) -> TaskEnv:
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    return request.make()
+
+
+@contextmanager
+def single_threaded_rendering() -> Iterator[None]:
+    """Let every worker started inside draw with one thread: parallel workers already fill the cores."""
+    before = os.environ.get("LP_NUM_THREADS")
+    os.environ.setdefault("LP_NUM_THREADS", "1")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LP_NUM_THREADS"]
+
+
+class BatchRollout:
+    """Runs planned episodes in lockstep, several environments wide, so that a policy sees whole batches.
+
+    Args:
+        request: the environment.
+        plans: the episodes; each runs once, in this order, whatever the lengths of the others.
+        width: environments in parallel, each in a worker.
+
+    Use as a context manager; `seconds` holds the workers' physics and rendering time afterwards [s].
+    """
+
+    def __init__(self, request: EnvRequest, plans: Sequence[EpisodePlan], width: int) -> None:
+        self.request, self.plans = request, list(plans)
+        self.width = max(1, min(width, len(self.plans)))
+        self.seconds: dict[str, float] = {}
+        self._envs: AsyncVectorEnv | None = None
+
+    def __enter__(self) -> "BatchRollout":
+        factory = partial(_make_in_worker, self.request)
+        with single_threaded_rendering():
+            self._envs = AsyncVectorEnv(
+                [factory] * self.width, copy=False, context="spawn", autoreset_mode=AutoresetMode.DISABLED
+            )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        assert self._envs is not None
+        if kind is None:
+            spent = self._envs.get_attr("seconds")
+            self.seconds = {key: sum(each[key] for each in spent) for key in spent[0]}
+        self._envs.close(terminate=kind is not None)
+
+    def run(
+        self,
+        act: Callable[[dict[str, np.ndarray], np.ndarray], np.ndarray],
+        watch: Callable[[EpisodePlan, dict[str, np.ndarray]], None] | None = None,
+        on_step: Callable[[int], None] | None = None,
+    ) -> Iterator[EpisodeResult]:
+        """Yield episodes as they end.
+
+        Args:
+            act: from observations, each (width, ...), and which environments just started, (width,) bool, to
+                actions (width, A). Rows of environments that wait for the end are ignored.
+            watch: sees each episode's observation at every step.
+            on_step: told how many environments made a step.
+
+        Raises:
+            DataError: if a seed no longer gives the planned start.
+        """
+        envs = self._envs
+        assert envs is not None, "enter the context first"
+        waiting = list(reversed(self.plans))
+        running: list[EpisodeResult | None] = [None] * self.width
+        began = np.zeros(self.width)
+        free = np.ones(self.width, bool)
+        observations: dict[str, np.ndarray] = {}
+        while True:
+            starting = self._start(envs, free, waiting, running)
+            if starting.any():
+                observations = self._reset(envs, starting, running)
+                began[starting] = perf_counter()
+            if not any(running):
+                return
+            if watch is not None:
+                for row, result in enumerate(running):
+                    if result is not None:
+                        watch(result.plan, {key: value[row] for key, value in observations.items()})
+            actions = act(observations, starting)
+            observations, rewards, _, truncated, infos = envs.step(actions)
+            if on_step is not None:
+                on_step(sum(result is not None for result in running))
+            free = np.zeros(self.width, bool)
+            for row, result in enumerate(running):
+                if result is None:
+                    continue
+                result.rewards.append(float(rewards[row]))
+                result.success.append(bool(infos["success"][row]))
+                if truncated[row]:
+                    result.wall_s = perf_counter() - began[row]
+                    running[row], free[row] = None, True
+                    yield result
+
+    def _start(
+        self,
+        envs: AsyncVectorEnv,
+        free: np.ndarray,
+        waiting: list[EpisodePlan],
+        running: list[EpisodeResult | None],
+    ) -> np.ndarray:
+        """Give free environments the next planned episodes; return which of them start."""
+        starting = np.zeros(self.width, bool)
+        for row in np.flatnonzero(free):
+            if waiting:
+                running[row] = EpisodeResult(waiting.pop())
+                starting[row] = True
+        return starting
+
+    def _reset(
+        self, envs: AsyncVectorEnv, starting: np.ndarray, running: list[EpisodeResult | None]
+    ) -> dict[str, np.ndarray]:
+        seeds = [0 if result is None else result.plan.seed for result in running]
+        observations, infos = envs.reset(seed=seeds, options={"reset_mask": starting})
+        for row in np.flatnonzero(starting):
+            result = running[row]
+            assert result is not None
+            if infos["start"][row] != result.plan.start:
+                raise DataError(
+                    f"{self.request.task}: seed {result.plan.seed} started at {infos['start'][row]}, planned was "
+                    f"{result.plan.start}; the simulator's version changed, make a new plan"
+                )
+        return observations
+
+
+def in_workers(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Iterator[tuple[Item, Result]]:
+    """Yield (item, function(item)) in the order of `items`, computed in spawned worker processes.
+
+    `function` must be importable; it runs without torch unless it imports it.
+    """
+    items = list(items)
+    with single_threaded_rendering():
+        pool = ProcessPoolExecutor(
+            max(1, min(workers, len(items))),
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_ignore_interrupt,
+        )
+        try:
+            yield from zip(items, pool.map(function, items), strict=True)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _ignore_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def run_expert(request: EnvRequest, plan: EpisodePlan) -> EpisodeResult:
+    """Run one episode with the task's expert and no pictures; a function for `in_workers`."""
+    env = replace(request, observe=("proprio",)).make()
+    started = perf_counter()
+    env.reset(seed=plan.seed)
+    result = EpisodeResult(plan)
+    truncated = False
+    while not truncated:
+        _, reward, _, truncated, info = env.step(env.task.expert_action())
+        result.rewards.append(reward)
+        result.success.append(info["success"])
+    result.wall_s = perf_counter() - started
+    env.close()
+    return result
+
+
+def default_width() -> int:
+    """Return how many workers suit this machine."""
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1))
+
+

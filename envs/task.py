@@ -1,0 +1,193 @@
+"""One gymnasium environment for every simulator: `Task` is what a suite writes, `TaskEnv` is what users get.
+
+Observation keys: ``rgb`` (H, W, 3) uint8, ``depth`` (H, W) float32 [m], ``proprio`` (P,) float32; further cameras as
+``rgb_<camera>`` and ``depth_<camera>``. Actions are float32 in [-1, 1].
+"""
+
+import abc
+import hashlib
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+from ..errors import BadInput, UnknownName
+from .rendering import Calibration, View
+
+MODALITIES = ("rgb", "depth", "proprio")
+
+
+class StepResult(NamedTuple):
+    """What one control step gives."""
+
+    reward: float
+    success: bool  # now, not latched
+
+
+class Task(abc.ABC):
+    """A simulated task. Write one for a new simulator; `TaskEnv` adds pictures, clipping, horizon and bookkeeping."""
+
+    horizon: int  # control steps of an episode
+    action_dim: int
+    proprio_dim: int
+    control_hz: float  # [1/s]
+    cameras: tuple[str, ...]  # the first is the default
+    model: Any  # mujoco.MjModel
+    data: Any  # mujoco.MjData
+
+    @abc.abstractmethod
+    def reset(self, rng: np.random.Generator) -> None:
+        """Draw a new start. Everything random comes from `rng`."""
+
+    @abc.abstractmethod
+    def step(self, action: np.ndarray) -> StepResult:
+        """Advance one control step with an action (action_dim,) in [-1, 1]."""
+
+    @abc.abstractmethod
+    def proprio(self) -> np.ndarray:
+        """Return what the robot feels, (proprio_dim,) float32."""
+
+    def expert_action(self) -> np.ndarray:
+        """Return the expert's action for the present state, (action_dim,) in [-1, 1].
+
+        Raises:
+            UnknownName: if the task has no expert.
+        """
+        raise UnknownName(f"{type(self).__name__} has no expert; demonstrations must come from a file")
+
+    def camera_in_model(self, camera: str) -> str:
+        """Return the model's own name of a camera; tasks that add or rename one override this."""
+        return camera
+
+    def state(self) -> np.ndarray:
+        """Return the simulator's state, (S,) float64: enough to continue the physics."""
+        import mujoco
+
+        kind = mujoco.mjtState.mjSTATE_INTEGRATION
+        state = np.empty(mujoco.mj_stateSize(self.model, kind))
+        mujoco.mj_getState(self.model, self.data, state, kind)
+        return state
+
+    def start_bytes(self) -> bytes:
+        """Return what tells one start from another, right after `reset`."""
+        return self.state().tobytes()
+
+
+class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
+    """A task behind the gymnasium contract that `contract.py` states.
+
+    An ended episode stays ended: further steps return the last observation, reward 0 and truncated, at no cost, so
+    that environments which finish early can wait in a batch.
+
+    Args:
+        task: the simulator.
+        name: its name in the registry.
+        observe: modalities among rgb, depth, proprio; pictures are only rendered where asked for.
+        cameras: names of cameras; the first becomes ``rgb``, the rest ``rgb_<name>``. Empty means the task's default.
+        image_size: side of the pictures [px].
+        render: render quality: benchmark, balanced or fast.
+        horizon: steps until truncation; None for the task's own.
+        render_mode: None or "rgb_array".
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        name: str,
+        observe: Sequence[str] = ("rgb", "proprio"),
+        cameras: Sequence[str] = (),
+        image_size: int = 256,
+        render: str = "benchmark",
+        horizon: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        if unknown := [key for key in observe if key not in MODALITIES]:
+            raise UnknownName(f"cannot observe {unknown}; there are: {', '.join(MODALITIES)}")
+        if unknown := [camera for camera in cameras if camera not in task.cameras]:
+            raise UnknownName(f"{name} has no camera {unknown}; it has: {', '.join(task.cameras)}")
+        if horizon is not None and not 1 <= horizon <= task.horizon:
+            raise BadInput(f"horizon {horizon} is out of range; {name} allows 1 to {task.horizon} steps")
+        self.task, self.name, self.observe, self.render_quality = task, name, tuple(observe), render
+        self.horizon = horizon or task.horizon
+        self.cameras = tuple(cameras) or task.cameras[:1]
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(task.control_hz)}
+        self.render_mode = render_mode
+        self.seconds = {"physics": 0.0, "rendering": 0.0}  # spent so far [s]
+        self._views = {camera: View(task.model, task.camera_in_model(camera), image_size, render) for camera in self.cameras}
+        self._steps, self._ended = 0, True
+        self._last: dict[str, np.ndarray] = {}
+        self.observation_space = gymnasium.spaces.Dict(self._spaces(image_size))
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (task.action_dim,), np.float32)
+
+    def _spaces(self, size: int) -> dict[str, gymnasium.Space]:
+        spaces: dict[str, gymnasium.Space] = {}
+        for camera in self.cameras:
+            if "rgb" in self.observe:
+                spaces[self._key("rgb", camera)] = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+            if "depth" in self.observe:
+                spaces[self._key("depth", camera)] = gymnasium.spaces.Box(0, np.inf, (size, size), np.float32)
+        if "proprio" in self.observe:
+            spaces["proprio"] = gymnasium.spaces.Box(-np.inf, np.inf, (self.task.proprio_dim,), np.float32)
+        return spaces
+
+    def _key(self, kind: str, camera: str) -> str:
+        return kind if camera == self.cameras[0] else f"{kind}_{camera}"
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Start an episode; the same `seed` gives the same start, whatever ran before."""
+        super().reset(seed=seed)
+        self.task.reset(self.np_random)
+        self._steps, self._ended = 0, False
+        start = hashlib.sha256(self.task.start_bytes()).hexdigest()[:12]
+        self._last = self._observe()
+        return self._last, {"success": False, "is_success": False, "start": start}
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Advance one control step.
+
+        Raises:
+            BadInput: if the action has the wrong shape or is not finite.
+        """
+        action = np.asarray(action, dtype=np.float32)
+        if action.shape != self.action_space.shape or not np.isfinite(action).all():
+            raise BadInput(f"{self.name} needs a finite action of shape {self.action_space.shape}; got {action!r}")
+        if self._ended:
+            return self._last, 0.0, False, True, {"success": False, "is_success": False}
+        started = time.perf_counter()
+        result = self.task.step(np.clip(action, -1.0, 1.0))
+        self.seconds["physics"] += time.perf_counter() - started
+        self._steps += 1
+        self._ended = self._steps >= self.horizon
+        self._last = self._observe()
+        info = {"success": result.success, "is_success": result.success}
+        return self._last, float(result.reward), False, self._ended, info
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        started = time.perf_counter()
+        observation = {}
+        for camera, view in self._views.items():
+            if "rgb" in self.observe:
+                observation[self._key("rgb", camera)] = view.rgb(self.task.data)
+            if "depth" in self.observe:
+                observation[self._key("depth", camera)] = view.depth(self.task.data)
+        self.seconds["rendering"] += time.perf_counter() - started
+        if "proprio" in self.observe:
+            observation["proprio"] = self.task.proprio().astype(np.float32)
+        return observation
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """Return the default camera's picture in render mode "rgb_array"."""
+        return None if self.render_mode is None else self._views[self.cameras[0]].rgb(self.task.data)
+
+    def calibration(self) -> dict[str, Calibration]:
+        """Return each camera's intrinsics and present pose."""
+        return {camera: view.calibration(self.task.data) for camera, view in self._views.items()}
+
+    def close(self) -> None:
+        """Release GL contexts."""
+        for view in self._views.values():
+            view.close()

@@ -1,0 +1,213 @@
+"""Encoders by name: `load_encoder` gives any of them with its preprocessing and its identity.
+
+Shapes: B batch, K class tokens, N patches, D width.
+"""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import baselines, hub
+from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .embedding import TokenShape
+from .encoder import PRESETS, PixioEncoder, Tokens
+from .errors import CheckpointError, UnknownName, closest
+from .official_weights import build_encoder, read_official
+from .preprocessing import Preprocessing, preprocess
+from .transformers_folders import read_transformers, write_transformers
+
+logger = logging.getLogger(__name__)
+
+PUBLISHED = tuple(f"facebook/pixio-{size}" for size in ("vitb16", "vitl16", "vith16", "vit1b16", "vit5b16"))
+FORMS = f"""an encoder is one of
+  random:SIZE or random:SIZE:SEED   random weights; sizes {", ".join(PRESETS)}
+  PATH.safetensors                  written by pixio-robot
+  PATH.pth                          an official Pixio file
+  FOLDER or OWNER/NAME              Pixio for transformers, such as {PUBLISHED[0]}
+  hf:FOLDER or hf:OWNER/NAME        another vision model of transformers
+  timm:MODEL or random:timm:MODEL   a model of timm"""
+
+
+class Backbone(nn.Module):
+    """An encoder with all that using it needs: preprocessing, token shape, fingerprint.
+
+    A frozen backbone (no parameter requires a gradient) stays in evaluation mode when a module around it is set to
+    training. To train it: ``backbone.requires_grad_(True).train()``.
+
+    Args:
+        network: pixels (B, 3, H, W) and ``normed`` to `Tokens`.
+        name: what `load_encoder` was given.
+        preprocessing: how the network wants its images.
+        weights: "trained" or "random".
+    """
+
+    def __init__(
+        self,
+        network: PixioEncoder | baselines.Baseline,
+        name: str,
+        preprocessing: Preprocessing,
+        weights: str = "trained",
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.name, self.preprocessing, self.weights = name, preprocessing, weights
+        self._token_shape: TokenShape | None = None
+        self._fingerprint: tuple[Any, str] = (None, "")  # the state it was taken of, and the digest
+
+    @property
+    def token_shape(self) -> TokenShape:
+        """What one preprocessed image gives."""
+        if self._token_shape is None:
+            height, width = self.preprocessing.size
+            if isinstance(self.network, PixioEncoder):
+                patch = self.network.patch
+                self._token_shape = TokenShape(
+                    self.network.cls_tokens, (height // patch, width // patch), self.network.dim
+                )
+            else:
+                self._token_shape = self.network.token_shape((height, width))
+        return self._token_shape
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Set the mode; frozen, it stays in evaluation mode."""
+        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Turn (B, H, W, 3) uint8 images into the pixels this network was trained on."""
+        return preprocess(images, self.preprocessing)
+
+    def forward(self, pixels: Tensor, normed: bool = True) -> Tokens:
+        """Encode (B, 3, H, W) pixels; raw tokens, before the final norm, unless `normed`."""
+        return self.network(pixels, normed=normed)
+
+    @torch.no_grad()
+    def fingerprint(self) -> str:
+        """Return the hex SHA-256 of the weights and the network's arguments, whatever file or device they are on.
+
+        It identifies token caches. Taken once for a state of the weights: changed weights give another.
+        """
+        state = sorted(self.network.state_dict().items())
+        seen = tuple((name, tensor.data_ptr(), tensor._version, tensor.dtype) for name, tensor in state)
+        if self._fingerprint[0] != seen:
+            arguments = dict(getattr(self.network, "arguments", {}))
+            arguments.pop("drop_path", None)  # of training alone
+            digest = hashlib.sha256(repr(sorted(arguments.items())).encode())
+            for name, tensor in state:
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+                digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            self._fingerprint = (seen, digest.hexdigest())
+        return self._fingerprint[1]
+
+
+def load_encoder(name_or_path: str | Path) -> Backbone:
+    """Load an encoder, frozen and in evaluation mode, on the CPU in fp32.
+
+    Args:
+        name_or_path: one of the forms of `FORMS`: ``random:ti``, a ``.safetensors``, an official ``.pth``, a folder of
+            transformers, ``facebook/pixio-vitb16``, ``hf:...`` or ``timm:...``.
+
+    Raises:
+        UnknownName: if it is none of the forms.
+        CheckpointError: if the weights are missing, damaged, gated, unreachable, or do not fit.
+        MissingExtra: if it needs a package that is not installed.
+    """
+    name = str(name_or_path)
+    network, preprocessing, weights = _load(name)
+    if weights == "random":
+        logger.warning("encoder %s has random weights: a reference row, not a trained encoder", name)
+    backbone = Backbone(network, name, preprocessing, weights)
+    return backbone.requires_grad_(False).eval()
+
+
+def _load(name: str) -> tuple[PixioEncoder | baselines.Baseline, Preprocessing, str]:
+    if name == "none":
+        raise UnknownName("'none' is no encoder: it makes a blind policy, which sees proprioception alone")
+    kind, _, rest = name.partition(":")
+    if kind == "random" and rest:
+        return *_random(rest), "random"
+    if kind == "hf" and rest:
+        return *baselines.load_transformers(rest), "trained"
+    if kind == "timm" and rest:
+        return *baselines.load_timm(rest), "trained"
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return *read_transformers(path), "trained"
+    if path.suffix == ".safetensors":
+        return _read_ours(path)
+    if path.suffix in (".pth", ".pt"):
+        if not path.is_file():
+            raise CheckpointError(f"no file {path}")
+        network = read_official(path)
+        side = network.arguments["image_size"]
+        return network, Preprocessing(size=(int(side), int(side))), "trained"
+    if hub.REPOSITORY.fullmatch(name) and not path.exists():
+        return *read_transformers(hub.fetch(name)), "trained"
+    known = [*PUBLISHED, *(f"random:{size}" for size in PRESETS), "none"]
+    raise UnknownName(f"no encoder {name!r}{closest(name, known)}; {FORMS}")
+
+
+def _random(rest: str) -> tuple[PixioEncoder | baselines.Baseline, Preprocessing]:
+    what, _, last = rest.rpartition(":")
+    what, seed = (what, int(last)) if what and last.isdecimal() else (rest, 0)
+    if what.startswith("timm:"):
+        return baselines.load_timm(what.removeprefix("timm:"), seed)
+    with torch.device("meta"):  # draws nothing from the global generator
+        encoder = PixioEncoder.preset(what)
+    encoder.to_empty(device="cpu").initialise(torch.Generator().manual_seed(seed))
+    return encoder, Preprocessing()
+
+
+def _read_ours(path: Path) -> tuple[PixioEncoder, Preprocessing, str]:
+    if path.is_file() and (path.parent / "config.json").is_file():
+        return *read_transformers(path.parent), "trained"
+    checkpoint = load_checkpoint(path, kind="encoder")
+    try:
+        arguments = checkpoint.arguments["encoder"]
+        preprocessing = Preprocessing.from_arguments(checkpoint.arguments["preprocessing"])
+        weights = str(checkpoint.arguments["weights"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} does not say how its encoder is built ({error!r}); write it again") from error
+    return build_encoder(arguments, checkpoint.tensors, path), preprocessing, weights
+
+
+def _pixio(encoder: Backbone | PixioEncoder) -> tuple[PixioEncoder, Preprocessing, str]:
+    if isinstance(encoder, PixioEncoder):
+        side = int(encoder.arguments["image_size"])
+        return encoder, Preprocessing(size=(side, side)), "trained"
+    if not isinstance(encoder.network, PixioEncoder):
+        raise CheckpointError(f"{encoder.name!r} is no Pixio encoder; it stays in its own library's format")
+    return encoder.network, encoder.preprocessing, encoder.weights
+
+
+def save_encoder(
+    encoder: Backbone | PixioEncoder, path: str | Path, settings: dict[str, Any] | None = None, step: int = 0
+) -> None:
+    """Write a Pixio encoder to `path` (``.safetensors``) with its arguments and preprocessing.
+
+    Args:
+        encoder: a bare network counts as trained, and its preprocessing is the default at its own image size.
+        path: where to.
+        settings: what trained it, ready for JSON.
+        step: after how many training steps.
+
+    Raises:
+        CheckpointError: if it is not a Pixio encoder.
+    """
+    network, preprocessing, weights = _pixio(encoder)
+    arguments = dict(encoder=network.arguments, preprocessing=preprocessing._asdict(), weights=weights)
+    save_checkpoint(path, Checkpoint("encoder", network.state_dict(), arguments, settings or {}, step))
+
+
+def export_transformers(encoder: Backbone | PixioEncoder, folder: str | Path) -> None:
+    """Write a Pixio encoder as a folder that ``transformers.AutoModel.from_pretrained`` reads, whole or not at all.
+
+    Raises:
+        CheckpointError: if it is not a Pixio encoder.
+        BadInput: if the folder is there already and not empty.
+    """
+    network, preprocessing, _ = _pixio(encoder)
+    write_transformers(network, preprocessing, Path(folder))

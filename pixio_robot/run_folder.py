@@ -1,0 +1,147 @@
+"""What every run leaves behind: settings, machine, metrics and results, so that it can be read and repeated."""
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .errors import DataError
+from .files import replacing
+
+_PACKAGES = ("pixio-robot", "torch", "numpy", "mujoco", "gymnasium", "metaworld", "h5py", "transformers")
+
+
+def digest(*values: Any) -> str:
+    """Return 12 hex digits that name a JSON value; run folders are called after their settings."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def settings_digest(command: Any) -> str:
+    """Return the digest of a command's settings, without those that say where and how to show results."""
+    ignored = {"out", "cache", "debug", "device", "envs", "workers"}
+    return digest({name: value for name, value in asdict(command).items() if name not in ignored})
+
+
+def open_run(out: Path, command: Any) -> None:
+    """Make a run folder and write ``config.yaml`` and ``environment.json``.
+
+    Raises:
+        DataError: if the folder belongs to a run with other settings.
+    """
+    from omegaconf import OmegaConf
+
+    identity = out / "identity.json"
+    mine = {"command": type(command).__name__, "digest": settings_digest(command)}
+    if identity.is_file() and (theirs := json.loads(identity.read_text())) != mine:
+        raise DataError(
+            f"{out} holds a {theirs['command']} run with other settings (see its config.yaml); choose another out= or "
+            "delete the folder"
+        )
+    write_json(identity, mine)
+    with replacing(out / "config.yaml") as temporary:
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(command)))
+    write_json(out / "environment.json", environment())
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, commit and hardware."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": sys.version.split()[0],
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": _cores(),
+        "gpu": _gpu(),
+        "commit": _commit(),
+        "packages": versions,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _cores() -> int:
+    import os
+
+    return os.cpu_count() or 1
+
+
+def _gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+
+
+def _commit() -> str:
+    """Return the commit of the checkout this runs from, or "installed package"."""
+    home = Path(__file__).resolve().parent
+    command = ["git", "-C", str(home), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        tracked = subprocess.run(
+            ["git", "-C", str(home), "ls-files", "--error-unmatch", __file__], capture_output=True, check=False
+        )
+        if tracked.returncode:
+            return "installed package"
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "installed package"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Return a JSON file's value, or {} where there is no file."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+class MetricsLog:
+    """``metrics.jsonl`` and TensorBoard events of one learner; use as a context manager.
+
+    Args:
+        folder: the run folder.
+        policy: the learner's name; a run folder may hold several.
+        keep_until: rows of later epochs, left by an interrupted run, are dropped.
+    """
+
+    def __init__(self, folder: Path, policy: str, keep_until: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path, self.policy = folder / "metrics.jsonl", policy
+        rows = [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.is_file() else []
+        with replacing(self.path) as temporary:
+            kept = [row for row in rows if row["policy"] != policy or row["epoch"] <= keep_until]
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._events = SummaryWriter(str(folder / "tensorboard" / policy))
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._events.close()
+
+    def write(self, epoch: int, step: int, values: dict[str, float]) -> None:
+        """Add one row; tags are like ``train/loss``."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"policy": self.policy, "epoch": epoch, "step": step, **values}) + "\n")
+        for tag, value in values.items():
+            self._events.add_scalar(tag, value, step)

@@ -1,0 +1,56 @@
+"""The tables that end a command, for the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .metrics import EpisodeRecord, Rate
+
+
+def print_quickstart(out: Path, result: dict[str, Any]) -> None:
+    """Print what ``result.json`` holds as one table."""
+    table = Table(title=result["title"], show_header=False)
+    table.add_column("what")
+    table.add_column("value", overflow="fold")
+    for name, policy in result["policies"].items():
+        label = {"bc": "success", "blind": "blind policy", "expert": "expert"}.get(name, name)
+        table.add_row(f"{label}, last step", _rate(policy["last"]))
+        table.add_row(f"{label}, any step", _rate(policy["any"]))
+    table.add_section()
+    weights = " (RANDOM WEIGHTS, not pre-trained)" if result["weights"] == "random" else ""
+    table.add_row("encoder", f"{result['encoder']}{weights}")
+    table.add_row("fusion", f"{result['fusion']} of {'normed' if result['normed'] else 'raw'} tokens, {result['frames']}")
+    table.add_row("render quality", result["render"])
+    table.add_section()
+    for name, stage in result["stages"].items():
+        shares = ", ".join(f"{what} {share:.0%}" for what, share in stage["shares"].items())
+        reused = " (reused)" if stage["reused"] else ""
+        table.add_row(f"time to {name}", f"{stage['seconds']:.0f} s{reused}  {shares}")
+    table.add_row("peak memory", f"{result['peak_memory_mb']} MB")
+    table.add_section()
+    table.add_row("checkpoint", result["checkpoint"])
+    table.add_row("report", str(out / "report.html"))
+    _console().print(table)
+
+
+def print_evaluation(out: Path, row: EpisodeRecord, summary: dict[str, Any]) -> None:
+    """Print one policy's rates."""
+    table = Table(title=f"{row.task} · {row.policy}", show_header=False)
+    table.add_row("success, last step", _rate(summary["last"]))
+    table.add_row("success, any step", _rate(summary["any"]))
+    table.add_row("encoder", f"{row.encoder}{' (RANDOM WEIGHTS)' if row.weights == 'random' else ''}")
+    table.add_row("fusion", row.fusion)
+    table.add_row("render quality", row.render)
+    table.add_row("report", str(out / "report.html"))
+    _console().print(table)
+
+
+def _rate(values: dict[str, float]) -> str:
+    return str(Rate(int(values["successes"]), int(values["trials"]), values["low"], values["high"]))
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=120)

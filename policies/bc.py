@@ -1,0 +1,268 @@
+"""Behaviour cloning on cached tokens, in one plain loop that resumes exactly.
+
+Shapes: F frames, B batch, T frames of history, E embedding, P proprioception, A action.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
+from ..embedding import Embedder, TokenShape, frame_indices
+from ..errors import BadInput, CheckpointError, DataError, UnknownName, closest
+from ..hardware import combine, seeded, threads
+from ..progress import Progress
+from ..run_folder import MetricsLog, digest
+from ..schemas import EmbeddingSettings, PolicySettings
+from .cache import TokenCache
+from .demos import DemoSet
+from .visuomotor import EncoderIdentity, Visuomotor
+
+_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+_OPTIMIZERS: dict[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+_IN_MEMORY = 2 * 1024**3  # largest table of embeddings computed ahead [bytes]
+
+
+@dataclass
+class BCData:
+    """A demonstration file as a learner sees it: tokens stay on disk, the rest is in memory."""
+
+    tokens: np.ndarray | None  # (F, K or N, D) float16; None for a blind policy
+    history: np.ndarray  # (F, T) rows of each frame's history
+    proprio: Tensor | None  # (F, P)
+    actions: Tensor  # (F, A)
+    train: Tensor  # rows of the training split
+    valid: Tensor  # rows of the validation split, may be empty
+    fingerprint: str  # of the demonstrations and tokens
+
+
+@dataclass
+class BCResult:
+    """Where training ended."""
+
+    last: Path
+    best: Path  # lowest validation loss; the last one where there is no validation split
+    train_loss: float
+    valid_loss: float  # NaN without a validation split
+    reused: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def bc_data(demos: DemoSet, cache: TokenCache | None, embedder: Embedder) -> BCData:
+    """Gather what `embedder` needs from demonstrations and their token cache.
+
+    Raises:
+        DataError: if actions leave [-1, 1], are not finite, or there is nothing to train on.
+    """
+    actions = torch.from_numpy(demos.read("actions").astype(np.float32))
+    if not bool(torch.isfinite(actions).all()) or float(actions.abs().max()) > 1 + 1e-6:
+        raise DataError(f"{demos.path} has actions outside [-1, 1] or not finite; clip or rescale them first")
+    train, valid = (torch.from_numpy(demos.rows(split)) for split in ("train", "valid"))
+    if len(train) < 2:
+        raise DataError(f"{demos.path} has {len(train)} training frames; at least 2 are needed")
+    tokens = None
+    if cache is not None:
+        tokens = cache.patches if embedder.needs_patches else cache.cls
+    return BCData(
+        tokens=tokens,
+        history=frame_indices(demos.frame_starts, embedder.history),
+        proprio=torch.from_numpy(demos.read("proprio")) if embedder.proprio_dim else None,
+        actions=actions,
+        train=train,
+        valid=valid,
+        fingerprint=digest(demos.sha256(), None if cache is None else cache.folder.name),
+    )
+
+
+def train_bc(
+    demos: DemoSet,
+    cache: TokenCache | None,
+    encoder: EncoderIdentity | None,
+    tokens: TokenShape | None,
+    *,
+    embedding: EmbeddingSettings,
+    settings: PolicySettings,
+    seed: int,
+    device: torch.device,
+    out: Path,
+    label: str = "bc",
+    save_every: int = 10,
+    progress: Progress | None = None,
+) -> BCResult:
+    """Fit a policy head to demonstrations by regression on actions.
+
+    The order of frames is a function of (seed, epoch), so a run that stopped and went on ends on the same weights.
+
+    Args:
+        cache: the demonstrations' tokens; None, with `encoder` and `tokens`, trains a blind policy.
+        out: folder for ``checkpoints/<label>/``, ``metrics.jsonl`` and TensorBoard events.
+        label: name of the policy in files and displays.
+        save_every: epochs between resumable states.
+
+    Raises:
+        UnknownName: for an unknown loss or optimiser.
+        BadInput: for impossible settings.
+        DataError: if the demonstrations do not fit, or the loss stops being finite.
+    """
+    _check(settings)
+    with seeded(seed, 0):
+        embedder = Embedder(tokens, embedding, _width(demos, "proprio") if embedding.proprio else 0)
+        policy = Visuomotor(embedder, _width(demos, "actions"), settings).to(device)
+    data = bc_data(demos, cache, embedder)
+    training = dict(seed=seed, **asdict(settings), data=data.fingerprint, demos=len(demos.names), task=demos.task)
+    folder = out / "checkpoints" / label
+    last, best = folder / "last.safetensors", folder / "best.safetensors"
+    optimizer = _optimizer(policy, settings, device)
+    state = _resume(folder / "state.safetensors", policy, optimizer, digest(training, embedder.arguments()))
+    if state.epoch == settings.epochs and last.is_file() and best.is_file():
+        return BCResult(last, best, state.train_loss, state.valid_loss, reused=True)
+    seconds = {"learning": 0.0}
+    loss_of = _LOSSES[settings.loss]
+    one_thread = device.type == "cpu" and not embedder.trainable
+    with (
+        threads(1 if one_thread else torch.get_num_threads()),
+        MetricsLog(out, label, keep_until=state.epoch) as metrics,
+        (progress or Progress()).stage(f"train {label}", settings.epochs) as bar,
+    ):
+        bar.advance(state.epoch)
+        batches = _Batches(data, embedder, device)
+        for epoch in range(state.epoch + 1, settings.epochs + 1):
+            began = perf_counter()
+            policy.train()
+            total = torch.zeros((), device=device)
+            with seeded(seed, epoch):
+                order = data.train[torch.randperm(len(data.train))]
+                parts = _split(order, settings.batch)
+                for rows in parts:
+                    prediction = batches.predict(policy, rows)
+                    loss = loss_of(prediction, batches.actions[rows])
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimizer.step()
+                    total += loss.detach() * len(rows)
+            state.train_loss = float(total) / len(order)
+            state.valid_loss = _valid_loss(policy, batches, data.valid, loss_of, settings.batch)
+            state.epoch, state.step = epoch, state.step + len(parts)
+            if not np.isfinite(state.train_loss):
+                raise DataError(f"the training loss is {state.train_loss} in epoch {epoch}; lower policy.lr")
+            seconds["learning"] += perf_counter() - began
+            values = {"train/loss": state.train_loss}
+            if len(data.valid):
+                values["valid/loss"] = state.valid_loss
+            metrics.write(epoch, state.step, values)
+            bar.advance(1)
+            if not state.valid_loss >= state.best_loss:  # NaN, without a split, is always "better"
+                state.best_loss = state.valid_loss
+                policy.save(best, encoder, demos.request, {**training, "epoch": epoch}, state.step)
+            if epoch % save_every == 0 or epoch == settings.epochs:
+                policy.save(last, encoder, demos.request, {**training, "epoch": epoch}, state.step)
+                state.save(policy, optimizer)
+    return BCResult(last, best, state.train_loss, state.valid_loss, reused=False, seconds=seconds)
+
+
+def _check(settings: PolicySettings) -> None:
+    for what, name, known in (
+        ("loss", settings.loss, _LOSSES),
+        ("optimizer", settings.optimizer, _OPTIMIZERS),
+    ):
+        if name not in known:
+            raise UnknownName(f"no {what} {name!r}; there are: {', '.join(known)}{closest(name, known)}")
+    for what, value in (("batch", settings.batch), ("epochs", settings.epochs)):
+        if value < (2 if what == "batch" else 1):
+            raise BadInput(f"policy.{what} is {value}; it must be at least {2 if what == 'batch' else 1}")
+
+
+def _width(demos: DemoSet, key: str) -> int:
+    return int(demos.read(key).shape[1])
+
+
+def _optimizer(policy: nn.Module, settings: PolicySettings, device: torch.device) -> torch.optim.Optimizer:
+    return _OPTIMIZERS[settings.optimizer](
+        policy.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=device.type in ("cpu", "cuda")
+    )
+
+
+def _split(order: Tensor, size: int) -> list[Tensor]:
+    """Cut rows into batches; a last batch of one frame, which batch normalisation cannot take, joins the one before."""
+    parts = list(order.split(size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
+class _Batches:
+    """Turns rows into predictions; embeddings that do not learn are computed once."""
+
+    def __init__(self, data: BCData, embedder: Embedder, device: torch.device) -> None:
+        self.data, self.device = data, device
+        self.actions = data.actions.to(device)
+        self.table: Tensor | None = None  # (F, E)
+        if not embedder.trainable and len(data.actions) * embedder.dim * 4 <= _IN_MEMORY:
+            rows = torch.arange(len(data.actions)).split(1024)
+            with torch.inference_mode():
+                table = torch.cat([embedder(*self._inputs(part)) for part in rows])
+            self.table = table.clone()
+
+    def _inputs(self, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        tokens = None
+        if self.data.tokens is not None:
+            tokens = torch.from_numpy(self.data.tokens[self.data.history[rows.numpy()]]).to(self.device)
+        proprio = None if self.data.proprio is None else self.data.proprio[rows].to(self.device)
+        return tokens, proprio
+
+    def predict(self, policy: Visuomotor, rows: Tensor) -> Tensor:
+        return policy.head(self.table[rows]) if self.table is not None else policy(*self._inputs(rows))
+
+
+@torch.no_grad()
+def _valid_loss(policy: Visuomotor, batches: _Batches, rows: Tensor, loss_of: Any, size: int) -> float:
+    if not len(rows):
+        return float("nan")
+    policy.eval()
+    losses = [float(loss_of(batches.predict(policy, part), batches.actions[part])) * len(part) for part in rows.split(size)]
+    return sum(losses) / len(rows)
+
+
+@dataclass
+class _State:
+    """How far training is; written beside the policy so that it can go on."""
+
+    path: Path
+    identity: str
+    epoch: int = 0
+    step: int = 0
+    train_loss: float = float("nan")
+    valid_loss: float = float("nan")
+    best_loss: float = float("inf")
+
+    def save(self, policy: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        tensors = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
+        for index, values in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items() if value is not None}
+        numbers = {name: value for name, value in asdict(self).items() if name != "path"}
+        save_checkpoint(self.path, Checkpoint("bc-state", tensors, numbers, step=self.step))
+
+
+def _resume(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, identity: str) -> _State:
+    """Return the state to go on from, with `policy` and `optimizer` set to it."""
+    if not path.is_file():
+        return _State(path, identity)
+    checkpoint = load_checkpoint(path, "bc-state")
+    state = _State(path, **checkpoint.arguments)
+    if state.identity != identity:
+        raise CheckpointError(f"{path} is of a run with other settings or data; choose another out= or delete it")
+    weights = {name.removeprefix("policy."): t for name, t in checkpoint.tensors.items() if name.startswith("policy.")}
+    load_strictly(policy, weights, path)
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        if name.startswith("optimizer."):
+            _, index, slot = name.split(".")
+            slots.setdefault(int(index), {})[slot] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+    return state

@@ -1,0 +1,158 @@
+"""Demonstrations from a task's expert, by several workers; interrupted, it goes on where it stopped."""
+
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from ..envs.registry import EnvRequest, check_task
+from ..envs.rendering import check_rendering
+from ..envs.rollout import default_width, in_workers
+from ..envs.task import TaskEnv
+from ..errors import BadInput, DataError
+from ..files import replacing
+from ..progress import Progress
+from .demos import Demo, DemoSet, demo_outcome, disk_key, merge_demos, write_demo
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class CollectReport:
+    """What a collection came to."""
+
+    path: Path
+    reused: bool
+    attempts: int  # episodes run or found, failures among them
+    seconds: dict[str, float]  # rendering and physics, summed over workers [s]
+
+
+def collect(
+    request: EnvRequest,
+    demos: int,
+    valid: int,
+    first_seed: int,
+    out: Path,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> CollectReport:
+    """Record successful expert episodes into one robomimic file.
+
+    Seeds count up from `first_seed`; the first `demos` successful ones become the train split, the next `valid` the
+    valid split, so the result does not depend on the number of workers.
+
+    Raises:
+        DataError: if `out` holds other demonstrations, or the expert fails too often.
+        BadInput: if no demonstration is asked for.
+    """
+    check_task(request.task)
+    if demos < 1 or valid < 0:
+        raise BadInput(f"demos={demos}, valid={valid}: at least one demonstration is needed, and no negative number")
+    wanted = demos + valid
+    if out.exists():
+        _check_same(DemoSet(out), request, demos, valid, first_seed)
+        return CollectReport(out, reused=True, attempts=wanted, seconds={})
+    check_rendering()
+    parts = out.with_name(out.name + ".parts")
+    _claim(parts, request)
+    progress = progress or Progress()
+    seconds: dict[str, float] = {"rendering": 0.0, "physics": 0.0, "storing": 0.0}
+    good: list[Path] = []
+    attempts = 0
+    with progress.stage(f"collect {request.task}", wanted) as bar:
+        while len(good) < wanted:
+            seeds = range(first_seed + attempts, first_seed + attempts + wanted - len(good))
+            attempts += len(seeds)
+            if attempts > 20 and len(good) * 10 < attempts - wanted:
+                raise DataError(f"the expert of {request.task} succeeded in {len(good)} of {attempts} episodes; giving up")
+            record = partial(_record, request, parts)
+            for seed, spent in in_workers(record, seeds, workers or default_width()):
+                for key, value in spent.items():
+                    seconds[key] += value
+                path = _part(parts, seed)
+                if demo_outcome(path):
+                    good.append(path)
+                    bar.advance(1)
+    cameras = _cameras(request)
+    merge_demos(out, good[:demos], good[demos:], request, cameras)
+    shutil.rmtree(parts)
+    if attempts > wanted:
+        log.warning("the expert failed in %d of %d episodes; they were left out", attempts - wanted, attempts)
+    return CollectReport(out, reused=False, attempts=attempts, seconds=seconds)
+
+
+def _part(parts: Path, seed: int) -> Path:
+    return parts / f"seed_{seed}.hdf5"
+
+
+def _cameras(request: EnvRequest) -> tuple[str, ...]:
+    env = replace(request, observe=("proprio",)).make()
+    env.close()
+    return env.cameras
+
+
+def _claim(parts: Path, request: EnvRequest) -> None:
+    """Make the folder of parts, or accept one left by an interrupted collection with the same settings."""
+    settings = parts / "request.json"
+    text = json.dumps(asdict(request), sort_keys=True)
+    if settings.is_file() and settings.read_text() != text:
+        raise DataError(f"{parts} was left by a collection with other settings; delete it or choose another out=")
+    with replacing(settings) as temporary:
+        temporary.write_text(text)
+
+
+def _check_same(found: DemoSet, request: EnvRequest, demos: int, valid: int, first_seed: int) -> None:
+    same = asdict(found.request) == asdict(request)
+    counts = (len(set(found.rows("train"))) > 0, len(found.names)) == (True, demos + valid)
+    if not (same and counts and found.seeds[0] >= first_seed):
+        raise DataError(
+            f"{found.path} holds {len(found.names)} demonstrations of {found.request}; asked for {demos} + {valid} of "
+            f"{request}; delete it or choose another out="
+        )
+
+
+def _record(request: EnvRequest, parts: Path, seed: int) -> dict[str, float]:
+    """Run one expert episode in a worker and write its part; return where the time went."""
+    path = _part(parts, seed)
+    if path.is_file():
+        return {}
+    env = request.make()
+    try:
+        demo = _run(env, seed)
+        started = perf_counter()
+        write_demo(path, demo)
+        return {**env.seconds, "storing": perf_counter() - started}
+    finally:
+        env.close()
+
+
+def _run(env: TaskEnv, seed: int) -> Demo:
+    observation, info = env.reset(seed=seed)
+    cameras = env.calibration()
+    seen: dict[str, list[np.ndarray]] = {key: [] for key in observation}
+    actions, rewards, success, states = [], [], [], []
+    truncated = False
+    while not truncated:
+        action = env.task.expert_action().astype(np.float32)
+        for key, value in observation.items():
+            seen[key].append(value)
+        states.append(env.task.state())
+        actions.append(action)
+        observation, reward, _, truncated, outcome = env.step(action)
+        rewards.append(reward)
+        success.append(outcome["success"])
+    return Demo(
+        observations={disk_key(key, env.cameras): np.stack(values) for key, values in seen.items()},
+        actions=np.stack(actions),
+        rewards=np.array(rewards),
+        success=np.array(success),
+        states=np.stack(states),
+        seed=seed,
+        start=info["start"],
+        cameras=cameras,
+    )

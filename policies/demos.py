@@ -1,0 +1,192 @@
+"""Demonstrations in robomimic's HDF5 layout, read back under the keys of an environment's observation.
+
+On disk: ``data/demo_N`` with ``actions`` (T, A), ``rewards`` (T,), ``dones`` (T,), ``states`` (T, S), ``success`` (T,)
+and ``obs/<camera>_image`` (T, H, W, 3) uint8, ``obs/<camera>_depth`` (T, H, W, 1) float32 [m], ``obs/proprio`` (T, P);
+``mask/train`` and ``mask/valid`` name the demonstrations of each split.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ..envs.registry import EnvRequest
+from ..envs.rendering import Calibration
+from ..errors import DataError
+from ..files import replacing, sha256_of
+
+GYM_TYPE = 2  # robomimic's number for a gym-like environment
+
+
+@dataclass
+class Demo:
+    """One demonstration in memory."""
+
+    observations: dict[str, np.ndarray]  # keys as on disk, each (T, ...)
+    actions: np.ndarray  # (T, A) float32 in [-1, 1]
+    rewards: np.ndarray  # (T,)
+    success: np.ndarray  # (T,) bool, per step
+    states: np.ndarray  # (T, S) float64
+    seed: int
+    start: str  # digest of the first state
+    cameras: dict[str, Calibration]
+
+
+def disk_key(key: str, cameras: Sequence[str]) -> str:
+    """Return the name on disk of an observation key.
+
+    >>> disk_key("rgb", ("top_cap2",)), disk_key("depth_side", ("front", "side")), disk_key("proprio", ())
+    ('top_cap2_image', 'side_depth', 'proprio')
+    """
+    kind, _, camera = key.partition("_")
+    suffix = {"rgb": "image", "depth": "depth"}.get(kind)
+    return key if suffix is None else f"{camera or cameras[0]}_{suffix}"
+
+
+def write_demo(path: Path, demo: Demo) -> None:
+    """Write one demonstration to a file of its own, whole or not at all."""
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        group = file.create_group("demo")
+        steps = len(demo.actions)
+        group.attrs.update(num_samples=steps, seed=demo.seed, start=demo.start, success=bool(demo.success[-1]))
+        calibrations = {
+            name: {"intrinsics": each.intrinsics.tolist(), "extrinsics": each.camera_to_world.tolist()}
+            for name, each in demo.cameras.items()
+        }
+        group.attrs["camera_info"] = json.dumps(calibrations)
+        dones = np.zeros(steps, np.int64)
+        dones[-1] = 1
+        group.create_dataset("actions", data=demo.actions)
+        group.create_dataset("rewards", data=demo.rewards)
+        group.create_dataset("dones", data=dones)
+        group.create_dataset("success", data=demo.success)
+        group.create_dataset("states", data=demo.states)
+        for key, values in demo.observations.items():
+            if values.ndim == 1 + 2:  # depth: robomimic wants a channel
+                values = values[..., None]
+            pictures = values.ndim == 4
+            options = dict(chunks=(1, *values.shape[1:]), compression="lzf") if pictures else {}
+            group.create_dataset(f"obs/{key}", data=values, **options)
+
+
+def demo_outcome(path: Path) -> bool:
+    """Return whether a file by `write_demo` ends in success."""
+    with h5py.File(path) as file:
+        return bool(file["demo"].attrs["success"])
+
+
+def merge_demos(
+    target: Path, train: Sequence[Path], valid: Sequence[Path], request: EnvRequest, cameras: Sequence[str]
+) -> None:
+    """Join files by `write_demo` into one robomimic dataset, train demonstrations first."""
+    with replacing(target) as temporary, h5py.File(temporary, "w") as file:
+        data = file.create_group("data")
+        total = 0
+        names = [f"demo_{index}" for index in range(len(train) + len(valid))]
+        for name, part in zip(names, [*train, *valid], strict=True):
+            with h5py.File(part) as source:
+                source.copy("demo", data, name)
+            total += int(data[name].attrs["num_samples"])
+        environment = {
+            "env_name": request.task,
+            "type": GYM_TYPE,
+            "env_type": GYM_TYPE,
+            "env_kwargs": asdict(request),
+            "cameras": list(cameras),
+        }
+        data.attrs.update(total=total, env_args=json.dumps(environment))
+        for split, members in (("train", names[: len(train)]), ("valid", names[len(train) :])):
+            if members:
+                file.create_dataset(f"mask/{split}", data=np.array(members, dtype="S"))
+
+
+class DemoSet:
+    """A read-only view of a demonstration file.
+
+    Raises:
+        DataError: if the file is missing or not in robomimic's layout.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise DataError(f"no demonstrations at {self.path}; make them with: pixio-robot collect task=... out={path}")
+        try:
+            with h5py.File(self.path) as file:
+                data = file["data"]
+                self.names = sorted(data, key=lambda name: int(name.removeprefix("demo_")))
+                self.lengths = np.array([int(data[name].attrs["num_samples"]) for name in self.names])
+                self.environment: dict[str, Any] = json.loads(data.attrs["env_args"])
+                self.seeds = [int(data[name].attrs.get("seed", -1)) for name in self.names]
+                self.starts = [str(data[name].attrs.get("start", "")) for name in self.names]
+                self.disk_keys = sorted(data[self.names[0]]["obs"])
+                self._splits = {
+                    split: [name.decode() for name in file[f"mask/{split}"][:]] for split in file.get("mask", {})
+                }
+        except (OSError, KeyError, IndexError, ValueError) as error:
+            raise DataError(f"{self.path} is not a demonstration file in robomimic's layout: {error}") from error
+
+    @property
+    def task(self) -> str:
+        """Return the task's name."""
+        return str(self.environment["env_name"])
+
+    @property
+    def request(self) -> EnvRequest:
+        """Return how the environment was made, to make it again."""
+        arguments = dict(self.environment["env_kwargs"])
+        arguments["observe"] = tuple(arguments["observe"])
+        arguments["cameras"] = tuple(arguments["cameras"])
+        return EnvRequest(**arguments)
+
+    @property
+    def frame_starts(self) -> np.ndarray:
+        """Return, for each frame of the concatenated demonstrations, the row its own starts at; (F,) int64."""
+        firsts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
+        return np.repeat(firsts, self.lengths)
+
+    def rows(self, split: str) -> np.ndarray:
+        """Return the rows of a split's frames, (n,) int64; all rows for split "train" where the file has no masks."""
+        members = set(self._splits.get(split, self.names if split == "train" else []))
+        keep = np.array([name in members for name in self.names])
+        return np.flatnonzero(np.repeat(keep, self.lengths))
+
+    def read(self, key: str) -> np.ndarray:
+        """Return one dataset of all demonstrations, (F, ...): "actions", "rewards", or an observation key.
+
+        Meant for what fits in memory; pictures come through `batches`.
+        """
+        with self._open() as data:
+            where = key if key in ("actions", "rewards", "success", "states") else f"obs/{self._disk_key(key, data)}"
+            return np.concatenate([data[name][where][:] for name in self.names])
+
+    def batches(self, key: str, first: int, size: int) -> Iterator[np.ndarray]:
+        """Yield an observation's frames from row `first` on, at most `size` at a time, never across demonstrations."""
+        with self._open() as data:
+            where = f"obs/{self._disk_key(key, data)}"
+            begin = 0
+            for name, length in zip(self.names, self.lengths, strict=True):
+                for row in range(max(first - begin, 0), length, size):
+                    yield data[name][where][row : row + size]
+                begin += length
+
+    def sha256(self) -> str:
+        """Return the hash of the file's bytes."""
+        return sha256_of(self.path)
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        with h5py.File(self.path) as file:
+            yield file["data"]
+
+    def _disk_key(self, key: str, data: Any) -> str:
+        cameras = self.environment.get("cameras") or [self.disk_keys[0].rpartition("_")[0]]
+        name = disk_key(key, cameras)
+        if name not in self.disk_keys:
+            raise DataError(f"{self.path} has no observation {key!r} ({name}); it has: {', '.join(self.disk_keys)}")
+        return name

@@ -1,0 +1,208 @@
+"""Evaluation on a fixed list of episodes, known before the first one runs; every episode becomes a row."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..envs.registry import EnvRequest
+from ..envs.rendering import check_rendering
+from ..envs.rollout import BatchRollout, EpisodePlan, EpisodeResult, in_workers, run_expert
+from ..errors import DataError
+from ..metrics import EpisodeRecord, append_episode, read_episodes, success_rate, write_episodes
+from ..progress import Progress
+from ..video import VideoWriter
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Label:
+    """What the rows of one policy say about it."""
+
+    policy: str
+    encoder: str = "none"
+    weights: str = "none"
+    fusion: str = "none"
+
+
+@dataclass
+class Evaluation:
+    """The rows of one policy, in the order of the plan."""
+
+    rows: list[EpisodeRecord]
+    reused: int  # rows found, not run
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """Return rates with 95 % Wilson intervals, mean return and mean length."""
+        rates = {
+            rule: success_rate(getattr(row, f"success_{rule}") for row in self.rows) for rule in ("last", "any")
+        }
+        return {
+            **{rule: {**rate._asdict(), "rate": rate.value} for rule, rate in rates.items()},
+            "mean_return": float(np.mean([row.episode_return for row in self.rows])),
+            "mean_length": float(np.mean([row.length for row in self.rows])),
+        }
+
+
+def evaluate(
+    act: Callable[[dict[str, np.ndarray], np.ndarray], np.ndarray],
+    request: EnvRequest,
+    plans: Sequence[EpisodePlan],
+    label: Label,
+    out: Path,
+    *,
+    width: int,
+    videos: bool = True,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Run the planned episodes that have no row in ``out/episodes.jsonl`` yet and add their rows.
+
+    Args:
+        act: from observations (B, ...) and which episodes just started (B,) to actions (B, A).
+        label: what the rows say of the policy.
+        width: environments in parallel.
+        videos: keep H.264 videos of the first success and the first failure in the order of the plan.
+
+    Raises:
+        DataError: if rows found belong to another list of episodes.
+    """
+    waiting = _waiting(plans, label, out)
+    reused = len(plans) - len(waiting)
+    seconds: dict[str, float] = {}
+    if waiting:
+        if "rgb" in request.observe:
+            check_rendering()
+        rollout = BatchRollout(request, waiting, width)
+        film = _Film(out, label, _rows(label, out)) if videos and "rgb" in request.observe else None
+        horizon = plans_length(request)
+        with (
+            (progress or Progress()).stage(f"evaluate {label.policy}", len(waiting) * horizon) as bar,
+            rollout,
+        ):
+            try:
+                for result in rollout.run(act, film.watch if film else None, bar.advance):
+                    video = film.ended(result) if film else ""
+                    append_episode(out / "episodes.jsonl", _record(result, request, label, video))
+            finally:
+                if film:
+                    film.close()
+        seconds = rollout.seconds
+    _keep_first_videos(out, label)
+    return Evaluation(_rows(label, out), reused, seconds)
+
+
+def evaluate_expert(
+    request: EnvRequest, plans: Sequence[EpisodePlan], out: Path, workers: int, progress: Progress | None = None
+) -> Evaluation:
+    """Run the task's expert on the planned episodes, without pictures."""
+    label = Label("expert")
+    waiting = _waiting(plans, label, out)
+    if waiting:
+        with (progress or Progress()).stage("evaluate expert", len(waiting)) as bar:
+            for _, result in in_workers(partial(run_expert, request), waiting, workers):
+                append_episode(out / "episodes.jsonl", _record(result, request, label, ""))
+                bar.advance(1)
+    return Evaluation(_rows(label, out), len(plans) - len(waiting))
+
+
+def plans_length(request: EnvRequest) -> int:
+    """Return the steps of an episode, for the progress display."""
+    if request.horizon is not None:
+        return request.horizon
+    env = request.make()
+    env.close()
+    return env.horizon
+
+
+def _rows(label: Label, out: Path) -> list[EpisodeRecord]:
+    return [row for row in read_episodes(out / "episodes.jsonl") if row.policy == label.policy]
+
+
+def _waiting(plans: Sequence[EpisodePlan], label: Label, out: Path) -> list[EpisodePlan]:
+    """Return the planned episodes that have no row yet."""
+    done = {row.index: row for row in _rows(label, out)}
+    by_index = {plan.index: plan for plan in plans}
+    for index, row in done.items():
+        if index not in by_index or (row.seed, row.start) != (by_index[index].seed, by_index[index].start):
+            raise DataError(f"{out / 'episodes.jsonl'} has rows of another list of episodes; choose another out=")
+    return [plan for plan in plans if plan.index not in done]
+
+
+def _record(result: EpisodeResult, request: EnvRequest, label: Label, video: str) -> EpisodeRecord:
+    return EpisodeRecord(
+        task=request.task,
+        policy=label.policy,
+        encoder=label.encoder,
+        weights=label.weights,
+        fusion=label.fusion,
+        render=request.render if "rgb" in request.observe else "none",
+        index=result.plan.index,
+        seed=result.plan.seed,
+        start=result.plan.start,
+        episode_return=float(sum(result.rewards)),
+        success_any=any(result.success),
+        success_last=result.success[-1],
+        success_count=sum(result.success),
+        length=len(result.rewards),
+        wall_s=round(result.wall_s, 3),
+        video=video,
+    )
+
+
+class _Film:
+    """Records episodes until the first success and the first failure, in the order of the plan, are kept."""
+
+    def __init__(self, out: Path, label: Label, rows: Sequence[EpisodeRecord]) -> None:
+        self.out, self.label = out, label
+        self._writers: dict[int, VideoWriter] = {}
+        self._first = {outcome: min(_with_video(rows, outcome), default=10**9) for outcome in (True, False)}
+
+    def watch(self, plan: EpisodePlan, observation: dict[str, np.ndarray]) -> None:
+        if plan.index > max(self._first.values()):
+            return
+        if plan.index not in self._writers:
+            self._writers[plan.index] = VideoWriter(self._path(plan.index), fps=30)
+        self._writers[plan.index].add(np.ascontiguousarray(observation["rgb"]))
+
+    def ended(self, result: EpisodeResult) -> str:
+        """Keep or drop the video of an ended episode; return its path in the run folder, or ""."""
+        index, outcome = result.plan.index, result.success[-1]
+        writer = self._writers.pop(index, None)
+        if writer is None:
+            return ""
+        if index > self._first[outcome]:
+            writer.discard()
+            return ""
+        self._first[outcome] = index
+        writer.close()
+        return str(self._path(index).relative_to(self.out))
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.discard()
+
+    def _path(self, index: int) -> Path:
+        return self.out / "videos" / f"{self.label.policy}-{index:03d}.mp4"
+
+
+def _with_video(rows: Sequence[EpisodeRecord], outcome: bool) -> list[int]:
+    return [row.index for row in rows if row.video and row.success_last == outcome]
+
+
+def _keep_first_videos(out: Path, label: Label) -> None:
+    """Delete videos that turned out not to be the first of their outcome, in the files and in the rows."""
+    everything = read_episodes(out / "episodes.jsonl")
+    rows = [row for row in everything if row.policy == label.policy]
+    late = {index for outcome in (True, False) for index in sorted(_with_video(rows, outcome))[1:]}
+    for row in rows:
+        if row.index in late:
+            (out / row.video).unlink(missing_ok=True)
+            row.video = ""
+    if late:
+        write_episodes(out / "episodes.jsonl", everything)

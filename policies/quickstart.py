@@ -1,0 +1,172 @@
+"""The whole way on one task: demonstrations, cached tokens, behaviour cloning, evaluation, report.
+
+Every stage reuses what it finds, so a second run is quick and an interrupted one goes on.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from ..envs.registry import EnvRequest, check_task
+from ..envs.rollout import default_width, plan_episodes
+from ..hardware import choose_device, choose_precision
+from ..memory import PeakMemory
+from ..progress import Progress
+from ..report import write_report
+from ..run_folder import open_run, read_json, settings_digest, write_json
+from ..schemas import Quickstart
+from .bc import train_bc
+from .cache import class_token_cosine
+from .collect import collect
+from .demos import DemoSet
+from .evaluate import Evaluation, evaluate_expert
+from .runs import cache_for, check_held_out, evaluate_policy, load_backbone
+from .visuomotor import EncoderIdentity, load_policy
+
+HELD_OUT_SEED = 10_000  # demonstrations count up from 0
+
+
+@dataclass
+class Stages:
+    """How long each stage took and where its time went, summed over interrupted runs; kept in ``stages.json``."""
+
+    path: Path
+    times: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[dict[str, float]]:
+        """Time a stage; the caller puts where its seconds went into the yielded dict, nothing if all was reused."""
+        spent: dict[str, float] = {}
+        began = perf_counter()
+        try:
+            yield spent
+        finally:
+            entry = self.times.setdefault(name, {"seconds": 0.0, "spent": {}})
+            entry["reused"] = not spent
+            if spent or not entry["spent"]:
+                entry["seconds"] += perf_counter() - began
+            for what, seconds in spent.items():
+                entry["spent"][what] = entry["spent"].get(what, 0.0) + seconds
+            write_json(self.path, self.times)
+
+    def summary(self) -> dict[str, Any]:
+        """Return seconds, whether this run reused it, and shares for each stage."""
+        return {
+            name: {
+                "seconds": round(entry["seconds"], 2),
+                "reused": entry["reused"],
+                "shares": {
+                    what: round(seconds / max(sum(entry["spent"].values()), 1e-9), 4)
+                    for what, seconds in entry["spent"].items()
+                },
+            }
+            for name, entry in self.times.items()
+        }
+
+
+def run_quickstart(command: Quickstart, progress: Progress) -> tuple[Path, dict[str, Any]]:
+    """Run every stage; return the run folder and what ``result.json`` holds."""
+    with PeakMemory() as memory:
+        return _run_stages(command, progress, memory)
+
+
+def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> tuple[Path, dict[str, Any]]:
+    check_task(command.task)
+    device = choose_device(command.device)
+    precision = choose_precision(command.precision, device)
+    backbone = load_backbone(command.encoder)
+    out = Path(command.out or f"runs/quickstart/{command.task.replace('/', '-')}-{settings_digest(command)}")
+    open_run(out, command)
+    stages = Stages(out / "stages.json", read_json(out / "stages.json"))
+    request = EnvRequest(command.task, render=command.render, horizon=command.horizon)
+    width = command.envs or 2 * default_width()
+
+    with stages.timed("collect") as spent:
+        collected = collect(request, command.demos, command.valid, 0, out / "demos.hdf5", None, progress)
+        spent |= collected.seconds
+    demos = DemoSet(collected.path)
+    plans = plan_episodes(request, command.episodes, HELD_OUT_SEED)
+    check_held_out(demos, plans)
+
+    cache = None
+    with stages.timed("encode") as spent:
+        if backbone is not None:
+            cache = cache_for(backbone, demos, command.embedding, Path(command.cache), device, precision, progress)
+            spent |= cache.seconds
+
+    names = ["blind"] if backbone is None else ["bc", "blind"]
+    checkpoints = {}
+    with stages.timed("train") as spent:
+        for name in names:
+            seeing = backbone is not None and name == "bc"
+            result = train_bc(
+                demos,
+                cache if seeing else None,
+                EncoderIdentity.of(backbone, precision) if backbone is not None and seeing else None,
+                backbone.token_shape if backbone is not None and seeing else None,
+                embedding=command.embedding if seeing else replace(command.embedding, proprio=True),
+                settings=command.policy,
+                seed=command.seed,
+                device=device,
+                out=out,
+                label=name,
+                progress=progress,
+            )
+            checkpoints[name] = result.last
+            for what, seconds in result.seconds.items():
+                spent[what] = spent.get(what, 0.0) + seconds
+
+    evaluations: dict[str, Evaluation] = {}
+    with stages.timed("evaluate") as spent:
+        for name in names:
+            evaluations[name] = evaluate_policy(
+                load_policy(checkpoints[name]), backbone, request, plans, device, out, width, True, progress
+            )
+        evaluations["expert"] = evaluate_expert(request, plans, out, default_width(), progress)
+        for evaluation in evaluations.values():
+            if evaluation.reused < len(plans):
+                for what, seconds in evaluation.seconds.items():
+                    spent[what] = spent.get(what, 0.0) + seconds
+
+    weights = "none" if backbone is None else backbone.weights
+    result_json = {
+        "title": f"{command.task} · {command.demos} demonstrations",
+        "task": command.task,
+        "headline": names[0],
+        "success_rule": "last",
+        "policies": {name: evaluation.summary() for name, evaluation in evaluations.items()},
+        "encoder": command.encoder,
+        "weights": weights,
+        "fusion": command.embedding.fusion,
+        "frames": command.embedding.frames,
+        "normed": command.embedding.normed,
+        "render": command.render,
+        "horizon": command.horizon,
+        "stages": stages.summary(),
+        "peak_memory_mb": round(max(memory.megabytes, read_json(out / "result.json").get("peak_memory_mb", 0))),
+        "class_token_cosine": None if cache is None else class_token_cosine(cache),
+        "notes": notes(command, weights),
+        "checkpoint": str(checkpoints[names[0]]),
+    }
+    write_json(out / "result.json", result_json)
+    write_report(out)
+    return out, result_json
+
+
+def notes(command: Quickstart, weights: str) -> list[str]:
+    """Return what a reader must know before trusting the numbers, in plain sentences."""
+    lines = []
+    if weights == "random":
+        lines.append(
+            f"The encoder {command.encoder} has random weights from a fixed seed: nothing was pre-trained. "
+            "The success it reaches says what the task gives away, not what Pixio is worth."
+        )
+    if command.horizon is not None:
+        lines.append(f"Episodes and demonstrations are cut at {command.horizon} steps.")
+    if command.render != "benchmark":
+        lines.append(f"Pictures are rendered at quality {command.render!r}, in demonstrations and evaluation alike.")
+    lines.append("Success is judged at the last step, as CortexBench does; 'any' counts success at any step.")
+    return lines

@@ -1,0 +1,174 @@
+"""What each command does, from its settings to its files. Reads downwards; the work is in the files it calls."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..backbones import Backbone, load_encoder
+from ..envs.registry import EnvRequest
+from ..envs.rollout import EpisodePlan, default_width, plan_episodes
+from ..errors import DataError
+from ..hardware import choose_device, choose_precision
+from ..progress import Progress
+from ..report import write_report
+from ..run_folder import open_run, settings_digest, write_json
+from ..schemas import Collect, Embed, EmbeddingSettings, Evaluate, TrainBC
+from .bc import BCResult, train_bc
+from .cache import TokenCache, token_cache
+from .collect import CollectReport, collect
+from .demos import DemoSet
+from .evaluate import Evaluation, Label, evaluate
+from .visuomotor import Agent, EncoderIdentity, LoadedPolicy, load_policy, load_policy_encoder
+
+
+def run_collect(command: Collect, progress: Progress) -> CollectReport:
+    """Record demonstrations."""
+    request = EnvRequest(
+        task=command.task,
+        observe=("rgb", "depth", "proprio") if command.depth else ("rgb", "proprio"),
+        cameras=tuple(command.cameras),
+        image_size=command.image_size,
+        render=command.render,
+        horizon=command.horizon,
+    )
+    out = command.out or f"runs/demos/{command.task.replace('/', '-')}-{command.demos}-{command.render}.hdf5"
+    return collect(request, command.demos, command.valid, command.first_seed, Path(out), command.workers, progress)
+
+
+def run_embed(command: Embed, progress: Progress) -> TokenCache:
+    """Fill the token cache."""
+    device = choose_device(command.device)
+    return token_cache(
+        Path(command.cache),
+        load_encoder(command.encoder),
+        DemoSet(command.demos),
+        normed=command.normed,
+        patches=command.patches,
+        precision=choose_precision(command.precision, device),
+        device=device,
+        batch=command.batch,
+        progress=progress,
+    )
+
+
+def run_train_bc(command: TrainBC, progress: Progress) -> tuple[Path, BCResult]:
+    """Train a policy; return its run folder and result."""
+    device = choose_device(command.device)
+    out = Path(command.out or f"runs/train_bc/{settings_digest(command)}")
+    demos = DemoSet(command.demos)
+    backbone = load_backbone(command.encoder)
+    open_run(out, command)
+    precision = choose_precision(command.precision, device)
+    cache = None
+    if backbone is not None:
+        cache = cache_for(backbone, demos, command.embedding, Path(command.cache), device, precision, progress)
+    result = train_bc(
+        demos,
+        cache,
+        None if backbone is None else EncoderIdentity.of(backbone, precision),
+        None if backbone is None else backbone.token_shape,
+        embedding=command.embedding,
+        settings=command.policy,
+        seed=command.seed,
+        device=device,
+        out=out,
+        label="blind" if backbone is None else "bc",
+        save_every=command.save_every,
+        progress=progress,
+    )
+    return out, result
+
+
+def run_evaluate(command: Evaluate, progress: Progress) -> tuple[Path, Evaluation]:
+    """Evaluate a checkpoint; return its run folder and rows."""
+    device = choose_device(command.device)
+    loaded = load_policy(command.checkpoint)
+    request = loaded.request if command.render is None else replace(loaded.request, render=command.render)
+    out = Path(command.out or f"runs/evaluate/{settings_digest(command)}")
+    open_run(out, command)
+    plans = plan_episodes(request, command.episodes, command.first_seed)
+    backbone = None if loaded.encoder is None else load_policy_encoder(loaded.encoder)
+    evaluation = evaluate_policy(loaded, backbone, request, plans, device, out, command.envs, command.videos, progress)
+    label = evaluation.rows[0]
+    write_json(
+        out / "result.json",
+        {
+            "title": f"{request.task} · {Path(command.checkpoint).name}",
+            "task": request.task,
+            "headline": label.policy,
+            "success_rule": "last",
+            "policies": {label.policy: evaluation.summary()},
+            "encoder": label.encoder,
+            "weights": label.weights,
+            "fusion": label.fusion,
+            "render": request.render,
+        },
+    )
+    write_report(out)
+    return out, evaluation
+
+
+def load_backbone(name: str) -> Backbone | None:
+    """Load an encoder, or return None for "none": a policy that sees proprioception alone."""
+    return None if name == "none" else load_encoder(name)
+
+
+def cache_for(
+    backbone: Backbone,
+    demos: DemoSet,
+    embedding: EmbeddingSettings,
+    root: Path,
+    device: torch.device,
+    precision: str,
+    progress: Progress,
+) -> TokenCache:
+    """Return the token cache that an embedding reads."""
+    return token_cache(
+        root,
+        backbone,
+        demos,
+        normed=embedding.normed,
+        patches=embedding.fusion == "spatial",
+        precision=precision,
+        device=device,
+        progress=progress,
+    )
+
+
+def evaluate_policy(
+    loaded: LoadedPolicy,
+    backbone: Backbone | None,
+    request: EnvRequest,
+    plans: Sequence[EpisodePlan],
+    device: torch.device,
+    out: Path,
+    width: int | None,
+    videos: bool,
+    progress: Progress,
+) -> Evaluation:
+    """Run a loaded policy on planned episodes; a blind one without pictures and without `backbone`."""
+    identity = loaded.encoder
+    label = Label("blind")
+    if identity is None:
+        request = replace(request, observe=("proprio",))
+    else:
+        label = Label("bc", identity.name, identity.weights, loaded.policy.embedder.settings.fusion)
+        request = replace(request, observe=("rgb", "proprio"))
+    agent = Agent(loaded, None if identity is None else backbone, device)
+    width = width or 2 * default_width()
+    evaluation = evaluate(agent.act, request, plans, label, out, width=width, videos=videos, progress=progress)
+    evaluation.seconds |= agent.seconds
+    return evaluation
+
+
+def check_held_out(demos: DemoSet, plans: Sequence[EpisodePlan]) -> None:
+    """Refuse to evaluate on starts that were trained on.
+
+    Raises:
+        DataError: naming the seeds that are in both.
+    """
+    known = set(demos.starts)
+    if shared := [plan.seed for plan in plans if plan.start in known]:
+        raise DataError(f"evaluation seeds {shared[:5]} start where demonstrations in {demos.path} start; choose others")

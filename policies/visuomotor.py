@@ -1,0 +1,159 @@
+"""A policy: embedder and head as one module, and the agent that runs it on observations.
+
+Shapes: B batch, T frames of history, K class tokens, N patches, D width, P proprioception, A action.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..backbones import Backbone, load_encoder
+from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
+from ..embedding import Embedder, FrameHistory
+from ..envs.registry import EnvRequest
+from ..errors import CheckpointError
+from ..hardware import threads
+from ..preprocessing import Preprocessing
+from ..schemas import PolicySettings
+from .cache import encode
+from .heads import MlpHead
+
+
+@dataclass
+class EncoderIdentity:
+    """Which encoder a policy was trained on; its weights stay out of the policy's file."""
+
+    name: str
+    fingerprint: str
+    weights: str  # "random" or "trained"
+    preprocessing: dict[str, Any]
+    precision: str
+
+    @classmethod
+    def of(cls, backbone: Backbone, precision: str) -> "EncoderIdentity":
+        """Describe a loaded encoder."""
+        return cls(
+            backbone.name, backbone.fingerprint(), backbone.weights, backbone.preprocessing._asdict(), precision
+        )
+
+
+class Visuomotor(nn.Module):
+    """Embedder and head: tokens and proprioception in, actions out."""
+
+    def __init__(self, embedder: Embedder, actions: int, settings: PolicySettings) -> None:
+        super().__init__()
+        self.actions, self.settings = actions, settings
+        self.embedder = embedder
+        self.head = MlpHead(embedder.dim, actions, settings)
+
+    def forward(self, tokens: Tensor | None, proprio: Tensor | None) -> Tensor:
+        """Return actions (B, A) from tokens (B, T, K or N, D) and proprioception (B, P)."""
+        return self.head(self.embedder(tokens, proprio))
+
+    def save(
+        self,
+        path: Path,
+        encoder: EncoderIdentity | None,
+        request: EnvRequest,
+        training: dict[str, Any],
+        step: int,
+    ) -> None:
+        """Write the policy with all it needs to be rebuilt and evaluated."""
+        arguments = dict(
+            embedder=self.embedder.arguments(),
+            actions=self.actions,
+            policy=asdict(self.settings),
+            encoder=None if encoder is None else asdict(encoder),
+            environment=asdict(request),
+        )
+        save_checkpoint(path, Checkpoint("policy", dict(self.state_dict()), arguments, training, step))
+
+
+@dataclass
+class LoadedPolicy:
+    """A policy read from a file."""
+
+    policy: Visuomotor
+    encoder: EncoderIdentity | None
+    request: EnvRequest  # the environment it was trained for
+    training: dict[str, Any]
+    step: int
+
+
+def load_policy(path: Path | str) -> LoadedPolicy:
+    """Read a policy checkpoint, without its encoder.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged or of another kind.
+    """
+    checkpoint = load_checkpoint(path, "policy")
+    arguments = checkpoint.arguments
+    policy = Visuomotor(
+        Embedder.from_arguments(arguments["embedder"]), arguments["actions"], PolicySettings(**arguments["policy"])
+    )
+    load_strictly(policy, checkpoint.tensors, path)
+    environment = dict(arguments["environment"])
+    environment.update(observe=tuple(environment["observe"]), cameras=tuple(environment["cameras"]))
+    encoder = None if arguments["encoder"] is None else EncoderIdentity(**arguments["encoder"])
+    return LoadedPolicy(policy.eval(), encoder, EnvRequest(**environment), checkpoint.settings, checkpoint.step)
+
+
+def load_policy_encoder(identity: EncoderIdentity) -> Backbone:
+    """Load the encoder a policy was trained on.
+
+    Raises:
+        CheckpointError: if the name now gives other weights or another preprocessing.
+    """
+    backbone = load_encoder(identity.name)
+    if backbone.fingerprint() != identity.fingerprint:
+        raise CheckpointError(
+            f"encoder {identity.name!r} has weights {backbone.fingerprint()[:12]}, the policy was trained on "
+            f"{identity.fingerprint[:12]}; give it the encoder it was trained on"
+        )
+    backbone.preprocessing = Preprocessing.from_arguments(identity.preprocessing)
+    return backbone
+
+
+class Agent:
+    """A policy at work on a batch of environments: one encoder call a step, history kept per environment.
+
+    Args:
+        loaded: the policy.
+        backbone: its encoder; None for a blind policy.
+        device: where to compute.
+    """
+
+    def __init__(self, loaded: LoadedPolicy, backbone: Backbone | None, device: torch.device) -> None:
+        self.loaded, self.device = loaded, device
+        self.policy = loaded.policy.to(device).eval()
+        self.backbone = None if backbone is None else backbone.to(device)
+        self._history = FrameHistory(self.policy.embedder.history)
+        self.seconds = {"encoding": 0.0, "policy": 0.0}
+
+    @torch.inference_mode()
+    def act(self, observations: dict[str, np.ndarray], starting: np.ndarray) -> np.ndarray:
+        """Return actions (B, A) in [-1, 1] for observations (B, ...); `starting` (B,) bool marks new episodes."""
+        began = perf_counter()
+        tokens = self._tokens(observations, starting)
+        encoded = perf_counter()
+        proprio = None
+        if self.policy.embedder.proprio_dim:
+            proprio = torch.from_numpy(np.array(observations["proprio"])).to(self.device)
+        with threads(1):
+            actions = self.policy(tokens, proprio).clamp(-1, 1).cpu().numpy()
+        self.seconds["encoding"] += encoded - began
+        self.seconds["policy"] += perf_counter() - encoded
+        return actions
+
+    def _tokens(self, observations: dict[str, np.ndarray], starting: np.ndarray) -> Tensor | None:
+        if self.backbone is None or self.loaded.encoder is None:
+            return None
+        images = torch.from_numpy(np.array(observations["rgb"])).to(self.device)
+        embedder = self.policy.embedder
+        cls, patches = encode(self.backbone, images, embedder.settings.normed, self.loaded.encoder.precision)
+        return self._history.push(patches if embedder.needs_patches else cls, starting)
