@@ -41,15 +41,18 @@ class MetaWorld(Task):
 
     def __init__(self, task: str) -> None:
         try:
+            import mujoco
             from metaworld.env_dict import ALL_V3_ENVIRONMENTS
             from metaworld.policies import ENV_POLICY_MAP
         except ImportError as error:
             raise MissingExtra(f"metaworld/{task}", "metaworld") from error
+        self._mujoco: Any = mujoco
         self._env: Any = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
         self._env._freeze_rand_vec = False  # left True, every episode has the same start: train = test
         self._env.seeded_rand_vec = True  # draw starts from the seeded generator, not numpy's global one
         self._env._set_task_called = True
         self._env._partially_observable = False  # scripted experts read the goal; policies never see this vector
+        vars(self._env).pop("sawyer_observation_space", None)  # cached with the goal hidden, it would clip it to zero
         self._scripted: Any = ENV_POLICY_MAP[f"{task}-v3"]()
         self.model, self.data = self._env.model, self._env.data
         self.cameras = (CAMERA, *(self.model.camera(i).name for i in range(self.model.ncam)))
@@ -59,10 +62,8 @@ class MetaWorld(Task):
         self._vector = np.zeros(39)
 
     def _place_camera(self) -> None:
-        import mujoco
-
         spare = self.model.camera(_SPARE).id
-        self.model.cam_mode[spare] = mujoco.mjtCamLight.mjCAMLIGHT_TARGETBODY
+        self.model.cam_mode[spare] = self._mujoco.mjtCamLight.mjCAMLIGHT_TARGETBODY
         self.model.cam_targetbodyid[spare] = self.model.body("tablelink").id
         self.model.cam_bodyid[spare] = 0
         self.model.cam_pos[spare] = (0.0, 0.9, 0.6)  # [m]
@@ -74,6 +75,9 @@ class MetaWorld(Task):
     def reset(self, rng: np.random.Generator) -> None:
         self._env.seed(int(rng.integers(2**31)))  # the package ignores reset(seed=)
         self._vector, _ = self._env.reset()
+        self._mujoco.mj_forward(self.model, self.data)
+        for site in self._env._target_site_config:  # the package shows the goal where it is only from step 1 on
+            self._env._set_pos_site(*site)
 
     def step(self, action: np.ndarray) -> StepResult:
         self._vector, reward, _, _, info = self._env.step(action)

@@ -134,7 +134,7 @@ def _load(name: str) -> tuple[PixioEncoder | baselines.Baseline, Preprocessing, 
     if kind == "timm" and rest:
         return *baselines.load_timm(rest), "trained"
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return *read_transformers(path), "trained"
     if path.suffix == ".safetensors":
         return _read_ours(path)
@@ -162,7 +162,7 @@ def _random(rest: str) -> tuple[PixioEncoder | baselines.Baseline, Preprocessing
 
 
 def _read_ours(path: Path) -> tuple[PixioEncoder, Preprocessing, str]:
-    if path.is_file() and (path.parent / "config.json").is_file():
+    if path.name == "model.safetensors" and (path.parent / "config.json").is_file():  # as transformers names it
         return *read_transformers(path.parent), "trained"
     checkpoint = load_checkpoint(path, kind="encoder")
     try:

@@ -60,7 +60,9 @@ class TransformersBaseline(Baseline):
         super().__init__(model)
         config: Any = model.config
         self.registers = int(getattr(config, "num_register_tokens", 0) or 0)
-        self.masks = config.model_type == "vit_mae"  # shuffles its patches unless told the order
+        self.shuffles = config.model_type == "vit_mae"  # unless told the order; and hides patches unless told not to
+        if self.shuffles:
+            config.mask_ratio = 0.0
         # transformers norms the tokens of every family but CLIP, where it norms the pooled token alone
         self.norms_itself = config.model_type != "clip_vision_model"
         patch = getattr(config, "patch_size", None)
@@ -72,7 +74,7 @@ class TransformersBaseline(Baseline):
     def read(self, pixels: Tensor, normed: bool) -> tuple[Tensor, Tensor]:
         height, width = pixels.shape[2:]
         more: dict[str, Any] = {"interpolate_pos_encoding": True} if self.interpolates else {}
-        if self.masks:
+        if self.shuffles:
             order = torch.arange((height // self.patch) * (width // self.patch), device=pixels.device)
             more["noise"] = order.float().expand(len(pixels), -1)
         output = self.model(pixels, output_hidden_states=not normed, **more)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .errors import BadInput, UnknownName, closest
 from .schemas import FRAMES, FUSIONS, EmbeddingSettings
 
+
 class TokenShape(NamedTuple):
     """What an encoder gives for one image, known before it runs."""
 

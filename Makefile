@@ -1,0 +1,64 @@
+# Everything runs in .venv, which `setup` makes; nothing else is needed than Python 3.11, make and git.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+APT := apt-get install -y --no-install-recommends
+MESA := libegl1 libegl-mesa0 libgl1-mesa-dri
+
+.PHONY: setup demo test check format wheel extras bench
+
+setup: $(VENV)/ready  ## make .venv, install, check that pictures can be rendered
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "Python's venv module is missing"; \
+	  if [ "$$(id -u)" = 0 ]; then apt-get update -q && $(APT) python3-venv; \
+	  else echo "run: sudo $(APT) python3-venv"; exit 1; fi; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e '.[metaworld,hf,dev]'
+	@$(BIN)/pixio-robot doctor gl_only=true || { \
+	  if [ "$$(id -u)" = 0 ]; then apt-get update -q && $(APT) $(MESA) && $(BIN)/pixio-robot doctor gl_only=true; \
+	  else echo "run: sudo $(APT) $(MESA)"; exit 1; fi; }
+	@touch $@
+
+demo: setup  ## demonstrations, tokens, policy, evaluation, report on MetaWorld's drawer-open
+	$(BIN)/pixio-robot quickstart
+
+test: setup  ## the fast tests
+	$(BIN)/python -m pytest
+
+check: setup  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## mend lint and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: setup  ## build the wheel; run the fast tests on it in a bare environment, from an empty folder
+	rm -rf dist .venv-wheel
+	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl pytest pytest-timeout
+	$(call elsewhere,.venv-wheel,)
+
+extras:  ## into the environment `wheel` left: install every extra and run the tests that need them
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls dist/*.whl)[all]"
+	.venv-wheel/bin/python -m pip check
+	$(call elsewhere,.venv-wheel,tests/test_extras.py tests/test_backbones.py tests/test_demos.py)
+
+bench: setup  ## side-by-side timings against peers; writes benchmarks/README.md
+	$(PIP) -e '.[metaworld,hf,robomimic]'
+	$(BIN)/python benchmarks/run.py
+
+# Runs tests of this checkout in a folder that holds nothing but them: $(call elsewhere,ENVIRONMENT,TESTS)
+define elsewhere
+	@folder=$$(mktemp -d) && cp -r tests $$folder && cp pyproject.toml $$folder/pytest-settings.toml && here=$$PWD && \
+	  cd $$folder && $$here/$(1)/bin/python -m pytest -c pytest-settings.toml --rootdir . $(if $(2),$(2),tests); \
+	  status=$$?; rm -rf $$folder; exit $$status
+endef

@@ -1,0 +1,67 @@
+"""Our encoder against transformers' PixioModel: the same weights, the same pixels, one forward."""
+
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from timing import COLUMNS, Comparison, Section, interleaved, markdown, milliseconds, rows, seconds
+
+NEEDS = {"transformers": "hf"}  # package: extra of pixio-robot
+SIZE = "b"
+CASES = [("fp32", 1, 15), ("fp32", 16, 7), ("bf16", 1, 15), ("bf16", 16, 7)]  # precision, batch, pairs
+TOLERANCE = 1e-3  # largest difference of a normed token, which is about 1 in size
+
+
+def measure() -> Section:
+    """Compare at every precision and batch; refuse if the two networks do not compute the same."""
+    import torch
+
+    from pixio_robot.backbones import export_transformers, load_encoder
+    from pixio_robot.hardware import autocast, choose_device
+    from pixio_robot.torchvision_guard import declare_missing_operators
+
+    declare_missing_operators()
+    from transformers import PixioModel
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    logging.getLogger("pixio_robot").setLevel(logging.ERROR)  # random weights are what we want here
+    device = choose_device("auto")
+    backbone = load_encoder(f"random:{SIZE}:0")
+    with tempfile.TemporaryDirectory() as folder:
+        export_transformers(backbone, Path(folder) / "pixio")
+        theirs = PixioModel.from_pretrained(Path(folder) / "pixio", attn_implementation="sdpa")
+    theirs = theirs.requires_grad_(False).eval().to(device)
+    ours = backbone.network.to(device)
+
+    def timed(network: Callable[[torch.Tensor], object], pixels: torch.Tensor, precision: str) -> Callable[[], float]:
+        def forward() -> None:
+            with torch.inference_mode(), autocast(device, precision):
+                network(pixels)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return lambda: seconds(forward)
+
+    comparisons: list[Comparison] = []
+    for precision, batch, pairs in CASES:
+        pixels = torch.randn(batch, 3, 256, 256, generator=torch.Generator().manual_seed(0)).to(device)
+        what = f"{precision}, batch {batch}"
+        comparisons.append(interleaved(what, timed(ours, pixels, precision), timed(theirs, pixels, precision), pairs))
+    with torch.inference_mode():
+        tokens = torch.cat(ours(pixels[:2]), dim=1)
+        difference = float((tokens - theirs(pixels[:2]).last_hidden_state).abs().max())
+    if difference > TOLERANCE:
+        raise SystemExit(f"the two encoders differ by {difference:.1e}: nothing to compare")
+    how = (
+        f"`PixioEncoder` of size {SIZE} against `PixioModel` of transformers with `attn_implementation=\"sdpa\"`, both "
+        f"with the same frozen weights (the largest difference of a token is {difference:.0e} in fp32), in evaluation "
+        f"and inference mode, on the same 256x256 pixels, on {device.type} with all its threads; bf16 is autocast. One "
+        "forward each, in turns. The time is the median; the ratio is theirs / ours."
+    )
+    return Section("Encoder forward", how, COLUMNS, rows(comparisons, milliseconds))
+
+
+if __name__ == "__main__":
+    print(markdown(measure()))

@@ -1,0 +1,62 @@
+"""Small real things that several tests share: demonstrations of the toy, an encoder, a token cache."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pixio_robot.backbones import Backbone, load_encoder, save_encoder
+from pixio_robot.encoder import PixioEncoder
+from pixio_robot.envs.registry import EnvRequest
+from pixio_robot.policies.cache import TokenCache, token_cache
+from pixio_robot.policies.collect import collect
+from pixio_robot.policies.demos import DemoSet
+
+
+@pytest.fixture(autouse=True)
+def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run every test in a folder of its own, so that none leaves a runs/ behind."""
+    monkeypatch.chdir(tmp_path)
+    yield
+
+
+@pytest.fixture(scope="session")
+def toy_request() -> EnvRequest:
+    """The toy task, short and cheap."""
+    return EnvRequest("toy/reach", render="fast", horizon=25)
+
+
+@pytest.fixture(scope="session")
+def toy_file(tmp_path_factory: pytest.TempPathFactory, toy_request: EnvRequest) -> Path:
+    """Four training and one validation demonstration of the toy."""
+    path = tmp_path_factory.mktemp("demos") / "reach.hdf5"
+    collect(toy_request, demos=4, valid=1, first_seed=0, out=path, workers=2)
+    return path
+
+
+@pytest.fixture
+def toy_demos(toy_file: Path) -> DemoSet:
+    return DemoSet(toy_file)
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder file of two narrow blocks."""
+    path = tmp_path_factory.mktemp("encoder") / "tiny.safetensors"
+    encoder = PixioEncoder(dim=32, depth=2, heads=2)
+    encoder.initialise(torch.Generator().manual_seed(0))
+    save_encoder(encoder, path)
+    return path
+
+
+@pytest.fixture
+def tiny(tiny_file: Path) -> Backbone:
+    return load_encoder(str(tiny_file))
+
+
+@pytest.fixture(scope="session")
+def toy_cache(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path, toy_file: Path) -> TokenCache:
+    """The toy demonstrations' tokens, patches included."""
+    root = tmp_path_factory.mktemp("cache")
+    return token_cache(root, load_encoder(str(tiny_file)), DemoSet(toy_file), patches=True)

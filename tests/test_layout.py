@@ -1,0 +1,126 @@
+"""The folders at the top, the links inside the package and the wheel's mapping are one and the same."""
+
+import ast
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import pixio_robot
+
+HOME = Path(pixio_robot.__file__).resolve().parent
+ROOT = HOME.parent
+FOLDERS = ("envs", "policies", "pretrain", "configs")
+# who may import whom; the core is everything else
+BELOW = {"cli": {"policies", "pretrain", "envs", "core"}, "policies": {"envs", "core"}, "pretrain": {"core"}, "envs": {"core"}}
+
+checkout = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="runs in a checkout")
+
+
+@checkout
+def test_links_mapping_and_packages_agree() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert settings["package-dir"] == {"pixio_robot": "pixio_robot"} | {f"pixio_robot.{name}": name for name in FOLDERS}
+    assert set(settings["packages"]) == set(settings["package-dir"])
+    for name in FOLDERS:
+        link = HOME / name
+        assert link.is_symlink() and str(link.readlink()) == f"../{name}", f"{link} must be a relative link to ../{name}"
+        assert (ROOT / name / "__init__.py").is_file()
+
+
+@checkout
+def test_every_folder_with_code_is_packaged() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for name in FOLDERS:
+        for file in (ROOT / name).rglob("*.py"):
+            package = ".".join(["pixio_robot", *file.parent.relative_to(ROOT).parts])
+            assert package in settings["packages"], f"{file} is in no package of the wheel"
+
+
+def _layer(module: str) -> str:
+    parts = module.split(".")
+    if len(parts) > 1 and parts[1] in ("envs", "policies", "pretrain"):
+        return parts[1]
+    return "cli" if parts[1:2] == ["cli"] else "core"
+
+
+def _imports(file: Path, package: str) -> set[str]:
+    """Return the modules of this package that a file imports when it runs, lazily or not; type-only ones excepted."""
+    tree = ast.parse(file.read_text())
+    typing_only = {
+        node
+        for guard in ast.walk(tree)
+        if isinstance(guard, ast.If) and "TYPE_CHECKING" in ast.dump(guard.test)
+        for node in ast.walk(guard)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{name}.{alias.name}" for alias in node.names} | {name}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.split(".")[0] == "pixio_robot" and name != "pixio_robot"}
+
+
+def _modules() -> list[tuple[str, Path]]:
+    found = []
+    for folder, package in [(HOME, "pixio_robot"), *((HOME / name, f"pixio_robot.{name}") for name in FOLDERS)]:
+        found += [(f"{package}.{file.stem}", file) for file in sorted(folder.glob("*.py"))]
+    return found
+
+
+@pytest.mark.parametrize(("module", "file"), _modules(), ids=[name for name, _ in _modules()])
+def test_imports_point_down(module: str, file: Path) -> None:
+    if module in ("pixio_robot.__init__", "pixio_robot.__main__"):
+        return
+    mine = _layer(module)
+    allowed = BELOW.get(mine, set()) | {mine}
+    package = module.rpartition(".")[0]
+    # `doctor` and the contract of core may look at rendering, which is how it tells what draws
+    for imported in _imports(file, package):
+        if module == "pixio_robot.doctor" and imported.startswith("pixio_robot.envs.rendering"):
+            continue
+        assert _layer(imported) in allowed, f"{module} ({mine}) imports {imported} ({_layer(imported)})"
+
+
+def test_simulators_and_the_command_line_start_without_torch() -> None:
+    code = (
+        "import sys, pixio_robot.cli\n"
+        "pixio_robot.cli.overview()\n"
+        "heavy = {'torch', 'stable_baselines3', 'transformers', 'robomimic', 'hydra', 'matplotlib'}\n"
+        "assert not (heavy | {'mujoco', 'numpy'}) & set(sys.modules)\n"
+        "from pixio_robot.envs import contract, registry, rollout\n"
+        "[registry.make(task, observe=('proprio',)).reset(seed=0) for task in registry.installed()[:2]]\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+
+
+def test_importing_the_package_loads_nothing_and_names_resolve() -> None:
+    code = "import sys, pixio_robot; sys.exit(len([m for m in sys.modules if m.startswith('pixio_robot')]) - 1)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    for name in pixio_robot.__all__:
+        assert getattr(pixio_robot, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        pixio_robot.nonsense
+
+
+@pytest.mark.parametrize("module", [name for name, _ in _modules() if not name.endswith("__main__")])
+def test_doctests(module: str) -> None:
+    name = module.removesuffix(".__init__")
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_no_file_is_a_drawer() -> None:
+    names = {each.name for each in pkgutil.walk_packages([str(HOME)])}
+    assert not names & {"utils", "helpers", "common", "misc"}
