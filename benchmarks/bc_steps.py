@@ -75,14 +75,21 @@ def _measure(folder: Path) -> Section:
     with threads(1):
         steps = interleaved("optimiser steps", ours, lambda: theirs.step()["whole"], PAIRS)
         wholes.clear()
-        whole = interleaved("the whole `train_bc` call, files included", lambda: ours() and wholes[-1], lambda: theirs.step()["whole"], 3)
-        compute = interleaved("compute alone, robomimic's loading left out", ours, lambda: theirs.step()["compute"], PAIRS)
+        whole = interleaved(
+            "the whole `train_bc` call, files included",
+            lambda: ours() and wholes[-1],
+            lambda: theirs.step()["whole"],
+            3,
+        )
+        compute = interleaved(
+            "compute alone, robomimic's loading left out", ours, lambda: theirs.step()["compute"], PAIRS
+        )
     share = theirs.spent["loading"] / theirs.spent["whole"]
     how = (
         f"`train_bc` against robomimic's BC and its own loop, `TrainUtils.run_epoch`. Both see the same {DEMOS} "
         f"demonstrations of {STEPS} steps and the same float32 input of {fused.shape[1]} + {PROPRIO} numbers: the fused "
         f"tokens ({TOKENS} x {WIDTH}, mean, FLARE over 3 frames) and proprioception. robomimic gets the fused vector ready "
-        "made, as `low_dim` keys of its HDF5 file, with `hdf5_cache_mode=\"all\"`, no worker processes and no dataset "
+        'made, as `low_dim` keys of its HDF5 file, with `hdf5_cache_mode="all"`, no worker processes and no dataset '
         "key but actions, its fastest setting. Both: batches of 256 shuffled frames, an MLP of 3 x 256, mean squared "
         "error, Adam at 1e-3, one thread, no validation. What differs: our head also has batch normalisation of the "
         "input, theirs a tanh; their loop computes three losses and logs each step. A turn is "

@@ -55,7 +55,7 @@ def measure() -> Section:
     if difference > TOLERANCE:
         raise SystemExit(f"the two encoders differ by {difference:.1e}: nothing to compare")
     how = (
-        f"`PixioEncoder` of size {SIZE} against `PixioModel` of transformers with `attn_implementation=\"sdpa\"`, both "
+        f'`PixioEncoder` of size {SIZE} against `PixioModel` of transformers with `attn_implementation="sdpa"`, both '
         f"with the same frozen weights (the largest difference of a token is {difference:.0e} in fp32), in evaluation "
         f"and inference mode, on the same 256x256 pixels, on {device.type} with all its threads; bf16 is autocast. One "
         "forward each, in turns. The time is the median; the ratio is theirs / ours."

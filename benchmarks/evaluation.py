@@ -47,7 +47,7 @@ def measure() -> Section:
             starting, ended = True, False
             while not ended:
                 batch = {key: value[None] for key, value in observation.items()}
-                observation, _, _, ended, _ = env.step(one.act(batch, np.array([starting]))[0])
+                observation, _, _, ended, _ = env.step(one.act(batch, np.array([starting]), np.array([True]))[0])
                 starting = False
 
     began = perf_counter()
@@ -100,7 +100,9 @@ def _cpu_seconds() -> float:
 
 
 def _spent(who: str, spent: dict[str, float], clock: Clock, steps: int, cores: int) -> str:
-    parts = ", ".join(f"{what} {1e3 * time / steps:.1f}" for what, time in sorted(spent.items(), key=lambda each: -each[1]))
+    parts = ", ".join(
+        f"{what} {1e3 * time / steps:.1f}" for what, time in sorted(spent.items(), key=lambda each: -each[1])
+    )
     busy = clock.cpu / (clock.wall * cores)
     return (
         f"- {who}: {parts}; by the clock {1e3 * clock.wall / steps:.1f}, of CPU time {1e3 * clock.cpu / steps:.1f}, "

@@ -51,7 +51,9 @@ def interleaved(what: str, ours: Callable[[], float], theirs: Callable[[], float
     times = [(ours(), theirs()) for _ in range(pairs)]
     ratios = [their / our for our, their in times]
     low, middle, high = quantiles(ratios, n=4, method="inclusive")
-    return Comparison(what, median(our for our, _ in times), median(their for _, their in times), middle, low, high, pairs)
+    return Comparison(
+        what, median(our for our, _ in times), median(their for _, their in times), middle, low, high, pairs
+    )
 
 
 def milliseconds(time: float) -> str:
@@ -75,7 +77,14 @@ def per_second(time: float) -> str:
 def rows(comparisons: Sequence[Comparison], show: Callable[[float], str]) -> list[tuple[str, ...]]:
     """Return the cells under `COLUMNS`; `show` writes a time [s]."""
     return [
-        (each.what, show(each.ours), show(each.theirs), f"**{each.ratio:.2f}**", f"{each.low:.2f} to {each.high:.2f}", str(each.pairs))
+        (
+            each.what,
+            show(each.ours),
+            show(each.theirs),
+            f"**{each.ratio:.2f}**",
+            f"{each.low:.2f} to {each.high:.2f}",
+            str(each.pairs),
+        )
         for each in comparisons
     ]
 

@@ -13,12 +13,15 @@ from .task import StepResult, Task
 
 CORTEXBENCH = ("assembly", "bin-picking", "button-press-topdown", "drawer-open", "hammer")
 TASKS = tuple(
-    """assembly basketball bin-picking box-close button-press button-press-topdown button-press-topdown-wall
+    """
+    assembly basketball bin-picking box-close button-press button-press-topdown button-press-topdown-wall
     button-press-wall coffee-button coffee-pull coffee-push dial-turn disassemble door-close door-lock door-open
-    door-unlock drawer-close drawer-open faucet-close faucet-open hammer hand-insert handle-press handle-press-side
-    handle-pull handle-pull-side lever-pull peg-insert-side peg-unplug-side pick-out-of-hole pick-place pick-place-wall
-    plate-slide plate-slide-back plate-slide-back-side plate-slide-side push push-back push-wall reach reach-wall
-    shelf-place soccer stick-pull stick-push sweep sweep-into window-close window-open""".split()
+    door-unlock drawer-close drawer-open faucet-close faucet-open hammer hand-insert handle-press
+    handle-press-side handle-pull handle-pull-side lever-pull peg-insert-side peg-unplug-side pick-out-of-hole
+    pick-place pick-place-wall plate-slide plate-slide-back plate-slide-back-side plate-slide-side push
+    push-back push-wall reach reach-wall shelf-place soccer stick-pull stick-push sweep sweep-into window-close
+    window-open
+    """.split()  # noqa: SIM905
 )
 CAMERA = "top_cap2"  # CortexBench's camera; no released metaworld has it, so a spare one is re-purposed
 _SPARE = "corner4"
@@ -53,7 +56,8 @@ class MetaWorld(Task):
         self._env._set_task_called = True
         self._env._partially_observable = False  # scripted experts read the goal; policies never see this vector
         vars(self._env).pop("sawyer_observation_space", None)  # cached with the goal hidden, it would clip it to zero
-        self._scripted: Any = ENV_POLICY_MAP[f"{task}-v3"]()
+        policy: Any = ENV_POLICY_MAP[f"{task}-v3"]
+        self._scripted = policy()
         self.model, self.data = self._env.model, self._env.data
         self.cameras = (CAMERA, *(self.model.camera(i).name for i in range(self.model.ncam)))
         self.cameras = tuple(name for name in self.cameras if name != _SPARE)

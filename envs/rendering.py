@@ -72,6 +72,8 @@ class View:
             model.vis.quality.shadowsize = chosen.shadow_map
         if chosen.samples is not None:
             model.vis.quality.offsamples = chosen.samples
+        model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
+        model.vis.global_.offheight = max(model.vis.global_.offheight, size)
         self._reflections = chosen.reflections
         self._renderer: Any = None
 
@@ -127,8 +129,9 @@ def new_renderer(model: Any, size: int) -> Any:
         return mujoco.Renderer(model, size, size)
     except Exception as error:  # MuJoCo raises whatever its GL backend raised
         raise RenderingUnavailable(
-            f"no OpenGL context with MUJOCO_GL={os.environ.get('MUJOCO_GL', '(unset)')} ({type(error).__name__}: {error}); "
-            f"on Debian or Ubuntu: apt-get install -y {EGL_PACKAGES}, then MUJOCO_GL=egl"
+            f"no OpenGL context with MUJOCO_GL={os.environ.get('MUJOCO_GL', '(unset)')} "
+            f"({type(error).__name__}: {error}); on Debian or Ubuntu: apt-get install -y {EGL_PACKAGES}, "
+            "then MUJOCO_GL=egl"
         ) from error
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
@@ -20,9 +20,12 @@ from .task import TaskEnv
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# from observations (B, ...), which environments just started (B,) bool and which run (B,) bool, to actions (B, A)
+Act = Callable[[dict[str, np.ndarray], np.ndarray, np.ndarray], np.ndarray]
 
 
-class EpisodePlan(NamedTuple):
+@dataclass(frozen=True)
+class EpisodePlan:
     """An episode known before it runs."""
 
     index: int
@@ -103,15 +106,14 @@ class BatchRollout:
 
     def run(
         self,
-        act: Callable[[dict[str, np.ndarray], np.ndarray], np.ndarray],
+        act: Act,
         watch: Callable[[EpisodePlan, dict[str, np.ndarray]], None] | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> Iterator[EpisodeResult]:
         """Yield episodes as they end.
 
         Args:
-            act: from observations, each (width, ...), and which environments just started, (width,) bool, to
-                actions (width, A). Rows of environments that wait for the end are ignored.
+            act: the policy; rows of environments that only wait for the others are ignored.
             watch: sees each episode's observation at every step.
             on_step: told how many environments made a step.
 
@@ -136,7 +138,7 @@ class BatchRollout:
                 for row, result in enumerate(running):
                     if result is not None:
                         watch(result.plan, {key: value[row] for key, value in observations.items()})
-            actions = act(observations, starting)
+            actions = act(observations, starting, np.array([result is not None for result in running]))
             observations, rewards, _, truncated, infos = envs.step(actions)
             if on_step is not None:
                 on_step(sum(result is not None for result in running))
@@ -169,7 +171,7 @@ class BatchRollout:
     def _reset(
         self, envs: AsyncVectorEnv, starting: np.ndarray, running: list[EpisodeResult | None]
     ) -> dict[str, np.ndarray]:
-        seeds = [0 if result is None else result.plan.seed for result in running]
+        seeds: list[int | None] = [None if result is None else result.plan.seed for result in running]
         observations, infos = envs.reset(seed=seeds, options={"reset_mask": starting})
         for row in np.flatnonzero(starting):
             result = running[row]
@@ -225,5 +227,3 @@ def run_expert(request: EnvRequest, plan: EpisodePlan) -> EpisodeResult:
 def default_width() -> int:
     """Return how many workers suit this machine."""
     return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1))
-
-

@@ -107,6 +107,8 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             raise UnknownName(f"cannot observe {unknown}; there are: {', '.join(MODALITIES)}")
         if unknown := [camera for camera in cameras if camera not in task.cameras]:
             raise UnknownName(f"{name} has no camera {unknown}; it has: {', '.join(task.cameras)}")
+        if not 16 <= image_size <= 4096:
+            raise BadInput(f"image_size {image_size} is out of range; 16 to 4096 pixels can be drawn")
         if horizon is not None and not 1 <= horizon <= task.horizon:
             raise BadInput(f"horizon {horizon} is out of range; {name} allows 1 to {task.horizon} steps")
         self.task, self.name, self.observe, self.render_quality = task, name, tuple(observe), render
@@ -115,10 +117,12 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(task.control_hz)}
         self.render_mode = render_mode
         self.seconds = {"physics": 0.0, "rendering": 0.0}  # spent so far [s]
-        self._views = {camera: View(task.model, task.camera_in_model(camera), image_size, render) for camera in self.cameras}
+        self._views = {
+            camera: View(task.model, task.camera_in_model(camera), image_size, render) for camera in self.cameras
+        }
         self._steps, self._ended = 0, True
         self._last: dict[str, np.ndarray] = {}
-        self.observation_space = gymnasium.spaces.Dict(self._spaces(image_size))
+        self.observation_space: gymnasium.Space[Any] = gymnasium.spaces.Dict(self._spaces(image_size))
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (task.action_dim,), np.float32)
 
     def _spaces(self, size: int) -> dict[str, gymnasium.Space]:
@@ -179,7 +183,7 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             observation["proprio"] = self.task.proprio().astype(np.float32)
         return observation
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         """Return the default camera's picture in render mode "rgb_array"."""
         return None if self.render_mode is None else self._views[self.cameras[0]].rgb(self.task.data)
 

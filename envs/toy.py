@@ -16,7 +16,7 @@ _SCENE = """
   </asset>
   <worldbody>
     <light pos="0 -.3 1.2" dir="0 .2 -1"/>
-    <camera name="front" pos="0 -.75 .55" xyaxes="1 0 0 0 .55 .75" fovy="45"/>
+    <camera name="front" pos="0 -.75 .55" xyaxes="1 0 0 0 .35 .75" fovy="45"/>
     <camera name="top" pos="0 0 1" xyaxes="1 0 0 0 1 0" fovy="45"/>
     <geom name="floor" type="plane" size=".6 .6 .1" material="floor"/>
     <body name="hand" pos="0 0 .2">

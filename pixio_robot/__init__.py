@@ -29,7 +29,7 @@ _HOME = {
     "preprocess": "preprocessing",
 }
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -200,7 +200,7 @@ def _sweep(name: str, arguments: list[str]) -> int:
 
     before = sys.argv
     sys.argv = ["pixio-robot", "--multirun", "hydra.sweep.dir=multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}"]
-    sys.argv += ["hydra.sweep.subdir=${hydra.job.num}-${hydra.job.override_dirname}", *overrides]
+    sys.argv += ["hydra.sweep.subdir=${hydra.job.num}", *overrides]
     try:
         hydra.main(config_path="pkg://pixio_robot.configs", config_name=name, version_base="1.3")(job)()
     finally:
@@ -252,7 +252,7 @@ def _train_bc(command: schemas.TrainBC) -> int:
     from .policies.runs import run_train_bc
     from .progress import Progress
 
-    out, result = run_train_bc(command, Progress())
+    _, result = run_train_bc(command, Progress())
     state = ", reused" if result.reused else ""
     print(f"{result.last}: train loss {result.train_loss:.5f}, validation loss {result.valid_loss:.5f}{state}")
     print(f"evaluate it with: pixio-robot evaluate checkpoint={result.last}")

@@ -90,7 +90,10 @@ def _extras() -> list[Finding]:
 def _conflicts() -> list[Finding]:
     """Return the known ways in which installed packages break each other."""
     findings = []
-    for package, pins in (("metaworld", "mujoco==3.3.0 metaworld==3.1.1"), ("dm_control", "mujoco==3.3.0 dm_control==1.0.28")):
+    for package, pins in (
+        ("metaworld", "mujoco==3.3.0 metaworld==3.1.1"),
+        ("dm_control", "mujoco==3.3.0 dm_control==1.0.28"),
+    ):
         if importlib.util.find_spec(package) and (reason := _import_error(package)):
             findings.append(Finding(package, "broken", f"{reason}; in one call: pip install {pins}"))
     if importlib.util.find_spec("torchvision") and (reason := _import_error("torchvision")):

@@ -71,8 +71,10 @@ def read_episodes(path: Path) -> list[EpisodeRecord]:
 
 
 def append_episode(path: Path, row: EpisodeRecord) -> None:
-    """Add one row to ``episodes.jsonl``."""
+    """Add one row to ``episodes.jsonl``, in place of a line that a crash cut short."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and not (text := path.read_bytes()).endswith(b"\n"):
+        path.write_bytes(text[: text.rfind(b"\n") + 1])
     with path.open("a") as file:
         file.write(json.dumps(asdict(row)) + "\n")
 

@@ -127,7 +127,8 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path, self.policy = folder / "metrics.jsonl", policy
-        rows = [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.is_file() else []
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]  # a crash may cut the last one short
         with replacing(self.path) as temporary:
             kept = [row for row in rows if row["policy"] != policy or row["epoch"] <= keep_until]
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))

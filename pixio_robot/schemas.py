@@ -116,11 +116,11 @@ class Evaluate(Hardware):
 class Quickstart(Hardware):
     """Demonstrations, cached tokens, behaviour cloning, evaluation, report: all of it on one task."""
 
-    task: str = key("metaworld/drawer-open", "task")
+    task: str = key("metaworld/drawer-open", "task, e.g. metaworld/hammer or toy/reach")
     demos: int = key(25, "demonstrations for training")
     valid: int = key(3, "demonstrations for the validation curve")
     episodes: int = key(25, "held-out episodes")
-    horizon: int | None = key(200, "steps of an episode; null means the task's own")
+    horizon: int | None = key(200, "steps of an episode, at most; null means the task's own")
     render: str = key("fast", "render quality: benchmark, balanced, fast")
     encoder: str = key("random:ti:0", "encoder, as load_encoder takes it")
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)

@@ -21,7 +21,9 @@ def print_quickstart(out: Path, result: dict[str, Any]) -> None:
     table.add_section()
     weights = " (RANDOM WEIGHTS, not pre-trained)" if result["weights"] == "random" else ""
     table.add_row("encoder", f"{result['encoder']}{weights}")
-    table.add_row("fusion", f"{result['fusion']} of {'normed' if result['normed'] else 'raw'} tokens, {result['frames']}")
+    table.add_row(
+        "fusion", f"{result['fusion']} of {'normed' if result['normed'] else 'raw'} tokens, {result['frames']}"
+    )
     table.add_row("render quality", result["render"])
     table.add_section()
     for name, stage in result["stages"].items():

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
 from ..embedding import Embedder, TokenShape, frame_indices
 from ..errors import BadInput, CheckpointError, DataError, UnknownName, closest
-from ..hardware import combine, seeded, threads
+from ..hardware import seeded, threads
 from ..progress import Progress
 from ..run_folder import MetricsLog, digest
 from ..schemas import EmbeddingSettings, PolicySettings
@@ -24,7 +24,7 @@ from .cache import TokenCache
 from .demos import DemoSet
 from .visuomotor import EncoderIdentity, Visuomotor
 
-_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+_LOSSES: dict[str, Any] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 _OPTIMIZERS: dict[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 _IN_MEMORY = 2 * 1024**3  # largest table of embeddings computed ahead [bytes]
 
@@ -110,10 +110,9 @@ def train_bc(
         BadInput: for impossible settings.
         DataError: if the demonstrations do not fit, or the loss stops being finite.
     """
-    _check(settings)
-    with seeded(seed, 0):
-        embedder = Embedder(tokens, embedding, _width(demos, "proprio") if embedding.proprio else 0)
-        policy = Visuomotor(embedder, _width(demos, "actions"), settings).to(device)
+    proprio = _width(demos, "proprio") if embedding.proprio else 0
+    policy = new_policy(tokens, embedding, proprio, _width(demos, "actions"), settings, seed).to(device)
+    embedder = policy.embedder
     data = bc_data(demos, cache, embedder)
     training = dict(seed=seed, **asdict(settings), data=data.fingerprint, demos=len(demos.names), task=demos.task)
     folder = out / "checkpoints" / label
@@ -164,6 +163,25 @@ def train_bc(
                 policy.save(last, encoder, demos.request, {**training, "epoch": epoch}, state.step)
                 state.save(policy, optimizer)
     return BCResult(last, best, state.train_loss, state.valid_loss, reused=False, seconds=seconds)
+
+
+def new_policy(
+    tokens: TokenShape | None,
+    embedding: EmbeddingSettings,
+    proprio: int,
+    actions: int,
+    settings: PolicySettings,
+    seed: int,
+) -> Visuomotor:
+    """Return an untrained policy; also the way to learn, before any work, whether settings make sense.
+
+    Raises:
+        UnknownName: for an unknown fusion, loss, optimiser or activation.
+        BadInput: for impossible settings.
+    """
+    _check(settings)
+    with seeded(seed, 0):
+        return Visuomotor(Embedder(tokens, embedding, proprio), actions, settings)
 
 
 def _check(settings: PolicySettings) -> None:
@@ -225,7 +243,9 @@ def _valid_loss(policy: Visuomotor, batches: _Batches, rows: Tensor, loss_of: An
     if not len(rows):
         return float("nan")
     policy.eval()
-    losses = [float(loss_of(batches.predict(policy, part), batches.actions[part])) * len(part) for part in rows.split(size)]
+    losses = [
+        float(loss_of(batches.predict(policy, part), batches.actions[part])) * len(part) for part in rows.split(size)
+    ]
     return sum(losses) / len(rows)
 
 

@@ -69,7 +69,9 @@ def collect(
             seeds = range(first_seed + attempts, first_seed + attempts + wanted - len(good))
             attempts += len(seeds)
             if attempts > 20 and len(good) * 10 < attempts - wanted:
-                raise DataError(f"the expert of {request.task} succeeded in {len(good)} of {attempts} episodes; giving up")
+                raise DataError(
+                    f"the expert of {request.task} succeeded in {len(good)} of {attempts} episodes; giving up"
+                )
             record = partial(_record, request, parts)
             for seed, spent in in_workers(record, seeds, workers or default_width()):
                 for key, value in spent.items():

@@ -115,7 +115,9 @@ class DemoSet:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise DataError(f"no demonstrations at {self.path}; make them with: pixio-robot collect task=... out={path}")
+            raise DataError(
+                f"no demonstrations at {self.path}; make them with: pixio-robot collect task=... out={path}"
+            )
         try:
             with h5py.File(self.path) as file:
                 data = file["data"]

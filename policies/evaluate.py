@@ -1,7 +1,7 @@
 """Evaluation on a fixed list of episodes, known before the first one runs; every episode becomes a row."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 
 from ..envs.registry import EnvRequest
 from ..envs.rendering import check_rendering
-from ..envs.rollout import BatchRollout, EpisodePlan, EpisodeResult, in_workers, run_expert
+from ..envs.rollout import Act, BatchRollout, EpisodePlan, EpisodeResult, in_workers, run_expert
 from ..errors import DataError
 from ..metrics import EpisodeRecord, append_episode, read_episodes, success_rate, write_episodes
 from ..progress import Progress
@@ -40,9 +40,7 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """Return rates with 95 % Wilson intervals, mean return and mean length."""
-        rates = {
-            rule: success_rate(getattr(row, f"success_{rule}") for row in self.rows) for rule in ("last", "any")
-        }
+        rates = {rule: success_rate(getattr(row, f"success_{rule}") for row in self.rows) for rule in ("last", "any")}
         return {
             **{rule: {**rate._asdict(), "rate": rate.value} for rule, rate in rates.items()},
             "mean_return": float(np.mean([row.episode_return for row in self.rows])),
@@ -51,7 +49,7 @@ class Evaluation:
 
 
 def evaluate(
-    act: Callable[[dict[str, np.ndarray], np.ndarray], np.ndarray],
+    act: Act,
     request: EnvRequest,
     plans: Sequence[EpisodePlan],
     label: Label,
@@ -64,7 +62,7 @@ def evaluate(
     """Run the planned episodes that have no row in ``out/episodes.jsonl`` yet and add their rows.
 
     Args:
-        act: from observations (B, ...) and which episodes just started (B,) to actions (B, A).
+        act: the policy.
         label: what the rows say of the policy.
         width: environments in parallel.
         videos: keep H.264 videos of the first success and the first failure in the order of the plan.

@@ -10,7 +10,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..envs.registry import EnvRequest, check_task
+from ..backbones import Backbone
+from ..envs.registry import EnvRequest
 from ..envs.rollout import default_width, plan_episodes
 from ..hardware import choose_device, choose_precision
 from ..memory import PeakMemory
@@ -18,7 +19,7 @@ from ..progress import Progress
 from ..report import write_report
 from ..run_folder import open_run, read_json, settings_digest, write_json
 from ..schemas import Quickstart
-from .bc import train_bc
+from .bc import new_policy, train_bc
 from .cache import class_token_cosine
 from .collect import collect
 from .demos import DemoSet
@@ -74,14 +75,14 @@ def run_quickstart(command: Quickstart, progress: Progress) -> tuple[Path, dict[
 
 
 def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> tuple[Path, dict[str, Any]]:
-    check_task(command.task)
+    request = _request(command)
     device = choose_device(command.device)
     precision = choose_precision(command.precision, device)
     backbone = load_backbone(command.encoder)
+    _check_settings(command, request, backbone)
     out = Path(command.out or f"runs/quickstart/{command.task.replace('/', '-')}-{settings_digest(command)}")
     open_run(out, command)
     stages = Stages(out / "stages.json", read_json(out / "stages.json"))
-    request = EnvRequest(command.task, render=command.render, horizon=command.horizon)
     width = command.envs or 2 * default_width()
 
     with stages.timed("collect") as spent:
@@ -144,11 +145,11 @@ def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> 
         "frames": command.embedding.frames,
         "normed": command.embedding.normed,
         "render": command.render,
-        "horizon": command.horizon,
+        "horizon": request.horizon,
         "stages": stages.summary(),
         "peak_memory_mb": round(max(memory.megabytes, read_json(out / "result.json").get("peak_memory_mb", 0))),
         "class_token_cosine": None if cache is None else class_token_cosine(cache),
-        "notes": notes(command, weights),
+        "notes": notes(command, request, weights),
         "checkpoint": str(checkpoints[names[0]]),
     }
     write_json(out / "result.json", result_json)
@@ -156,7 +157,23 @@ def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> 
     return out, result_json
 
 
-def notes(command: Quickstart, weights: str) -> list[str]:
+def _request(command: Quickstart) -> EnvRequest:
+    """Return the environment, its horizon at most the task's own."""
+    request = EnvRequest(command.task, render=command.render)
+    env = request.make()
+    env.close()
+    own = env.horizon
+    return replace(request, horizon=own if command.horizon is None else min(command.horizon, own))
+
+
+def _check_settings(command: Quickstart, request: EnvRequest, backbone: Backbone | None) -> None:
+    """Refuse impossible settings before an hour of work, not after."""
+    task = replace(request, observe=("proprio",)).make().task
+    tokens = None if backbone is None else backbone.token_shape
+    new_policy(tokens, command.embedding, task.proprio_dim, task.action_dim, command.policy, command.seed)
+
+
+def notes(command: Quickstart, request: EnvRequest, weights: str) -> list[str]:
     """Return what a reader must know before trusting the numbers, in plain sentences."""
     lines = []
     if weights == "random":
@@ -164,8 +181,7 @@ def notes(command: Quickstart, weights: str) -> list[str]:
             f"The encoder {command.encoder} has random weights from a fixed seed: nothing was pre-trained. "
             "The success it reaches says what the task gives away, not what Pixio is worth."
         )
-    if command.horizon is not None:
-        lines.append(f"Episodes and demonstrations are cut at {command.horizon} steps.")
+    lines.append(f"Demonstrations and episodes last {request.horizon} steps.")
     if command.render != "benchmark":
         lines.append(f"Pictures are rendered at quality {command.render!r}, in demonstrations and evaluation alike.")
     lines.append("Success is judged at the last step, as CortexBench does; 'any' counts success at any step.")

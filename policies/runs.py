@@ -171,4 +171,6 @@ def check_held_out(demos: DemoSet, plans: Sequence[EpisodePlan]) -> None:
     """
     known = set(demos.starts)
     if shared := [plan.seed for plan in plans if plan.start in known]:
-        raise DataError(f"evaluation seeds {shared[:5]} start where demonstrations in {demos.path} start; choose others")
+        raise DataError(
+            f"evaluation seeds {shared[:5]} start where demonstrations in {demos.path} start; choose others"
+        )

@@ -37,9 +37,7 @@ class EncoderIdentity:
     @classmethod
     def of(cls, backbone: Backbone, precision: str) -> "EncoderIdentity":
         """Describe a loaded encoder."""
-        return cls(
-            backbone.name, backbone.fingerprint(), backbone.weights, backbone.preprocessing._asdict(), precision
-        )
+        return cls(backbone.name, backbone.fingerprint(), backbone.weights, backbone.preprocessing._asdict(), precision)
 
 
 class Visuomotor(nn.Module):
@@ -136,10 +134,19 @@ class Agent:
         self.seconds = {"encoding": 0.0, "policy": 0.0}
 
     @torch.inference_mode()
-    def act(self, observations: dict[str, np.ndarray], starting: np.ndarray) -> np.ndarray:
-        """Return actions (B, A) in [-1, 1] for observations (B, ...); `starting` (B,) bool marks new episodes."""
+    def act(self, observations: dict[str, np.ndarray], starting: np.ndarray, running: np.ndarray) -> np.ndarray:
+        """Return actions.
+
+        Args:
+            observations: each (B, ...).
+            starting: (B,) bool, environments at the first step of an episode.
+            running: (B,) bool, environments whose action matters; only their images are encoded.
+
+        Returns:
+            (B, A) float32 in [-1, 1].
+        """
         began = perf_counter()
-        tokens = self._tokens(observations, starting)
+        tokens = self._tokens(observations, starting, running)
         encoded = perf_counter()
         proprio = None
         if self.policy.embedder.proprio_dim:
@@ -150,10 +157,13 @@ class Agent:
         self.seconds["policy"] += perf_counter() - encoded
         return actions
 
-    def _tokens(self, observations: dict[str, np.ndarray], starting: np.ndarray) -> Tensor | None:
+    def _tokens(self, observations: dict[str, np.ndarray], starting: np.ndarray, running: np.ndarray) -> Tensor | None:
         if self.backbone is None or self.loaded.encoder is None:
             return None
-        images = torch.from_numpy(np.array(observations["rgb"])).to(self.device)
+        images = torch.from_numpy(observations["rgb"][running]).to(self.device)
         embedder = self.policy.embedder
         cls, patches = encode(self.backbone, images, embedder.settings.normed, self.loaded.encoder.precision)
-        return self._history.push(patches if embedder.needs_patches else cls, starting)
+        seen = patches if embedder.needs_patches else cls
+        newest = seen.new_zeros(len(running), *seen.shape[1:])
+        newest[torch.from_numpy(running)] = seen
+        return self._history.push(newest, starting)

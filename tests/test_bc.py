@@ -61,7 +61,9 @@ def test_one_seed_gives_one_result_and_leaves_global_randomness_alone(train: Tra
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_a_resumed_run_ends_on_the_same_weights(train: Trainer, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_ends_on_the_same_weights(
+    train: Trainer, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = replace(SMALL, dropout=0.2, optimizer=optimizer)
     whole = train("whole", settings)
     from pixio_robot.run_folder import MetricsLog
@@ -107,7 +109,10 @@ def test_it_learns_what_can_be_learned(train: Trainer) -> None:
 def test_every_fusion_trains_and_its_own_weights_move(train: Trainer, fusion: str) -> None:
     embedding = EmbeddingSettings(fusion=fusion, frames="stack", history=2)
     result = train(fusion, replace(SMALL, epochs=1), embedding=embedding)
-    once, again = _weights(result.last), _weights(train(f"{fusion}2", replace(SMALL, epochs=2), embedding=embedding).last)
+    once, again = (
+        _weights(result.last),
+        _weights(train(f"{fusion}2", replace(SMALL, epochs=2), embedding=embedding).last),
+    )
     own = [name for name in once if name.startswith("embedder.")]
     assert bool(own) == (fusion in ("attention", "spatial"))
     assert all(not torch.equal(once[name], again[name]) for name in own if "in_proj_bias" not in name)
@@ -138,7 +143,9 @@ def test_the_head_is_cortexbench_s() -> None:
     linears = [layer for layer in head.layers if isinstance(layer, torch.nn.Linear)]
     assert [layer.out_features for layer in linears] == [256, 256, 256, 4]
     assert float(linears[-1].weight.detach().abs().max()) <= 0.01 / 256**0.5 * 1.001
-    assert not [layer for layer in MlpHead(10, 4, PolicySettings(batch_norm=False)).layers if "Norm" in type(layer).__name__]
+    assert not [
+        layer for layer in MlpHead(10, 4, PolicySettings(batch_norm=False)).layers if "Norm" in type(layer).__name__
+    ]
 
 
 def test_a_last_batch_of_one_joins_the_one_before() -> None:

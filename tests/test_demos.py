@@ -58,7 +58,9 @@ def test_a_recorded_state_and_picture_belong_together(toy_demos: DemoSet, toy_re
 
 def test_reading_back(toy_demos: DemoSet, toy_request: EnvRequest) -> None:
     assert toy_demos.request == toy_request and toy_demos.task == "toy/reach"
-    assert toy_demos.rows("train").tolist() == list(range(100)) and toy_demos.rows("valid").tolist() == list(range(100, 125))
+    assert toy_demos.rows("train").tolist() == list(range(100)) and toy_demos.rows("valid").tolist() == list(
+        range(100, 125)
+    )
     assert toy_demos.frame_starts.tolist() == [25 * (row // 25) for row in range(125)]
     everything = np.concatenate(list(toy_demos.batches("rgb", 0, 10)))
     later = np.concatenate(list(toy_demos.batches("rgb", 33, 10)))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,6 +69,12 @@ def test_further_cameras_get_their_own_keys() -> None:
     env.close()
 
 
+def test_pictures_may_be_larger_than_the_model_s_own_buffer() -> None:
+    env = make("toy/reach", observe=("rgb",), image_size=800, render="fast")
+    assert env.reset(seed=0)[0]["rgb"].shape == (800, 800, 3)
+    env.close()
+
+
 def test_render_qualities_change_pixels_and_are_recorded() -> None:
     pictures = {}
     for quality in ("benchmark", "balanced", "fast"):
@@ -108,6 +115,8 @@ def test_wrong_names_are_answered_with_right_ones(arguments: dict[str, object], 
 def test_wrong_values_are_refused() -> None:
     with pytest.raises(BadInput, match="1 to 50 steps"):
         make("toy/reach", horizon=51)
+    with pytest.raises(BadInput, match="16 to 4096 pixels"):
+        make("toy/reach", image_size=0)
     env = make("toy/reach", observe=("proprio",))
     env.reset(seed=0)
     for action in (np.zeros(2, np.float32), np.full(3, np.nan, np.float32)):
@@ -181,7 +190,7 @@ def short() -> EnvRequest:
     return EnvRequest("toy/reach", observe=("proprio",), horizon=6)
 
 
-def _drift(observations: dict[str, np.ndarray], starting: np.ndarray) -> np.ndarray:
+def _drift(observations: dict[str, np.ndarray], *_: np.ndarray) -> np.ndarray:
     """A policy whose action depends on what it sees."""
     return np.tanh(observations["proprio"] * 10)
 
@@ -198,6 +207,6 @@ def test_the_plan_decides_the_episodes_whatever_the_width(short: EnvRequest) -> 
 
 
 def test_a_start_that_is_not_the_planned_one_is_refused(short: EnvRequest) -> None:
-    plans = [plan._replace(start="other") for plan in plan_episodes(short, 1, first_seed=0)]
+    plans = [replace(plan, start="other") for plan in plan_episodes(short, 1, first_seed=0)]
     with BatchRollout(short, plans, 1) as rollout, pytest.raises(DataError, match="planned was other"):
         list(rollout.run(_drift))

@@ -17,7 +17,12 @@ HOME = Path(pixio_robot.__file__).resolve().parent
 ROOT = HOME.parent
 FOLDERS = ("envs", "policies", "pretrain", "configs")
 # who may import whom; the core is everything else
-BELOW = {"cli": {"policies", "pretrain", "envs", "core"}, "policies": {"envs", "core"}, "pretrain": {"core"}, "envs": {"core"}}
+BELOW = {
+    "cli": {"policies", "pretrain", "envs", "core"},
+    "policies": {"envs", "core"},
+    "pretrain": {"core"},
+    "envs": {"core"},
+}
 
 checkout = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="runs in a checkout")
 
@@ -29,7 +34,9 @@ def test_links_mapping_and_packages_agree() -> None:
     assert set(settings["packages"]) == set(settings["package-dir"])
     for name in FOLDERS:
         link = HOME / name
-        assert link.is_symlink() and str(link.readlink()) == f"../{name}", f"{link} must be a relative link to ../{name}"
+        assert link.is_symlink() and str(link.readlink()) == f"../{name}", (
+            f"{link} must be a relative link to ../{name}"
+        )
         assert (ROOT / name / "__init__.py").is_file()
 
 
@@ -92,6 +99,17 @@ def test_imports_point_down(module: str, file: Path) -> None:
         assert _layer(imported) in allowed, f"{module} ({mine}) imports {imported} ({_layer(imported)})"
 
 
+@checkout
+def test_no_file_imports_a_folder_by_its_bare_name() -> None:
+    """Other distributions own the names `envs`, `policies` and the like."""
+    for file in [*ROOT.glob("*/*.py"), *ROOT.glob("tests/*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            assert not {name.split(".")[0] for name in names} & set(FOLDERS), f"{file}: import pixio_robot.<folder>"
+
+
 def test_simulators_and_the_command_line_start_without_torch() -> None:
     code = (
         "import sys, pixio_robot.cli\n"
@@ -112,7 +130,7 @@ def test_importing_the_package_loads_nothing_and_names_resolve() -> None:
     for name in pixio_robot.__all__:
         assert getattr(pixio_robot, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        pixio_robot.nonsense
+        _ = pixio_robot.nonsense
 
 
 @pytest.mark.parametrize("module", [name for name, _ in _modules() if not name.endswith("__main__")])

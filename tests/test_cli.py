@@ -1,0 +1,210 @@
+"""The command line: help, typed keys, and one clear message with a non-zero exit for whatever goes wrong."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pixio_robot import cli, schemas
+
+TOY = ["task=toy/reach", "demos=2", "valid=1", "episodes=2", "horizon=25", "envs=2", "policy.epochs=2"]
+
+
+def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = cli.run(list(arguments))
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = _run(capsys, "--help")
+    assert status == 0 and all(f"\n  {name} " in out for name in schemas.COMMANDS)
+    assert _run(capsys)[0] == 2
+    assert _run(capsys, "--version")[1].count(".") == 2
+
+
+@pytest.mark.parametrize("name", list(schemas.COMMANDS))
+def test_every_key_has_a_line_of_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = _run(capsys, name, "--help")
+    assert status == 0
+    for line in out.split("Keys:\n")[1].split("\n\n")[0].splitlines():
+        key, _, text = line.strip().partition("  ")
+        assert "=" in key and len(text.strip()) > 5, f"{name}: {line}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["quikstart"], "did you mean 'quickstart'"),
+        (["collect"], "collect needs task=...; e.g. task=metaworld/drawer-open"),
+        (["collect", "task=metaworld/drawer-opne"], "did you mean 'metaworld/drawer-open'"),
+        (["collect", "task=toy/reach", "demo=3"], "no key 'demo'; did you mean 'demos'"),
+        (["collect", "task=toy/reach", "demos=many"], "demos: Value 'many' of type 'str' could not be converted"),
+        (["collect", "task=toy/reach", "--demos", "3"], "'--demos' is not key=value"),
+        (["collect", "task=toy/reach", "render=pretty"], "benchmark, balanced, fast"),
+        (["train_bc", "demos=none.hdf5"], "no demonstrations at none.hdf5"),
+        (["train_bc", "demos=x", "policy=smal"], "small"),
+        (["train_bc", "demos=x", "policy.lr=[1,2]"], "policy.lr"),
+        (["quickstart", "task=toy/reach", "encoder=random:tiny"], "did you mean 'ti'"),
+        (["quickstart", "task=toy/reach", "device=cuda"], "device"),
+        (["quickstart", "task=toy/reach", "embedding.fusion=men"], "did you mean 'mean'"),
+        (["quickstart", "task=toy/reach", "precision=int3"], "auto, fp32, bf16"),
+        (["evaluate", "checkpoint=none.safetensors"], "no file none.safetensors"),
+        (["report", "run=nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_input_gets_one_message(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    if "device=cuda" in arguments and __import__("torch").cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    status, out, err = _run(capsys, *arguments)
+    assert status == 1 and message in err and "Traceback" not in err and not out
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert not list(tmp_path.rglob("*.hdf5")) and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(Exception, match="no file none"):
+        cli.run(["evaluate", "checkpoint=none.safetensors", "debug=true"])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, None])
+def test_a_full_disk_is_said_in_words(
+    number: int | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HDF5 reports a full disk without a number, in its text."""
+    error = OSError(number, "No space left", "demos.hdf5") if number else OSError("write failed: errno = 28, x")
+
+    def full(command: Any) -> int:
+        raise error
+
+    monkeypatch.setitem(cli._COMMANDS, "collect", full)
+    status, _, err = _run(capsys, "collect", "task=toy/reach")
+    assert status == 1 and "no space left on the disk" in err and "Traceback" not in err
+
+
+def test_collect_train_evaluate_and_sweep(capsys: pytest.CaptureFixture[str], tiny_file: Path, tmp_path: Path) -> None:
+    """The commands one after another, and the training run's number once more from its checkpoint."""
+    assert (
+        _run(capsys, "collect", "task=toy/reach", "demos=2", "valid=1", "horizon=25", "render=fast", "out=d.hdf5")[0]
+        == 0
+    )
+    encoder = f"encoder={tiny_file}"
+    assert _run(capsys, "embed", "demos=d.hdf5", encoder)[0] == 0
+    status, out, err = _run(capsys, "train_bc", "demos=d.hdf5", encoder, "policy=small", "out=run")
+    assert status == 0 and "evaluate it with: pixio-robot evaluate" in out and "encode" not in err, "tokens were cached"
+    checkpoint = "checkpoint=run/checkpoints/bc/last.safetensors"
+    rates = []
+    for folder in ("a", "b"):
+        status, out, _ = _run(capsys, "evaluate", checkpoint, "episodes=2", "envs=2", f"out={folder}")
+        assert status == 0 and (tmp_path / folder / "report.html").is_file()
+        rates.append([line for line in out.splitlines() if "step" in line])
+    assert rates[0] == rates[1] and len(rates[0]) == 2
+    status, _, err = _run(capsys, "evaluate", checkpoint, "episodes=1", "out=a")
+    assert status == 1 and "other settings" in err
+    status, out, _ = _run(
+        capsys, "train_bc", "-m", "demos=d.hdf5", encoder, "policy=small", "seed=0,1", "policy.epochs=1"
+    )
+    assert status == 0
+    assert len(list(tmp_path.glob("multirun/*/*/*/checkpoints/bc/last.safetensors"))) == 2
+    assert _run(capsys, "train_bc", "-m", "demos=d.hdf5", "sed=0,1")[0] == 1
+
+
+def test_quickstart_reuses_what_exists(capsys: pytest.CaptureFixture[str], tiny_file: Path, tmp_path: Path) -> None:
+    arguments = ["quickstart", *TOY, f"encoder={tiny_file}", "out=run"]
+    status, out, _ = _run(capsys, *arguments)
+    assert status == 0
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert set(result["policies"]) == {"bc", "blind", "expert"} and result["policies"]["expert"]["last"]["rate"] == 1
+    for stage in ("collect", "encode", "train", "evaluate"):
+        assert result["stages"][stage]["seconds"] > 0 and not result["stages"][stage]["reused"]
+        assert f"time to {stage}" in out
+    for said in ("blind policy", "expert", "fusion", "render quality", "report.html", "peak memory"):
+        assert said in out
+    for name in ("config.yaml", "environment.json", "episodes.jsonl", "metrics.jsonl", "report.html"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    assert list((tmp_path / "run/tensorboard/bc").iterdir())
+    status, again, _ = _run(capsys, *arguments)
+    assert status == 0 and again.count("(reused)") == 4
+    second = json.loads((tmp_path / "run/result.json").read_text())
+    assert second["policies"] == result["policies"]
+    assert _run(capsys, "evaluate", f"checkpoint={result['checkpoint']}", "episodes=2", "envs=2", "out=again")[0] == 0
+    once_more = json.loads((tmp_path / "again/result.json").read_text())
+    assert once_more["policies"]["bc"] == result["policies"]["bc"], "evaluate reproduces the training run's number"
+    rows = (tmp_path / "run/episodes.jsonl").read_text().splitlines()
+    assert len(rows) == 6 and all(json.loads(row)["weights"] in ("trained", "none") for row in rows)
+
+
+def test_a_random_encoder_is_said_everywhere(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    status, out, _ = _run(
+        capsys, "quickstart", *TOY, "encoder=random:ti:0", "episodes=1", "demos=1", "valid=0", "out=r"
+    )
+    assert status == 0 and "RANDOM WEIGHTS" in out
+    assert "random weights" in (tmp_path / "r/report.html").read_text()
+    rows = [json.loads(line) for line in (tmp_path / "r/episodes.jsonl").read_text().splitlines()]
+    assert {row["weights"] for row in rows if row["policy"] == "bc"} == {"random"}
+
+
+def test_a_blind_quickstart_renders_no_evaluation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    status, _, _ = _run(capsys, "quickstart", *TOY, "encoder=none", "out=run")
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert status == 0 and set(result["policies"]) == {"blind", "expert"} and result["weights"] == "none"
+    assert result["class_token_cosine"] is None
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_nothing_half_written_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pixio_robot",
+        "collect",
+        "task=toy/reach",
+        "demos=40",
+        "render=fast",
+        "out=d.hdf5",
+    ]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=tmp_path
+    )
+    parts = tmp_path / "d.hdf5.parts"
+    deadline = time.time() + 60
+    while len(list(parts.glob("seed_*.hdf5"))) < 3 and time.time() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to workers too
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted; run the same command again" in err and "Traceback" not in err
+    assert not (tmp_path / "d.hdf5").exists() and not list(tmp_path.rglob("*.tmp"))
+    kept = len(list(parts.glob("seed_*.hdf5")))
+    assert 3 <= kept < 43
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0 and (tmp_path / "d.hdf5").is_file() and not parts.exists()
+
+
+def test_doctor_tells_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = _run(capsys, "doctor")
+    assert status == 0, out
+    for what in ("python", "torch", "rendering", "extra metaworld", "extra robomimic"):
+        assert what in out
+
+
+def test_doctor_says_how_to_mend_rendering(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from pixio_robot import doctor
+    from pixio_robot.errors import RenderingUnavailable
+
+    def broken() -> None:
+        raise RenderingUnavailable("no OpenGL context; apt-get install libegl1")
+
+    monkeypatch.setattr(doctor, "check_rendering", broken)
+    status, out, _ = _run(capsys, "doctor", "gl_only=true")
+    assert status == 1 and "apt-get install libegl1" in out

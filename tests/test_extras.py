@@ -1,0 +1,224 @@
+"""Every extra installs beside the others and does something real; what is not installed is skipped by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pixio_robot.doctor import extras
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # third parties' own, at import; ours are errors in every other test
+    pytest.mark.timeout(240),
+]
+
+
+def _metaworld(folder: Path) -> None:
+    from pixio_robot.envs.contract import check_contract
+
+    check_contract("metaworld/drawer-open")
+
+
+def _dmc(folder: Path) -> None:
+    from pixio_robot.envs.rendering import use_headless_gl
+
+    use_headless_gl()
+    from dm_control import suite
+
+    env = suite.load("reacher", "easy", task_kwargs={"random": 0})
+    env.reset()
+    assert env.step(env.action_spec().maximum).reward is not None
+    assert env.physics.render(64, 64, camera_id=0).std() > 1
+
+
+def _adroit(folder: Path) -> None:
+    import gymnasium
+    import gymnasium_robotics
+
+    gymnasium.register_envs(gymnasium_robotics)
+    env = gymnasium.make("AdroitHandPen-v1")
+    observation, _ = env.reset(seed=0)
+    assert observation.shape == (45,)
+    env.close()
+
+
+def _trifinger(folder: Path) -> None:
+    import pybullet
+    import robot_properties_fingers
+
+    meshes = Path(robot_properties_fingers.__file__).parent
+    urdf = next(path for path in meshes.rglob("trifingeredu.urdf") if path.parent.name == "edu")
+    text = urdf.read_text().replace("package://robot_properties_fingers", str(meshes))
+    (folder / "hand.urdf").write_text(text)
+    client = pybullet.connect(pybullet.DIRECT)
+    hand = pybullet.loadURDF(str(folder / "hand.urdf"), useFixedBase=1)
+    assert pybullet.getNumJoints(hand) >= 9
+    pybullet.disconnect(client)
+
+
+def _rl(folder: Path) -> None:
+    from stable_baselines3.common.env_checker import check_env
+
+    from pixio_robot.envs.registry import make
+
+    env = make("toy/reach", observe=("rgb", "proprio"), render="fast", horizon=3)
+    check_env(env)
+    env.close()
+
+
+def _robomimic(folder: Path) -> None:
+    from pixio_robot.torchvision_guard import declare_missing_operators
+
+    declare_missing_operators()
+    from robomimic.algo import algo_name_to_factory_func
+    from robomimic.config import config_factory
+
+    assert algo_name_to_factory_func("bc") and config_factory("bc").algo_name == "bc"
+
+
+def _hf(folder: Path) -> None:
+    from pixio_robot.backbones import export_transformers, load_encoder
+    from pixio_robot.encoder import PixioEncoder
+    from pixio_robot.torchvision_guard import declare_missing_operators
+
+    declare_missing_operators()
+    from transformers import AutoModel
+
+    encoder = PixioEncoder(32, 2, 2).eval()
+    export_transformers(encoder, folder / "model")
+    pixels = torch.randn(1, 3, 256, 256)
+    with torch.inference_mode():
+        theirs = AutoModel.from_pretrained(folder / "model").eval()(pixels).last_hidden_state[:, :8]
+        assert torch.allclose(theirs, encoder(pixels).cls, atol=1e-5)
+        assert torch.allclose(theirs, load_encoder(folder / "model")(pixels).cls, atol=1e-5)
+
+
+def _timm(folder: Path) -> None:
+    from pixio_robot.backbones import load_encoder
+
+    encoder = load_encoder("random:timm:vit_tiny_patch16_224")
+    height, width = encoder.preprocessing.size
+    tokens = encoder(torch.zeros(1, 3, height, width))
+    assert tokens.cls.shape == (1, 1, 192) and tokens.patches.shape == (1, 196, 192)
+
+
+def _lerobot_data(folder: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"action": [[0.0, 1.0]], "index": [0]}), folder / "file.parquet")
+    assert parquet.read_table(folder / "file.parquet").column("index").to_pylist() == [0]
+
+
+def _realsense(folder: Path) -> None:
+    import pyrealsense2 as rs
+
+    device = rs.software_device()
+    assert device.add_sensor("Depth").get_stream_profiles() is not None
+
+
+def _export(folder: Path) -> None:
+    import onnxruntime
+
+    class Double(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2
+
+    torch.onnx.export(
+        Double(), (torch.ones(2, 3),), folder / "double.onnx", dynamo=True, opset_version=20, verbose=False
+    )
+    session = onnxruntime.InferenceSession(folder / "double.onnx")
+    (result,) = session.run(None, {session.get_inputs()[0].name: np.ones((2, 3), np.float32)})
+    assert (result == 2).all()
+
+
+def _openvino(folder: Path) -> None:
+    import openvino as ov
+
+    model = ov.convert_model(torch.nn.Linear(3, 2).eval(), example_input=torch.ones(1, 3))
+    assert ov.Core().compile_model(model, "CPU")(np.ones((1, 3), np.float32))[0].shape == (1, 2)
+
+
+def _ray(folder: Path) -> None:
+    import ray
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        assert ray.get(ray.remote(lambda number: number + 1).remote(2)) == 3
+    finally:
+        ray.shutdown()
+
+
+def _slurm(folder: Path) -> None:
+    import submitit
+
+    executor = submitit.AutoExecutor(folder=folder, cluster="local")
+    executor.update_parameters(timeout_min=1)
+    assert executor.submit(abs, -3).result() == 3
+
+
+def _viz(folder: Path) -> None:
+    import rerun
+
+    rerun.init("test", spawn=False)
+    rerun.save(str(folder / "log.rrd"))
+    rerun.log("image", rerun.Image(np.zeros((4, 4, 3), np.uint8)))
+    rerun.disconnect()
+    assert (folder / "log.rrd").is_file()
+
+
+def _wandb(folder: Path) -> None:
+    import wandb
+
+    run = wandb.init(mode="offline", dir=str(folder), project="test")
+    run.log({"loss": 1.0})
+    run.finish()
+    assert list(folder.rglob("*.wandb"))
+
+
+def _dev(folder: Path) -> None:
+    import subprocess
+    import sys
+
+    (folder / "bad.py").write_text("import os\n")
+    command = [sys.executable, "-m", "ruff", "check", str(folder / "bad.py")]
+    assert "F401" in subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+EXERCISES: dict[str, Callable[[Path], None]] = {
+    "metaworld": _metaworld,
+    "dmc": _dmc,
+    "adroit": _adroit,
+    "trifinger": _trifinger,
+    "rl": _rl,
+    "robomimic": _robomimic,
+    "hf": _hf,
+    "timm": _timm,
+    "lerobot-data": _lerobot_data,
+    "realsense": _realsense,
+    "export": _export,
+    "openvino": _openvino,
+    "ray": _ray,
+    "slurm": _slurm,
+    "viz": _viz,
+    "wandb": _wandb,
+    "dev": _dev,
+}
+
+
+def test_every_extra_has_an_exercise() -> None:
+    assert set(extras()) == set(EXERCISES)
+
+
+@pytest.mark.parametrize("extra", EXERCISES)
+def test_extra(extra: str, tmp_path: Path) -> None:
+    from importlib import metadata
+
+    for name in extras()[extra]:
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            pytest.skip(f"needs the extra {extra}")
+    EXERCISES[extra](tmp_path)
