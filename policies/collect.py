@@ -54,10 +54,12 @@ def collect(
     if demos < 1 or valid < 0:
         raise BadInput(f"demos={demos}, valid={valid}: at least one demonstration is needed, and no negative number")
     wanted = demos + valid
+    asked = dict(demos=demos, valid=valid, first_seed=first_seed)
     if out.exists():
-        _check_same(DemoSet(out), request, demos, valid, first_seed)
+        _check_same(DemoSet(out), request, asked)
         return CollectReport(out, reused=True, attempts=wanted, seconds={})
-    check_rendering()
+    if {"rgb", "depth"} & set(request.observe):
+        check_rendering()
     parts = out.with_name(out.name + ".parts")
     _claim(parts, request)
     progress = progress or Progress()
@@ -81,7 +83,7 @@ def collect(
                     good.append(path)
                     bar.advance(1)
     cameras = _cameras(request)
-    merge_demos(out, good[:demos], good[demos:], request, cameras)
+    merge_demos(out, good[:demos], good[demos:], request, cameras, asked)
     shutil.rmtree(parts)
     if attempts > wanted:
         log.warning("the expert failed in %d of %d episodes; they were left out", attempts - wanted, attempts)
@@ -108,12 +110,10 @@ def _claim(parts: Path, request: EnvRequest) -> None:
         temporary.write_text(text)
 
 
-def _check_same(found: DemoSet, request: EnvRequest, demos: int, valid: int, first_seed: int) -> None:
-    same = asdict(found.request) == asdict(request)
-    counts = (len(set(found.rows("train"))) > 0, len(found.names)) == (True, demos + valid)
-    if not (same and counts and found.seeds[0] >= first_seed):
+def _check_same(found: DemoSet, request: EnvRequest, asked: dict[str, int]) -> None:
+    if found.request != request or found.collection != asked:
         raise DataError(
-            f"{found.path} holds {len(found.names)} demonstrations of {found.request}; asked for {demos} + {valid} of "
+            f"{found.path} holds other demonstrations: {found.collection} of {found.request}; asked for {asked} of "
             f"{request}; delete it or choose another out="
         )
 

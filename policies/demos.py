@@ -81,9 +81,17 @@ def demo_outcome(path: Path) -> bool:
 
 
 def merge_demos(
-    target: Path, train: Sequence[Path], valid: Sequence[Path], request: EnvRequest, cameras: Sequence[str]
+    target: Path,
+    train: Sequence[Path],
+    valid: Sequence[Path],
+    request: EnvRequest,
+    cameras: Sequence[str],
+    collection: dict[str, int],
 ) -> None:
-    """Join files by `write_demo` into one robomimic dataset, train demonstrations first."""
+    """Join files by `write_demo` into one robomimic dataset, train demonstrations first.
+
+    `collection` is what was asked for; it is kept beside robomimic's own attributes.
+    """
     with replacing(target) as temporary, h5py.File(temporary, "w") as file:
         data = file.create_group("data")
         total = 0
@@ -99,7 +107,7 @@ def merge_demos(
             "env_kwargs": asdict(request),
             "cameras": list(cameras),
         }
-        data.attrs.update(total=total, env_args=json.dumps(environment))
+        data.attrs.update(total=total, env_args=json.dumps(environment), collection=json.dumps(collection))
         for split, members in (("train", names[: len(train)]), ("valid", names[len(train) :])):
             if members:
                 file.create_dataset(f"mask/{split}", data=np.array(members, dtype="S"))
@@ -124,6 +132,7 @@ class DemoSet:
                 self.names = sorted(data, key=lambda name: int(name.removeprefix("demo_")))
                 self.lengths = np.array([int(data[name].attrs["num_samples"]) for name in self.names])
                 self.environment: dict[str, Any] = json.loads(data.attrs["env_args"])
+                self.collection: dict[str, int] = json.loads(data.attrs.get("collection", "{}"))
                 self.seeds = [int(data[name].attrs.get("seed", -1)) for name in self.names]
                 self.starts = [str(data[name].attrs.get("start", "")) for name in self.names]
                 self.disk_keys = sorted(data[self.names[0]]["obs"])
