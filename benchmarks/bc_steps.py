@@ -1,120 +1,147 @@
 """Optimiser steps of behaviour cloning on cached tokens: our `train_bc` against robomimic's BC.
 
-Shapes: F frames, K class tokens, D width, T frames of history, E embedding, P proprioception, A action.
+Shapes: F frames, K class tokens, D width, T frames of history, E fused, P proprioception, A action.
 """
 
 import contextlib
 import io
 import tempfile
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from timing import COLUMNS, Section, interleaved, markdown, per_second, rows
+from timing import Section, cells, compare, in_turns, markdown, per_second
+
+if TYPE_CHECKING:
+    from pixio_robot.policies.demos import DemoSet
+    from pixio_robot.schemas import PolicySettings
 
 NEEDS = {"robomimic": "robomimic"}  # package: extra of pixio-robot
 DEMOS, STEPS = 32, 160  # 5120 frames, which is 20 whole batches
 TOKENS, WIDTH, PROPRIO, ACTIONS = 8, 192, 4, 4  # K, D, P, A
-OUR_EPOCHS, THEIR_STEPS, PAIRS = 30, 40, 9  # work of one turn: 600 steps against 40
-CAMERA = "side"
+OUR_EPOCHS, THEIR_STEPS, PAIRS = 20, 40, 7  # work of a turn: 400 steps against 40
+
+
+class Step(NamedTuple):
+    """The time of one optimiser step, by what it includes [s]."""
+
+    whole: float  # ours: the whole `train_bc` call
+    loop: float  # batches, forward, backward, optimiser
+    compute: float  # the loop without making batches; ours makes none, it indexes a table
 
 
 def measure() -> Section:
-    """Compare steps with and without data loading, on arrays made up in a temporary folder."""
+    """Compare training loops on arrays made up in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         return _measure(Path(folder))
 
 
 def _measure(folder: Path) -> Section:
-    import torch
-
-    from pixio_robot.embedding import Embedder, TokenShape, frame_indices
     from pixio_robot.hardware import threads
-    from pixio_robot.policies.bc import train_bc
-    from pixio_robot.policies.cache import TokenCache
     from pixio_robot.policies.demos import DemoSet
-    from pixio_robot.policies.visuomotor import EncoderIdentity
-    from pixio_robot.schemas import EmbeddingSettings, PolicySettings
+    from pixio_robot.schemas import PolicySettings
 
-    demos = DemoSet(_write_demos(folder))
-    tokens = np.random.default_rng(1).normal(size=(DEMOS * STEPS, TOKENS, WIDTH)).astype(np.float16)
-    np.save(folder / "cls.npy", tokens)
-    cache = TokenCache(folder, np.load(folder / "cls.npy", mmap_mode="r"), None, {})
-    shape, embedding = TokenShape(TOKENS, (16, 16), WIDTH), EmbeddingSettings()
     settings = PolicySettings(epochs=OUR_EPOCHS)
-    identity = EncoderIdentity("random:ti:0", "", "random", {}, "fp32")
-    runs, wholes = [0], []
-
-    def ours() -> float:
-        runs[0] += 1
-        began = perf_counter()
-        result = train_bc(
-            demos,
-            cache,
-            identity,
-            shape,
-            embedding=embedding,
-            settings=settings,
-            seed=0,
-            device=torch.device("cpu"),
-            out=folder / f"run-{runs[0]}",
-        )
-        steps = OUR_EPOCHS * len(tokens) // settings.batch
-        wholes.append((perf_counter() - began) / steps)
-        return result.seconds["learning"] / steps
-
-    # robomimic gets the embedding already fused, as our loop has it after its first look at the tokens
-    visual = Embedder(shape, replace(embedding, proprio=False), 0)
-    history = frame_indices(demos.frame_starts, visual.history)  # (F, T)
-    fused = visual(torch.from_numpy(tokens[history]), None).numpy()  # (F, E) float32
-    theirs = Robomimic(_write_fused(folder, demos, fused), fused.shape[1], settings)
-
-    with threads(1):
-        steps = interleaved("optimiser steps", ours, lambda: theirs.step()["whole"], PAIRS)
-        wholes.clear()
-        whole = interleaved(
-            "the whole `train_bc` call, files included",
-            lambda: ours() and wholes[-1],
-            lambda: theirs.step()["whole"],
-            3,
-        )
-        compute = interleaved(
-            "compute alone, robomimic's loading left out", ours, lambda: theirs.step()["compute"], PAIRS
-        )
-    share = theirs.spent["loading"] / theirs.spent["whole"]
+    demos = DemoSet(_write_demos(folder))
+    tokens = np.random.default_rng(1).normal(size=(DEMOS * STEPS, TOKENS, WIDTH)).astype(np.float16)  # (F, K, D)
+    comparisons, notes = [], []
+    for frames, what in (("flare", f"FLARE over 3 frames, E = {3 * WIDTH}"), ("single", f"one frame, E = {WIDTH}")):
+        ours = Ours(folder / frames, demos, tokens, frames, settings)
+        theirs = Robomimic(_write_fused(folder / f"{frames}.hdf5", demos, ours.fused()), ours.embedder.dim, settings)
+        with threads(1):
+            us, them = in_turns(ours.turn, theirs.turn, PAIRS)
+        comparisons += [
+            compare(f"{what}: steps", [step.loop for step in us], [step.loop for step in them]),
+            compare(f"{what}: ours with all its files", [step.whole for step in us], [step.loop for step in them]),
+            compare(f"{what}: theirs without its loading", [step.loop for step in us], [step.compute for step in them]),
+        ]
+        loading = 1 - sum(step.compute for step in them) / sum(step.loop for step in them)
+        notes.append(f"{what}: {loading:.0%} of robomimic's loop is fetching and collating batches and logging.")
     how = (
-        f"`train_bc` against robomimic's BC and its own loop, `TrainUtils.run_epoch`. Both see the same {DEMOS} "
-        f"demonstrations of {STEPS} steps and the same float32 input of {fused.shape[1]} + {PROPRIO} numbers: the fused "
-        f"tokens ({TOKENS} x {WIDTH}, mean, FLARE over 3 frames) and proprioception. robomimic gets the fused vector ready "
-        'made, as `low_dim` keys of its HDF5 file, with `hdf5_cache_mode="all"`, no worker processes and no dataset '
-        "key but actions, its fastest setting. Both: batches of 256 shuffled frames, an MLP of 3 x 256, mean squared "
-        "error, Adam at 1e-3, one thread, no validation. What differs: our head also has batch normalisation of the "
-        "input, theirs a tanh; their loop computes three losses and logs each step. A turn is "
-        f"{OUR_EPOCHS * len(tokens) // settings.batch} of our steps, {THEIR_STEPS} of theirs."
+        "`train_bc` against robomimic's BC in its own loop, `TrainUtils.run_epoch`, on the same "
+        f"{DEMOS} demonstrations of {STEPS} steps. Our loop starts from {TOKENS} x {WIDTH} float16 tokens in cache, "
+        f"{PROPRIO} numbers of proprioception and the default fusion; robomimic gets the fused float32 vector (E) ready "
+        "made, as a `low_dim` key beside proprioception, with `hdf5_cache_mode='all'`, no worker processes and no "
+        f"further key but actions: its fastest setting. Both: batches of {settings.batch} shuffled frames, an MLP of "
+        "3 x 256, mean squared error, Adam at 1e-3, one thread, no validation. What differs: our head normalises its "
+        "input by batch, which costs us; theirs ends in a tanh; their loop computes two more losses and logs every "
+        f"step. A turn is {ours.steps} steps of ours, {THEIR_STEPS} of theirs. 'With all its files' charges us with "
+        "reading demonstrations and tokens, fusing, metrics and checkpoints (without a validation split the best "
+        "policy is written in every epoch), and robomimic with its steps alone."
     )
-    notes = [
-        f"{share:.0%} of robomimic's loop is its data loading (fetching and collating {settings.batch} dictionaries), "
-        f"{theirs.spent['compute'] / theirs.spent['whole']:.0%} the training step, the rest logging. The second row charges "
-        "us with reading the demonstrations, fusing the tokens, saving the best policy in every epoch (there is no "
-        "validation split) and writing metrics; robomimic is charged with its steps alone."
-    ]
-    return Section("Behaviour cloning", how, COLUMNS, rows([steps, whole, compute], per_second), notes)
+    return Section("Behaviour cloning", how, rows=cells(comparisons, per_second), notes=notes)
+
+
+class Ours:
+    """`train_bc` on a token cache, in a fresh run folder each turn."""
+
+    def __init__(
+        self, folder: Path, demos: "DemoSet", tokens: np.ndarray, frames: str, settings: "PolicySettings"
+    ) -> None:
+        from pixio_robot.embedding import Embedder, TokenShape
+        from pixio_robot.policies.cache import TokenCache
+        from pixio_robot.schemas import EmbeddingSettings
+
+        folder.mkdir()
+        np.save(folder / "cls.npy", tokens)
+        self.folder, self.demos, self.settings = folder, demos, settings
+        self.cache = TokenCache(folder, np.load(folder / "cls.npy", mmap_mode="r"), None, {})
+        self.shape, self.embedding = TokenShape(TOKENS, (16, 16), WIDTH), EmbeddingSettings(frames=frames)
+        self.embedder = Embedder(self.shape, replace(self.embedding, proprio=False), 0)
+        self.steps = settings.epochs * len(tokens) // settings.batch
+        self.turns = 0
+
+    def fused(self) -> np.ndarray:
+        """Return the embedding of all frames without proprioception, (F, E) float32."""
+        import torch
+
+        from pixio_robot.embedding import frame_indices
+
+        history = frame_indices(self.demos.frame_starts, self.embedder.history)  # (F, T)
+        return self.embedder(torch.from_numpy(self.cache.cls[history]), None).numpy()
+
+    def turn(self) -> Step:
+        """Train from nothing; return the time of one step."""
+        import torch
+
+        from pixio_robot.policies.bc import train_bc
+        from pixio_robot.policies.visuomotor import EncoderIdentity
+
+        self.turns += 1
+        began = perf_counter()
+        with _quiet():
+            result = train_bc(
+                self.demos,
+                self.cache,
+                EncoderIdentity("random:ti:0", "", "random", {}, "fp32"),
+                self.shape,
+                embedding=self.embedding,
+                settings=self.settings,
+                seed=0,
+                device=torch.device("cpu"),
+                out=self.folder / f"run-{self.turns}",
+            )
+        loop = result.seconds["learning"] / self.steps
+        return Step((perf_counter() - began) / self.steps, loop, loop)
 
 
 class Robomimic:
     """robomimic's BC on a file, set up as its training script does."""
 
-    def __init__(self, path: Path, width: int, settings: Any) -> None:
+    def __init__(self, path: Path, width: int, settings: "PolicySettings") -> None:
         from pixio_robot.torchvision_guard import declare_missing_operators
 
         declare_missing_operators()
         import torch
-        from robomimic.algo import algo_factory
-        from robomimic.config import config_factory
-        from robomimic.utils import obs_utils, train_utils
+
+        with _quiet():
+            from robomimic.algo import algo_factory
+            from robomimic.config import config_factory
+            from robomimic.utils import obs_utils, train_utils
 
         config = config_factory("bc")
         with config.values_unlocked():
@@ -124,7 +151,6 @@ class Robomimic:
             config.train.data = str(path)
             config.train.dataset_keys = ("actions",)
             config.train.hdf5_cache_mode = "all"
-        self.spent = {"whole": 0.0, "loading": 0.0, "compute": 0.0}  # [s]
         self._run_epoch = train_utils.run_epoch
         shapes = OrderedDict(embedding=[width], proprio=[PROPRIO])
         with _quiet():
@@ -135,22 +161,17 @@ class Robomimic:
             data, batch_size=settings.batch, shuffle=True, num_workers=0, drop_last=True
         )
 
-    def step(self) -> dict[str, float]:
-        """Train for a turn; return where the time of one step went [s]."""
+    def turn(self) -> Step:
+        """Go on training; return the time of one step."""
         with _quiet():
             log = self._run_epoch(self._model, self._loader, epoch=1, num_steps=THEIR_STEPS)
-        minutes = {
-            "whole": log["Time_Epoch"],
-            "loading": log["Time_Data_Loading"],
-            "compute": log["Time_Process_Batch"] + log["Time_Train_Batch"],
-        }
-        for name in minutes:
-            self.spent[name] += 60 * minutes[name]
-        return {name: 60 * time / THEIR_STEPS for name, time in minutes.items()}
+        loop = log["Time_Epoch"] * 60 / THEIR_STEPS  # robomimic counts in minutes
+        compute = (log["Time_Process_Batch"] + log["Time_Train_Batch"]) * 60 / THEIR_STEPS
+        return Step(loop, loop, compute)
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def _quiet() -> Iterator[None]:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 
@@ -175,15 +196,14 @@ def _write_demos(folder: Path) -> Path:
         )
         parts.append(folder / f"part-{index}.hdf5")
         write_demo(parts[-1], demo)
-    merge_demos(folder / "demos.hdf5", parts, [], EnvRequest("toy/reach"), (CAMERA,))
+    merge_demos(folder / "demos.hdf5", parts, [], EnvRequest("toy/reach"), ("none",), {})
     return folder / "demos.hdf5"
 
 
-def _write_fused(folder: Path, demos: Any, fused: np.ndarray) -> Path:
+def _write_fused(path: Path, demos: "DemoSet", fused: np.ndarray) -> Path:
     """Write the same frames in robomimic's layout with the fused embedding (F, E) as an observation."""
     import h5py
 
-    path = folder / "fused.hdf5"
     arrays = {"actions": demos.read("actions"), "obs/proprio": demos.read("proprio"), "obs/embedding": fused}
     with h5py.File(path, "w") as file:
         for index in range(DEMOS):

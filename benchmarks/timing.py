@@ -3,7 +3,12 @@
 from collections.abc import Callable, Sequence
 from statistics import median, quantiles
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+Ours = TypeVar("Ours")
+Theirs = TypeVar("Theirs")
+
+COLUMNS = ("case", "ours", "theirs", "ratio", "quartiles", "pairs")
 
 
 class Comparison(NamedTuple):
@@ -23,12 +28,9 @@ class Section(NamedTuple):
 
     title: str
     how: str  # what is compared and how, one paragraph
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    notes: list[str] = []
-
-
-COLUMNS = ("case", "ours", "theirs", "ratio", "quartiles", "pairs")
+    columns: tuple[str, ...] = COLUMNS
+    rows: Sequence[tuple[str, ...]] = ()
+    notes: Sequence[str] = ()  # paragraphs under the table
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -38,22 +40,22 @@ def seconds(work: Callable[[], object]) -> float:
     return perf_counter() - began
 
 
-def interleaved(what: str, ours: Callable[[], float], theirs: Callable[[], float], pairs: int) -> Comparison:
-    """Time both once unseen, then in turns.
-
-    Args:
-        what: name of the case.
-        ours: does its work and returns the time of a unit of it [s].
-        theirs: the same.
-        pairs: how many times each runs; at least 2.
-    """
+def in_turns(ours: Callable[[], Ours], theirs: Callable[[], Theirs], pairs: int) -> tuple[list[Ours], list[Theirs]]:
+    """Run both once unseen, then `pairs` times in turns; return what each gave."""
     ours(), theirs()
-    times = [(ours(), theirs()) for _ in range(pairs)]
-    ratios = [their / our for our, their in times]
+    results = [(ours(), theirs()) for _ in range(pairs)]
+    return [ours for ours, _ in results], [theirs for _, theirs in results]
+
+
+def compare(what: str, ours: Sequence[float], theirs: Sequence[float]) -> Comparison:
+    """Compare times of a unit of work [s], pair by pair.
+
+    >>> compare("sleep", [1.0, 1.0, 2.0], [2.0, 3.0, 2.0])
+    Comparison(what='sleep', ours=1.0, theirs=2.0, ratio=2.0, low=1.5, high=2.5, pairs=3)
+    """
+    ratios = [their / our for our, their in zip(ours, theirs, strict=True)]
     low, middle, high = quantiles(ratios, n=4, method="inclusive")
-    return Comparison(
-        what, median(our for our, _ in times), median(their for _, their in times), middle, low, high, pairs
-    )
+    return Comparison(what, median(ours), median(theirs), middle, low, high, len(ratios))
 
 
 def milliseconds(time: float) -> str:
@@ -66,34 +68,28 @@ def milliseconds(time: float) -> str:
 
 
 def per_second(time: float) -> str:
-    """Write a time for one unit of work [s] as a rate.
+    """Write the time of a unit of work [s] as a rate.
 
     >>> per_second(0.004)
     '250 /s'
     """
-    return f"{1 / time:.3g} /s" if time > 0.01 else f"{1 / time:.0f} /s"
+    return f"{1 / time:.3g} /s" if time > 1e-3 else f"{1 / time:.0f} /s"
 
 
-def rows(comparisons: Sequence[Comparison], show: Callable[[float], str]) -> list[tuple[str, ...]]:
-    """Return the cells under `COLUMNS`; `show` writes a time [s]."""
+def cells(comparisons: Sequence[Comparison], show: Callable[[float], str]) -> list[tuple[str, ...]]:
+    """Return what stands under `COLUMNS`; `show` writes a time [s]."""
     return [
-        (
-            each.what,
-            show(each.ours),
-            show(each.theirs),
-            f"**{each.ratio:.2f}**",
-            f"{each.low:.2f} to {each.high:.2f}",
-            str(each.pairs),
-        )
-        for each in comparisons
+        (what, show(ours), show(theirs), f"**{ratio:.2f}**", f"{low:.2f} to {high:.2f}", str(pairs))
+        for what, ours, theirs, ratio, low, high, pairs in comparisons
     ]
 
 
 def markdown(section: Section) -> str:
     """Write a section as Markdown."""
-    lines = [f"## {section.title}", "", section.how, ""]
-    lines += [f"| {' | '.join(section.columns)} |", f"|{'---|' * len(section.columns)}"]
-    lines += [f"| {' | '.join(row)} |" for row in section.rows]
+    lines = [f"## {section.title}", "", section.how]
+    if section.rows:
+        lines += ["", f"| {' | '.join(section.columns)} |", f"|{'---|' * len(section.columns)}"]
+        lines += [f"| {' | '.join(row)} |" for row in section.rows]
     for note in section.notes:
         lines += ["", note]
     return "\n".join(lines) + "\n"

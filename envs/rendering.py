@@ -6,6 +6,7 @@ resolution. Both change pixels, so the quality is recorded with data and results
 
 import os
 import sys
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,7 +127,10 @@ def new_renderer(model: Any, size: int) -> Any:
     try:
         import mujoco
 
-        return mujoco.Renderer(model, size, size)
+        mujoco.Renderer._gl_context = mujoco.Renderer._mjr_context = None  # else a failed one complains when deleted
+        with warnings.catch_warnings():  # the error below says it
+            warnings.simplefilter("ignore")
+            return mujoco.Renderer(model, size, size)
     except Exception as error:  # MuJoCo raises whatever its GL backend raised
         raise RenderingUnavailable(
             f"no OpenGL context with MUJOCO_GL={os.environ.get('MUJOCO_GL', '(unset)')} "

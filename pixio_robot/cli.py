@@ -212,7 +212,7 @@ def _explain(error: OSError) -> str:
     """Say in words what an operating system error means; HDF5 hides the number in its message."""
     if error.errno == errno.ENOSPC or f"errno = {errno.ENOSPC}" in str(error):
         place = os.path.abspath(error.filename or ".")
-        return f"no space left on the disk of {place}; free some, or choose another out= and cache=, then run again"
+        return f"no space left for {place} ({error.strerror or error}); free some, or choose another out= or cache="
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return f"may not write {error.filename}; choose another out="
     return str(error)

@@ -1,8 +1,10 @@
 """Files that are whole or absent: written beside their place, then renamed into it."""
 
 import contextlib
+import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,3 +25,19 @@ def sha256_of(path: Path) -> str:
     """Return the hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_space(path: Path, size: int) -> None:
+    """Refuse to begin what cannot be finished.
+
+    Args:
+        path: the file to be written.
+        size: its expected size [bytes].
+
+    Raises:
+        OSError: with `errno.ENOSPC` if the disk has less than `size` and a little more.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    if free < 1.02 * size + 2**20:
+        raise OSError(errno.ENOSPC, f"{size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free", str(path))

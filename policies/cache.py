@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..errors import DataError
-from ..files import sha256_of
+from ..files import require_space, sha256_of
 from ..hardware import autocast
 from ..progress import Progress
 from ..run_folder import digest, read_json, write_json
@@ -140,6 +140,9 @@ def _fill(
     if identity["patches"]:
         shapes["patches"] = (total, shape.grid[0] * shape.grid[1], shape.dim)
     partial.mkdir(parents=True, exist_ok=True)
+    if not (partial / "progress.json").is_file():
+        # writing to a memory map on a full disk ends the process, so ask for the room first
+        require_space(partial / "cls.npy", sum(2 * int(np.prod(each)) for each in shapes.values()))
     done = int(read_json(partial / "progress.json").get("rows", 0))
     arrays = {
         name: np.lib.format.open_memmap(

@@ -55,6 +55,8 @@ def collect(
         raise BadInput(f"demos={demos}, valid={valid}: at least one demonstration is needed, and no negative number")
     wanted = demos + valid
     asked = dict(demos=demos, valid=valid, first_seed=first_seed)
+    if out.is_dir():
+        raise BadInput(f"out={out} is a folder; give the name of a file, e.g. {out}/demos.hdf5")
     if out.exists():
         _check_same(DemoSet(out), request, asked)
         return CollectReport(out, reused=True, attempts=wanted, seconds={})

@@ -18,7 +18,7 @@ import numpy as np
 from ..envs.registry import EnvRequest
 from ..envs.rendering import Calibration
 from ..errors import DataError
-from ..files import replacing, sha256_of
+from ..files import replacing, require_space, sha256_of
 
 GYM_TYPE = 2  # robomimic's number for a gym-like environment
 
@@ -49,29 +49,39 @@ def disk_key(key: str, cameras: Sequence[str]) -> str:
 
 
 def write_demo(path: Path, demo: Demo) -> None:
-    """Write one demonstration to a file of its own, whole or not at all."""
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
-        group = file.create_group("demo")
-        steps = len(demo.actions)
-        group.attrs.update(num_samples=steps, seed=demo.seed, start=demo.start, success=bool(demo.success[-1]))
-        calibrations = {
-            name: {"intrinsics": each.intrinsics.tolist(), "extrinsics": each.camera_to_world.tolist()}
-            for name, each in demo.cameras.items()
-        }
-        group.attrs["camera_info"] = json.dumps(calibrations)
-        dones = np.zeros(steps, np.int64)
-        dones[-1] = 1
-        group.create_dataset("actions", data=demo.actions)
-        group.create_dataset("rewards", data=demo.rewards)
-        group.create_dataset("dones", data=dones)
-        group.create_dataset("success", data=demo.success)
-        group.create_dataset("states", data=demo.states)
-        for key, values in demo.observations.items():
-            if values.ndim == 1 + 2:  # depth: robomimic wants a channel
-                values = values[..., None]
-            pictures = values.ndim == 4
-            options = dict(chunks=(1, *values.shape[1:]), compression="lzf") if pictures else {}
-            group.create_dataset(f"obs/{key}", data=values, **options)
+    """Write one demonstration to a file of its own, whole or not at all.
+
+    HDF5 builds it in memory: on a full disk its own writing ends the process, Python's raises.
+    """
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+        _fill_group(file.create_group("demo"), demo)
+        file.flush()
+        image = file.id.get_file_image()
+    with replacing(path) as temporary:
+        temporary.write_bytes(image)
+
+
+def _fill_group(group: h5py.Group, demo: Demo) -> None:
+    steps = len(demo.actions)
+    group.attrs.update(num_samples=steps, seed=demo.seed, start=demo.start, success=bool(demo.success[-1]))
+    calibrations = {
+        name: {"intrinsics": each.intrinsics.tolist(), "extrinsics": each.camera_to_world.tolist()}
+        for name, each in demo.cameras.items()
+    }
+    group.attrs["camera_info"] = json.dumps(calibrations)
+    dones = np.zeros(steps, np.int64)
+    dones[-1] = 1
+    group.create_dataset("actions", data=demo.actions)
+    group.create_dataset("rewards", data=demo.rewards)
+    group.create_dataset("dones", data=dones)
+    group.create_dataset("success", data=demo.success)
+    group.create_dataset("states", data=demo.states)
+    for key, values in demo.observations.items():
+        if values.ndim == 1 + 2:  # depth: robomimic wants a channel
+            values = values[..., None]
+        pictures = values.ndim == 4
+        options = dict(chunks=(1, *values.shape[1:]), compression="lzf") if pictures else {}
+        group.create_dataset(f"obs/{key}", data=values, **options)
 
 
 def demo_outcome(path: Path) -> bool:
@@ -91,7 +101,11 @@ def merge_demos(
     """Join files by `write_demo` into one robomimic dataset, train demonstrations first.
 
     `collection` is what was asked for; it is kept beside robomimic's own attributes.
+
+    Raises:
+        OSError: before anything is written, if the disk has no room.
     """
+    require_space(target, sum(part.stat().st_size for part in [*train, *valid]))
     with replacing(target) as temporary, h5py.File(temporary, "w") as file:
         data = file.create_group("data")
         total = 0

@@ -14,6 +14,12 @@ from pixio_robot.policies.collect import collect
 from pixio_robot.policies.demos import DemoSet
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Networks here are tiny, and several threads on a busy machine mostly wait for each other."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run every test in a folder of its own, so that none leaves a runs/ behind."""

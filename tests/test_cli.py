@@ -89,7 +89,28 @@ def test_a_full_disk_is_said_in_words(
 
     monkeypatch.setitem(cli._COMMANDS, "collect", full)
     status, _, err = _run(capsys, "collect", "task=toy/reach")
-    assert status == 1 and "no space left on the disk" in err and "Traceback" not in err
+    assert status == 1 and "no space left for" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["collect", "embed"])
+def test_a_disk_that_is_really_full(
+    command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, toy_file: Path, tiny_file: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a small disk")
+    try:
+        arguments = {
+            "collect": ["task=toy/reach", "demos=3", "render=fast", f"out={small}/demos.hdf5"],
+            "embed": [f"demos={toy_file}", f"encoder={tiny_file}", "patches=true", f"cache={small}"],
+        }[command]
+        status, _, err = _run(capsys, command, *arguments)
+        assert status == 1 and "no space left for" in err and "Traceback" not in err
+        assert not (small / "demos.hdf5").exists() and not list(small.rglob("*.tmp"))
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)
 
 
 def test_collect_train_evaluate_and_sweep(capsys: pytest.CaptureFixture[str], tiny_file: Path, tmp_path: Path) -> None:
