@@ -63,15 +63,16 @@ def _measure(folder: Path) -> Section:
         notes.append(f"{what}: {loading:.0%} of robomimic's loop is fetching and collating batches and logging.")
     how = (
         "`train_bc` against robomimic's BC in its own loop, `TrainUtils.run_epoch`, on the same "
-        f"{DEMOS} demonstrations of {STEPS} steps. Our loop starts from {TOKENS} x {WIDTH} float16 tokens in cache, "
-        f"{PROPRIO} numbers of proprioception and the default fusion; robomimic gets the fused float32 vector (E) ready "
-        "made, as a `low_dim` key beside proprioception, with `hdf5_cache_mode='all'`, no worker processes and no "
-        f"further key but actions: its fastest setting. Both: batches of {settings.batch} shuffled frames, an MLP of "
-        "3 x 256, mean squared error, Adam at 1e-3, one thread, no validation. What differs: our head normalises its "
-        "input by batch, which costs us; theirs ends in a tanh; their loop computes two more losses and logs every "
-        f"step. A turn is {ours.steps} steps of ours, {THEIR_STEPS} of theirs. 'With all its files' charges us with "
-        "reading demonstrations and tokens, fusing, metrics and checkpoints (without a validation split the best "
-        "policy is written in every epoch), and robomimic with its steps alone."
+        f"{DEMOS} demonstrations of {STEPS} steps. Our loop starts from {TOKENS} x {WIDTH} float16 tokens in a cache, "
+        f"{PROPRIO} numbers of proprioception and the default fusion; robomimic gets the fused float32 vector (E) "
+        "ready made, as a `low_dim` key beside proprioception, with `hdf5_cache_mode='all'`, no worker processes and "
+        "no further key but actions: its fastest setting. Both: "
+        f"batches of {settings.batch} shuffled frames, an MLP of 3 x 256, mean squared error, Adam at 1e-3, one "
+        "thread, no validation. What differs: our head normalises its input by batch, which costs us; theirs ends in a "
+        "tanh; their loop computes two more losses and logs every step. A turn is "
+        f"{ours.steps} steps of ours, {THEIR_STEPS} of theirs. 'With all its files' charges us with reading "
+        "demonstrations and tokens, fusing, metrics and checkpoints (without a validation split the best policy is "
+        "written in every epoch), and robomimic with its steps alone."
     )
     return Section("Behaviour cloning", how, rows=cells(comparisons, per_second), notes=notes)
 

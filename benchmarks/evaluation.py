@@ -107,13 +107,12 @@ def _cpu_seconds() -> float:
 
 
 def _spent(who: str, spent: dict[str, float], clock: Clock, steps: int, cores: int) -> str:
-    parts = ", ".join(
-        f"{what} {1e3 * time / steps:.1f}" for what, time in sorted(spent.items(), key=lambda each: -each[1])
-    )
-    busy = clock.cpu / (clock.wall * cores)
+    """Say where the time of `steps` environment steps went [s], largest first, and how busy the cores were."""
+    largest = sorted(spent.items(), key=lambda each: -each[1])
+    parts = ", ".join(f"{what} {1e3 * time / steps:.1f} ({time / sum(spent.values()):.0%})" for what, time in largest)
     return (
-        f"- {who}: {parts}; by the clock {1e3 * clock.wall / steps:.1f}, of CPU time {1e3 * clock.cpu / steps:.1f}, "
-        f"so {busy:.0%} of {cores} cores are busy"
+        f"- {who}: {parts}; {1e3 * clock.wall / steps:.1f} by the clock, {1e3 * clock.cpu / steps:.1f} of CPU time, "
+        f"so {clock.cpu / (clock.wall * cores):.0%} of {cores} cores are busy"
     )
 
 

@@ -33,11 +33,6 @@ def installed() -> list[str]:
     ]
 
 
-def cortexbench() -> list[str]:
-    """Return the names of CortexBench's tasks."""
-    return [f"metaworld/{task}" for task in metaworld.CORTEXBENCH]
-
-
 @dataclass
 class EnvRequest:
     """What to make: small, picklable, and recorded with data and results."""

@@ -39,7 +39,7 @@ class Calibration(NamedTuple):
 
 
 def use_headless_gl() -> None:
-    """Choose EGL where nothing is chosen and no display exists. Call before MuJoCo is first imported."""
+    """Choose EGL on Linux where MUJOCO_GL chooses nothing. Call before MuJoCo is first imported."""
     if sys.platform == "linux" and "MUJOCO_GL" not in os.environ:
         os.environ["MUJOCO_GL"] = "egl"
 

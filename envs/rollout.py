@@ -3,11 +3,11 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
@@ -16,7 +16,6 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from ..errors import DataError
 from .registry import EnvRequest
-from .task import TaskEnv
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -54,21 +53,22 @@ def plan_episodes(request: EnvRequest, count: int, first_seed: int) -> list[Epis
     return plans
 
 
-def _make_in_worker(request: EnvRequest) -> TaskEnv:
-    if multiprocessing.parent_process() is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    return request.make()
-
-
 @contextmanager
-def single_threaded_rendering() -> Iterator[None]:
-    """Let every worker started inside draw with one thread: parallel workers already fill the cores."""
-    before = os.environ.get("LP_NUM_THREADS")
+def starting_workers() -> Iterator[None]:
+    """Give workers started inside what they need from birth.
+
+    They draw with one thread, since together they fill the cores, and ignore Ctrl-C, which is the parent's to handle.
+    """
+    threads = os.environ.get("LP_NUM_THREADS")
     os.environ.setdefault("LP_NUM_THREADS", "1")
+    in_main = threading.current_thread() is threading.main_thread()  # elsewhere signals cannot be set
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
     try:
         yield
     finally:
-        if before is None:
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
+        if threads is None:
             del os.environ["LP_NUM_THREADS"]
 
 
@@ -80,7 +80,7 @@ class BatchRollout:
         plans: the episodes; each runs once, in this order, whatever the lengths of the others.
         width: environments in parallel, each in a worker.
 
-    Use as a context manager; `seconds` holds the workers' physics and rendering time afterwards [s].
+    Use as a context manager; `seconds` holds physics and rendering afterwards, mean over workers [s].
     """
 
     def __init__(self, request: EnvRequest, plans: Sequence[EpisodePlan], width: int) -> None:
@@ -90,10 +90,9 @@ class BatchRollout:
         self._envs: AsyncVectorEnv | None = None
 
     def __enter__(self) -> "BatchRollout":
-        factory = partial(_make_in_worker, self.request)
-        with single_threaded_rendering():
+        with starting_workers():
             self._envs = AsyncVectorEnv(
-                [factory] * self.width, copy=False, context="spawn", autoreset_mode=AutoresetMode.DISABLED
+                [self.request.make] * self.width, copy=False, context="spawn", autoreset_mode=AutoresetMode.DISABLED
             )
         return self
 
@@ -101,7 +100,7 @@ class BatchRollout:
         assert self._envs is not None
         if kind is None:
             spent = self._envs.get_attr("seconds")
-            self.seconds = {key: sum(each[key] for each in spent) for key in spent[0]}
+            self.seconds = {key: sum(each[key] for each in spent) / self.width for key in spent[0]}
         self._envs.close(terminate=kind is not None)
 
     def run(
@@ -128,7 +127,7 @@ class BatchRollout:
         free = np.ones(self.width, bool)
         observations: dict[str, np.ndarray] = {}
         while True:
-            starting = self._start(envs, free, waiting, running)
+            starting = self._start(free, waiting, running)
             if starting.any():
                 observations = self._reset(envs, starting, running)
                 began[starting] = perf_counter()
@@ -153,13 +152,7 @@ class BatchRollout:
                     running[row], free[row] = None, True
                     yield result
 
-    def _start(
-        self,
-        envs: AsyncVectorEnv,
-        free: np.ndarray,
-        waiting: list[EpisodePlan],
-        running: list[EpisodeResult | None],
-    ) -> np.ndarray:
+    def _start(self, free: np.ndarray, waiting: list[EpisodePlan], running: list[EpisodeResult | None]) -> np.ndarray:
         """Give free environments the next planned episodes; return which of them start."""
         starting = np.zeros(self.width, bool)
         for row in np.flatnonzero(free):
@@ -192,20 +185,17 @@ def in_workers(
     `function` must be importable; it runs without torch unless it imports it.
     """
     items = list(items)
-    with single_threaded_rendering():
-        pool = ProcessPoolExecutor(
-            max(1, min(workers, len(items))),
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_ignore_interrupt,
-        )
-        try:
-            yield from zip(items, pool.map(function, items), strict=True)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(max(1, min(workers, len(items))), mp_context=multiprocessing.get_context("spawn"))
+    try:
+        with starting_workers():
+            results = pool.map(function, items)
+        yield from zip(items, results, strict=True)
+    except BaseException:  # do not wait for episodes that nobody wants any more
+        for process in list(pool._processes.values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def run_expert(request: EnvRequest, plan: EpisodePlan) -> EpisodeResult:

@@ -231,7 +231,10 @@ def load_timm(name: str, seed: int | None = None) -> tuple[Baseline, Preprocessi
     height, width = config.get("input_size", (3, 224, 224))[1:]
     mode = "squash" if config.get("crop_mode") == "squash" else "crop"
     mean, std = (tuple(config.get(key, default)) for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
-    preprocessing = Preprocessing((height, width), mode, mean, std)
+    share = config.get("crop_pct") or 1.0  # of the resized picture that the crop keeps
+    shorter = int(min(height, width) / share) if mode == "crop" and share < 1 else None
+    interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
+    preprocessing = Preprocessing((height, width), mode, mean, std, shorter, interpolation)
     network = TimmBaseline(model, (height, width))
     _check(network, preprocessing, f"timm:{name}")
     return network, preprocessing

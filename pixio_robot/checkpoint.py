@@ -3,7 +3,9 @@
 Nothing here ever unpickles.
 """
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -44,7 +46,12 @@ def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     with replacing(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata=header)
+        try:
+            save_file(tensors, temporary, metadata=header)
+        except SafetensorError as error:  # it wraps what the system said
+            if "os error 28" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            raise CheckpointError(f"{path} could not be written: {error}") from error
 
 
 def load_checkpoint(path: Path | str, kind: str) -> Checkpoint:

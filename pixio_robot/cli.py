@@ -27,28 +27,32 @@ def run(arguments: list[str]) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("pixio_robot").setLevel(logging.INFO)
     debug = "debug=true" in (argument.lower() for argument in arguments)
+    return _in_words(lambda: _dispatch(arguments), debug)
+
+
+def _in_words(work: Callable[[], int], debug: bool, about: str = "") -> int:
+    """Return what `work` returns, or the exit status of what went wrong, said in words."""
     try:
-        return _dispatch(arguments)
+        return work()
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return INTERRUPTED
-    except PixioError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        if debug:
-            raise
-        print(f"error: {_explain(error)}", file=sys.stderr)
     except Exception as error:
         if debug:
             raise
-        print(
-            f"error: {type(error).__name__}: {error}\nthis is not a message we wrote, so it may be a bug; "
-            "run again with debug=true and report the traceback",
-            file=sys.stderr,
-        )
-    return 1
+        print(f"error: {about}{_message(error)}", file=sys.stderr)
+        return 1
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, PixioError):
+        return str(error)
+    if isinstance(error, OSError):
+        return _explain(error)
+    return (
+        f"{type(error).__name__}: {error}\nthis is not a message we wrote, so it may be a bug; "
+        "run again with debug=true and report the traceback"
+    )
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -137,10 +141,27 @@ def compose(name: str, overrides: list[str], complete: bool = True) -> Any:
         raise _config_error(name, overrides, error) from error
     if not complete:
         return OmegaConf.to_container(config, throw_on_missing=False)
+    _check_mandatory(name, config)
+    settings = OmegaConf.to_object(config)
+    _check_least(settings, "")
+    return settings
+
+
+def _check_mandatory(name: str, config: Any) -> None:
+    from omegaconf import OmegaConf
+
     if missing := sorted(str(each) for each in OmegaConf.missing_keys(config)):
         hint = f"; e.g. {_EXAMPLES[missing[0]]}" if missing[0] in _EXAMPLES else ""
         raise BadInput(f"{name} needs {', '.join(f'{each}=...' for each in missing)}{hint}")
-    return OmegaConf.to_object(config)
+
+
+def _check_least(settings: Any, prefix: str) -> None:
+    for each in fields(settings):
+        value, least = getattr(settings, each.name), each.metadata.get("least")
+        if is_dataclass(value):
+            _check_least(value, f"{prefix}{each.name}.")
+        elif least is not None and value is not None and value < least:
+            raise BadInput(f"{prefix}{each.name}={value} is too small; it must be at least {least}")
 
 
 _EXAMPLES = {
@@ -174,38 +195,53 @@ def _config_error(name: str, overrides: list[str], error: Exception) -> PixioErr
 
 
 def _sweep(name: str, arguments: list[str]) -> int:
-    """Run one job a combination, through Hydra's multirun and launchers; each job's `out` is its own folder."""
+    """Run one job a combination, through Hydra's multirun and launchers; return the worst exit status."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
-    _register()
     overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
-    plain = [each for each in overrides if not each.startswith(("hydra.", "hydra/", "+hydra", "-"))]
-    known = [key for key, _, _ in _keys(compose(name, [], complete=False), schemas.COMMANDS[name], "")]
-    for override in plain:
-        if override.split("=")[0].lstrip("+~") not in [*known, "policy"]:
-            _ = compose(name, [override])  # raises the message
+    compose(name, _first_job(overrides))  # to refuse in words what no job could run
+    debug = "debug=true" in overrides
     statuses: list[int] = []
 
     def job(config: DictConfig) -> None:
-        settings = OmegaConf.to_object(config)
-        if getattr(settings, "out", "absent") is None:
-            settings.out = HydraConfig.get().runtime.output_dir  # type: ignore[union-attr]
-        try:
-            statuses.append(_COMMANDS[name](settings))
-        except PixioError as error:
-            print(f"error: {HydraConfig.get().job.override_dirname}: {error}", file=sys.stderr)
-            statuses.append(1)
+        about = HydraConfig.get().job.override_dirname
+
+        def work() -> int:
+            settings = OmegaConf.to_object(config)
+            _check_least(settings, "")
+            return _COMMANDS[name](settings)
+
+        statuses.append(_in_words(work, debug, f"{about}: "))
+        if statuses[-1] == INTERRUPTED:
+            raise KeyboardInterrupt
 
     before = sys.argv
-    sys.argv = ["pixio-robot", "--multirun", "hydra.sweep.dir=multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}"]
-    sys.argv += ["hydra.sweep.subdir=${hydra.job.num}", *overrides]
+    sys.argv = ["pixio-robot", "--multirun", *overrides]
     try:
         hydra.main(config_path="pkg://pixio_robot.configs", config_name=name, version_base="1.3")(job)()
     finally:
         sys.argv = before
     return max(statuses, default=1)
+
+
+def _first_job(overrides: list[str]) -> list[str]:
+    """Return the overrides of a sweep's first job."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    first = []
+    for override in overrides:
+        if override.startswith("hydra"):
+            continue
+        try:
+            (parsed,) = OverridesParser.create().parse_overrides([override])
+        except OverrideParseException as error:
+            raise BadInput(f"{override!r} is not key=value or key=a,b,c") from error
+        value = next(iter(parsed.sweep_string_iterator())) if parsed.is_sweep_override() else None
+        first.append(override if value is None else f"{parsed.get_key_element()}={value}")
+    return first
 
 
 def _explain(error: OSError) -> str:

@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .envs.rendering import check_rendering
@@ -32,7 +33,7 @@ def examine(gl_only: bool = False) -> int:
         table.add_column(column, overflow="fold")
     colours = {"ok": "green", "missing": "yellow", "broken": "red"}
     for finding in findings:
-        table.add_row(finding.what, f"[{colours[finding.state]}]{finding.state}[/]", finding.detail)
+        table.add_row(finding.what, f"[{colours[finding.state]}]{finding.state}[/]", escape(finding.detail))
     console = Console()
     (console if console.is_terminal else Console(width=120)).print(table)
     return int(any(finding.state == "broken" for finding in findings))

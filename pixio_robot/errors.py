@@ -20,6 +20,10 @@ class MissingExtra(PixioError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs the extra {extra!r}: pip install 'pixio-robot[{extra}]'")
+        self._arguments = (what, extra)
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:  # it crosses from workers to their parent
+        return MissingExtra, self._arguments
 
 
 class RenderingUnavailable(PixioError):

@@ -41,3 +41,18 @@ def require_space(path: Path, size: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if free < 1.02 * size + 2**20:
         raise OSError(errno.ENOSPC, f"{size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free", str(path))
+
+
+def reserve(path: Path) -> None:
+    """Give a sparse file all its room on the disk, where the system can.
+
+    Raises:
+        OSError: with `errno.ENOSPC` if there is not enough.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error

@@ -1,7 +1,7 @@
 """Episode records and honest intervals. Everything a report says comes from these rows."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -59,6 +59,34 @@ def success_rate(outcomes: Iterable[bool]) -> Rate:
     outcomes = list(outcomes)
     interval = binomtest(sum(outcomes), len(outcomes)).proportion_ci(0.95, method="wilson")
     return Rate(sum(outcomes), len(outcomes), float(interval.low), float(interval.high))
+
+
+class PairedTest(NamedTuple):
+    """Two policies on the same episodes."""
+
+    only_first: int  # episodes in which only the first succeeds
+    only_second: int
+    p: float  # two-sided
+
+
+def paired_test(first: Sequence[EpisodeRecord], second: Sequence[EpisodeRecord], rule: str) -> PairedTest | None:
+    """Return McNemar's exact test (McNemar 1947) on episodes of equal seed and start; None if there are none.
+
+    Args:
+        rule: "last" or "any".
+    """
+    outcomes = {(row.seed, row.start): getattr(row, f"success_{rule}") for row in second}
+    pairs = [
+        (getattr(row, f"success_{rule}"), outcomes[row.seed, row.start])
+        for row in first
+        if (row.seed, row.start) in outcomes
+    ]
+    if not pairs:
+        return None
+    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
+    differing = only_first + only_second
+    p = float(binomtest(only_first, differing).pvalue) if differing else 1.0
+    return PairedTest(only_first, only_second, p)
 
 
 def read_episodes(path: Path) -> list[EpisodeRecord]:

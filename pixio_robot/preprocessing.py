@@ -22,6 +22,8 @@ class Preprocessing(NamedTuple):
     resize: str = "squash"  # "squash" to the size, or "crop": shorter side to the size, then the centre
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    shorter: int | None = None  # shorter side before the crop [px], where a margin is cut; None cuts none
+    interpolation: str = "bicubic"  # or "bilinear"; both antialiased
 
     @classmethod
     def from_arguments(cls, arguments: dict[str, Any]) -> "Preprocessing":
@@ -49,25 +51,26 @@ def preprocess(images: Tensor, preprocessing: Preprocessing = Preprocessing()) -
         raise BadInput(f"images must be uint8 (B, H, W, 3); got {images.dtype} {tuple(images.shape)}")
     if preprocessing.resize not in ("squash", "crop"):
         raise BadInput(f"no resize mode {preprocessing.resize!r}; there are: squash, crop")
-    height, width = preprocessing.size
-    values = images.permute(0, 3, 1, 2)
-    if values.shape[-2:] != (height, width):
-        values = _resized(values, height, width, preprocessing.resize)
+    if preprocessing.interpolation not in ("bicubic", "bilinear"):
+        raise BadInput(f"no interpolation {preprocessing.interpolation!r}; there are: bicubic, bilinear")
+    values = _resized(images.permute(0, 3, 1, 2), preprocessing)
     mean = torch.tensor(preprocessing.mean, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(preprocessing.std, device=images.device).view(1, 3, 1, 1)
     return (values.float() / 255 - mean) / std
 
 
-def _resized(values: Tensor, height: int, width: int, mode: str) -> Tensor:
+def _resized(values: Tensor, preprocessing: Preprocessing) -> Tensor:
+    height, width = preprocessing.size
     old_height, old_width = values.shape[-2:]
     target = (height, width)
-    if mode == "crop":
-        scale = max(height / old_height, width / old_width)
+    if preprocessing.resize == "crop":
+        margin = 1.0 if preprocessing.shorter is None else preprocessing.shorter / min(height, width)
+        scale = margin * max(height / old_height, width / old_width)
         target = (max(height, round(old_height * scale)), max(width, round(old_width * scale)))
-    values = values.float()
     for size in ((old_height, target[1]), target):  # the width first, as Pillow before 13; from 13 the cheaper pass
         if values.shape[-2:] != size:
-            values = F.interpolate(values, size=size, mode="bicubic", antialias=True, align_corners=False)
+            mode = preprocessing.interpolation
+            values = F.interpolate(values.float(), size=size, mode=mode, antialias=True, align_corners=False)
             values = values.round().clamp(0, 255)
     top, left = (target[0] - height) // 2, (target[1] - width) // 2
     return values[..., top : top + height, left : left + width]

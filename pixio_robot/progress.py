@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from time import perf_counter
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -31,16 +30,14 @@ class Bar:
 
 
 class Progress:
-    """Where stages report. `seconds` remembers how long each took, by name [s]."""
+    """Where stages report."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self.seconds: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Bar]:
         """Open a stage of `total` steps."""
-        started = perf_counter()
         if self.console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -53,4 +50,3 @@ class Progress:
                 yield Bar(name, total, rich)
         else:
             yield Bar(name, total, None)
-        self.seconds[name] = perf_counter() - started

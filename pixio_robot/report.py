@@ -20,7 +20,7 @@ from markupsafe import Markup
 from .curves import curve_panels, number
 from .errors import DataError
 from .files import replacing
-from .metrics import EpisodeRecord, Rate, read_episodes, success_rate
+from .metrics import EpisodeRecord, Rate, paired_test, read_episodes, success_rate
 from .video import filmstrip, read_video
 
 RULES = {"last": "at the last step", "any": "at any step"}
@@ -111,7 +111,7 @@ def write_report(run: Path) -> Path:
         headline=headline,
         rule=rule,
         rules={key: words for key, words in RULES.items() if any(key in policy.rates for policy in policies)},
-        comparison=_against_blind(policies, rule),
+        comparison=_against_blind(policies, rule, episodes),
         panels=curve_panels(run / "metrics.jsonl", headline.name if headline else ""),
         stages=_stages(result.get("stages") or {}),
         peak_memory_mb=result.get("peak_memory_mb"),
@@ -173,17 +173,25 @@ def _counted_policy(name: str, episodes: list[EpisodeRecord]) -> Policy:
     return Policy(name, rates, math.fsum(returns) / len(rows), sum(lengths) / len(rows))
 
 
-def _against_blind(policies: list[Policy], rule: str) -> str:
+def _against_blind(policies: list[Policy], rule: str, episodes: list[EpisodeRecord]) -> str:
     """Say in words whether the episodes tell the headline from the policy that sees nothing."""
     blind = next((policy for policy in policies[1:] if policy.name == "blind"), None)
     if blind is None or rule not in blind.rates or rule not in policies[0].rates:
         return ""
-    ours, theirs = policies[0].rates[rule], blind.rates[rule]
+    theirs = blind.rates[rule]
     fact = f"The blind policy, which sees no image, succeeds in {theirs.successes} of {theirs.trials}. "
-    if ours.low <= theirs.high and theirs.low <= ours.high:
-        return fact + "The two intervals overlap: these episodes cannot tell the two policies apart."
-    better, worse = ("better", "worse") if ours.value > theirs.value else ("worse", "better")
-    return fact + f"The two intervals do not overlap: {policies[0].name} does {better}, blind does {worse}."
+    ours = [row for row in episodes if row.policy == policies[0].name]
+    test = paired_test(ours, [row for row in episodes if row.policy == "blind"], rule)
+    if test is None:
+        return fact
+    pairs = (
+        f"On the same episodes, {policies[0].name} alone succeeds in {test.only_first}, blind alone in "
+        f"{test.only_second} (exact McNemar test, p = {test.p:.2g}): "
+    )
+    if test.p > 0.05:
+        return fact + pairs + "too few to tell the two policies apart."
+    better = policies[0].name if test.only_first > test.only_second else "blind"
+    return fact + pairs + f"{better} does better."
 
 
 def _stages(stages: dict[str, dict[str, Any]]) -> list[Stage]:

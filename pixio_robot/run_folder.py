@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import platform
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from typing import Any
 from .errors import DataError
 from .files import replacing
 
+log = logging.getLogger(__name__)
+
 _PACKAGES = ("pixio-robot", "torch", "numpy", "mujoco", "gymnasium", "metaworld", "h5py", "transformers")
 
 
@@ -22,14 +25,21 @@ def digest(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def settings_digest(command: Any) -> str:
-    """Return the digest of a command's settings, without those that say where and how to show results."""
+def settings_digest(command: Any, inputs: str = "") -> str:
+    """Return the digest of a command's settings and inputs, without what says where and how to show results."""
     ignored = {"out", "cache", "debug", "device", "envs", "workers"}
-    return digest({name: value for name, value in asdict(command).items() if name not in ignored})
+    settings = {name: value for name, value in asdict(command).items() if name not in ignored}
+    return digest(settings, inputs)
 
 
-def open_run(out: Path, command: Any) -> None:
+def open_run(out: Path, command: Any, inputs: str = "") -> None:
     """Make a run folder and write ``config.yaml`` and ``environment.json``.
+
+    When a later call goes on with the run under other versions or on another machine, ``environment.json`` stays that
+    of the first, and the later one is written beside it.
+
+    Args:
+        inputs: hash of files the run depends on; part of its identity.
 
     Raises:
         DataError: if the folder belongs to a run with other settings.
@@ -37,16 +47,21 @@ def open_run(out: Path, command: Any) -> None:
     from omegaconf import OmegaConf
 
     identity = out / "identity.json"
-    mine = {"command": type(command).__name__, "digest": settings_digest(command)}
+    mine = {"command": type(command).__name__, "digest": settings_digest(command, inputs)}
     if identity.is_file() and (theirs := json.loads(identity.read_text())) != mine:
         raise DataError(
-            f"{out} holds a {theirs['command']} run with other settings (see its config.yaml); choose another out= or "
-            "delete the folder"
+            f"{out} holds a {theirs['command']} run with other settings or inputs (see its config.yaml); "
+            "choose another out= or delete the folder"
         )
     write_json(identity, mine)
     with replacing(out / "config.yaml") as temporary:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(command)))
-    write_json(out / "environment.json", environment())
+    now, first = environment(), read_json(out / "environment.json")
+    if first and first != now:
+        log.warning("%s was begun in another environment; this one is written beside environment.json", out)
+        write_json(out / f"environment-{digest(now)}.json", now)
+    else:
+        write_json(out / "environment.json", now)
 
 
 def environment() -> dict[str, Any]:
@@ -120,19 +135,20 @@ class MetricsLog:
     Args:
         folder: the run folder.
         policy: the learner's name; a run folder may hold several.
-        keep_until: rows of later epochs, left by an interrupted run, are dropped.
+        epoch: rows of later epochs, left by an interrupted run, are dropped.
+        step: gradient steps at that epoch.
     """
 
-    def __init__(self, folder: Path, policy: str, keep_until: int) -> None:
+    def __init__(self, folder: Path, policy: str, epoch: int, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path, self.policy = folder / "metrics.jsonl", policy
         lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
         rows = [json.loads(line) for line in lines if line.endswith("\n")]  # a crash may cut the last one short
         with replacing(self.path) as temporary:
-            kept = [row for row in rows if row["policy"] != policy or row["epoch"] <= keep_until]
+            kept = [row for row in rows if row["policy"] != policy or row["epoch"] <= epoch]
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self._events = SummaryWriter(str(folder / "tensorboard" / policy))
+        self._events = SummaryWriter(str(folder / "tensorboard" / policy), purge_step=step + 1)
 
     def __enter__(self) -> "MetricsLog":
         return self

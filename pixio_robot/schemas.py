@@ -9,13 +9,15 @@ from typing import Any
 FUSIONS = ("mean", "concat", "first", "attention", "spatial")
 FRAMES = ("single", "stack", "flare")
 MISSING: Any = "???"  # Hydra's mark for a key without a default
+HELD_OUT_SEED = 10_000  # of the first evaluated episode; demonstrations count up from 0
 
 
-def key(default: Any, help: str) -> Any:
-    """Return a dataclass field with a line of help."""
+def key(default: Any, help: str, least: int | None = None) -> Any:
+    """Return a dataclass field with a line of help and the least value it may have."""
+    metadata = {"help": help, "least": least}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -25,7 +27,7 @@ class EmbeddingSettings:
     fusion: str = key("mean", f"how class or patch tokens are fused: {', '.join(FUSIONS)}")
     normed: bool = key(True, "use tokens after the encoder's final norm")
     frames: str = key("flare", f"how the frames of the history are fused: {', '.join(FRAMES)}")
-    history: int = key(3, "frames that stack and flare span [steps]")
+    history: int = key(3, "frames that stack and flare span [steps]", least=1)
     proprio: bool = key(True, "append proprioception")
 
 
@@ -60,15 +62,15 @@ class Collect:
     """Record demonstrations from a task's expert."""
 
     task: str = key(MISSING, "task, e.g. metaworld/drawer-open or toy/reach")
-    demos: int = key(25, "successful demonstrations for training")
-    valid: int = key(3, "further demonstrations held out for the validation curve")
-    first_seed: int = key(0, "seed of the first episode; they count up")
+    demos: int = key(25, "successful demonstrations for training", least=1)
+    valid: int = key(3, "further demonstrations held out for the validation curve", least=0)
+    first_seed: int = key(0, "seed of the first episode; they count up", least=0)
     render: str = key("benchmark", "render quality: benchmark, balanced, fast")
     depth: bool = key(False, "record depth too")
     cameras: list[str] = key([], "cameras; empty means the task's default")
     image_size: int = key(256, "side of the pictures [px]")
-    horizon: int | None = key(None, "steps of an episode; null means the task's own")
-    workers: int | None = key(None, "worker processes; null means one a core")
+    horizon: int | None = key(None, "steps of an episode; null means the task's own", least=1)
+    workers: int | None = key(None, "worker processes; null means one a core", least=1)
     out: str | None = key(None, "file to write; null means runs/demos/<task>-<demos>-<render>.hdf5")
     debug: bool = key(False, "show tracebacks")
 
@@ -81,7 +83,7 @@ class Embed(Hardware):
     encoder: str = key("random:ti:0", "encoder, as load_encoder takes it")
     normed: bool = key(True, "tokens after the encoder's final norm")
     patches: bool = key(False, "store patch tokens too (32 times the size)")
-    batch: int = key(32, "images an encoder call")
+    batch: int = key(32, "images an encoder call", least=1)
     cache: str = key("runs/cache", "folder of the token caches")
 
 
@@ -93,8 +95,8 @@ class TrainBC(Hardware):
     encoder: str = key("random:ti:0", "encoder, or none for a blind policy")
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
-    seed: int = key(0, "seed of initialisation and shuffling")
-    save_every: int = key(10, "epochs between resumable states")
+    seed: int = key(0, "seed of initialisation and shuffling", least=0)
+    save_every: int = key(10, "epochs between resumable states", least=1)
     cache: str = key("runs/cache", "folder of the token caches")
     out: str | None = key(None, "run folder; null means runs/train_bc/<digest of the settings>")
 
@@ -103,10 +105,10 @@ class TrainBC(Hardware):
 class Evaluate(Hardware):
     """Run a trained policy on a fixed list of held-out episodes."""
 
-    checkpoint: str = key(MISSING, "policy checkpoint, e.g. runs/.../checkpoints/last.safetensors")
-    episodes: int = key(25, "episodes")
-    first_seed: int = key(10_000, "seed of the first episode; demonstrations start from 0")
-    envs: int | None = key(None, "environments in parallel; null means twice the cores")
+    checkpoint: str = key(MISSING, "policy checkpoint, e.g. runs/.../checkpoints/bc/last.safetensors")
+    episodes: int = key(25, "episodes", least=1)
+    first_seed: int = key(HELD_OUT_SEED, "seed of the first episode; demonstrations start from 0", least=0)
+    envs: int | None = key(None, "environments in parallel; null means twice the cores", least=1)
     render: str | None = key(None, "render quality; null means the demonstrations'")
     videos: bool = key(True, "keep videos of the first success and the first failure")
     out: str | None = key(None, "run folder; null means runs/evaluate/<digest of the settings>")
@@ -117,16 +119,16 @@ class Quickstart(Hardware):
     """Demonstrations, cached tokens, behaviour cloning, evaluation, report: all of it on one task."""
 
     task: str = key("metaworld/drawer-open", "task, e.g. metaworld/hammer or toy/reach")
-    demos: int = key(25, "demonstrations for training")
-    valid: int = key(3, "demonstrations for the validation curve")
-    episodes: int = key(25, "held-out episodes")
-    horizon: int | None = key(200, "steps of an episode, at most; null means the task's own")
+    demos: int = key(25, "demonstrations for training", least=1)
+    valid: int = key(3, "demonstrations for the validation curve", least=0)
+    episodes: int = key(25, "held-out episodes", least=1)
+    horizon: int | None = key(200, "steps of an episode, at most; null means the task's own", least=1)
     render: str = key("fast", "render quality: benchmark, balanced, fast")
     encoder: str = key("random:ti:0", "encoder, as load_encoder takes it")
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
-    seed: int = key(0, "seed of the policies")
-    envs: int | None = key(None, "environments in parallel; null means twice the cores")
+    seed: int = key(0, "seed of the policies", least=0)
+    envs: int | None = key(None, "environments in parallel; null means twice the cores", least=1)
     cache: str = key("runs/cache", "folder of the token caches")
     out: str | None = key(None, "run folder; null means runs/quickstart/<task>-<digest of the settings>")
 

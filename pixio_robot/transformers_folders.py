@@ -156,11 +156,13 @@ def _to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
+PILLOW_BILINEAR = 2  # Pillow's number, as processor files write it
+
+
 def read_preprocessing(folder: Path, image_size: int | tuple[int, int]) -> Preprocessing:
     """Read ``preprocessor_config.json``; without one, ImageNet statistics at `image_size` [px].
 
-    Where the file cuts a margin (shorter side to 256, centre 224), the shorter side goes to the crop's size instead:
-    a gripper at the border of the image stays in it. Resampling is bicubic whatever the file says.
+    Resampling other than bilinear and bicubic becomes bicubic.
     """
     square = (image_size, image_size) if isinstance(image_size, int) else image_size
     path = folder / "preprocessor_config.json"
@@ -176,12 +178,16 @@ def read_preprocessing(folder: Path, image_size: int | tuple[int, int]) -> Prepr
             target = (int(size["height"]), int(size["width"])) if side is None else (int(side), int(side))
         else:
             target = square if size is None else (int(size), int(size))
+        whole = config.get("size")
+        edge = whole.get("shortest_edge") if isinstance(whole, dict) else whole
+        shorter = int(edge) if cuts and edge is not None and int(edge) > min(target) else None
         plain = config.get("do_normalize") is False
         mean = (0.0, 0.0, 0.0) if plain else _triple(config.get("image_mean") or IMAGENET_MEAN)
         std = (1.0, 1.0, 1.0) if plain else _triple(config.get("image_std") or IMAGENET_STD)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: size, image_mean or image_std cannot be understood ({error!r})") from error
-    return Preprocessing(target, mode, mean, std)
+    interpolation = "bilinear" if config.get("resample") == PILLOW_BILINEAR else "bicubic"
+    return Preprocessing(target, mode, mean, std, shorter, interpolation)
 
 
 def _triple(values: Any) -> tuple[float, float, float]:

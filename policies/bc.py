@@ -114,7 +114,7 @@ def train_bc(
     policy = new_policy(tokens, embedding, proprio, _width(demos, "actions"), settings, seed).to(device)
     embedder = policy.embedder
     data = bc_data(demos, cache, embedder)
-    training = dict(seed=seed, **asdict(settings), data=data.fingerprint, demos=len(demos.names), task=demos.task)
+    training = dict(seed=seed, **asdict(settings), data=data.fingerprint, task=demos.task, starts=demos.starts)
     folder = out / "checkpoints" / label
     last, best = folder / "last.safetensors", folder / "best.safetensors"
     optimizer = _optimizer(policy, settings, device)
@@ -126,7 +126,7 @@ def train_bc(
     one_thread = device.type == "cpu" and not embedder.trainable
     with (
         threads(1 if one_thread else torch.get_num_threads()),
-        MetricsLog(out, label, keep_until=state.epoch) as metrics,
+        MetricsLog(out, label, state.epoch, state.step) as metrics,
         (progress or Progress()).stage(f"train {label}", settings.epochs) as bar,
     ):
         bar.advance(state.epoch)
@@ -191,9 +191,14 @@ def _check(settings: PolicySettings) -> None:
     ):
         if name not in known:
             raise UnknownName(f"no {what} {name!r}; there are: {', '.join(known)}{closest(name, known)}")
-    for what, value in (("batch", settings.batch), ("epochs", settings.epochs)):
-        if value < (2 if what == "batch" else 1):
-            raise BadInput(f"policy.{what} is {value}; it must be at least {2 if what == 'batch' else 1}")
+    for what, value, least in (("batch", settings.batch, 2), ("epochs", settings.epochs, 1)):
+        if value < least:
+            raise BadInput(f"policy.{what} is {value}; it must be at least {least}")
+    if not 0 <= settings.dropout < 1 or settings.lr <= 0 or settings.weight_decay < 0:
+        raise BadInput(
+            f"policy.dropout={settings.dropout}, policy.lr={settings.lr}, policy.weight_decay={settings.weight_decay}: "
+            "dropout must be in [0, 1), the learning rate positive, weight decay not negative"
+        )
 
 
 def _width(demos: DemoSet, key: str) -> int:

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from ..backbones import Backbone
 from ..errors import DataError
-from ..files import require_space, sha256_of
+from ..files import require_space, reserve, sha256_of
 from ..hardware import autocast
 from ..progress import Progress
 from ..run_folder import digest, read_json, write_json
@@ -70,7 +71,7 @@ def token_cache(
         normed: tokens after the encoder's final norm.
         patches: store patch tokens too.
         precision: "fp32" or "bf16", how the encoder computes.
-        batch: images an encoder call; part of the cache's identity nowhere, the tokens agree to float16.
+        batch: images an encoder call; not part of the cache's identity.
 
     Raises:
         DataError: if a finished cache is damaged.
@@ -84,16 +85,21 @@ def token_cache(
         data=demos.sha256(),
         image_key=image_key,
     )
+    device, progress = device or torch.device("cpu"), progress or Progress()
     folder = root / digest(identity)
-    if folder.is_dir():
-        return open_cache(folder, identity)
-    partial = folder.with_suffix(".partial")
-    seconds = _fill(partial, backbone, demos, identity, device or torch.device("cpu"), batch, progress or Progress())
-    files = sorted(partial.glob("*.npy"))
-    manifest = {**identity, "encoder_name": backbone.name, "sha256": {file.name: sha256_of(file) for file in files}}
-    (partial / "progress.json").unlink()
-    write_json(partial / "manifest.json", manifest)
-    partial.rename(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # one process fills, others wait and find it filled
+        if folder.is_dir():
+            return open_cache(folder, identity)
+        partial = folder.with_suffix(".partial")
+        seconds = _fill(
+            partial, backbone, demos, identity, device or torch.device("cpu"), batch, progress or Progress()
+        )
+        files = sorted(partial.glob("*.npy"))
+        manifest = {**identity, "encoder_name": backbone.name, "sha256": {file.name: sha256_of(file) for file in files}}
+        (partial / "progress.json").unlink()
+        write_json(partial / "manifest.json", manifest)
+        partial.rename(folder)
     cache = open_cache(folder, identity)
     return TokenCache(cache.folder, cache.cls, cache.patches, cache.manifest, reused=False, seconds=seconds)
 
@@ -140,16 +146,17 @@ def _fill(
     if identity["patches"]:
         shapes["patches"] = (total, shape.grid[0] * shape.grid[1], shape.dim)
     partial.mkdir(parents=True, exist_ok=True)
-    if not (partial / "progress.json").is_file():
-        # writing to a memory map on a full disk ends the process, so ask for the room first
-        require_space(partial / "cls.npy", sum(2 * int(np.prod(each)) for each in shapes.values()))
     done = int(read_json(partial / "progress.json").get("rows", 0))
+    if not done:
+        require_space(partial / "cls.npy", sum(2 * int(np.prod(each)) for each in shapes.values()))
     arrays = {
         name: np.lib.format.open_memmap(
             partial / f"{name}.npy", mode="r+" if done else "w+", dtype=np.float16, shape=shape_
         )
         for name, shape_ in shapes.items()
     }
+    for name in arrays:
+        reserve(partial / f"{name}.npy")  # writing to a memory map on a full disk would end the process
     backbone.to(device)
     seconds = {"reading": 0.0, "encoding": 0.0}
     with progress.stage("encode", total) as bar:

@@ -29,7 +29,7 @@ class CollectReport:
     path: Path
     reused: bool
     attempts: int  # episodes run or found, failures among them
-    seconds: dict[str, float]  # rendering and physics, summed over workers [s]
+    seconds: dict[str, float]  # rendering, physics and storing, mean over workers [s]
 
 
 def collect(
@@ -62,29 +62,30 @@ def collect(
         return CollectReport(out, reused=True, attempts=wanted, seconds={})
     if {"rgb", "depth"} & set(request.observe):
         check_rendering()
+    cameras = _cameras(request)  # also the first to say that the request makes no sense
     parts = out.with_name(out.name + ".parts")
     _claim(parts, request)
+    workers = workers or default_width()
     progress = progress or Progress()
     seconds: dict[str, float] = {"rendering": 0.0, "physics": 0.0, "storing": 0.0}
     good: list[Path] = []
     attempts = 0
     with progress.stage(f"collect {request.task}", wanted) as bar:
         while len(good) < wanted:
-            seeds = range(first_seed + attempts, first_seed + attempts + wanted - len(good))
-            attempts += len(seeds)
-            if attempts > 20 and len(good) * 10 < attempts - wanted:
+            if attempts > 20 and len(good) * 10 < attempts:
                 raise DataError(
                     f"the expert of {request.task} succeeded in {len(good)} of {attempts} episodes; giving up"
                 )
+            seeds = range(first_seed + attempts, first_seed + attempts + max(wanted - len(good), 2))
+            attempts += len(seeds)
             record = partial(_record, request, parts)
-            for seed, spent in in_workers(record, seeds, workers or default_width()):
+            for seed, spent in in_workers(record, seeds, workers):
                 for key, value in spent.items():
-                    seconds[key] += value
+                    seconds[key] += value / min(workers, wanted)
                 path = _part(parts, seed)
-                if demo_outcome(path):
+                if demo_outcome(path) and len(good) < wanted:
                     good.append(path)
                     bar.advance(1)
-    cameras = _cameras(request)
     merge_demos(out, good[:demos], good[demos:], request, cameras, asked)
     shutil.rmtree(parts)
     if attempts > wanted:
@@ -104,6 +105,8 @@ def _cameras(request: EnvRequest) -> tuple[str, ...]:
 
 def _claim(parts: Path, request: EnvRequest) -> None:
     """Make the folder of parts, or accept one left by an interrupted collection with the same settings."""
+    for left in parts.glob(".*.tmp"):  # by a worker that was ended while it wrote
+        left.unlink()
     settings = parts / "request.json"
     text = json.dumps(asdict(request), sort_keys=True)
     if settings.is_file() and settings.read_text() != text:

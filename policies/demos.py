@@ -8,7 +8,7 @@ and ``obs/<camera>_image`` (T, H, W, 3) uint8, ``obs/<camera>_depth`` (T, H, W, 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +163,14 @@ class DemoSet:
 
     @property
     def request(self) -> EnvRequest:
-        """Return how the environment was made, to make it again."""
-        arguments = dict(self.environment["env_kwargs"])
+        """Return how the environment was made, to make it again.
+
+        Raises:
+            DataError: if another tool recorded the file.
+        """
+        arguments = dict(self.environment.get("env_kwargs") or {})
+        if set(arguments) != {each.name for each in fields(EnvRequest)}:
+            raise DataError(f"{self.path} was recorded by another tool; its environment cannot be made here")
         arguments["observe"] = tuple(arguments["observe"])
         arguments["cameras"] = tuple(arguments["cameras"])
         return EnvRequest(**arguments)

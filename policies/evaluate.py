@@ -166,7 +166,9 @@ class _Film:
             return
         if plan.index not in self._writers:
             self._writers[plan.index] = VideoWriter(self._path(plan.index), fps=30)
-        self._writers[plan.index].add(np.ascontiguousarray(observation["rgb"]))
+        image = observation["rgb"]
+        odd = image.shape[0] % 2  # H.264 wants even sides
+        self._writers[plan.index].add(np.pad(image, ((0, odd), (0, odd), (0, 0)), mode="edge"))
 
     def ended(self, result: EpisodeResult) -> str:
         """Keep or drop the video of an ended episode; return its path in the run folder, or ""."""

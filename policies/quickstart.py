@@ -18,7 +18,7 @@ from ..memory import PeakMemory
 from ..progress import Progress
 from ..report import write_report
 from ..run_folder import open_run, read_json, settings_digest, write_json
-from ..schemas import Quickstart
+from ..schemas import HELD_OUT_SEED, Quickstart
 from .bc import new_policy, train_bc
 from .cache import class_token_cosine
 from .collect import collect
@@ -27,12 +27,13 @@ from .evaluate import Evaluation, evaluate_expert
 from .runs import cache_for, check_held_out, evaluate_policy, load_backbone
 from .visuomotor import EncoderIdentity, load_policy
 
-HELD_OUT_SEED = 10_000  # demonstrations count up from 0
-
 
 @dataclass
 class Stages:
-    """How long each stage took and where its time went, summed over interrupted runs; kept in ``stages.json``."""
+    """How long each stage took and where its time went, summed over interrupted runs; kept in ``stages.json``.
+
+    What workers do side by side counts once, as their mean; what is in no share is start-up and waiting.
+    """
 
     path: Path
     times: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -54,15 +55,12 @@ class Stages:
             write_json(self.path, self.times)
 
     def summary(self) -> dict[str, Any]:
-        """Return seconds, whether this run reused it, and shares for each stage."""
+        """Return, for each stage, its seconds, whether this run reused it, and the shares of its time."""
         return {
             name: {
                 "seconds": round(entry["seconds"], 2),
                 "reused": entry["reused"],
-                "shares": {
-                    what: round(seconds / max(sum(entry["spent"].values()), 1e-9), 4)
-                    for what, seconds in entry["spent"].items()
-                },
+                "shares": {what: round(spent / entry["seconds"], 4) for what, spent in entry["spent"].items()},
             }
             for name, entry in self.times.items()
         }
@@ -90,7 +88,7 @@ def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> 
         spent |= collected.seconds
     demos = DemoSet(collected.path)
     plans = plan_episodes(request, command.episodes, HELD_OUT_SEED)
-    check_held_out(demos, plans)
+    check_held_out(demos.starts, plans)
 
     cache = None
     with stages.timed("encode") as spent:
@@ -123,14 +121,13 @@ def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> 
     evaluations: dict[str, Evaluation] = {}
     with stages.timed("evaluate") as spent:
         for name in names:
-            evaluations[name] = evaluate_policy(
-                load_policy(checkpoints[name]), backbone, request, plans, device, out, width, True, progress
-            )
-        evaluations["expert"] = evaluate_expert(request, plans, out, default_width(), progress)
-        for evaluation in evaluations.values():
+            policy = load_policy(checkpoints[name])
+            evaluation = evaluate_policy(policy, backbone, request, plans, device, out, width, True, progress)
             if evaluation.reused < len(plans):
                 for what, seconds in evaluation.seconds.items():
                     spent[what] = spent.get(what, 0.0) + seconds
+            evaluations[name] = evaluation
+        evaluations["expert"] = evaluate_expert(request, plans, out, default_width(), progress)
 
     weights = "none" if backbone is None else backbone.weights
     result_json = {

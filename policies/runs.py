@@ -1,5 +1,6 @@
 """What each command does, from its settings to its files. Reads downwards; the work is in the files it calls."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,17 +11,20 @@ from ..backbones import Backbone, load_encoder
 from ..envs.registry import EnvRequest
 from ..envs.rollout import EpisodePlan, default_width, plan_episodes
 from ..errors import DataError
+from ..files import sha256_of
 from ..hardware import choose_device, choose_precision
 from ..progress import Progress
 from ..report import write_report
 from ..run_folder import open_run, settings_digest, write_json
 from ..schemas import Collect, Embed, EmbeddingSettings, Evaluate, TrainBC
-from .bc import BCResult, train_bc
+from .bc import BCResult, new_policy, train_bc
 from .cache import TokenCache, token_cache
 from .collect import CollectReport, collect
 from .demos import DemoSet
 from .evaluate import Evaluation, Label, evaluate
 from .visuomotor import Agent, EncoderIdentity, LoadedPolicy, load_policy, load_policy_encoder
+
+log = logging.getLogger(__name__)
 
 
 def run_collect(command: Collect, progress: Progress) -> CollectReport:
@@ -59,6 +63,10 @@ def run_train_bc(command: TrainBC, progress: Progress) -> tuple[Path, BCResult]:
     out = Path(command.out or f"runs/train_bc/{settings_digest(command)}")
     demos = DemoSet(command.demos)
     backbone = load_backbone(command.encoder)
+    tokens = None if backbone is None else backbone.token_shape
+    log.info("%d demonstrations of %s", len(demos.names), demos.request.task)
+    proprio, actions = (int(demos.read(key).shape[1]) for key in ("proprio", "actions"))
+    new_policy(tokens, command.embedding, proprio, actions, command.policy, command.seed)  # refuses before the encoding
     open_run(out, command)
     precision = choose_precision(command.precision, device)
     cache = None
@@ -68,7 +76,7 @@ def run_train_bc(command: TrainBC, progress: Progress) -> tuple[Path, BCResult]:
         demos,
         cache,
         None if backbone is None else EncoderIdentity.of(backbone, precision),
-        None if backbone is None else backbone.token_shape,
+        tokens,
         embedding=command.embedding,
         settings=command.policy,
         seed=command.seed,
@@ -86,9 +94,11 @@ def run_evaluate(command: Evaluate, progress: Progress) -> tuple[Path, Evaluatio
     device = choose_device(command.device)
     loaded = load_policy(command.checkpoint)
     request = loaded.request if command.render is None else replace(loaded.request, render=command.render)
-    out = Path(command.out or f"runs/evaluate/{settings_digest(command)}")
-    open_run(out, command)
+    inputs = sha256_of(Path(command.checkpoint))
+    out = Path(command.out or f"runs/evaluate/{settings_digest(command, inputs)}")
     plans = plan_episodes(request, command.episodes, command.first_seed)
+    check_held_out(loaded.training["starts"], plans)
+    open_run(out, command, inputs)
     backbone = None if loaded.encoder is None else load_policy_encoder(loaded.encoder)
     evaluation = evaluate_policy(loaded, backbone, request, plans, device, out, command.envs, command.videos, progress)
     label = evaluation.rows[0]
@@ -163,14 +173,15 @@ def evaluate_policy(
     return evaluation
 
 
-def check_held_out(demos: DemoSet, plans: Sequence[EpisodePlan]) -> None:
+def check_held_out(starts: Sequence[str], plans: Sequence[EpisodePlan]) -> None:
     """Refuse to evaluate on starts that were trained on.
+
+    Args:
+        starts: digests of the demonstrations' starts.
 
     Raises:
         DataError: naming the seeds that are in both.
     """
-    known = set(demos.starts)
+    known = set(starts)
     if shared := [plan.seed for plan in plans if plan.start in known]:
-        raise DataError(
-            f"evaluation seeds {shared[:5]} start where demonstrations in {demos.path} start; choose others"
-        )
+        raise DataError(f"evaluation seeds {shared[:5]} start where demonstrations start; choose another first_seed=")

@@ -102,10 +102,10 @@ def load_policy(path: Path | str) -> LoadedPolicy:
 
 
 def load_policy_encoder(identity: EncoderIdentity) -> Backbone:
-    """Load the encoder a policy was trained on.
+    """Load the encoder a policy was trained on, with the preprocessing it was trained with.
 
     Raises:
-        CheckpointError: if the name now gives other weights or another preprocessing.
+        CheckpointError: if the name now gives other weights.
     """
     backbone = load_encoder(identity.name)
     if backbone.fingerprint() != identity.fingerprint:

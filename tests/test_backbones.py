@@ -469,7 +469,11 @@ def test_damaged_folders_are_refused(
             Preprocessing((32, 32), "squash", (0.5,) * 3, (0.5,) * 3),
         ),
         ({"size": {"shortest_edge": 48}}, Preprocessing((48, 48), "crop")),
-        ({"size": {"shortest_edge": 48}, "do_center_crop": True, "crop_size": 32}, Preprocessing((32, 32), "crop")),
+        (
+            {"size": {"shortest_edge": 48}, "do_center_crop": True, "crop_size": 32, "resample": 2},
+            Preprocessing((32, 32), "crop", shorter=48, interpolation="bilinear"),
+        ),
+        ({"size": 32, "do_center_crop": True, "crop_size": 32}, Preprocessing((32, 32), "crop")),
         (
             {"size": 48, "do_center_crop": False, "crop_size": 32, "do_normalize": False},
             Preprocessing((48, 48), "squash", (0.0,) * 3, (1.0,) * 3),

@@ -1,6 +1,7 @@
 """The token cache: found again by what made it, resumed, and never trusted when stale or damaged."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,24 @@ def test_an_interrupted_fill_goes_on_and_gives_the_same(
     assert sum(encoded) - before == 125 - 32, "progress is saved every 32 batches"
     assert np.abs(cache.cls.astype(float) - toy_cache.cls.astype(float)).max() < 4e-3
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_two_processes_fill_one_cache_once(
+    tmp_path: Path, tiny: Backbone, toy_demos: DemoSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second waits for the first and reuses what it made, whole."""
+    encoded: list[int] = []
+    original = caching.encode
+
+    def counting(backbone: Backbone, images: torch.Tensor, normed: bool, precision: str) -> Any:
+        encoded.append(len(images))
+        return original(backbone, images, normed, precision)
+
+    monkeypatch.setattr(caching, "encode", counting)
+    with ThreadPoolExecutor(2) as pool:
+        caches = list(pool.map(lambda _: token_cache(tmp_path, tiny, toy_demos), range(2)))
+    assert sum(encoded) == 125 and sorted(cache.reused for cache in caches) == [False, True]
+    assert bool((np.abs(caches[0].cls).sum((1, 2)) > 0).all())
 
 
 def test_damage_and_staleness_are_detected(tmp_path: Path, tiny: Backbone, toy_demos: DemoSet) -> None:

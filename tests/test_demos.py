@@ -1,6 +1,7 @@
 """Demonstrations: robomimic's layout, collection that resumes and does not depend on the number of workers."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,16 @@ def test_files_that_are_not_demonstrations_are_refused(tmp_path: Path) -> None:
     for name in ("text.hdf5", "other.hdf5"):
         with pytest.raises(DataError, match="not a demonstration file"):
             DemoSet(tmp_path / name)
+
+
+def test_files_of_other_tools_train_only_where_their_environment_can_be_made(tmp_path: Path, toy_file: Path) -> None:
+    shutil.copy(toy_file, tmp_path / "foreign.hdf5")
+    with h5py.File(tmp_path / "foreign.hdf5", "r+") as file:
+        file["data"].attrs["env_args"] = json.dumps({"env_name": "Lift", "type": 1, "env_kwargs": {"robots": "Panda"}})
+    demos = DemoSet(tmp_path / "foreign.hdf5")
+    assert demos.task == "Lift" and demos.read("actions").shape == (125, 3)
+    with pytest.raises(DataError, match="recorded by another tool"):
+        _ = demos.request
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:robomimic", "ignore::DeprecationWarning:torchvision")

@@ -1,6 +1,7 @@
 """Every task obeys the contract; rendering tells colours, metres and poses that agree; rollouts keep to their plan."""
 
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -129,6 +130,8 @@ def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "metaworld.env_dict", None)
     with pytest.raises(MissingExtra, match=r"pip install 'pixio-robot\[metaworld\]'"):
         make("metaworld/drawer-open")
+    error = pickle.loads(pickle.dumps(MissingExtra("metaworld/hammer", "metaworld")))
+    assert str(error).startswith("metaworld/hammer needs the extra"), "it crosses from a worker to its parent"
 
 
 def test_no_gl_context_is_said_in_words() -> None:

@@ -13,7 +13,7 @@ from pixio_robot.embedding import TokenShape
 from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.envs.rollout import plan_episodes
 from pixio_robot.errors import DataError
-from pixio_robot.metrics import EpisodeRecord, append_episode, read_episodes, success_rate
+from pixio_robot.metrics import EpisodeRecord, append_episode, paired_test, read_episodes, success_rate
 from pixio_robot.policies.bc import train_bc
 from pixio_robot.policies.cache import TokenCache
 from pixio_robot.policies.demos import DemoSet
@@ -112,9 +112,9 @@ def test_last_any_and_count_are_three_different_things(toy_request: EnvRequest, 
 
 
 def test_starts_that_were_trained_on_are_refused(toy_demos: DemoSet, toy_request: EnvRequest) -> None:
-    check_held_out(toy_demos, plan_episodes(toy_request, 3, first_seed=10_000))
+    check_held_out(toy_demos.starts, plan_episodes(toy_request, 3, first_seed=10_000))
     with pytest.raises(DataError, match=r"seeds \[3, 4\]"):
-        check_held_out(toy_demos, plan_episodes(toy_request, 5, first_seed=3))
+        check_held_out(toy_demos.starts, plan_episodes(toy_request, 5, first_seed=3))
 
 
 def test_an_agent_sees_live_what_it_was_trained_on(
@@ -156,6 +156,30 @@ def test_the_interval_is_wilson_s() -> None:
     half = z / (1 + z**2 / trials) * (p * (1 - p) / trials + z**2 / (4 * trials**2)) ** 0.5
     assert (rate.low, rate.high) == pytest.approx((centre - half, centre + half), abs=1e-9)
     assert success_rate([False] * 10).low == pytest.approx(0, abs=1e-12)
+
+
+def _rows(outcomes: list[bool], policy: str) -> list[EpisodeRecord]:
+    return [
+        EpisodeRecord("t", policy, "e", "random", "mean", "fast", i, i, f"start{i}", 0.0, outcome, outcome, 1, 25, 0.1)
+        for i, outcome in enumerate(outcomes)
+    ]
+
+
+def test_the_paired_test_is_mcnemar_s() -> None:
+    """24 against 17 of 25, every difference in favour of one: 2 / 2**7, though the intervals overlap."""
+    test = paired_test(_rows([True] * 24 + [False], "a"), _rows([True] * 17 + [False] * 8, "b"), "last")
+    assert test is not None and (test.only_first, test.only_second) == (7, 0)
+    assert test.p == pytest.approx(2 / 2**7)
+    same = paired_test(_rows([True, False], "a"), _rows([True, False], "b"), "any")
+    assert same is not None and same.p == 1.0
+    assert paired_test(_rows([True], "a"), [], "last") is None
+
+
+def test_odd_pictures_can_be_filmed(tmp_path: Path, toy_request: EnvRequest) -> None:
+    request = replace(toy_request, image_size=33, horizon=3)
+    still = np.zeros((1, 3), np.float32)
+    rows = evaluate(lambda *_: still, request, plan_episodes(request, 1, 0), Label("test"), tmp_path, width=1).rows
+    assert read_video(tmp_path / rows[0].video).shape == (3, 34, 34, 3)
 
 
 def test_records_survive_their_file(tmp_path: Path) -> None:

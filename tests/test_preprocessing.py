@@ -94,3 +94,18 @@ def test_preprocessing_survives_json() -> None:
 
     preprocessing = Preprocessing((224, 320), "crop", (0.5, 0.5, 0.5), (0.2, 0.3, 0.4))
     assert Preprocessing.from_arguments(json.loads(json.dumps(preprocessing._asdict()))) == preprocessing
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_margin_is_cut_as_pillow_would(interpolation: str) -> None:
+    """The shorter side to 256, then the centre 224, with the interpolation asked for."""
+    image_module = pytest.importorskip("PIL.Image")
+    pictures = torch.randint(0, 256, (1, 480, 480, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    settings = Preprocessing((224, 224), "crop", (0, 0, 0), (1, 1, 1), shorter=256, interpolation=interpolation)
+    ours = preprocess(pictures, settings)[0].permute(1, 2, 0) * 255
+    resample = getattr(image_module.Resampling, interpolation.upper())
+    resized = image_module.fromarray(pictures[0].numpy()).resize((256, 256), resample)
+    theirs = torch.tensor(list(resized.crop((16, 16, 240, 240)).tobytes())).view(224, 224, 3)
+    assert float((ours - theirs).abs().max()) <= 1.01
+    with pytest.raises(BadInput, match="bicubic, bilinear"):
+        preprocess(pictures, settings._replace(interpolation="nearest"))

@@ -254,7 +254,7 @@ def test_what_is_missing_is_left_out(run: Path, take: str, heading: str) -> None
 
 @pytest.mark.parametrize(
     ("blind", "words"),
-    [(8, "cannot tell the two policies apart"), (0, "bc does better, blind does worse"), (20, "bc does worse")],
+    [(8, "too few to tell the two policies apart"), (0, "bc does better"), (20, "blind does better")],
 )
 def test_the_blind_policy_is_compared_in_words(run: Path, blind: int, words: str) -> None:
     ours = [episode("bc", index, index < 10) for index in range(20)]
