@@ -156,11 +156,13 @@ def train_bc(
                 values["valid/loss"] = state.valid_loss
             metrics.write(epoch, state.step, values)
             bar.advance(1)
-            if not state.valid_loss >= state.best_loss:  # NaN, without a split, is always "better"
+            described = {**training, "epoch": epoch}
+            due = epoch % save_every == 0 or epoch == settings.epochs
+            if state.valid_loss < state.best_loss or (due and not len(data.valid)):
                 state.best_loss = state.valid_loss
-                policy.save(best, encoder, demos.request, {**training, "epoch": epoch}, state.step)
-            if epoch % save_every == 0 or epoch == settings.epochs:
-                policy.save(last, encoder, demos.request, {**training, "epoch": epoch}, state.step)
+                policy.save(best, encoder, demos.request, described, state.step)
+            if due:
+                policy.save(last, encoder, demos.request, described, state.step)
                 state.save(policy, optimizer)
     return BCResult(last, best, state.train_loss, state.valid_loss, reused=False, seconds=seconds)
 
