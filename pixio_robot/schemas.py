@@ -83,7 +83,7 @@ class Embed(Hardware):
     encoder: str = key("random:ti:0", "encoder, as load_encoder takes it")
     normed: bool = key(True, "tokens after the encoder's final norm")
     patches: bool = key(False, "store patch tokens too (32 times the size)")
-    batch: int = key(32, "images an encoder call", least=1)
+    batch: int | None = key(None, "images an encoder call; null means 8 on a CPU, 128 elsewhere", least=1)
     cache: str = key("runs/cache", "folder of the token caches")
 
 
