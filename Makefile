@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 APT := apt-get install -y --no-install-recommends
-MESA := libegl1 libegl-mesa0 libgl1-mesa-dri
+LIBRARIES := libegl1 libegl-mesa0 libgl1-mesa-dri libgl1 libglib2.0-0 libxcb1
 
 .PHONY: setup demo test check format wheel extras bench
 
-setup: $(VENV)/ready  ## make .venv, install, check that pictures can be rendered
+setup: $(VENV)/ready  ## make .venv, install, check the system's libraries
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
@@ -19,9 +19,9 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) -e '.[metaworld,hf,dev]'
-	@$(BIN)/pixio-robot doctor gl_only=true || { \
-	  if [ "$$(id -u)" = 0 ]; then apt-get update -q && $(APT) $(MESA) && $(BIN)/pixio-robot doctor gl_only=true; \
-	  else echo "run: sudo $(APT) $(MESA)"; exit 1; fi; }
+	@$(BIN)/pixio-robot doctor system_only=true || { \
+	  if [ "$$(id -u)" = 0 ]; then apt-get update -q && $(APT) $(LIBRARIES) && $(BIN)/pixio-robot doctor system_only=true; \
+	  else echo "run: sudo $(APT) $(LIBRARIES)"; exit 1; fi; }
 	@touch $@
 
 demo: setup  ## demonstrations, tokens, policy, evaluation, report on MetaWorld's drawer-open

@@ -317,7 +317,7 @@ def _report(command: schemas.Report) -> int:
 def _doctor(command: schemas.Doctor) -> int:
     from .doctor import examine
 
-    return examine(command.gl_only)
+    return examine(command.system_only)
 
 
 _COMMANDS: dict[str, Callable[[Any], int]] = {

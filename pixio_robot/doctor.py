@@ -14,6 +14,8 @@ from rich.table import Table
 from .envs.rendering import check_rendering
 from .errors import RenderingUnavailable
 
+OPENCV_PACKAGES = "libgl1 libglib2.0-0 libxcb1"
+
 
 class Finding(NamedTuple):
     """One line of the examination."""
@@ -23,10 +25,14 @@ class Finding(NamedTuple):
     detail: str
 
 
-def examine(gl_only: bool = False) -> int:
-    """Print the findings; return 1 if something that is installed is broken, else 0."""
-    findings = [_rendering()]
-    if not gl_only:
+def examine(system_only: bool = False) -> int:
+    """Print the findings; return 1 if something that is installed is broken, else 0.
+
+    Args:
+        system_only: look only at what the operating system must provide.
+    """
+    findings = [_rendering(), _opencv()]
+    if not system_only:
         findings = [_python(), _torch(), *findings, *_extras(), *_conflicts()]
     table = Table(title="pixio-robot doctor")
     for column in Finding._fields:
@@ -55,6 +61,12 @@ def _rendering() -> Finding:
     except RenderingUnavailable as error:
         return Finding("rendering", "broken", str(error))
     return Finding("rendering", "ok", f"MUJOCO_GL={os.environ.get('MUJOCO_GL', '(unset)')}")
+
+
+def _opencv() -> Finding:
+    if reason := _import_error("cv2"):
+        return Finding("opencv", "broken", f"{reason}; on Debian or Ubuntu: apt-get install -y {OPENCV_PACKAGES}")
+    return Finding("opencv", "ok", metadata.version("opencv-python"))
 
 
 def _python() -> Finding:

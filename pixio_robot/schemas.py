@@ -145,7 +145,7 @@ class Report:
 class Doctor:
     """Say what is installed, which GL and GPU there are, what conflicts, and how to mend it."""
 
-    gl_only: bool = key(False, "only check that pictures can be rendered")
+    system_only: bool = key(False, "only check what the operating system must provide")
     debug: bool = key(False, "show tracebacks")
 
 

@@ -91,8 +91,8 @@ def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> 
     check_held_out(demos.starts, plans)
 
     cache = None
-    with stages.timed("encode") as spent:
-        if backbone is not None:
+    if backbone is not None:
+        with stages.timed("encode") as spent:
             cache = cache_for(backbone, demos, command.embedding, Path(command.cache), device, precision, progress)
             spent |= cache.seconds
 

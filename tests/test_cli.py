@@ -300,5 +300,5 @@ def test_doctor_says_how_to_mend_rendering(capsys: pytest.CaptureFixture[str], m
         raise RenderingUnavailable("no OpenGL context; apt-get install libegl1")
 
     monkeypatch.setattr(doctor, "check_rendering", broken)
-    status, out, _ = _run(capsys, "doctor", "gl_only=true")
+    status, out, _ = _run(capsys, "doctor", "system_only=true")
     assert status == 1 and "apt-get install libegl1" in out
