@@ -54,7 +54,8 @@ extras:  ## into the environment `wheel` left: install every extra and run the t
 
 bench: setup  ## side-by-side timings against peers; writes benchmarks/README.md
 	$(PIP) -e '.[metaworld,hf,robomimic]'
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/pixio-robot quickstart
+	$(BIN)/python benchmarks/run.py --quickstart "$$(ls -td runs/quickstart/metaworld-drawer-open-* | head -n 1)"
 
 # Runs tests of this checkout in a folder that holds nothing but them: $(call elsewhere,ENVIRONMENT,TESTS)
 define elsewhere

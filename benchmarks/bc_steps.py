@@ -71,8 +71,7 @@ def _measure(folder: Path) -> Section:
         "thread, no validation. What differs: our head normalises its input by batch, which costs us; theirs ends in a "
         "tanh; their loop computes two more losses and logs every step. A turn is "
         f"{ours.steps} steps of ours, {THEIR_STEPS} of theirs. 'With all its files' charges us with reading "
-        "demonstrations and tokens, fusing, metrics and checkpoints (without a validation split the best policy is "
-        "written in every epoch), and robomimic with its steps alone."
+        "demonstrations and tokens, fusing, metrics and checkpoints, and robomimic with its steps alone."
     )
     return Section("Behaviour cloning", how, rows=cells(comparisons, per_second), notes=notes)
 

@@ -70,9 +70,9 @@ def measure() -> Section:
     )
     total = steps * (PAIRS + 1)
     notes = [
-        "Milliseconds an environment step, by what they go to. Workers draw at the same time and wait for a core, so "
-        "their rendering and physics add up to more than the clock shows. Drawing overlaps with drawing but not with "
-        "encoding, which needs the pictures first: the gain ends where the cores are busy or encoding fills the clock.",
+        "Milliseconds an environment step, by what they go to. Rendering and physics of workers that "
+        "run side by side count once, as their mean. Drawing overlaps with drawing but not with encoding, which needs "
+        "the pictures first: the gain ends where the cores are busy or encoding fills the clock.",
         "\n".join(
             [
                 _spent("one environment", {**env.seconds, **one.seconds}, clocks["theirs"], total, cores),

@@ -28,8 +28,8 @@ def measure(run: Path) -> Section:
     rows.append(("all", f"{total:.0f} s", "100%", _listed({what: time / total for what, time in work.items()})))
     how = (
         f"One quickstart run, {result['title']}, encoder {result['encoder']}, pictures of quality "
-        f"{result['render']!r}, peak memory {result['peak_memory_mb']} MB. Shares are of the measured work: workers "
-        "count together, and starting processes, videos and files are in the seconds but in no share."
+        f"{result['render']!r}, peak memory {result['peak_memory_mb']} MB. What workers do side by side counts "
+        "once, as their mean; starting processes, videos and files are in the seconds but in no share."
     )
     return Section("Stages of a quickstart run", how, ("stage", "time", "of the run", "work"), rows)
 

@@ -10,11 +10,12 @@ import h5py
 import numpy as np
 import pytest
 
+from pixio_robot.embedding import frame_indices
 from pixio_robot.envs.registry import EnvRequest, make
 from pixio_robot.errors import BadInput, DataError
 from pixio_robot.policies import collect as collecting
 from pixio_robot.policies.collect import collect
-from pixio_robot.policies.demos import DemoSet
+from pixio_robot.policies.demos import Demo, DemoSet, merge_demos, write_demo
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -68,6 +69,33 @@ def test_reading_back(toy_demos: DemoSet, toy_request: EnvRequest) -> None:
     assert np.array_equal(everything[33:], later)
     with pytest.raises(DataError, match="it has: front_image, proprio"):
         next(toy_demos.batches("depth", 0, 1))
+
+
+def test_demonstrations_of_unequal_lengths(tmp_path: Path) -> None:
+    """Every frame is found once, and no history reaches into the demonstration before."""
+    lengths = (3, 5, 1)
+    for index, length in enumerate(lengths):
+        frames = np.full((length, 16, 16, 3), index, np.uint8)
+        demo = Demo(
+            observations={"front_image": frames, "proprio": np.full((length, 2), index, np.float32)},
+            actions=np.zeros((length, 2), np.float32),
+            rewards=np.zeros(length),
+            success=np.ones(length, bool),
+            states=np.zeros((length, 1)),
+            seed=index,
+            start=str(index),
+            cameras={},
+        )
+        write_demo(tmp_path / f"{index}.hdf5", demo)
+    parts = [tmp_path / f"{index}.hdf5" for index in range(3)]
+    merge_demos(tmp_path / "all.hdf5", parts[:2], parts[2:], EnvRequest("toy/reach"), ("front",), {})
+    demos = DemoSet(tmp_path / "all.hdf5")
+    assert demos.lengths.tolist() == [3, 5, 1] and demos.rows("valid").tolist() == [8]
+    assert demos.frame_starts.tolist() == [0, 0, 0, 3, 3, 3, 3, 3, 8]
+    owner = np.concatenate([batch[:, 0, 0, 0] for batch in demos.batches("rgb", 0, 2)])
+    assert owner.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 2]
+    history = frame_indices(demos.frame_starts, 3)
+    assert (owner[history] == owner[:, None]).all()
 
 
 def test_workers_do_not_change_the_result(tmp_path: Path, toy_request: EnvRequest) -> None:
