@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -101,7 +102,9 @@ class BatchRollout:
         if kind is None:
             spent = self._envs.get_attr("seconds")
             self.seconds = {key: sum(each[key] for each in spent) / self.width for key in spent[0]}
-        self._envs.close(terminate=kind is not None)
+        with warnings.catch_warnings():  # it warns of the step that an interruption left pending
+            warnings.simplefilter("ignore")
+            self._envs.close(terminate=kind is not None)
 
     def run(
         self,

@@ -267,7 +267,14 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_run_goes_on(kept_parts:
     """At once, while workers still import, and later, while they record."""
     command = [sys.executable, "-m", "pixio_robot", "collect", "task=toy/reach", "out=d.hdf5", "render=fast"]
     command += ["demos=12" if kept_parts else "demos=3", "horizon=25"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=tmp_path)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     parts = tmp_path / "d.hdf5.parts"
     deadline = time.time() + 60
     while not (parts.is_dir() and len(list(parts.glob("seed_*.hdf5"))) >= kept_parts) and time.time() < deadline:
