@@ -197,6 +197,7 @@ def test_robomimic_reads_it(toy_file: Path) -> None:
         obs_keys=("front_image", "proprio"),
         dataset_keys=("actions", "rewards", "dones"),
         hdf5_cache_mode="low_dim",
+        load_next_obs=False,  # as robomimic's own BC configuration has it
         filter_by_attribute="train",
     )
     assert len(dataset) == 100
