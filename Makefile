@@ -50,7 +50,7 @@ wheel: setup  ## build the wheel; run the fast tests on it in a bare environment
 extras:  ## into the environment `wheel` left: install every extra and run the tests that need them
 	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls dist/*.whl)[all]"
 	.venv-wheel/bin/python -m pip check
-	$(call elsewhere,.venv-wheel,tests/test_extras.py tests/test_backbones.py tests/test_demos.py)
+	$(call elsewhere,.venv-wheel,tests/test_extras.py tests/test_backbones.py tests/test_baselines.py tests/test_demos.py)
 
 bench: setup  ## side-by-side timings against peers; writes benchmarks/README.md
 	$(PIP) -e '.[metaworld,hf,robomimic]'
