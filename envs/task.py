@@ -76,7 +76,7 @@ class Task(abc.ABC):
 
 
 class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
-    """A task behind the gymnasium contract that `contract.py` states.
+    """A task behind the gymnasium contract that `contract.py` states. `registry.make` builds it and holds the defaults.
 
     An ended episode stays ended: further steps return the last observation, reward 0 and truncated, at no cost, so
     that environments which finish early can wait in a batch.
@@ -96,12 +96,13 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self,
         task: Task,
         name: str,
-        observe: Sequence[str] = ("rgb", "proprio"),
-        cameras: Sequence[str] = (),
-        image_size: int = 256,
-        render: str = "benchmark",
-        horizon: int | None = None,
-        render_mode: str | None = None,
+        *,
+        observe: Sequence[str],
+        cameras: Sequence[str],
+        image_size: int,
+        render: str,
+        horizon: int | None,
+        render_mode: str | None,
     ) -> None:
         if unknown := [key for key in observe if key not in MODALITIES]:
             raise UnknownName(f"cannot observe {unknown}; there are: {', '.join(MODALITIES)}")
