@@ -37,7 +37,8 @@ class VideoWriter:
         self._container = av.open(str(self._place.__enter__()), "w", format="mp4", options={"movflags": "+faststart"})
         self._stream = self._container.add_stream("libx264", rate=Fraction(float(fps)).limit_denominator(1000))
         self._stream.pix_fmt = "yuv420p"
-        self._stream.options = {"crf": "23", "preset": "veryfast"}
+        # x264's macroblock tree reads memory it never set, so its choices, and the bytes, would differ from run to run
+        self._stream.options = {"crf": "23", "preset": "veryfast", "mbtree": "0"}
         self._stream.codec_context.thread_count = 1  # simulators share the cores; one thread also repeats byte for byte
         self._open = True
 
