@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from . import schemas
-from .errors import BadInput, PixioError, UnknownName, closest
+from .errors import BadInput, PixioError, Stopped, UnknownName, closest
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
@@ -34,6 +34,9 @@ def _in_words(work: Callable[[], int], debug: bool, about: str = "") -> int:
     """Return what `work` returns, or the exit status of what went wrong, said in words."""
     try:
         return work()
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal  # as shells have it
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return INTERRUPTED
@@ -92,8 +95,9 @@ def command_help(name: str) -> str:
     rows = list(_keys(values, schemas.COMMANDS[name], ""))
     width = max(len(f"{key}={value}") for key, value, _ in rows)
     lines += [f"  {f'{key}={value}':<{width}}  {text}" for key, value, text in rows]
-    if any(key.startswith("policy.") for key, _, _ in rows):
-        lines += ["", "Groups: policy=cortexbench (default), policy=small"]
+    for group, options in _groups(name).items():
+        default, *others = options
+        lines += ["", f"Groups: {group}={default} (default)" + "".join(f", {group}={each}" for each in others)]
     return "\n".join(lines)
 
 
@@ -106,6 +110,29 @@ def _keys(values: Any, schema: type, prefix: str) -> Any:
         else:
             shown = {None: "null", True: "true", False: "false"}.get(value) if _is_constant(value) else value
             yield f"{prefix}{each.name}", shown, each.metadata.get("help", "")
+
+
+def _groups(name: str) -> dict[str, list[str]]:
+    """Return the config groups of a command and their options, the default first."""
+    from importlib import resources
+
+    from omegaconf import OmegaConf
+
+    folder = resources.files("pixio_robot.configs")
+    entries: Any = OmegaConf.to_container(OmegaConf.create(folder.joinpath(f"{name}.yaml").read_text()))
+    defaults = {
+        str(group): option
+        for each in entries["defaults"]
+        if not isinstance(each, str)
+        for group, option in each.items()
+    }
+    options = {
+        group: sorted(file.name.removesuffix(".yaml") for file in folder.joinpath(group).iterdir())
+        for group in defaults
+    }
+    return {
+        group: [defaults[group], *(each for each in options[group] if each != defaults[group])] for group in options
+    }
 
 
 def _is_constant(value: Any) -> bool:
@@ -169,6 +196,7 @@ _EXAMPLES = {
     "demos": "demos=runs/demos/toy-reach-25-fast.hdf5 (made by: pixio-robot collect)",
     "checkpoint": "checkpoint=runs/train_bc/.../checkpoints/bc/last.safetensors",
     "run": "run=runs/quickstart/...",
+    "images": "images=photos (a folder of images, shards or videos) or images=procedural",
 }
 
 
@@ -186,7 +214,7 @@ def _config_error(name: str, overrides: list[str], error: Exception) -> PixioErr
     known = [key for key, _, _ in _keys(compose(name, [], complete=False), schemas.COMMANDS[name], "")]
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
-        if key not in known and key != "policy" and not any(each.startswith(f"{key}.") for each in known):
+        if key not in known and key not in _groups(name) and not any(each.startswith(f"{key}.") for each in known):
             return UnknownName(f"{name} has no key {key!r}{closest(key, known)}; it has: {', '.join(known)}")
     lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
     where = next((line.removeprefix("full_key: ") + ": " for line in lines if line.startswith("full_key: ")), "")
@@ -305,6 +333,24 @@ def _evaluate(command: schemas.Evaluate) -> int:
     return 0
 
 
+def _pretrain(command: schemas.Pretrain) -> int:
+    from .pretrain.parallel import is_first_process
+    from .pretrain.runs import run_plan, run_pretrain
+    from .progress import Progress
+    from .tables import print_plan
+
+    if command.plan:
+        cost = run_plan(command)
+        print_plan(cost.rows, cost.assumptions)
+        return 0
+    out, result = run_pretrain(command, Progress())
+    if is_first_process():
+        loss = result.numbers["valid/loss"]
+        print(f"{result.encoder}: held-out loss {loss:.4f} after {result.position.samples} images")
+        print(f"{out / 'report.html'}: curves and reconstructions; load it with encoder={result.encoder}")
+    return 0
+
+
 def _report(command: schemas.Report) -> int:
     from pathlib import Path
 
@@ -326,6 +372,7 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "embed": _embed,
     "train_bc": _train_bc,
     "evaluate": _evaluate,
+    "pretrain": _pretrain,
     "report": _report,
     "doctor": _doctor,
 }

@@ -63,7 +63,10 @@ def curve_panels(path: Path, headline: str) -> list[Panel]:
         colour = list(COLOURS)[names.index(policy) % 3]
         steps = sorted(values)
         curve = Curve(policy, tag, steps, [values[step] for step in steps], colour, tag.startswith("train/"))
-        panels.setdefault(tag.rpartition("/")[2], []).append(curve)
+        panel = panels.setdefault(tag.rpartition("/")[2], [])
+        if len(names) == 1 and not curve.dashed:  # nothing else tells one learner's curves apart
+            curve = curve._replace(colour=list(COLOURS)[sum(not each.dashed for each in panel) % 3])
+        panel.append(curve)
     return [Panel(title, _draw(title, curves), curves) for title, curves in panels.items()]
 
 

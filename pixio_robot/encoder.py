@@ -5,12 +5,14 @@ Parameter names are those of the official checkpoints, so official files load st
 Shapes: B batch, K class tokens, N patches, V visible patches, L = K + N or K + V, D width.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .errors import BadInput, UnknownName, closest
 
@@ -51,24 +53,31 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """``x + Attn(LN(x))`` then ``x + MLP(LN(x))``; training drops a residual per sample with rate `drop_path`."""
+    """``x + Attn(LN(x))`` then ``x + MLP(LN(x))``; training drops a residual per sample with rate `drop_path`.
+
+    `recompute` trades time for memory: activations inside are computed again in the backward pass.
+    """
 
     def __init__(self, dim: int, heads: int, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.drop_path = drop_path
+        self.drops, self.recompute = drop_path > 0, False
+        self.keep = torch.tensor(1.0 - drop_path, device="cpu")  # a tensor, so that blocks compile to one program
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim)
 
     def _drop(self, residual: Tensor) -> Tensor:
-        if not self.training or self.drop_path == 0.0:
+        if not (self.training and self.drops):
             return residual
-        keep = 1.0 - self.drop_path
-        mask = residual.new_empty(residual.shape[0], 1, 1).bernoulli_(keep)
-        return residual * mask / keep
+        return residual * (torch.rand(residual.shape[0], 1, 1, device=residual.device) < self.keep) / self.keep
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._residuals, x, use_reentrant=False)
+        return self._residuals(x)
+
+    def _residuals(self, x: Tensor) -> Tensor:
         x = x + self._drop(self.attn(self.norm1(x)))
         return x + self._drop(self.mlp(self.norm2(x)))
 
@@ -80,8 +89,59 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(3, dim, kernel_size=patch, stride=patch)
 
-    def forward(self, pixels: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, N, D)
-        return self.proj(pixels).flatten(2).transpose(1, 2)
+    def forward(self, pixels: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Embed all patches of (B, 3, H, W), or only the `visible` (B, V), which costs the others nothing."""
+        if visible is None:
+            return self.proj(pixels).flatten(2).transpose(1, 2)
+        chosen = patches_of(pixels, self.proj.kernel_size[0], visible).flatten(2)
+        return F.linear(chosen, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def patches_of(pixels: Tensor, patch: int, indices: Tensor) -> Tensor:
+    """Cut patches out of images.
+
+    Args:
+        pixels: (B, 3, H, W), both sides multiples of `patch`.
+        patch: side P of a patch [px].
+        indices: (B, V) row-major indices of the patches wanted.
+
+    Returns:
+        (B, V, 3, P, P).
+    """
+    batch, channels, height, width = pixels.shape
+    rows, columns = height // patch, width // patch
+    grid = pixels.view(batch, channels, rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
+    return grid[torch.arange(batch, device=pixels.device).unsqueeze(1), indices // columns, indices % columns]
+
+
+@torch.no_grad()
+def initialise_layers(module: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Draw every Linear Xavier-uniform with zero bias and reset every LayerNorm inside `module`."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight, generator=generator)
+            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.LayerNorm):
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
+def resized_positions(table: Tensor, cls_tokens: int, rows: int, columns: int) -> Tensor:
+    """Return a position table for another grid, (1, K + rows * columns, D).
+
+    The patch part is resized bicubically in fp32 (align_corners false, no antialias); class tokens keep theirs.
+
+    Args:
+        table: (1, K + side * side, D), made for a square grid.
+    """
+    count, dim = table.shape[1] - cls_tokens, table.shape[2]
+    side = math.isqrt(count)
+    if (rows, columns) == (side, side):
+        return table
+    cls, patches = table.split([cls_tokens, count], dim=1)
+    square = patches.reshape(1, side, side, dim).permute(0, 3, 1, 2).float()
+    resized = F.interpolate(square, size=(rows, columns), mode="bicubic", align_corners=False)
+    return torch.cat([cls, resized.permute(0, 2, 3, 1).reshape(1, rows * columns, dim).to(cls.dtype)], dim=1)
 
 
 # width, depth, heads; b to 5b are the published sizes (arXiv 2512.15715, table 8), ti and s the ViT convention
@@ -169,25 +229,11 @@ class PixioEncoder(nn.Module):
         assert bias is not None
         bound = (3 * self.patch**2) ** -0.5  # PyTorch's default for a convolution's bias
         nn.init.uniform_(bias, -bound, bound, generator=generator)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight, generator=generator)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
+        initialise_layers(self, generator)
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """Return the position table for a grid of `rows` x `columns` patches, (1, K + rows * columns, D).
-
-        The patch part is resized bicubically in fp32 (align_corners false, no antialias); class tokens keep theirs.
-        """
-        if (rows, columns) == (self.grid, self.grid):
-            return self.pos_embed
-        cls, patches = self.pos_embed.split([self.cls_tokens, self.grid**2], dim=1)
-        table = patches.reshape(1, self.grid, self.grid, self.dim).permute(0, 3, 1, 2).float()
-        table = F.interpolate(table, size=(rows, columns), mode="bicubic", align_corners=False)
-        return torch.cat([cls, table.permute(0, 2, 3, 1).reshape(1, rows * columns, self.dim).to(cls.dtype)], dim=1)
+        """Return the position table for a grid of `rows` x `columns` patches, (1, K + rows * columns, D)."""
+        return resized_positions(self.pos_embed, self.cls_tokens, rows, columns)
 
     @overload
     def forward(
@@ -224,9 +270,10 @@ class PixioEncoder(nn.Module):
         if blocks is not None and (bad := [i for i in blocks if not 0 <= i < len(self.blocks)]):
             raise BadInput(f"blocks {bad} do not exist; the encoder has blocks 0 to {len(self.blocks) - 1}")
         positions = self.positions(height // self.patch, width // self.patch)
-        patches = self.patch_embed(pixels) + positions[:, self.cls_tokens :]
+        places = positions[:, self.cls_tokens :]
         if visible is not None:
-            patches = patches.gather(1, visible.unsqueeze(-1).expand(-1, -1, self.dim))
+            places = F.embedding(visible, places[0])
+        patches = self.patch_embed(pixels, visible) + places
         cls = (self.cls_token + positions[:, : self.cls_tokens]).expand(patches.shape[0], -1, -1)
         x = torch.cat([cls, patches], dim=1)
         outputs: dict[int, Tokens] = {}

@@ -42,6 +42,18 @@ class DataError(PixioError):
     """A dataset or token cache that is missing, damaged, or does not fit the request."""
 
 
+class Unreadable(DataError):
+    """One image whose bytes are no whole picture; others of the same set may be fine."""
+
+
+class Stopped(PixioError):
+    """A run ended early because it was asked to, after it had saved what it needs to go on."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for a near miss, else an empty string.
 

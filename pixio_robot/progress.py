@@ -12,7 +12,8 @@ from rich.progress import Progress as RichProgress
 class Bar:
     """One stage under way."""
 
-    def __init__(self, name: str, total: int, rich: RichProgress | None) -> None:
+    def __init__(self, name: str, total: int, rich: RichProgress | None, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._name, self._total, self._rich = name, total, rich
         self._done, self._tenth = 0, 0
         self._task: TaskID | None = rich.add_task(name, total=total) if rich else None
@@ -24,7 +25,7 @@ class Bar:
             self._rich.advance(self._task, steps)
             return
         tenth = 10 * self._done // max(self._total, 1)
-        if tenth > self._tenth:  # at most ten lines a stage
+        if tenth > self._tenth and not self._quiet:  # at most ten lines a stage
             self._tenth = tenth
             print(f"{self._name}: {self._done}/{self._total}", file=sys.stderr, flush=True)
 
@@ -34,6 +35,11 @@ class Progress:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
+
+    @classmethod
+    def silent(cls) -> "Progress":
+        """Return one that shows nothing, for all but the first of several processes."""
+        return cls(Console(quiet=True))
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Bar]:
@@ -49,4 +55,4 @@ class Progress:
             with RichProgress(*columns, console=self.console) as rich:
                 yield Bar(name, total, rich)
         else:
-            yield Bar(name, total, None)
+            yield Bar(name, total, None, self.console.quiet)

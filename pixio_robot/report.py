@@ -94,6 +94,7 @@ def write_report(run: Path) -> Path:
         for key in ("encoder", "weights", "fusion", "render")
     }
     facts["frames"] = result.get("frames", "")
+    facts |= result.get("facts") or {}
     clips = _clips(run, episodes, rule)
     config = run / "config.yaml"
     environment = jinja2.Environment(
@@ -112,6 +113,8 @@ def write_report(run: Path) -> Path:
         rule=rule,
         rules={key: words for key, words in RULES.items() if any(key in policy.rates for policy in policies)},
         comparison=_against_blind(policies, rule, episodes),
+        numbers=result.get("numbers") or {},
+        pictures=_pictures(run, result.get("pictures") or []),
         panels=curve_panels(run / "metrics.jsonl", headline.name if headline else ""),
         stages=_stages(result.get("stages") or {}),
         peak_memory_mb=result.get("peak_memory_mb"),
@@ -221,6 +224,12 @@ def _clips(run: Path, episodes: list[EpisodeRecord], rule: str) -> list[Clip]:
                 clips.append(Clip(row, outcome, f"video-{outcome}", video, _strip(path)))
                 break
     return clips
+
+
+def _pictures(run: Path, listed: list[dict[str, str]]) -> list[tuple[str, Markup]]:
+    """Return captions and data URIs of the pictures that are there."""
+    paths = [(each["caption"], run / each["file"]) for each in listed]
+    return [(caption, _data_uri("image/png", path.read_bytes())) for caption, path in paths if path.is_file()]
 
 
 def _video(run: Path, row: EpisodeRecord) -> Path | None:

@@ -6,7 +6,7 @@ import logging
 import platform
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -26,10 +26,14 @@ def digest(*values: Any) -> str:
 
 
 def settings_digest(command: Any, inputs: str = "") -> str:
-    """Return the digest of a command's settings and inputs, without what says where and how to show results."""
-    ignored = {"out", "cache", "debug", "device", "envs", "workers"}
-    settings = {name: value for name, value in asdict(command).items() if name not in ignored}
-    return digest(settings, inputs)
+    """Return the digest of a command's settings and inputs, without those it may change when it goes on."""
+    return digest(binding_settings(command), inputs)
+
+
+def binding_settings(command: Any) -> dict[str, Any]:
+    """Return the settings that make a run what it is."""
+    free = {each.name for each in fields(command) if each.metadata.get("free")}
+    return {name: value for name, value in asdict(command).items() if name not in free}
 
 
 def open_run(out: Path, command: Any, inputs: str = "") -> None:
@@ -42,7 +46,7 @@ def open_run(out: Path, command: Any, inputs: str = "") -> None:
         inputs: hash of files the run depends on; part of its identity.
 
     Raises:
-        DataError: if the folder belongs to a run with other settings.
+        DataError: if the folder belongs to a run with other settings, naming them.
     """
     from omegaconf import OmegaConf
 
@@ -50,7 +54,7 @@ def open_run(out: Path, command: Any, inputs: str = "") -> None:
     mine = {"command": type(command).__name__, "digest": settings_digest(command, inputs)}
     if identity.is_file() and (theirs := json.loads(identity.read_text())) != mine:
         raise DataError(
-            f"{out} holds a {theirs['command']} run with other settings or inputs (see its config.yaml); "
+            f"{out} holds a {theirs['command']} run with {_difference(out / 'config.yaml', command)}; "
             "choose another out= or delete the folder"
         )
     write_json(identity, mine)
@@ -62,6 +66,20 @@ def open_run(out: Path, command: Any, inputs: str = "") -> None:
         write_json(out / f"environment-{digest(now)}.json", now)
     else:
         write_json(out / "environment.json", now)
+
+
+def _difference(config: Path, command: Any) -> str:
+    """Say which settings of an earlier run differ from those of `command`."""
+    from omegaconf import OmegaConf
+
+    theirs = OmegaConf.to_container(OmegaConf.load(config)) if config.is_file() else {}
+    assert isinstance(theirs, dict)
+    changed = [
+        f"{name} {theirs[name]!r} instead of {value!r}"
+        for name, value in binding_settings(command).items()
+        if name in theirs and theirs[name] != value
+    ]
+    return ", ".join(changed) or "other settings or inputs (see its config.yaml)"
 
 
 def environment() -> dict[str, Any]:
@@ -135,18 +153,17 @@ class MetricsLog:
     Args:
         folder: the run folder.
         policy: the learner's name; a run folder may hold several.
-        epoch: rows of later epochs, left by an interrupted run, are dropped.
-        step: gradient steps at that epoch.
+        step: rows of later steps, left by an interrupted run, are dropped.
     """
 
-    def __init__(self, folder: Path, policy: str, epoch: int, step: int) -> None:
+    def __init__(self, folder: Path, policy: str, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path, self.policy = folder / "metrics.jsonl", policy
         lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
         rows = [json.loads(line) for line in lines if line.endswith("\n")]  # a crash may cut the last one short
         with replacing(self.path) as temporary:
-            kept = [row for row in rows if row["policy"] != policy or row["epoch"] <= epoch]
+            kept = [row for row in rows if row["policy"] != policy or row["step"] <= step]
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._events = SummaryWriter(str(folder / "tensorboard" / policy), purge_step=step + 1)
 
@@ -156,7 +173,12 @@ class MetricsLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._events.close()
 
-    def write(self, epoch: int, step: int, values: dict[str, float]) -> None:
+    def rows(self) -> list[dict[str, Any]]:
+        """Return this learner's rows so far."""
+        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
+        return [row for row in rows if row["policy"] == self.policy]
+
+    def write(self, epoch: float, step: int, values: dict[str, float]) -> None:
         """Add one row; tags are like ``train/loss``."""
         with self.path.open("a") as file:
             file.write(json.dumps({"policy": self.policy, "epoch": epoch, "step": step, **values}) + "\n")

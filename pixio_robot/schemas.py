@@ -12,9 +12,16 @@ MISSING: Any = "???"  # Hydra's mark for a key without a default
 HELD_OUT_SEED = 10_000  # of the first evaluated episode; demonstrations count up from 0
 
 
-def key(default: Any, help: str, least: int | None = None) -> Any:
-    """Return a dataclass field with a line of help and the least value it may have."""
-    metadata = {"help": help, "least": least}
+def key(default: Any, help: str, least: int | None = None, free: bool = False) -> Any:
+    """Return a dataclass field.
+
+    Args:
+        default: its value, or `MISSING`.
+        help: a line for ``--help``.
+        least: the least value it may have.
+        free: it says where, how fast or how to show; a run may go on with another value.
+    """
+    metadata = {"help": help, "least": least, "free": free}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -52,9 +59,9 @@ class PolicySettings:
 class Hardware:
     """Where and how exactly numbers are computed."""
 
-    device: str = key("auto", "auto, cpu, cuda, mps")
+    device: str = key("auto", "auto, cpu, cuda, mps", free=True)
     precision: str = key("auto", "auto, fp32, bf16 (autocast); auto is bf16 on CUDA devices that have it")
-    debug: bool = key(False, "show tracebacks")
+    debug: bool = key(False, "show tracebacks", free=True)
 
 
 @dataclass
@@ -70,9 +77,9 @@ class Collect:
     cameras: list[str] = key([], "cameras; empty means the task's default")
     image_size: int = key(256, "side of the pictures [px]")
     horizon: int | None = key(None, "steps of an episode; null means the task's own", least=1)
-    workers: int | None = key(None, "worker processes; null means one a core", least=1)
-    out: str | None = key(None, "file to write; null means runs/demos/<task>-<demos>-<render>.hdf5")
-    debug: bool = key(False, "show tracebacks")
+    workers: int | None = key(None, "worker processes; null means one a core", least=1, free=True)
+    out: str | None = key(None, "file to write; null means runs/demos/<task>-<demos>-<render>.hdf5", free=True)
+    debug: bool = key(False, "show tracebacks", free=True)
 
 
 @dataclass
@@ -84,7 +91,7 @@ class Embed(Hardware):
     normed: bool = key(True, "tokens after the encoder's final norm")
     patches: bool = key(False, "store patch tokens too (32 times the size)")
     batch: int | None = key(None, "images an encoder call; null means 8 on a CPU, 128 elsewhere", least=1)
-    cache: str = key("runs/cache", "folder of the token caches")
+    cache: str = key("runs/cache", "folder of the token caches", free=True)
 
 
 @dataclass
@@ -97,8 +104,8 @@ class TrainBC(Hardware):
     policy: PolicySettings = field(default_factory=PolicySettings)
     seed: int = key(0, "seed of initialisation and shuffling", least=0)
     save_every: int = key(10, "epochs between resumable states", least=1)
-    cache: str = key("runs/cache", "folder of the token caches")
-    out: str | None = key(None, "run folder; null means runs/train_bc/<digest of the settings>")
+    cache: str = key("runs/cache", "folder of the token caches", free=True)
+    out: str | None = key(None, "run folder; null means runs/train_bc/<digest of the settings>", free=True)
 
 
 @dataclass
@@ -108,10 +115,10 @@ class Evaluate(Hardware):
     checkpoint: str = key(MISSING, "policy checkpoint, e.g. runs/.../checkpoints/bc/last.safetensors")
     episodes: int = key(25, "episodes", least=1)
     first_seed: int = key(HELD_OUT_SEED, "seed of the first episode; demonstrations start from 0", least=0)
-    envs: int | None = key(None, "environments in parallel; null means twice the cores", least=1)
+    envs: int | None = key(None, "environments in parallel; null means twice the cores", least=1, free=True)
     render: str | None = key(None, "render quality; null means the demonstrations'")
     videos: bool = key(True, "keep videos of the first success and the first failure")
-    out: str | None = key(None, "run folder; null means runs/evaluate/<digest of the settings>")
+    out: str | None = key(None, "run folder; null means runs/evaluate/<digest of the settings>", free=True)
 
 
 @dataclass
@@ -128,9 +135,67 @@ class Quickstart(Hardware):
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
     seed: int = key(0, "seed of the policies", least=0)
-    envs: int | None = key(None, "environments in parallel; null means twice the cores", least=1)
-    cache: str = key("runs/cache", "folder of the token caches")
-    out: str | None = key(None, "run folder; null means runs/quickstart/<task>-<digest of the settings>")
+    envs: int | None = key(None, "environments in parallel; null means twice the cores", least=1, free=True)
+    cache: str = key("runs/cache", "folder of the token caches", free=True)
+    out: str | None = key(None, "run folder; null means runs/quickstart/<task>-<digest of the settings>", free=True)
+
+
+@dataclass
+class Pretrain(Hardware):
+    """Train an encoder by masked reconstruction of images."""
+
+    images: Any = key(MISSING, "folder or file of images, tar shards, HDF5, videos or recordings; or a list of them")
+    held_out: int = key(256, "images kept out of training, for the loss on fixed masks", least=1)
+    encoder: str = key("ti", "size: ti, s, b, l, h, 1b, 5b, or WIDTHxDEPTHxHEADS")
+    decoder: str = key("auto", "ti, s, b, reference, mae, or WIDTHxDEPTHxHEADS; auto goes with the encoder")
+    patch: int = key(16, "side of a patch [px]", least=1)
+    image_size: int = key(256, "side of the training crops [px]", least=1)
+    cls_tokens: int = key(8, "class tokens", least=1)
+    drop_path: float = key(0.0, "stochastic depth rate of the last encoder block")
+    positions: str = key("sincos", "first position tables: sincos (shorter plateau), normal (as published)")
+    mask_ratio: float = key(0.75, "share of patches to hide")
+    mask_block: int = key(4, "side of the blocks that are hidden together [patches]", least=1)
+    norm_pixels: bool = key(True, "normalise each target patch")
+    crop_scale: list[float] = key([0.2, 1.0], "least and greatest share of an image's area in a crop")
+    flip: bool = key(False, "mirror half of the crops")
+    shuffle_block: int | None = key(
+        None, "images that lie together and are visited together; null shuffles all", least=1
+    )
+    batch: int = key(256, "images a step, over all processes", least=1)
+    micro_batch: int | None = key(None, "images a forward pass and process; null means all at once", least=1, free=True)
+    steps: int | None = key(None, "optimiser steps; or set epochs", least=1)
+    epochs: float | None = key(None, "passes over the training images; or set steps")
+    lr: float | None = key(None, "highest learning rate, absolute; or set base_lr")
+    base_lr: float | None = key(None, "highest learning rate for 256 images a step; times batch / 256")
+    warmup: float = key(0.1, "share of the steps in which the learning rate rises")
+    weight_decay: float = key(0.05, "AdamW weight decay, not on biases and norms")
+    beta1: float = key(0.9, "AdamW decay of the gradient's mean")
+    beta2: float = key(0.95, "AdamW decay of the gradient's square")
+    clip: float | None = key(None, "largest gradient norm; null means no clipping")
+    abort_after: int = key(3, "non-finite steps in a row that end the run", least=1)
+    seed: int = key(0, "seed of weights, order, crops and masks", least=0)
+    parallel: str = key("auto", "under torchrun: ddp, fsdp, hsdp; auto is ddp below 1e9 parameters", free=True)
+    compile: bool = key(False, "torch.compile each block", free=True)
+    recompute: str = key(
+        "none", "blocks whose activations are computed twice to save memory: none, decoder, all", free=True
+    )
+    workers: int = key(
+        1, "processes that read images, for each training process; 0 reads in the training process", least=0, free=True
+    )
+    cache: str = key("runs/cache", "folder of the image indexes", free=True)
+    log_every: int = key(20, "steps between rows of metrics.jsonl", least=1, free=True)
+    valid_every: int = key(200, "steps between held-out losses and feature statistics", least=1, free=True)
+    picture_every: int = key(500, "steps between pictures of reconstructions", least=1, free=True)
+    save_every: int = key(500, "steps between checkpoints", least=1, free=True)
+    keep_last: int = key(2, "newest checkpoints to keep", least=1, free=True)
+    keep_every: int | None = key(None, "also keep checkpoints of steps divisible by this", least=1, free=True)
+    wandb: str | None = key(None, "Weights & Biases project; null means none", free=True)
+    plan: bool = key(False, "only print what the settings would cost", free=True)
+    plan_device: str = key(
+        "here", "device to plan for: here, " + ", ".join(("h100", "h200", "a100", "l40s", "rtx4090")), free=True
+    )
+    plan_devices: int = key(1, "number of them", least=1, free=True)
+    out: str | None = key(None, "run folder; null means runs/pretrain/<digest of the settings>", free=True)
 
 
 @dataclass
@@ -138,7 +203,7 @@ class Report:
     """Write a run folder's report.html again."""
 
     run: str = key(MISSING, "run folder")
-    debug: bool = key(False, "show tracebacks")
+    debug: bool = key(False, "show tracebacks", free=True)
 
 
 @dataclass
@@ -146,7 +211,7 @@ class Doctor:
     """Say what is installed, which GL and GPU there are, what conflicts, and how to mend it."""
 
     system_only: bool = key(False, "only check what the operating system must provide")
-    debug: bool = key(False, "show tracebacks")
+    debug: bool = key(False, "show tracebacks", free=True)
 
 
 COMMANDS: dict[str, type] = {
@@ -155,6 +220,7 @@ COMMANDS: dict[str, type] = {
     "embed": Embed,
     "train_bc": TrainBC,
     "evaluate": Evaluate,
+    "pretrain": Pretrain,
     "report": Report,
     "doctor": Doctor,
 }

@@ -1,5 +1,6 @@
 """The tables that end a command, for the terminal."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,18 @@ def print_evaluation(out: Path, row: EpisodeRecord, summary: dict[str, Any]) -> 
     table.add_row("render quality", row.render)
     table.add_row("report", str(out / "report.html"))
     _console().print(table)
+
+
+def print_plan(rows: Sequence[tuple[str, str]], assumptions: Sequence[str]) -> None:
+    """Print what a run would cost and what that takes for granted."""
+    table = Table(title="what these settings would cost", show_header=False)
+    for what, amount in rows:
+        table.add_row(what, amount)
+    console = _console()
+    console.print(table)
+    console.print("assumptions:")
+    for each in assumptions:
+        console.print(f"- {each}")
 
 
 def _rate(values: dict[str, float]) -> str:

@@ -126,7 +126,7 @@ def train_bc(
     one_thread = device.type == "cpu" and not embedder.trainable
     with (
         threads(1 if one_thread else torch.get_num_threads()),
-        MetricsLog(out, label, state.epoch, state.step) as metrics,
+        MetricsLog(out, label, state.step) as metrics,
         (progress or Progress()).stage(f"train {label}", settings.epochs) as bar,
     ):
         bar.advance(state.epoch)

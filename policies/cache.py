@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from .. import token_statistics
 from ..backbones import Backbone
 from ..errors import DataError
 from ..files import require_space, reserve, sha256_of
@@ -126,9 +127,7 @@ def open_cache(folder: Path, identity: dict[str, Any]) -> TokenCache:
 def class_token_cosine(cache: TokenCache, frames: int = 512) -> list[list[float]]:
     """Return the mean cosine between the class tokens of a frame, (K, K), over evenly spaced frames of the cache."""
     rows = np.linspace(0, len(cache.cls) - 1, min(frames, len(cache.cls))).astype(int)
-    tokens = cache.cls[rows].astype(np.float32)
-    tokens /= np.linalg.norm(tokens, axis=-1, keepdims=True)
-    return np.einsum("fkd,fld->kl", tokens, tokens / len(tokens)).round(4).tolist()
+    return token_statistics.class_token_cosine(cache.cls[rows]).round(4).tolist()
 
 
 def _fill(

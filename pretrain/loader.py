@@ -1,0 +1,232 @@
+"""Batches for training: what step k holds depends on the seed and k alone, never on workers, ranks or a restart.
+
+A run's samples are numbered from 0 by one counter, the position. Which image a position gets, how it is cropped and
+which noise makes its mask are functions of the position, so that going on with a run takes one integer.
+
+Shapes: B batch, H height, W width, M mask blocks.
+"""
+
+import json
+import logging
+import signal
+from collections.abc import Iterable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import BadInput, DataError, PixioError, Unreadable
+from .crops import Cropping, center_crop, random_crop
+from .image_set import ImageSet
+from .order import Order, Split
+
+log = logging.getLogger(__name__)
+
+_ATTEMPTS = 16  # images tried for one sample before the set counts as broken
+_CROP, _MASK, _HELD_OUT_MASK, _REPLACEMENT = 1, 2, 3, 4  # streams of randomness of one sample
+_SHOWN = 5  # unreadable images that are logged one by one
+
+
+class Batch(NamedTuple):
+    """Samples of one rank."""
+
+    images: Tensor  # (B, H, W, 3) uint8, cropped
+    mask_noise: Tensor  # (B, M) float32 in [0, 1): each sample's own
+    indices: Tensor  # (B,) int64, the images that were used
+    unreadable: list[tuple[str, str]]  # name and reason of images that could not be
+
+
+def train_batches(
+    images: ImageSet,
+    split: Split,
+    order: Order,
+    *,
+    seed: int,
+    size: tuple[int, int],
+    blocks: int,
+    batch: int,
+    start: int = 0,
+    micro: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    cropping: Cropping = Cropping(),
+) -> Iterator[Batch]:
+    """Yield micro-batches of one rank without end.
+
+    Args:
+        images: the set.
+        split: which of them are trained on.
+        order: in which order; of length `split.training`.
+        seed: of crops and masks.
+        size: height and width of the crops [px].
+        blocks: M, numbers of noise a sample.
+        batch: samples of a step, over all ranks.
+        start: the position to begin at; a run that made k steps goes on at ``k * batch``.
+        micro: samples of a yielded batch; None is a rank's whole share of a step.
+        rank, world: which slice of each step is ours.
+        workers: processes that read and crop; 0 does it in this one.
+        cropping: the range of crops.
+
+    Raises:
+        BadInput: if ranks or micro-batches do not divide the batch, or the order does not fit the split.
+        DataError: if 16 images in a row cannot be read for one sample.
+    """
+    share = batch // world
+    micro = share if micro is None else micro
+    if batch < 1 or batch % world or micro < 1 or share % micro or not 0 <= rank < world or start < 0:
+        raise BadInput(
+            f"a batch of {batch} cannot be cut into {world} ranks' micro-batches of {micro} (rank {rank}, start "
+            f"{start}); the batch must be a multiple of ranks x micro-batch"
+        )
+    if order.length != split.training:
+        raise BadInput(f"the order is of {order.length} images, the split trains on {split.training}")
+    samples = _Samples(images, split, order, seed % 2**63, size, blocks, cropping)
+    return _batches(samples, _positions(start, batch, share, micro, rank), workers)
+
+
+def _batches(samples: "_Samples", positions: Iterable[np.ndarray], workers: int) -> Iterator[Batch]:
+    loader: DataLoader[Any] = DataLoader(
+        samples,
+        batch_size=None,  # an item is a whole micro-batch
+        sampler=positions,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_begin_worker if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+    for item in loader:
+        if isinstance(item, PixioError):  # torch would wrap it in a traceback
+            raise item
+        yield item._replace(
+            unreadable=[(name, reason) for name, reason in item.unreadable]
+        )  # pinning makes lists of it
+
+
+def _positions(start: int, batch: int, share: int, micro: int, rank: int) -> Iterator[np.ndarray]:
+    for step in count():
+        begin = start + step * batch + rank * share
+        for first in range(begin, begin + share, micro):
+            yield np.arange(first, first + micro)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _begin_worker(number: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group, they are the parent's to handle
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+class _Samples(Dataset[Batch | PixioError]):
+    """Makes the samples of given positions."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        split: Split,
+        order: Order,
+        seed: int,
+        size: tuple[int, int],
+        blocks: int,
+        cropping: Cropping,
+    ) -> None:
+        self._images, self._split, self._order = images, split, order
+        self._seed, self._size, self._blocks, self._cropping = seed, size, blocks, cropping
+
+    def __getitem__(self, positions: np.ndarray) -> Batch | PixioError:
+        crops = np.empty((len(positions), *self._size, 3), np.uint8)
+        noise = np.empty((len(positions), self._blocks), np.float32)
+        indices = self._split.index(self._order.at(positions))
+        unreadable: list[tuple[str, str]] = []
+        try:
+            for row, position in enumerate(positions.tolist()):
+                crops[row], indices[row] = self._crop(position, int(indices[row]), unreadable)
+                noise[row] = self._generator(_MASK, position).random(self._blocks, np.float32)
+        except PixioError as error:
+            return error
+        return Batch(torch.from_numpy(crops), torch.from_numpy(noise), torch.from_numpy(indices), unreadable)
+
+    def _crop(self, position: int, index: int, unreadable: list[tuple[str, str]]) -> tuple[np.ndarray, int]:
+        for attempt in range(_ATTEMPTS):
+            try:
+                generator = self._generator(_CROP, position)
+                return random_crop(self._images.read(index), self._size, generator, self._cropping), index
+            except (Unreadable, OSError) as error:
+                unreadable.append((self._images.name(index), str(error)))
+            other = self._generator(_REPLACEMENT, position, attempt).integers(self._split.training, size=1)
+            index = int(self._split.index(other)[0])
+        last = "; ".join(f"{name}: {reason}" for name, reason in unreadable[-3:])
+        raise DataError(f"{_ATTEMPTS} images in a row cannot be read; the last: {last}. Check the images' disk")
+
+    def _generator(self, stream: int, *parts: int) -> np.random.Generator:
+        return np.random.default_rng([self._seed, stream, *parts])
+
+
+def held_out_batch(images: ImageSet, split: Split, *, seed: int, size: tuple[int, int], blocks: int) -> Batch:
+    """Return all images that the held-out loss is measured on: central crops, each with its own fixed noise.
+
+    Args:
+        images: the set.
+        split: which of them are evaluated; those that cannot be read are left out and named.
+        seed: of the masks.
+        size: height and width of the crops [px].
+        blocks: M, numbers of noise an image.
+
+    Raises:
+        DataError: if none can be read.
+    """
+    crops, noise, indices = [], [], []
+    unreadable: list[tuple[str, str]] = []
+    for index in split.evaluated.tolist():
+        try:
+            crops.append(center_crop(images.read(index), size))
+        except (Unreadable, OSError) as error:
+            unreadable.append((images.name(index), str(error)))
+            continue
+        generator = np.random.default_rng([seed % 2**63, _HELD_OUT_MASK, index])
+        noise.append(generator.random(blocks, np.float32))
+        indices.append(index)
+    if unreadable and not indices:
+        name, reason = unreadable[-1]
+        raise DataError(f"none of {len(unreadable)} held-out images can be read; the last: {name}: {reason}")
+    return Batch(
+        torch.from_numpy(np.stack(crops) if crops else np.zeros((0, *size, 3), np.uint8)),
+        torch.from_numpy(np.stack(noise) if noise else np.zeros((0, blocks), np.float32)),
+        torch.tensor(indices, dtype=torch.int64),
+        unreadable,
+    )
+
+
+class UnreadableLog:
+    """``unreadable.jsonl`` of a run: each image that could not be used once, over all its restarts."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        self._names = {json.loads(line)["name"] for line in lines if line.endswith("\n")}
+
+    @property
+    def count(self) -> int:
+        """Return how many images could not be used."""
+        return len(self._names)
+
+    def add(self, unreadable: Iterable[tuple[str, str]]) -> None:
+        """Write down names and reasons that are new."""
+        for name, reason in unreadable:
+            if name in self._names:
+                continue
+            self._names.add(name)
+            with self._path.open("a") as file:
+                file.write(json.dumps({"name": name, "reason": reason}) + "\n")
+            if self.count <= _SHOWN:
+                further = f"; further ones only in {self._path}" if self.count == _SHOWN else ""
+                log.warning("replaced by another image: %s: %s%s", name, reason, further)

@@ -1,0 +1,125 @@
+"""Masked reconstruction: the encoder sees a quarter of an image, the decoder predicts the rest.
+
+Shapes: B batch, N patches, V visible and M hidden ones, P = 3 * patch^2 numbers of a patch (row, column, channel).
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..encoder import PixioEncoder, patches_of
+from ..errors import BadInput
+from .decoder import PixelDecoder, sincos_positions_
+from .masking import PatchMask
+
+EPSILON = 1e-6  # on the variance of a patch (He et al. 2021)
+
+
+class Reconstruction(NamedTuple):
+    """What the autoencoder makes of a batch."""
+
+    loss: Tensor  # () fp32, mean over the hidden patches of the batch
+    prediction: Tensor  # (B, N, P); normalised patch by patch where the target is
+    per_image_loss: Tensor  # (B,) fp32, without gradient
+
+
+class MaskedAutoencoder(nn.Module):
+    """A Pixio encoder and a pixel decoder, trained to predict what is hidden.
+
+    Args:
+        encoder: reads the visible patches.
+        decoder: of the same patch size and number of class tokens, reading the encoder's width.
+        norm_pixels: normalise each target patch to mean 0 and variance 1.
+
+    Raises:
+        BadInput: if the two do not fit.
+    """
+
+    def __init__(self, encoder: PixioEncoder, decoder: PixelDecoder, norm_pixels: bool = True) -> None:
+        super().__init__()
+        for name, theirs in (
+            ("patch", encoder.patch),
+            ("cls_tokens", encoder.cls_tokens),
+            ("encoder_dim", encoder.dim),
+        ):
+            if decoder.arguments[name] != theirs:
+                raise BadInput(
+                    f"the decoder has {name} {decoder.arguments[name]}, the encoder {theirs}; make them equal"
+                )
+        self.encoder, self.decoder, self.norm_pixels = encoder, decoder, norm_pixels
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What rebuilds the network."""
+        return {
+            "encoder": self.encoder.arguments,
+            "decoder": self.decoder.arguments,
+            "norm_pixels": self.norm_pixels,
+        }
+
+    def initialise(self, positions: str = "normal", generator: torch.Generator | None = None) -> None:
+        """Draw fresh weights.
+
+        Args:
+            positions: "normal" draws both position tables as published, "sincos" fills them with 2-D sines and
+                cosines, which shortens small runs.
+        """
+        self.encoder.initialise(generator)
+        self.decoder.initialise(generator)
+        if positions == "sincos":
+            for part in (self.encoder, self.decoder):
+                sincos_positions_(part.pos_embed, part.cls_tokens)
+
+    def forward(self, pixels: Tensor, mask: PatchMask) -> Reconstruction:
+        """Hide, encode, decode, compare.
+
+        Args:
+            pixels: (B, 3, H, W) float as `preprocess` returns them.
+            mask: of the images' grid, hiding at least one patch.
+
+        Raises:
+            BadInput: if the mask is of another grid or hides nothing.
+        """
+        patch = self.encoder.patch
+        grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
+        if mask.grid != grid:
+            raise BadInput(
+                f"the mask is for a grid of {mask.grid[0]}x{mask.grid[1]}, the images have {grid[0]}x{grid[1]}"
+            )
+        if not mask.hidden.shape[1]:
+            raise BadInput("nothing is hidden, so there is nothing to predict")
+        prediction = self.decoder(self.encoder(pixels, visible=mask.visible), mask)
+        target = self.target(pixels, mask.hidden)
+        rows = mask.hidden.unsqueeze(-1).expand(-1, -1, target.shape[2])
+        per_image = (prediction.gather(1, rows).float() - target).square().mean(dim=(1, 2))
+        return Reconstruction(per_image.mean(), prediction, per_image.detach())
+
+    def target(self, pixels: Tensor, indices: Tensor) -> Tensor:
+        """Return the patches to predict, (B, M, P) fp32 whatever the precision around it.
+
+        Args:
+            pixels: (B, 3, H, W).
+            indices: (B, M) row-major indices of patches.
+        """
+        patches = patches_of(pixels.float(), self.encoder.patch, indices).permute(0, 1, 3, 4, 2).flatten(2)
+        if not self.norm_pixels:
+            return patches
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)  # unbiased
+        return (patches - mean) * torch.rsqrt(variance + EPSILON)
+
+
+def images_of(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Put patches back into images.
+
+    Args:
+        patches: (B, N, P) flattened as row, column, channel.
+        grid: rows and columns.
+
+    Returns:
+        (B, 3, H, W).
+    """
+    rows, columns = grid
+    size = round((patches.shape[2] / 3) ** 0.5)
+    cells = patches.view(len(patches), rows, columns, size, size, 3)
+    return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), 3, rows * size, columns * size)

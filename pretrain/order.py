@@ -1,0 +1,193 @@
+"""The order in which images are visited, as a pure function of seed, epoch and position; nothing is stored.
+
+Shapes: P positions.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import BadInput
+from .image_set import ImageSet
+
+_ROUNDS = 8  # of the Feistel network; four suffice for large sets, small ones mix less in a round
+_MOST = 2**40  # images
+_HELD_OUT = 0x68656C64  # keeps the held-out draw apart from that of epochs
+
+
+@dataclass(frozen=True)
+class Order:
+    """Visits `length` images once an epoch, in another order each epoch.
+
+    With `block` > 1, images that lie together are visited together: blocks in random order, and the images of `mix`
+    blocks at a time among one another. The last images, too few for a block, come at the end of each epoch.
+
+    Args:
+        length: number of images, 1 to 2**40.
+        seed: another seed, another order.
+        block: images that are read together.
+        mix: blocks that are shuffled together.
+
+    Raises:
+        BadInput: for a length, block or mix out of range.
+    """
+
+    length: int
+    seed: int
+    block: int = 1
+    mix: int = 1
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.length <= _MOST and self.block >= 1 and self.mix >= 1):
+            raise BadInput(f"an order needs 1 to 2**40 images, block and mix of at least 1; got {self}")
+
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """Return which images are visited.
+
+        Args:
+            positions: (P,) int64, numbers of samples since the run began, from 0.
+
+        Returns:
+            (P,) int64 in [0, length); the epoch of a position is ``position // length``.
+        """
+        positions = np.asarray(positions, np.int64)
+        epochs, places = np.divmod(positions, self.length)
+        if self.block == 1:
+            return permute(places, self.length, _keys(self.seed, epochs, 0))
+        blocks = self.length // self.block
+        whole, window = blocks * self.block, self.block * self.mix
+        result = np.empty_like(places)
+        full = blocks // self.mix * window
+        # windows of `mix` blocks, one of the blocks left over, one of the images left over
+        for begin, end, size in ((0, full, window), (full, whole, whole - full), (whole, self.length, window)):
+            mask = (places >= begin) & (places < end)
+            if not mask.any():
+                continue
+            starts = begin + (places[mask] - begin) // size * size
+            inner = permute(places[mask] - starts, min(size, end - begin), _keys(self.seed, epochs[mask], 1 + starts))
+            here = starts + inner
+            if begin < whole:
+                slots, inner = np.divmod(here, self.block)
+                here = permute(slots, blocks, _keys(self.seed, epochs[mask], 0)) * self.block + inner
+            result[mask] = here
+        return result
+
+
+def permute(places: np.ndarray, length: int, keys: np.ndarray) -> np.ndarray:
+    """Permute [0, length) by an alternating Feistel network over the next power of two, walking cycles back inside.
+
+    Args:
+        places: (P,) int64 in [0, length).
+        length: at least 1.
+        keys: (P,) uint64; each key is a permutation.
+
+    Returns:
+        (P,) int64 in [0, length).
+    """
+    bits = max(2, (length - 1).bit_length())
+    result = _feistel(places.astype(np.uint64), bits, keys)
+    outside = np.flatnonzero(result >= length)
+    while len(outside):
+        result[outside] = _feistel(result[outside], bits, keys[outside])
+        outside = outside[result[outside] >= length]
+    return result.astype(np.int64)
+
+
+def _feistel(values: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
+    low_bits = np.uint64(bits // 2)
+    low_mask = np.uint64((1 << bits // 2) - 1)
+    high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
+    high, low = values >> low_bits, values & low_mask
+    for turn in range(_ROUNDS):
+        key = keys + np.uint64(turn)
+        if turn % 2:
+            low = low ^ (_mix(high ^ _mix(key)) & low_mask)
+        else:
+            high = high ^ (_mix(low ^ _mix(key)) & high_mask)
+    return high << low_bits | low
+
+
+def _keys(seed: int, epochs: np.ndarray, branch: np.ndarray | int) -> np.ndarray:
+    """Return a key for every epoch and branch, (P,) uint64."""
+    key = _mix(np.full(epochs.shape, seed % 2**64, np.uint64))
+    key = _mix(key ^ epochs.astype(np.uint64))
+    return _mix(key ^ np.asarray(branch, np.uint64))
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """Scramble 64-bit numbers: a step of SplitMix64 (Steele et al., OOPSLA 2014)."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return values ^ values >> np.uint64(31)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which images are trained on and which are not.
+
+    Args:
+        length: number of images in all.
+        held_out: (n,) int64, sorted: images that training never sees.
+        evaluated: (m,) int64, sorted: those of them that the held-out loss is measured on.
+    """
+
+    length: int
+    held_out: np.ndarray
+    evaluated: np.ndarray
+
+    @property
+    def training(self) -> int:
+        """Return how many images are trained on."""
+        return self.length - len(self.held_out)
+
+    def index(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the images behind numbers of training images, (P,) int64 in [0, training)."""
+        gaps = self.held_out - np.arange(len(self.held_out))  # training images before each held-out one
+        return numbers + np.searchsorted(gaps, numbers, side="right")
+
+
+def hold_out(images: ImageSet, count: int, seed: int) -> Split:
+    """Set images aside, the same for the same set, count and seed.
+
+    Of still images a random choice. Of sequences whole ones, in random order, until there are `count` frames, but
+    never more than half of the sequences nor of the frames; `count` evenly spaced frames of these are evaluated. Of
+    a single sequence the last frames.
+
+    Args:
+        images: the set.
+        count: images to evaluate on, 0 to half of the set.
+
+    Raises:
+        BadInput: if count is out of range.
+    """
+    total = len(images)
+    if not 0 <= count <= total // 2:
+        raise BadInput(f"{count} images cannot be held out of {total}: at most half, {total // 2}")
+    nothing = np.zeros(0, np.int64)
+    if not count:
+        return Split(total, nothing, nothing)
+    if images.groups is None:
+        chosen = np.sort(_shuffled(total, count, seed))
+        return Split(total, chosen, chosen)
+    if len(images.groups) == 2:
+        last = np.arange(total - count, total)
+        return Split(total, last, last)
+    groups = len(images.groups) - 1
+    parts: list[np.ndarray] = []
+    held = 0
+    for number in _shuffled(groups, groups, seed):
+        begin, end = int(images.groups[number]), int(images.groups[number + 1])
+        if held + end - begin <= total // 2:
+            parts.append(np.arange(begin, end))
+            held += end - begin
+        if held >= count or len(parts) == groups // 2:
+            break
+    frames = np.sort(np.concatenate(parts))
+    spaced = np.linspace(0, held - 1, min(count, held)).round().astype(np.int64)
+    return Split(total, frames, frames[spaced])
+
+
+def _shuffled(length: int, count: int, seed: int) -> np.ndarray:
+    keys = _keys(seed ^ _HELD_OUT, np.zeros(count, np.int64), 0)
+    return permute(np.arange(count), length, keys)

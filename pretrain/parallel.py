@@ -1,0 +1,204 @@
+"""One process or many: PyTorch's own distributed engine under plain ``torchrun``, nothing home-made.
+
+Without torchrun there is one process and no process group.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from ..errors import BadInput, UnknownName, closest
+from ..hardware import choose_device
+from ..schemas import Pretrain
+from .mae import MaskedAutoencoder
+
+PARALLEL = ("auto", "ddp", "fsdp", "hsdp")
+RECOMPUTE = ("none", "decoder", "all")
+_SHARD_ABOVE = 1e9  # parameters; weights, gradients and Adam's moments take 16 bytes each
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run and this one's place among them."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    per_node: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean over all processes."""
+        if self.size == 1:
+            return value
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """Return the rows of all processes, in the order of their ranks; every process has as many."""
+        if self.size == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set anywhere; goes through the CPU, so the device is not waited for."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor(float(flag))
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return bool(votes)
+
+    def wait(self) -> None:
+        """Wait for the other processes."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """Join the processes ``torchrun`` started, or be the only one.
+
+    Args:
+        device: as `choose_device` takes it.
+    """
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World(choose_device(device))
+        return
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield World(
+            chosen,
+            dist.get_rank(),
+            dist.get_world_size(),
+            int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())),
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+def is_first_process() -> bool:
+    """Return whether this process speaks for all, before they have joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def check_parallel(settings: Pretrain) -> None:
+    """Refuse unknown names before any work.
+
+    Raises:
+        UnknownName: for `parallel` or `recompute`.
+    """
+    for what, name, known in (
+        ("parallel", settings.parallel, PARALLEL),
+        ("recompute", settings.recompute, RECOMPUTE),
+    ):
+        if name not in known:
+            raise UnknownName(f"no {what} {name!r}; there are: {', '.join(known)}{closest(name, known)}")
+
+
+def micro_batches(settings: Pretrain, world: World) -> int:
+    """Return how many forward passes a process makes for one step.
+
+    Raises:
+        BadInput: if the batch does not split evenly over processes and micro-batches.
+    """
+    share, rest = divmod(settings.batch, world.size)
+    micro = settings.micro_batch or share
+    if rest or not micro or share % micro:
+        raise BadInput(
+            f"batch={settings.batch} does not split into {world.size} process(es) times micro_batch="
+            f"{settings.micro_batch or 'all'}; make it a multiple of {world.size * (settings.micro_batch or 1)}"
+        )
+    return share // micro
+
+
+def distribute(model: MaskedAutoencoder, settings: Pretrain, world: World, precision: str) -> nn.Module:
+    """Recompute, compile and shard a masked autoencoder, in that order; return the module to call.
+
+    Parameter names in checkpoints stay those of `model`.
+
+    Args:
+        model: with `encoder` and `decoder`, both with `blocks`.
+        precision: "bf16" gathers the blocks' weights in bf16 and sums gradients in fp32 when sharding.
+
+    Raises:
+        BadInput: if hsdp is asked for on a number of processes that whole nodes do not make up.
+    """
+    encoder: list[Any] = list(model.encoder.blocks)
+    decoder: list[Any] = list(model.decoder.blocks)
+    for block in {"none": [], "decoder": decoder, "all": encoder + decoder}[settings.recompute]:
+        block.recompute = True
+    if settings.compile:
+        for block in encoder + decoder:
+            block.compile(dynamic=False)
+    if world.size == 1:
+        return model
+    how = settings.parallel
+    if how == "auto":
+        large = sum(each.numel() for each in model.parameters()) > _SHARD_ABOVE
+        how = ("hsdp" if world.size > world.per_node else "fsdp") if large else "ddp"
+    if how == "ddp":
+        return nn.parallel.DistributedDataParallel(
+            model,
+            device_ids=[world.device.index] if world.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            static_graph=micro_batches(settings, world) == 1,
+        )
+    return _shard(model, how, world, precision)
+
+
+def _shard(model: MaskedAutoencoder, how: str, world: World, precision: str) -> nn.Module:
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # we never write into what it returns
+    kind = world.device.type
+    if how == "hsdp":
+        if world.size % world.per_node:
+            raise BadInput(f"hsdp shards inside nodes: {world.size} processes do not fill nodes of {world.per_node}")
+        shape = (world.size // world.per_node, world.per_node)
+        mesh = init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard"))
+    else:
+        mesh = init_device_mesh(kind, (world.size,), mesh_dim_names=("shard",))
+    # tokens, tables and norms outside the blocks stay in fp32, as under autocast
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if precision == "bf16" else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+    for part in (model.encoder, model.decoder):
+        for block in part.blocks:
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(part, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """Return the autoencoder inside what `distribute` returned."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def accumulating(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+    """Return the context of one micro-batch: only the `last` of a step sums gradients over processes."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return nullcontext() if last else model.no_sync()
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+    return nullcontext()

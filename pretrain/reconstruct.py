@@ -1,0 +1,101 @@
+"""Pictures of what a masked autoencoder sees and makes of it.
+
+Shapes: B images, N patches, V visible and M hidden ones, P numbers of a patch.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..encoder import patches_of
+from ..files import replacing
+from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from .mae import EPSILON, images_of
+from .masking import PatchMask
+
+
+class Statistics(NamedTuple):
+    """Mean and standard deviation of each patch, (B, N, 1)."""
+
+    mean: Tensor
+    std: Tensor
+
+
+def true_statistics(pixels: Tensor, mask: PatchMask) -> Statistics:
+    """Return each patch's own statistics; for hidden patches they give away part of the answer."""
+    patches = _patches(pixels, mask)
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return Statistics(mean, (variance + EPSILON).sqrt())
+
+
+def visible_statistics(pixels: Tensor, mask: PatchMask) -> Statistics:
+    """Return for hidden patches what the visible ones suggest: their mean, weighted by 1 / distance^2."""
+    truth = true_statistics(pixels, mask)
+    rows, columns = mask.grid
+    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float().to(pixels.device)  # (N, 2)
+    distance = torch.cdist(places.unsqueeze(0), places[mask.visible])  # (B, N, V)
+    weights = 1 / distance.clamp(min=0.1).square()
+    weights = weights / weights.sum(dim=-1, keepdim=True)
+    rows_of = mask.visible.unsqueeze(-1)
+    guess = Statistics(*(weights @ each.gather(1, rows_of) for each in truth))
+    hidden = mask.is_hidden().unsqueeze(-1)
+    return Statistics(*(torch.where(hidden, ours, theirs) for ours, theirs in zip(guess, truth, strict=True)))
+
+
+def draw_reconstructions(path: Path, pixels: Tensor, prediction: Tensor, mask: PatchMask, normed: bool) -> None:
+    """Write a picture with a column an image and these rows: input, masked input, prediction.
+
+    Where targets were normalised patch by patch, the prediction is shown twice: with statistics guessed from the
+    visible patches, and with the true ones, labelled as such, since those leak brightness and contrast.
+
+    Args:
+        path: a PNG.
+        pixels: (B, 3, H, W) as `preprocess` returns them.
+        prediction: (B, N, P).
+        normed: whether the prediction is normalised patch by patch.
+    """
+    from matplotlib.figure import Figure
+
+    hidden = mask.is_hidden().unsqueeze(-1)
+    patches = _patches(pixels, mask)
+
+    def filled(values: Tensor) -> Tensor:
+        return images_of(torch.where(hidden, values, patches), mask.grid)
+
+    rows = {"input": pixels, "what the\nencoder sees": images_of(patches.masked_fill(hidden, 0.0), mask.grid)}
+    if normed:
+        guess, truth = visible_statistics(pixels, mask), true_statistics(pixels, mask)
+        rows["prediction"] = filled(prediction * guess.std + guess.mean)
+        rows["with true patch\nstatistics\n(leaks the answer's\nbrightness)"] = filled(
+            prediction * truth.std + truth.mean
+        )
+    else:
+        rows["prediction"] = filled(prediction)
+    figure = Figure(figsize=(1.5 * len(pixels) + 1.4, 1.5 * len(rows)), dpi=100)
+    axes = figure.subplots(len(rows), len(pixels), squeeze=False)
+    for line, (name, values) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(line, _displayable(values), strict=True):
+            axis.imshow(image.numpy(), interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    left = 1.35 / figure.get_figwidth()
+    figure.subplots_adjust(left=left, right=0.995, top=0.99, bottom=0.01, wspace=0.04, hspace=0.04)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _patches(pixels: Tensor, mask: PatchMask) -> Tensor:
+    """Return all patches, (B, N, P) flattened as row, column, channel."""
+    rows, columns = mask.grid
+    every = torch.arange(rows * columns, device=pixels.device).expand(len(pixels), -1)
+    return patches_of(pixels, pixels.shape[2] // rows, every).permute(0, 1, 3, 4, 2).flatten(2)
+
+
+def _displayable(pixels: Tensor) -> Tensor:
+    """Return (B, H, W, 3) uint8."""
+    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((pixels * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)

@@ -1,0 +1,235 @@
+"""What ``pixio-robot pretrain`` does, from its settings to its files. Reads downwards; the work is in what it calls."""
+
+import logging
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ..encoder import PRESETS, PixioEncoder
+from ..errors import BadInput, UnknownName, closest
+from ..hardware import choose_device, choose_precision, combine
+from ..progress import Progress
+from ..report import write_report
+from ..run_folder import open_run, settings_digest, write_json
+from ..schemas import Pretrain
+from .decoder import DECODERS, PixelDecoder
+from .image_set import ImageSet
+from .images import open_images
+from .mae import MaskedAutoencoder
+from .masking import MaskShape, mask_shape
+from .optim import peak_lr
+from .order import Split, hold_out
+from .parallel import World, check_parallel, joined, micro_batches
+from .plan import DEVICES, Plan, matmul_peak, plan
+from .train import PretrainResult, pretrain
+
+log = logging.getLogger(__name__)
+POSITIONS = ("sincos", "normal")
+
+
+def run_pretrain(command: Pretrain, progress: Progress) -> tuple[Path, PretrainResult]:
+    """Pre-train an encoder, or go on with it; return the run folder and where it ended."""
+    shape = check_settings(command)
+    out = Path(command.out or f"runs/pretrain/{settings_digest(command)}")
+    with joined(command.device) as world:
+        micro_batches(command, world)
+        precision = choose_precision(command.precision, world.device)
+        images = _open_once(command, world)
+        split = hold_out(images, min(command.held_out, len(images) // 2), command.seed)
+        steps = count_steps(command, split)
+        if world.first:
+            open_run(out, command)
+            log.info("%s", summary(command, split, shape, steps, world))
+        world.wait()
+        result = pretrain(
+            new_autoencoder(command),
+            images,
+            split,
+            shape,
+            command,
+            steps=steps,
+            precision=precision,
+            peak_flops=matmul_peak(world.device, precision),
+            world=world,
+            out=out,
+            progress=progress if world.first else Progress.silent(),
+        )
+        if world.first and result.cosine:  # else it was finished before
+            _write_result(out, command, images, split, shape, result)
+    return out, result
+
+
+def run_plan(command: Pretrain) -> Plan:
+    """Say what a run would cost; trains nothing."""
+    shape = check_settings(command)
+    device = choose_device(command.device)
+    images = open_images(command.images, Path(command.cache)) if command.steps is None else None
+    steps = command.steps
+    if images is not None:
+        steps = count_steps(command, hold_out(images, min(command.held_out, len(images) // 2), command.seed))
+    assert steps is not None
+    with torch.device("meta"):
+        model = build_autoencoder(command)
+    return plan(model, shape, command, steps, device, choose_precision(command.precision, device))
+
+
+def check_settings(command: Pretrain) -> MaskShape:
+    """Refuse impossible settings before any work; return how much the masks hide.
+
+    Raises:
+        BadInput, UnknownName: naming the setting, what it is and what it may be.
+    """
+    if command.image_size % command.patch:
+        side = command.image_size // command.patch * command.patch
+        near = " or ".join(str(each) for each in (side, side + command.patch) if each)
+        raise BadInput(f"image_size={command.image_size} is not a multiple of patch={command.patch}; take {near}")
+    side = command.image_size // command.patch
+    shape = mask_shape((side, side), command.mask_ratio, command.mask_block)
+    sizes(command)
+    check_parallel(command)
+    peak_lr(command)
+    for what, name, known in (
+        ("positions", command.positions, POSITIONS),
+        ("plan_device", command.plan_device, ("here", *DEVICES)),
+    ):
+        if name not in known:
+            raise UnknownName(f"no {what} {name!r}; there are: {', '.join(known)}{closest(name, known)}")
+    if (command.steps is None) == (command.epochs is None):
+        raise BadInput(f"steps={command.steps} and epochs={command.epochs}: set exactly one")
+    for name, value, low, high in (
+        ("drop_path", command.drop_path, 0.0, 0.999),
+        ("warmup", command.warmup, 0.0, 1.0),
+        ("beta1", command.beta1, 0.0, 0.9999),
+        ("beta2", command.beta2, 0.0, 0.99999),
+    ):
+        if not low <= value <= high:
+            raise BadInput(f"{name}={value} must lie from {low:g} to {high:g}")
+    scale = command.crop_scale
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise BadInput(f"crop_scale={scale} must be two shares of the area, e.g. [0.2,1.0]")
+    for name, amount in (("clip", command.clip), ("epochs", command.epochs)):
+        if amount is not None and not amount > 0:
+            raise BadInput(f"{name}={amount} must be positive, or null")
+    return shape
+
+
+def sizes(command: Pretrain) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Return width, depth and heads of the encoder and of the decoder."""
+    decoder = command.decoder
+    if decoder == "auto":
+        decoder = command.encoder if command.encoder in DECODERS else _nearest_decoder(command.encoder)
+    return _size("encoder", command.encoder, PRESETS), _size("decoder", decoder, DECODERS)
+
+
+def _nearest_decoder(encoder: str) -> str:
+    width = _size("encoder", encoder, PRESETS)[0]
+    return next((name for name, (wide, _, _) in DECODERS.items() if name in PRESETS and width <= wide), "reference")
+
+
+def _size(what: str, name: str, known: dict[str, tuple[int, int, int]]) -> tuple[int, int, int]:
+    if name in known:
+        return known[name]
+    numbers = name.split("x")
+    if len(numbers) != 3 or not all(number.isdecimal() and int(number) for number in numbers):
+        raise UnknownName(
+            f"no {what} {name!r}; there are: {', '.join(known)}, or WIDTHxDEPTHxHEADS such as 128x6x4"
+            f"{closest(name, known)}"
+        )
+    width, depth, heads = (int(number) for number in numbers)
+    if width % heads or width % 4:
+        raise BadInput(
+            f"{what}={name}: the width must be a multiple of 4 and of the heads; {width} % {heads} = {width % heads}"
+        )
+    return width, depth, heads
+
+
+def build_autoencoder(command: Pretrain) -> MaskedAutoencoder:
+    """Return the network of the settings, its weights not yet the seed's."""
+    encoder_size, decoder_size = sizes(command)
+    common = dict(patch=command.patch, image_size=command.image_size, cls_tokens=command.cls_tokens)
+    encoder = PixioEncoder(*encoder_size, **common, drop_path=command.drop_path)
+    return MaskedAutoencoder(encoder, PixelDecoder(encoder.dim, *decoder_size, **common), command.norm_pixels)
+
+
+def new_autoencoder(command: Pretrain) -> MaskedAutoencoder:
+    """Return the network of the settings with weights that the seed decides."""
+    with torch.device("meta"):  # draws nothing from the global generator
+        model = build_autoencoder(command)
+    model.to_empty(device="cpu")
+    model.initialise(command.positions, torch.Generator().manual_seed(combine(command.seed, 0)))
+    return model
+
+
+def count_steps(command: Pretrain, split: Split) -> int:
+    """Return the optimiser steps of the whole run."""
+    if command.steps is not None:
+        return command.steps
+    assert command.epochs is not None
+    return max(1, math.ceil(command.epochs * split.training / command.batch))
+
+
+def _open_once(command: Pretrain, world: World) -> ImageSet:
+    """Open the images, the first process before the others, which then find its index."""
+    if world.first:
+        images = open_images(command.images, Path(command.cache))
+    world.wait()
+    return images if world.first else open_images(command.images, Path(command.cache))
+
+
+def summary(command: Pretrain, split: Split, shape: MaskShape, steps: int, world: World) -> str:
+    """Return in one line what is about to be trained; the numbers that launch scripts get wrong."""
+    return (
+        f"{split.training} training images, {len(split.evaluated)} held out; {steps} steps of {command.batch} on "
+        f"{world.size} process(es) = {steps * command.batch / split.training:.3g} epochs; highest learning rate "
+        f"{peak_lr(command):.3g}; {shape.ratio:.2%} of {shape.patches} patches hidden"
+    )
+
+
+def _write_result(
+    out: Path, command: Pretrain, images: ImageSet, split: Split, shape: MaskShape, result: PretrainResult
+) -> None:
+    encoder, decoder = sizes(command)
+    position, numbers = result.position, result.numbers
+    pictures = sorted((out / "pictures").glob("step-*.png"))
+    chosen = pictures if len(pictures) <= 2 else [pictures[0], pictures[-1]]
+    facts = {
+        "encoder": f"{command.encoder}: " + "x".join(map(str, encoder)),
+        "decoder": f"{command.decoder}: " + "x".join(map(str, decoder)),
+        "images": f"{split.training} trained on, {len(split.evaluated)} held out",
+        "hidden": f"{shape.ratio:.1%} of {shape.patches} patches, blocks of {shape.block}x{shape.block}",
+    }
+    shown = {
+        "held-out loss, fixed masks": numbers.get("valid/loss"),
+        "training loss": numbers.get("train/loss"),
+        "images seen": position.samples,
+        "images/s": numbers.get("time/images_per_s"),
+        "waiting for images": numbers.get("time/waiting_for_data"),
+        "TFLOP/s a device": numbers.get("time/tflops_per_device"),
+        "share of measured matmul peak": numbers.get("time/share_of_peak"),
+        "memory [GB]": numbers.get("time/memory_gb"),
+        "cosine between class tokens": numbers.get("features/class_token_cosine"),
+        "effective rank of class-token means": numbers.get("features/effective_rank"),
+        "k-NN accuracy, class tokens": numbers.get("class_tokens/knn_accuracy"),
+        "k-NN accuracy, patch tokens": numbers.get("patches/knn_accuracy"),
+        "k-NN accuracy, raw pixels": numbers.get("pixels/knn_accuracy"),
+        "steps skipped as not finite": numbers.get("data/skipped_steps"),
+        "unreadable images": numbers.get("data/unreadable_images"),
+    }
+    write_json(
+        out / "result.json",
+        {
+            "title": f"pre-training {command.encoder}",
+            "task": ", ".join([command.images] if isinstance(command.images, str) else command.images),
+            "facts": facts,
+            "numbers": {name: value for name, value in shown.items() if value is not None},
+            "pictures": [
+                {"file": str(path.relative_to(out)), "caption": f"Held-out images after {int(path.stem[5:])} steps"}
+                for path in chosen
+            ],
+            "class_token_cosine": result.cosine,
+            "position": asdict(position),
+        },
+    )
+    write_report(out)

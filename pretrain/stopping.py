@@ -1,0 +1,42 @@
+"""Stopping when asked: SIGTERM, which schedulers send, and Ctrl-C set a flag that the training loop reads."""
+
+import signal
+from types import FrameType, TracebackType
+
+from ..errors import Stopped
+
+
+class Stopping:
+    """While open, the first SIGTERM or SIGINT only sets `signal`; the second acts as usual."""
+
+    def __init__(self) -> None:
+        self.signal = 0  # that was received
+        self._before = {}  # type: ignore[var-annotated]
+
+    @property
+    def asked(self) -> bool:
+        """Whether to stop."""
+        return self.signal != 0
+
+    def __enter__(self) -> "Stopping":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def stopped(self, step: int, steps: int) -> Stopped:
+        """Return the exception that ends the run."""
+        number = self.signal or signal.SIGTERM  # another process was asked
+        name = signal.Signals(number).name
+        return Stopped(f"stopped by {name} after step {step} of {steps}; the same command goes on from there", number)
