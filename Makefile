@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 APT := apt-get install -y --no-install-recommends
 LIBRARIES := libegl1 libegl-mesa0 libgl1-mesa-dri libgl1 libglib2.0-0 libxcb1
 
-.PHONY: setup demo test check format wheel extras bench
+.PHONY: setup demo demo-pretrain test check format wheel extras bench
 
 setup: $(VENV)/ready  ## make .venv, install, check the system's libraries
 
@@ -26,6 +26,9 @@ $(VENV)/ready: pyproject.toml constraints.txt
 
 demo: setup  ## demonstrations, tokens, policy, evaluation, report on MetaWorld's drawer-open
 	$(BIN)/pixio-robot quickstart
+
+demo-pretrain: setup  ## train a small encoder on drawn images, or on DATA=folder; ends with a report
+	$(BIN)/pixio-robot pretrain images=$(or $(DATA),procedural:20000)
 
 test: setup  ## the fast tests
 	$(BIN)/python -m pytest
@@ -50,7 +53,8 @@ wheel: setup  ## build the wheel; run the fast tests on it in a bare environment
 extras:  ## into the environment `wheel` left: install every extra and run the tests that need them
 	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls dist/*.whl)[all]"
 	.venv-wheel/bin/python -m pip check
-	$(call elsewhere,.venv-wheel,tests/test_extras.py tests/test_backbones.py tests/test_baselines.py tests/test_demos.py)
+	$(call elsewhere,.venv-wheel,tests/test_extras.py tests/test_backbones.py tests/test_baselines.py tests/test_demos.py \
+	  tests/test_images.py tests/test_examples.py)
 
 bench: setup  ## side-by-side timings against peers; writes benchmarks/README.md
 	$(PIP) -e '.[metaworld,hf,robomimic]'

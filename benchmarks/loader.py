@@ -31,7 +31,7 @@ def measure(shards: Sequence[str] = ()) -> Section:
 
 def _measure(folder: Path, shards: list[str], what: str) -> Section:
     from pixio_robot.hardware import threads
-    from pixio_robot.pretrain.images import open_images
+    from pixio_robot.pretrain.images.sources import open_images
 
     images = open_images(shards, folder / "cache")
     files = [bytes(images.read(index)) for index in range(min(COUNT, len(images)))]
@@ -56,7 +56,7 @@ def _measure(folder: Path, shards: list[str], what: str) -> Section:
 
 
 def _ours(folder: Path, shards: list[str], count: int) -> Callable[[], float]:
-    from pixio_robot.pretrain.images import open_images
+    from pixio_robot.pretrain.images.sources import open_images
     from pixio_robot.pretrain.loader import train_batches
     from pixio_robot.pretrain.order import Order, hold_out
 
@@ -121,7 +121,7 @@ def _write_shard(folder: Path) -> Path:
     """Write drawn pictures with grain, as large as photographs in bytes, too."""
     from PIL import Image
 
-    from pixio_robot.pretrain.procedural import draw
+    from pixio_robot.pretrain.images.procedural import draw
 
     generator = np.random.default_rng(0)
     with tarfile.open(folder / "pictures.tar", "w") as archive:

@@ -159,7 +159,7 @@ class Pretrain(Hardware):
     crop_scale: list[float] = key([0.2, 1.0], "least and greatest share of an image's area in a crop")
     flip: bool = key(False, "mirror half of the crops")
     shuffle_block: int | None = key(
-        None, "images that lie together and are visited together; null shuffles all", least=1
+        None, "images that lie together and are visited together; null is 32 for videos, else 1", least=1
     )
     batch: int = key(256, "images a step, over all processes", least=1)
     micro_batch: int | None = key(None, "images a forward pass and process; null means all at once", least=1, free=True)

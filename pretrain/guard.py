@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..files import replacing
-from .image_set import ImageSet
+from .images.image_set import ImageSet
 from .loader import Batch
 from .parallel import World
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import BadInput, DataError, PixioError, Unreadable
-from .crops import Cropping, center_crop, random_crop
-from .image_set import ImageSet
+from .images.crops import Cropping, center_crop, random_crop
+from .images.image_set import ImageSet
 from .order import Order, Split
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from ..hardware import autocast
 from ..preprocessing import Preprocessing, preprocess
 from ..schemas import Pretrain
 from ..token_statistics import class_token_cosine, effective_rank, mean_off_diagonal
-from .image_set import ImageSet
+from .images.image_set import ImageSet
 from .loader import held_out_batch
 from .masking import MaskShape, PatchMask
 from .order import Order, Split
@@ -48,6 +48,7 @@ class Monitor:
         self._chunk = min(settings.micro_batch or 64, 64)
         self._size = (settings.image_size, settings.image_size)
         held = held_out_batch(images, split, seed=settings.seed, size=self._size, blocks=shape.blocks)
+        self.unreadable = held.unreadable
         self._shown = (held.images[:SHOWN], held.mask_noise[:SHOWN])
         each = max(1, len(held.images) // world.size)
         mine = slice(world.rank * each, (world.rank + 1) * each) if len(held.images) >= world.size else slice(None)
@@ -80,10 +81,11 @@ class Monitor:
         training = model.training
         model.eval()
         losses = []
-        for pixels, noise in self._chunks(self._images, self._noise):
-            with autocast(self._world.device, self._precision):
-                losses.append(model(pixels, PatchMask.from_noise(noise, self._shape)).per_image_loss)
-        features = self._encode(model, self._images)
+        with torch.compiler.set_stance("force_eager"):  # other batch sizes than training's are not worth compiling
+            for pixels, noise in self._chunks(self._images, self._noise):
+                with autocast(self._world.device, self._precision):
+                    losses.append(model(pixels, PatchMask.from_noise(noise, self._shape)).per_image_loss)
+            features = self._encode(model, self._images)
         cls = self._world.gathered(features.cls).cpu().numpy()
         matrix = class_token_cosine(cls)
         self.cosine = matrix.round(4).tolist()
@@ -100,7 +102,8 @@ class Monitor:
     def _knn(
         self, model: nn.Module, features: _Features, images: Tensor, bank_labels: Tensor, labels: Tensor
     ) -> dict[str, float]:
-        bank, device = self._encode(model, images), self._world.device
+        with torch.compiler.set_stance("force_eager"):
+            bank, device = self._encode(model, images), self._world.device
         bank_labels, labels = bank_labels.to(device), labels.to(device)
         pairs = {
             "class_tokens/knn_accuracy": (bank.cls.mean(dim=1), features.cls.mean(dim=1)),
@@ -135,7 +138,7 @@ class Monitor:
         model.eval()
         images, noise = (each.to(self._world.device) for each in self._shown)
         pixels, mask = preprocess(images, Preprocessing(size=self._size)), PatchMask.from_noise(noise, self._shape)
-        with autocast(self._world.device, self._precision):
+        with torch.compiler.set_stance("force_eager"), autocast(self._world.device, self._precision):
             prediction = model(pixels, mask).prediction
         if self._world.first:
             normed = unwrapped(model).norm_pixels

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import BadInput
-from .image_set import ImageSet
+from .images.image_set import ImageSet
 
 _ROUNDS = 8  # of the Feistel network; four suffice for large sets, small ones mix less in a round
 _MOST = 2**40  # images

@@ -48,6 +48,10 @@ class World:
         dist.all_reduce(total)
         return total / self.size
 
+    def total(self, count: int) -> int:
+        """Return the sum over all processes."""
+        return round(float(self.mean(torch.tensor(float(count), device=self.device))) * self.size)
+
     def gathered(self, values: Tensor) -> Tensor:
         """Return the rows of all processes, in the order of their ranks; every process has as many."""
         if self.size == 1:
@@ -84,7 +88,12 @@ def joined(device: str) -> Iterator[World]:
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
+        store=_store_of_this_start(),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
     try:
         yield World(
             chosen,
@@ -94,6 +103,22 @@ def joined(device: str) -> Iterator[World]:
         )
     finally:
         dist.destroy_process_group()
+
+
+def _store_of_this_start() -> dist.Store:
+    """Return torchrun's store, under a prefix for each restart.
+
+    Without it processes that ``--max-restarts`` started anew read the addresses of those that died, and about every
+    second restart waited for ever (torch 2.13, gloo).
+    """
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        int(os.environ["WORLD_SIZE"]),
+        is_master=not hosted and os.environ["RANK"] == "0",
+    )
+    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def is_first_process() -> bool:

@@ -124,7 +124,7 @@ def plan(
     shared = max(1, settings.plan_devices)
     assumptions = [
         source,
-        f"encoder and decoder reach {rates[0]:.0%} and {rates[1]:.0%} of that peak (assumed; a run reports its own share)",
+        f"encoder and decoder reach {rates[0]:.0%} and {rates[1]:.0%} of that (assumed; a run reports its own share)",
         "forward and backward cost three forwards; data loading and communication hide behind the work",
         "weights, gradients and AdamW's moments take 16 bytes a parameter, "
         + (f"sharded over {shared} devices" if _sharded(settings, model) else "on every device"),

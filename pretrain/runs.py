@@ -15,8 +15,8 @@ from ..report import write_report
 from ..run_folder import open_run, settings_digest, write_json
 from ..schemas import Pretrain
 from .decoder import DECODERS, PixelDecoder
-from .image_set import ImageSet
-from .images import open_images
+from .images.image_set import ImageSet
+from .images.sources import open_images
 from .mae import MaskedAutoencoder
 from .masking import MaskShape, mask_shape
 from .optim import peak_lr

@@ -11,9 +11,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
@@ -24,6 +22,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as flat
+from torch.distributed.checkpoint.api import CheckpointException
 
 from ..backbones import save_encoder
 from ..encoder import PixioEncoder
@@ -37,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Position:
-    """How far a run is. With the seed this is also all its random state: noise is a function of (seed, step or sample)."""
+    """How far a run is; with the seed also all its random state, since noise is a function of seed, step and sample."""
 
     step: int = 0  # optimiser steps done
     samples: int = 0  # images seen
@@ -63,6 +62,7 @@ class States:
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None  # apart from training's collectives
         self._pending: Future[Any] | None = None
         self._named = Event()
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may save alone
         if world.first:
             folder.mkdir(parents=True, exist_ok=True)
             for left in folder.glob(".step-*"):  # of a run that was killed while writing
@@ -85,13 +85,12 @@ class States:
             described = {"position": asdict(position), "identity": self.identity}
             (temporary / "state.json").write_text(json.dumps(described, indent=2))
         self.world.wait()
-        with _quiet():
-            future = dcp.async_save(
-                _tensors(model, optimizer)[0],
-                checkpoint_id=str(temporary),
-                process_group=self._group,
-                no_dist=self.world.size == 1,
-            )
+        future = dcp.async_save(
+            _tensors(model, optimizer)[0],
+            checkpoint_id=str(temporary),
+            process_group=self._group,
+            no_dist=self.world.size == 1,
+        )
         assert isinstance(future, Future)
         self._pending, self._named = future, Event()
         future.add_done_callback(lambda done: self._name(done, temporary, final))
@@ -101,7 +100,10 @@ class States:
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
-        pending.result()
+        try:
+            pending.result()
+        except CheckpointException as error:
+            raise CheckpointError(f"a checkpoint could not be written below {self.folder}: {_reason(error)}") from error
         self._named.wait()
         self.world.wait()
 
@@ -134,10 +136,10 @@ class States:
             raise DataError(f"{path} was written with {', '.join(changed)}; choose another out= to begin anew")
         tensors, groups = _tensors(model, optimizer)
         try:
-            with _quiet():
-                dcp.load(tensors, checkpoint_id=str(path), process_group=self._group, no_dist=self.world.size == 1)
-        except Exception as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); delete it to go on from the one before") from error
+            dcp.load(tensors, checkpoint_id=str(path), process_group=self._group, no_dist=self.world.size == 1)
+        except (Exception, CheckpointException) as error:
+            why = _reason(error)
+            raise CheckpointError(f"{path} cannot be read ({why}); delete it to go on from the one before") from error
         flat.set_state_dict(
             model,
             optimizer,
@@ -149,6 +151,13 @@ class States:
 
 
 _OPTIONS = flat.StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what went wrong in the first process that failed."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -173,14 +182,6 @@ def _differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "")
         elif json.dumps(old) != json.dumps(new):
             found.append(f"{prefix}{name} {old!r} instead of {new!r}")
     return found
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence PyTorch's remark that one process saves alone: it does."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
 
 
 def save_trained_encoder(path: Path, model: nn.Module, settings: Pretrain, position: Position, world: World) -> None:

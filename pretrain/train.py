@@ -15,9 +15,9 @@ from ..preprocessing import Preprocessing, preprocess
 from ..progress import Progress
 from ..run_folder import binding_settings
 from ..schemas import Pretrain
-from .crops import Cropping
 from .guard import Guard
-from .image_set import ImageSet
+from .images.crops import Cropping
+from .images.image_set import ImageSet
 from .journal import Journal, Window
 from .loader import Batch, UnreadableLog, train_batches
 from .mae import MaskedAutoencoder
@@ -89,14 +89,15 @@ def pretrain(
         log.info("going on from %s", found)
     guard = Guard(optimizer, device, position.skipped)
     monitor = Monitor(images, split, shape, settings, precision, world)
-    unreadable = UnreadableLog(out / "unreadable.jsonl")
+    unreadable = UnreadableLog(out / ("unreadable.jsonl" if world.first else f"unreadable-{world.rank}.jsonl"))
+    unreadable.add(monitor.unreadable)
     peak, warmup = peak_lr(settings), round(settings.warmup * steps)
 
     def batches(start: int):  # type: ignore[no-untyped-def]
         return train_batches(
             images,
             split,
-            Order(split.training, settings.seed, settings.shuffle_block or 1),
+            Order(split.training, settings.seed, settings.shuffle_block or images.block),
             seed=settings.seed,
             size=(settings.image_size, settings.image_size),
             blocks=shape.blocks,
@@ -150,7 +151,7 @@ def pretrain(
                 position.seconds += numbers["time/seconds"]
                 position.skipped = guard.skipped
                 numbers |= {"train/lr": float(optimizer.param_groups[0]["lr"]), "data/skipped_steps": guard.skipped}
-                journal.write(position, numbers | {"data/unreadable_images": unreadable.count})
+                journal.write(position, numbers | {"data/unreadable_images": world.total(unreadable.count)})
                 if guard.in_a_row >= settings.abort_after:
                     guard.abort(next(batches(guard.first_bad * settings.batch)), images, out, world)
             with window.aside():

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from pixio_robot.errors import Unreadable
-from pixio_robot.pretrain.crops import Box, Cropping, center_crop, random_box, random_crop, resized
-from pixio_robot.pretrain.decoding import decode
-from pixio_robot.pretrain.headers import read_header
+from pixio_robot.pretrain.images.crops import Box, Cropping, center_crop, random_box, random_crop, resized
+from pixio_robot.pretrain.images.decoding import decode
+from pixio_robot.pretrain.images.headers import read_header
 
 
 def _picture(height: int = 40, width: int = 56) -> np.ndarray:

@@ -151,6 +151,22 @@ def _ray(folder: Path) -> None:
         ray.shutdown()
 
 
+def _recordings(folder: Path) -> None:
+    from rosbags.rosbag2 import Writer
+    from rosbags.typesys import Stores, get_typestore
+
+    from pixio_robot.pretrain.images.sources import open_images
+
+    types = get_typestore(Stores.ROS2_HUMBLE)
+    header = types.types["std_msgs/msg/Header"](types.types["builtin_interfaces/msg/Time"](0, 0), "camera")
+    image = types.types["sensor_msgs/msg/Image"](header, 2, 3, "rgb8", 0, 9, np.arange(18, dtype=np.uint8))
+    with Writer(folder / "bag", version=8) as writer:
+        connection = writer.add_connection("/camera/color/image_raw", image.__msgtype__, typestore=types)
+        writer.write(connection, 1, types.serialize_cdr(image, image.__msgtype__))
+    read = open_images(str(folder / "bag"), folder / "cache").read(0)
+    assert isinstance(read, np.ndarray) and np.array_equal(read.ravel(), np.arange(18))
+
+
 def _slurm(folder: Path) -> None:
     import submitit
 
@@ -170,11 +186,14 @@ def _viz(folder: Path) -> None:
 
 
 def _wandb(folder: Path) -> None:
-    import wandb
+    """A pre-training run that logs there too, offline."""
+    import os
 
-    run = wandb.init(mode="offline", dir=str(folder), project="test")
-    run.log({"loss": 1.0})
-    run.finish()
+    from pixio_robot.cli import run
+
+    os.environ["WANDB_MODE"] = "offline"
+    words = "encoder=32x2x2 decoder=32x2x2 batch=8 steps=4 held_out=8 workers=0 wandb=test cache=cache".split()
+    assert run(["pretrain", "images=procedural:32", f"out={folder / 'run'}", *words]) == 0
     assert list(folder.rglob("*.wandb"))
 
 
@@ -197,6 +216,7 @@ EXERCISES: dict[str, Callable[[Path], None]] = {
     "hf": _hf,
     "timm": _timm,
     "lerobot-data": _lerobot_data,
+    "recordings": _recordings,
     "realsense": _realsense,
     "export": _export,
     "openvino": _openvino,

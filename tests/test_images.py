@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from pixio_robot.errors import BadInput, DataError, MissingExtra, Unreadable
-from pixio_robot.pretrain.decoding import decode
-from pixio_robot.pretrain.image_set import ImageSet
-from pixio_robot.pretrain.images import open_images
+from pixio_robot.pretrain.images.decoding import decode
+from pixio_robot.pretrain.images.image_set import ImageSet
+from pixio_robot.pretrain.images.sources import open_images
 
 CACHE = Path("cache")  # tests run in a folder of their own
 

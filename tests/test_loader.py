@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from pixio_robot.errors import BadInput, DataError
-from pixio_robot.pretrain.crops import Cropping
-from pixio_robot.pretrain.image_set import ImageSet
-from pixio_robot.pretrain.images import open_images
+from pixio_robot.pretrain.images.crops import Cropping
+from pixio_robot.pretrain.images.image_set import ImageSet
+from pixio_robot.pretrain.images.sources import open_images
 from pixio_robot.pretrain.loader import Batch, UnreadableLog, held_out_batch, train_batches
 from pixio_robot.pretrain.order import Order, hold_out
 

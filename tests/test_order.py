@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pixio_robot.errors import BadInput
-from pixio_robot.pretrain.image_set import ImageSet
+from pixio_robot.pretrain.images.image_set import ImageSet
 from pixio_robot.pretrain.order import Order, Split, hold_out
 
 LAYOUTS = [(1, 1), (4, 1), (4, 3), (100, 1), (7, 100)]  # block, mix

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from ..errors import DataError, MissingExtra
-from ..files import replacing
-from ..progress import Progress
-from ..run_folder import digest
+from ...errors import DataError, MissingExtra
+from ...files import replacing
+from ...progress import Progress
+from ...run_folder import digest
 
 log = logging.getLogger(__name__)
 

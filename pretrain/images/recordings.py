@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from ..errors import DataError, MissingExtra, PixioError, Unreadable
+from ...errors import DataError, MissingExtra, PixioError, Unreadable
 from .file_index import Arrays, index_files, load
 from .handles import Handles
 from .image_set import Sequences, fingerprint

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from ..errors import Unreadable
+from ...errors import Unreadable
 from .headers import Header, read_header
 
 MOST_PIXELS = 178_956_970  # larger pictures are refused unseen, as Pillow refuses them: they may be bombs

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from ..errors import DataError, Unreadable
-from ..run_folder import digest, read_json, write_json
+from ...errors import DataError, Unreadable
+from ...run_folder import digest, read_json, write_json
 from .file_index import Arrays, index_files, load, state_of
 from .handles import Handles
 from .image_set import ImageSet, files_fingerprint, fingerprint

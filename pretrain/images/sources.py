@@ -13,7 +13,7 @@ from glob import glob
 from itertools import groupby
 from pathlib import Path
 
-from ..errors import BadInput, DataError, closest
+from ...errors import BadInput, DataError, closest
 from .image_folder import ImageFolder
 from .image_set import Concatenation, ImageSet
 from .shards import IMAGE_SUFFIXES, TarShards

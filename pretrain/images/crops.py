@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..errors import BadInput
+from ...errors import BadInput
 from .decoding import decode
 from .headers import read_header
 

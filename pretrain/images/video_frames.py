@@ -15,7 +15,7 @@ from typing import Any
 import av
 import numpy as np
 
-from ..errors import DataError, Unreadable
+from ...errors import DataError, Unreadable
 from .file_index import Arrays, index_files, load
 from .handles import Handles
 from .image_set import Sequences, files_fingerprint

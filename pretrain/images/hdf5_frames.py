@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ..errors import DataError, Unreadable
+from ...errors import DataError, Unreadable
 from .file_index import Arrays, index_files, load
 from .handles import Handles
 from .image_set import Sequences, files_fingerprint

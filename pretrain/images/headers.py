@@ -3,7 +3,7 @@
 import struct
 from typing import NamedTuple
 
-from ..errors import Unreadable
+from ...errors import Unreadable
 
 KINDS = "JPEG, PNG, WebP, BMP, GIF, TIFF"
 _SIZELESS = {0xC4, 0xC8, 0xCC}  # JPEG markers between SOF0 and SOF15 that start no frame
