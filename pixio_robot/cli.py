@@ -216,6 +216,8 @@ def _config_error(name: str, overrides: list[str], error: Exception) -> PixioErr
         key = override.split("=", 1)[0].lstrip("+~")
         if key not in known and key not in _groups(name) and not any(each.startswith(f"{key}.") for each in known):
             return UnknownName(f"{name} has no key {key!r}{closest(key, known)}; it has: {', '.join(known)}")
+        if key in _groups(name) and (value := override.split("=", 1)[1]) not in (options := _groups(name)[key]):
+            return UnknownName(f"no {key} {value!r}{closest(value, options)}; there are: {', '.join(options)}")
     lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
     where = next((line.removeprefix("full_key: ") + ": " for line in lines if line.startswith("full_key: ")), "")
     what = " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=")))

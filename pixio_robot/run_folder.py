@@ -79,7 +79,7 @@ def _difference(config: Path, command: Any) -> str:
         for name, value in binding_settings(command).items()
         if name in theirs and theirs[name] != value
     ]
-    return ", ".join(changed) or "other settings or inputs (see its config.yaml)"
+    return ", ".join(changed) or "other inputs: the files that it reads have changed (see its config.yaml)"
 
 
 def environment() -> dict[str, Any]:

@@ -144,7 +144,9 @@ class Quickstart(Hardware):
 class Pretrain(Hardware):
     """Train an encoder by masked reconstruction of images."""
 
-    images: Any = key(MISSING, "folder or file of images, tar shards, HDF5, videos or recordings; or a list of them")
+    images: Any = key(
+        MISSING, "folder or file of images, tar shards, HDF5, videos or recordings; or a list of them", free=True
+    )
     held_out: int = key(256, "images kept out of training, for the loss on fixed masks", least=1)
     encoder: str = key("ti", "size: ti, s, b, l, h, 1b, 5b, or WIDTHxDEPTHxHEADS")
     decoder: str = key("auto", "ti, s, b, reference, mae, or WIDTHxDEPTHxHEADS; auto goes with the encoder")
@@ -171,8 +173,8 @@ class Pretrain(Hardware):
     weight_decay: float = key(0.05, "AdamW weight decay, not on biases and norms")
     beta1: float = key(0.9, "AdamW decay of the gradient's mean")
     beta2: float = key(0.95, "AdamW decay of the gradient's square")
-    clip: float | None = key(None, "largest gradient norm; null means no clipping")
-    abort_after: int = key(3, "non-finite steps in a row that end the run", least=1)
+    clip: float | None = key(None, "largest gradient norm; null means no clipping", free=True)
+    abort_after: int = key(3, "non-finite steps in a row that end the run", least=1, free=True)
     seed: int = key(0, "seed of weights, order, crops and masks", least=0)
     parallel: str = key("auto", "under torchrun: ddp, fsdp, hsdp; auto is ddp below 1e9 parameters", free=True)
     compile: bool = key(False, "torch.compile each block", free=True)

@@ -78,5 +78,5 @@ class Guard:
             )
         raise DataError(
             f"{self.in_a_row} steps in a row were not finite, from step {self.first_bad} on; its images are in {path}. "
-            "Lower lr, set clip=1.0, or use precision=fp32; the same command goes on from the last checkpoint"
+            "Go on from the last checkpoint with clip=1.0, or begin anew with a lower lr or precision=fp32"
         )

@@ -120,7 +120,12 @@ def _as_it_is(item: Any) -> Any:
 
 
 def _begin_worker(number: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group, they are the parent's to handle
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+    ):  # sent to all; the parent's to handle
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

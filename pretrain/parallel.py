@@ -23,7 +23,7 @@ from .mae import MaskedAutoencoder
 
 PARALLEL = ("auto", "ddp", "fsdp", "hsdp")
 RECOMPUTE = ("none", "decoder", "all")
-_SHARD_ABOVE = 1e9  # parameters; weights, gradients and Adam's moments take 16 bytes each
+SHARD_ABOVE = 1e9  # parameters; weights, gradients and Adam's moments take 16 bytes each
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def joined(device: str) -> Iterator[World]:
         return
     chosen = choose_device(device)
     if chosen.type == "cuda":
-        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
+        chosen = torch.device("cuda", local % torch.cuda.device_count())  # a process may see its own device alone
         torch.cuda.set_device(chosen)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
@@ -147,11 +148,11 @@ def micro_batches(settings: Pretrain, world: World) -> int:
         BadInput: if the batch does not split evenly over processes and micro-batches.
     """
     share, rest = divmod(settings.batch, world.size)
-    micro = settings.micro_batch or share
+    micro = min(settings.micro_batch or share, share)
     if rest or not micro or share % micro:
         raise BadInput(
             f"batch={settings.batch} does not split into {world.size} process(es) times micro_batch="
-            f"{settings.micro_batch or 'all'}; make it a multiple of {world.size * (settings.micro_batch or 1)}"
+            f"{settings.micro_batch or 'all'}; make it a multiple of {world.size * (micro or 1)}"
         )
     return share // micro
 
@@ -179,7 +180,7 @@ def distribute(model: MaskedAutoencoder, settings: Pretrain, world: World, preci
         return model
     how = settings.parallel
     if how == "auto":
-        large = sum(each.numel() for each in model.parameters()) > _SHARD_ABOVE
+        large = sum(each.numel() for each in model.parameters()) > SHARD_ABOVE
         how = ("hsdp" if world.size > world.per_node else "fsdp") if large else "ddp"
     if how == "ddp":
         return nn.parallel.DistributedDataParallel(

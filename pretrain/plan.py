@@ -16,6 +16,7 @@ from ..schemas import Pretrain
 from .decoder import PixelDecoder
 from .mae import MaskedAutoencoder
 from .masking import MaskShape
+from .parallel import SHARD_ABOVE
 
 # dense bf16 peak [FLOP/s] and memory [bytes] as the makers state them
 DEVICES: dict[str, tuple[float, float]] = {
@@ -25,6 +26,7 @@ DEVICES: dict[str, tuple[float, float]] = {
     "l40s": (362e12, 48e9),
     "rtx4090": (165e12, 24e9),
 }
+PER_NODE = 8  # devices of a node, for plans
 BACKWARD = 3.0  # forward and backward together cost three forwards; measured with PyTorch's counter
 
 
@@ -121,13 +123,13 @@ def plan(
         ("speed", f"{images:,.4g} images/s on {settings.plan_devices} x {settings.plan_device}"),
         ("time", f"{hours / settings.plan_devices:,.3g} hours, {hours:,.4g} device-hours"),
     ]
-    shared = max(1, settings.plan_devices)
+    shards = _shards(settings, model)
     assumptions = [
         source,
         f"encoder and decoder reach {rates[0]:.0%} and {rates[1]:.0%} of that (assumed; a run reports its own share)",
         "forward and backward cost three forwards; data loading and communication hide behind the work",
         "weights, gradients and AdamW's moments take 16 bytes a parameter, "
-        + (f"sharded over {shared} devices" if _sharded(settings, model) else "on every device"),
+        + (f"sharded over {shards} devices" if shards > 1 else "on every device"),
         "a token of width D keeps 36 D bytes a block for the backward pass in bf16, twice that in fp32; "
         "recomputed blocks keep 4 D",
     ]
@@ -140,18 +142,21 @@ def _share(dim: int) -> float:
     return next((share for width, share in sorted(table.items(), reverse=True) if dim >= width), 0.15)
 
 
-def _sharded(settings: Pretrain, model: MaskedAutoencoder) -> bool:
-    large = sum(each.numel() for each in model.parameters()) > 1e9
-    return settings.plan_devices > 1 and (
-        settings.parallel in ("fsdp", "hsdp") or (settings.parallel == "auto" and large)
-    )
+def _shards(settings: Pretrain, model: MaskedAutoencoder) -> int:
+    """Return over how many devices weights and moments are cut, by the rules of `distribute`."""
+    large = sum(each.numel() for each in model.parameters()) > SHARD_ABOVE
+    how = settings.parallel
+    if how == "auto":
+        how = "ddp" if not large else "hsdp" if settings.plan_devices > PER_NODE else "fsdp"
+    return {"ddp": 1, "fsdp": settings.plan_devices, "hsdp": min(settings.plan_devices, PER_NODE)}[how]
 
 
 def _memory(model: MaskedAutoencoder, shape: MaskShape, settings: Pretrain) -> dict[str, float]:
     """Return bytes a device, by purpose."""
     parameters = sum(each.numel() for each in model.parameters())
-    state = 16.0 * parameters / (settings.plan_devices if _sharded(settings, model) else 1)
-    micro = settings.micro_batch or max(1, settings.batch // settings.plan_devices)
+    state = 16.0 * parameters / _shards(settings, model)
+    share = max(1, settings.batch // settings.plan_devices)
+    micro = min(settings.micro_batch or share, share)
     width = 36 if settings.precision in ("auto", "bf16") and settings.plan_device != "here" else 72
 
     def kept(part: Any, tokens: int, recomputed: bool) -> float:

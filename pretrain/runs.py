@@ -32,15 +32,15 @@ POSITIONS = ("sincos", "normal")
 def run_pretrain(command: Pretrain, progress: Progress) -> tuple[Path, PretrainResult]:
     """Pre-train an encoder, or go on with it; return the run folder and where it ended."""
     shape = check_settings(command)
-    out = Path(command.out or f"runs/pretrain/{settings_digest(command)}")
     with joined(command.device) as world:
         micro_batches(command, world)
         precision = choose_precision(command.precision, world.device)
         images = _open_once(command, world)
         split = hold_out(images, min(command.held_out, len(images) // 2), command.seed)
         steps = count_steps(command, split)
+        out = Path(command.out or f"runs/pretrain/{settings_digest(command, images.fingerprint)}")
         if world.first:
-            open_run(out, command)
+            open_run(out, command, images.fingerprint)
             log.info("%s", summary(command, split, shape, steps, world))
         world.wait()
         result = pretrain(

@@ -1,17 +1,22 @@
 """Stopping when asked: SIGTERM, which schedulers send, and Ctrl-C set a flag that the training loop reads."""
 
 import signal
+from time import monotonic
 from types import FrameType, TracebackType
+from typing import Any
 
 from ..errors import Stopped
 
+ECHO = 1.0  # [s] in which a repeated signal is the same request: launchers and schedulers both send it
+
 
 class Stopping:
-    """While open, the first SIGTERM or SIGINT only sets `signal`; the second acts as usual."""
+    """While open, the first SIGTERM or SIGINT only sets `signal`; one that comes later again acts as usual."""
 
     def __init__(self) -> None:
         self.signal = 0  # that was received
-        self._before = {}  # type: ignore[var-annotated]
+        self._at = 0.0
+        self._before: dict[int, Any] = {}
 
     @property
     def asked(self) -> bool:
@@ -27,8 +32,11 @@ class Stopping:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self._restore()
+        if not self.signal:
+            self.signal, self._at = number, monotonic()
+        elif monotonic() - self._at > ECHO:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

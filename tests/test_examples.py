@@ -27,7 +27,7 @@ from pixio_robot.schemas import Pretrain
 ROOT = Path(pixio_robot.__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "slurm_pretrain.py"
 GUIDES = [ROOT / "docs" / name for name in ("pretraining.md", "launching.md")]
-TINY = "images=procedural:100 batch=8 encoder=32x2x2 decoder=32x2x2 held_out=16 device=cpu out=run".split()
+TINY = ["images=procedural:100", "batch=8", "encoder=32x2x2", "decoder=32x2x2", "held_out=16", "device=cpu", "out=run"]
 
 pytestmark = pytest.mark.skipif(not EXAMPLE.is_file(), reason="runs in a checkout")
 
@@ -166,5 +166,5 @@ def test_the_keys_and_files_that_the_guides_name_exist(guide: Path) -> None:
     for name in re.findall(r"\]\(([\w./]+)\)", text):
         assert (guide.parent / name).is_file(), name
     known = {each.name for each in fields(Pretrain)} | {"recipe", "encoder", "demos"}
-    for name in re.findall(r"`(\w+)=[^`]*`", text):
+    for name in re.findall(r"`([a-z_]+)=[^`]*`", text):
         assert name in known, name

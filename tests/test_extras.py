@@ -192,7 +192,7 @@ def _wandb(folder: Path) -> None:
     from pixio_robot.cli import run
 
     os.environ["WANDB_MODE"] = "offline"
-    words = "encoder=32x2x2 decoder=32x2x2 batch=8 steps=4 held_out=8 workers=0 wandb=test cache=cache".split()
+    words = ["encoder=32x2x2", "decoder=32x2x2", "batch=8", "steps=4", "held_out=8", "workers=0", "wandb=test"]
     assert run(["pretrain", "images=procedural:32", f"out={folder / 'run'}", *words]) == 0
     assert list(folder.rglob("*.wandb"))
 
