@@ -14,12 +14,24 @@ from types import ModuleType
 import bc_steps
 import encoder
 import evaluation
+import loader
+import pretraining
 import stages
 from timing import Section, markdown
 
 from pixio_robot.files import replacing
 
-PACKAGES = ("torch", "numpy", "mujoco", "metaworld", "transformers", "robomimic", "gymnasium")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "mujoco",
+    "metaworld",
+    "transformers",
+    "robomimic",
+    "gymnasium",
+    "simplejpeg",
+    "webdataset",
+)
 HEAD = """# Side by side
 
 Written by `python benchmarks/run.py`; a file beside it holds each benchmark and runs alone, too. Both sides do the same
@@ -37,7 +49,14 @@ def main() -> None:
     arguments = parser.parse_args()
     parts = [HEAD, markdown(machine())]
     print(parts[-1], flush=True)
-    for name, benchmark in (("encoder", encoder), ("bc_steps", bc_steps), ("evaluation", evaluation)):
+    benchmarks = {
+        "encoder": encoder,
+        "pretraining": pretraining,
+        "loader": loader,
+        "bc_steps": bc_steps,
+        "evaluation": evaluation,
+    }
+    for name, benchmark in benchmarks.items():
         parts.append(_run(name, benchmark))
         print(parts[-1], flush=True)
     if arguments.quickstart is not None:

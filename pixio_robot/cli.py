@@ -246,6 +246,8 @@ def _sweep(name: str, arguments: list[str]) -> int:
         statuses.append(_in_words(work, debug, f"{about}: "))
         if statuses[-1] == INTERRUPTED:
             raise KeyboardInterrupt
+        if statuses[-1] > 128:  # a signal ends the whole sweep
+            raise Stopped("the sweep ends here; the same command goes on", statuses[-1] - 128)
 
     before = sys.argv
     sys.argv = ["pixio-robot", "--multirun", *overrides]

@@ -3,6 +3,7 @@
 Shapes: B batch, H height, W width.
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -54,9 +55,16 @@ def preprocess(images: Tensor, preprocessing: Preprocessing = Preprocessing()) -
     if preprocessing.interpolation not in ("bicubic", "bilinear"):
         raise BadInput(f"no interpolation {preprocessing.interpolation!r}; there are: bicubic, bilinear")
     values = _resized(images.permute(0, 3, 1, 2), preprocessing)
-    mean = torch.tensor(preprocessing.mean, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(preprocessing.std, device=images.device).view(1, 3, 1, 1)
+    shared = not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled())  # else a tensor of their own kind
+    make = _on if shared else _on.__wrapped__
+    mean, std = (make(each, images.device) for each in (preprocessing.mean, preprocessing.std))
     return (values.float() / 255 - mean) / std
+
+
+@lru_cache(maxsize=32)
+def _on(statistics: tuple[float, float, float], device: torch.device) -> Tensor:
+    """Return channel statistics on a device, (1, 3, 1, 1); copied there once, since a copy waits for the device."""
+    return torch.tensor(statistics, device=device).view(1, 3, 1, 1)
 
 
 def _resized(values: Tensor, preprocessing: Preprocessing) -> Tensor:

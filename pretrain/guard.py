@@ -1,6 +1,7 @@
 """Steps that are not finite: skipped on the device, counted, and in the end fatal, with the offending images kept."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,8 +28,7 @@ class Guard:
         self._optimizer = optimizer
         self._fused = bool(optimizer.defaults.get("fused"))
         self._skipped = torch.tensor(skipped, device=device)
-        self._in_a_row = torch.zeros_like(self._skipped)
-        self._first_bad = torch.zeros_like(self._skipped)
+        self._in_a_row, self._longest, self._first_bad = (torch.zeros_like(self._skipped) for _ in range(3))
 
     def step(self, norm: Tensor, step: int) -> Tensor:
         """Make one step unless the gradients' norm is infinite or NaN; return whether it was finite, () bool."""
@@ -39,8 +39,10 @@ class Guard:
         if self._fused or bool(finite):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        self._first_bad = torch.where(finite | (self._in_a_row > 0), self._first_bad, step)
         self._in_a_row = torch.where(finite, 0, self._in_a_row + 1)
+        longer = self._in_a_row > self._longest
+        self._first_bad = torch.where(longer, step + 1 - self._in_a_row, self._first_bad)
+        self._longest = torch.where(longer, self._in_a_row, self._longest)
         self._skipped = self._skipped + ~finite
         return finite
 
@@ -50,33 +52,32 @@ class Guard:
         return int(self._skipped)
 
     @property
-    def in_a_row(self) -> int:
-        """How many of the latest steps were left out; waits for the device."""
-        return int(self._in_a_row)
+    def longest(self) -> int:
+        """The greatest number of steps left out in a row; waits for the device."""
+        return int(self._longest)
 
     @property
     def first_bad(self) -> int:
-        """The first step of the latest row of bad ones; waits for the device."""
+        """The first step of that row; waits for the device."""
         return int(self._first_bad)
 
-    def abort(self, batch: Batch, images: ImageSet, out: Path, world: World) -> NoReturn:
+    def abort(self, batches: Sequence[Batch], images: ImageSet, out: Path, world: World) -> NoReturn:
         """Keep the images of the first bad step and end the run.
 
         Args:
-            batch: this process's first micro-batch of that step.
+            batches: this process's micro-batches of that step.
 
         Raises:
             DataError: always.
         """
         path = out / f"nonfinite-step-{self.first_bad:08d}-rank-{world.rank}.safetensors"
-        names = json.dumps([images.name(int(index)) for index in batch.indices])
+        kept = {
+            name: torch.cat([getattr(each, name) for each in batches]) for name in ("images", "mask_noise", "indices")
+        }
+        names = json.dumps([images.name(int(index)) for index in kept["indices"]])
         with replacing(path) as temporary:
-            save_file(
-                {"images": batch.images, "mask_noise": batch.mask_noise, "indices": batch.indices},
-                temporary,
-                metadata={"names": names},
-            )
+            save_file(kept, temporary, metadata={"names": names})
         raise DataError(
-            f"{self.in_a_row} steps in a row were not finite, from step {self.first_bad} on; its images are in {path}. "
+            f"{self.longest} steps in a row were not finite, from step {self.first_bad} on; its images are in {path}. "
             "Go on from the last checkpoint with clip=1.0, or begin anew with a lower lr or precision=fp32"
         )

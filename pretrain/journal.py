@@ -91,6 +91,8 @@ class Window:
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Count time inside as no training."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # else the steps that are still queued would count as aside
         began = perf_counter()
         yield
         self._aside += perf_counter() - began

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import BadInput, DataError, PixioError, Unreadable
+from ..files import replacing
 from .images.crops import Cropping, center_crop, random_crop
 from .images.image_set import ImageSet
 from .order import Order, Split
@@ -217,7 +218,11 @@ class UnreadableLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        self._names = {json.loads(line)["name"] for line in lines if line.endswith("\n")}
+        whole = [line for line in lines if line.endswith("\n")]  # a crash may cut the last one short
+        if len(whole) < len(lines):
+            with replacing(path) as temporary:
+                temporary.write_text("".join(whole))
+        self._names = {json.loads(line)["name"] for line in whole}
 
     @property
     def count(self) -> int:

@@ -1,6 +1,6 @@
 """What is measured beside training, on images it never sees: loss on fixed masks, what features are like, pictures.
 
-Shapes: F held-out images of this process, K class tokens, D width.
+Shapes: F held-out images, K class tokens, D width.
 """
 
 from collections.abc import Iterator
@@ -50,12 +50,14 @@ class Monitor:
         held = held_out_batch(images, split, seed=settings.seed, size=self._size, blocks=shape.blocks)
         self.unreadable = held.unreadable
         self._shown = (held.images[:SHOWN], held.mask_noise[:SHOWN])
-        each = max(1, len(held.images) // world.size)
-        mine = slice(world.rank * each, (world.rank + 1) * each) if len(held.images) >= world.size else slice(None)
+        self._count = len(held.images)  # F
+        each = -(-self._count // world.size)  # every process takes as many; the last may repeat the first
+        mine = torch.arange(world.rank * each, (world.rank + 1) * each) % self._count
         self._images, self._noise = held.images[mine], held.mask_noise[mine]
+        self._thumbnails = _thumbnails(held.images)
         self._bank: tuple[Tensor, Tensor, Tensor] | None = None  # images, their labels, labels of the held-out
         if images.labels is not None:
-            self._bank = self._labelled(images, split, settings, held.indices[mine])
+            self._bank = self._labelled(images, split, settings, held.indices)
         self.cosine: list[list[float]] = []
 
     def _labelled(
@@ -86,11 +88,12 @@ class Monitor:
                 with autocast(self._world.device, self._precision):
                     losses.append(model(pixels, PatchMask.from_noise(noise, self._shape)).per_image_loss)
             features = self._encode(model, self._images)
-        cls = self._world.gathered(features.cls).cpu().numpy()
+        features = _Features(*(self._world.gathered(part)[: self._count] for part in features))
+        cls = features.cls.cpu().numpy()
         matrix = class_token_cosine(cls)
         self.cosine = matrix.round(4).tolist()
         numbers = {
-            "valid/loss": float(self._world.mean(torch.cat(losses).mean())),
+            "valid/loss": float(self._world.gathered(torch.cat(losses))[: self._count].mean()),
             "features/class_token_cosine": mean_off_diagonal(matrix),
             "features/effective_rank": effective_rank(cls.mean(axis=1)),
         }
@@ -108,14 +111,9 @@ class Monitor:
         pairs = {
             "class_tokens/knn_accuracy": (bank.cls.mean(dim=1), features.cls.mean(dim=1)),
             "patches/knn_accuracy": (bank.pooled, features.pooled),
-            "pixels/knn_accuracy": (_thumbnails(images).to(device), _thumbnails(self._images).to(device)),
+            "pixels/knn_accuracy": (_thumbnails(images).to(device), self._thumbnails.to(device)),
         }
-        return {
-            name: float(
-                self._world.mean(torch.tensor(knn_accuracy(voters, bank_labels, queries, labels), device=device))
-            )
-            for name, (voters, queries) in pairs.items()
-        }
+        return {name: knn_accuracy(voters, bank_labels, asked, labels) for name, (voters, asked) in pairs.items()}
 
     def _encode(self, model: nn.Module, images: Tensor) -> _Features:
         encoder = unwrapped(model).encoder

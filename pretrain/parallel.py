@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from ..errors import BadInput, UnknownName, closest
+from ..errors import BadInput
 from ..hardware import choose_device
 from ..schemas import Pretrain
 from .mae import MaskedAutoencoder
 
 PARALLEL = ("auto", "ddp", "fsdp", "hsdp")
 RECOMPUTE = ("none", "decoder", "all")
+_joined = 0  # times that this process has joined others; a sweep does so for each job
 SHARD_ABOVE = 1e9  # parameters; weights, gradients and Adam's moments take 16 bytes each
 
 
@@ -89,12 +90,12 @@ def joined(device: str) -> Iterator[World]:
         local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
         chosen = torch.device("cuda", local % torch.cuda.device_count())  # a process may see its own device alone
         torch.cuda.set_device(chosen)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
-        store=_store_of_this_start(),
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-    )
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        store, size = _store_of_this_start(), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, store=store, rank=int(os.environ["RANK"]), world_size=size)
+    else:
+        dist.init_process_group(backend)
     try:
         yield World(
             chosen,
@@ -107,11 +108,13 @@ def joined(device: str) -> Iterator[World]:
 
 
 def _store_of_this_start() -> dist.Store:
-    """Return torchrun's store, under a prefix for each restart.
+    """Return torchrun's store, under a prefix for each restart on one machine and each time a process joins.
 
     Without it processes that ``--max-restarts`` started anew read the addresses of those that died, and about every
-    second restart waited for ever (torch 2.13, gloo).
+    second restart waited for ever (torch 2.13, gloo). Machines count their restarts apart, so several share no prefix.
     """
+    global _joined
+    _joined += 1
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"],
@@ -119,26 +122,12 @@ def _store_of_this_start() -> dist.Store:
         int(os.environ["WORLD_SIZE"]),
         is_master=not hosted and os.environ["RANK"] == "0",
     )
-    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{_joined}", store)
 
 
 def is_first_process() -> bool:
     """Return whether this process speaks for all, before they have joined."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def check_parallel(settings: Pretrain) -> None:
-    """Refuse unknown names before any work.
-
-    Raises:
-        UnknownName: for `parallel` or `recompute`.
-    """
-    for what, name, known in (
-        ("parallel", settings.parallel, PARALLEL),
-        ("recompute", settings.recompute, RECOMPUTE),
-    ):
-        if name not in known:
-            raise UnknownName(f"no {what} {name!r}; there are: {', '.join(known)}{closest(name, known)}")
 
 
 def micro_batches(settings: Pretrain, world: World) -> int:
@@ -155,6 +144,15 @@ def micro_batches(settings: Pretrain, world: World) -> int:
             f"{settings.micro_batch or 'all'}; make it a multiple of {world.size * (micro or 1)}"
         )
     return share // micro
+
+
+def engine(settings: Pretrain, model: nn.Module, processes: int, per_node: int) -> str:
+    """Return ddp, fsdp or hsdp; "auto" shards what would not fit one device, inside nodes where there are several."""
+    if settings.parallel != "auto":
+        return settings.parallel
+    if sum(each.numel() for each in model.parameters()) <= SHARD_ABOVE:
+        return "ddp"
+    return "hsdp" if processes > per_node else "fsdp"
 
 
 def distribute(model: MaskedAutoencoder, settings: Pretrain, world: World, precision: str) -> nn.Module:
@@ -178,10 +176,7 @@ def distribute(model: MaskedAutoencoder, settings: Pretrain, world: World, preci
             block.compile(dynamic=False)
     if world.size == 1:
         return model
-    how = settings.parallel
-    if how == "auto":
-        large = sum(each.numel() for each in model.parameters()) > SHARD_ABOVE
-        how = ("hsdp" if world.size > world.per_node else "fsdp") if large else "ddp"
+    how = engine(settings, model, world.size, world.per_node)
     if how == "ddp":
         return nn.parallel.DistributedDataParallel(
             model,
@@ -202,9 +197,9 @@ def _shard(model: MaskedAutoencoder, how: str, world: World, precision: str) -> 
         mesh = init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard"))
     else:
         mesh = init_device_mesh(kind, (world.size,), mesh_dim_names=("shard",))
-    # tokens, tables and norms outside the blocks stay in fp32, as under autocast
+    # outside the blocks all stays in fp32, as under autocast; inside, norms are gathered in bf16 too, unlike with DDP
     policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if precision == "bf16" else None,
+        param_dtype=torch.bfloat16 if precision == "bf16" and kind == "cuda" else None,
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,
     )

@@ -16,7 +16,7 @@ from ..schemas import Pretrain
 from .decoder import PixelDecoder
 from .mae import MaskedAutoencoder
 from .masking import MaskShape
-from .parallel import SHARD_ABOVE
+from .parallel import engine
 
 # dense bf16 peak [FLOP/s] and memory [bytes] as the makers state them
 DEVICES: dict[str, tuple[float, float]] = {
@@ -96,7 +96,7 @@ def plan(
     work = BACKWARD * (encoder + decoder)
     samples = steps * settings.batch
     if settings.plan_device == "here":
-        peak = matmul_peak(device, precision)
+        peak, room = matmul_peak(device, precision), float("inf")
         rates = (0.6, 0.6)
         source = f"matrix products on this {device.type} reach {peak / 1e12:.3g} TFLOP/s in {precision} (measured now)"
     else:
@@ -106,10 +106,11 @@ def plan(
             f"one {settings.plan_device} peaks at {peak / 1e12:.0f} TFLOP/s dense bf16 and has {room / 1e9:.0f} GB "
             "(maker's figures)"
         )
-    recomputed = {"none": 0.0, "decoder": decoder, "all": encoder + decoder}[settings.recompute]
-    seconds = BACKWARD * (encoder / rates[0] + decoder / rates[1]) / peak + recomputed / (rates[1] * peak)
+    passes = (BACKWARD + (settings.recompute == "all"), BACKWARD + (settings.recompute != "none"))
+    seconds = (passes[0] * encoder / rates[0] + passes[1] * decoder / rates[1]) / peak
     images = settings.plan_devices / seconds
-    memory = _memory(model, shape, settings)
+    memory = _memory(model, shape, settings, precision)
+    fits = "" if sum(memory.values()) < room else f": DOES NOT FIT its {room / 1e9:.0f} GB"
     hours = samples * seconds / 3600
     rows = [
         ("encoder", f"{_count(model.encoder)} parameters, {encoder / 1e9:.4g} GFLOP forward an image"),
@@ -119,7 +120,7 @@ def plan(
         ("training", f"{work / 1e9:.4g} GFLOP an image, {work * samples:.3g} FLOP in all"),
         ("length", f"{steps:,} steps of {settings.batch:,} images = {samples:,} images"),
         *[(f"memory: {name}", f"{size / 1e9:.3g} GB a device") for name, size in memory.items()],
-        ("memory in all", f"{sum(memory.values()) / 1e9:.3g} GB a device"),
+        ("memory in all", f"{sum(memory.values()) / 1e9:.3g} GB a device{fits}"),
         ("speed", f"{images:,.4g} images/s on {settings.plan_devices} x {settings.plan_device}"),
         ("time", f"{hours / settings.plan_devices:,.3g} hours, {hours:,.4g} device-hours"),
     ]
@@ -143,21 +144,18 @@ def _share(dim: int) -> float:
 
 
 def _shards(settings: Pretrain, model: MaskedAutoencoder) -> int:
-    """Return over how many devices weights and moments are cut, by the rules of `distribute`."""
-    large = sum(each.numel() for each in model.parameters()) > SHARD_ABOVE
-    how = settings.parallel
-    if how == "auto":
-        how = "ddp" if not large else "hsdp" if settings.plan_devices > PER_NODE else "fsdp"
+    """Return over how many devices weights and moments are cut."""
+    how = engine(settings, model, settings.plan_devices, PER_NODE)
     return {"ddp": 1, "fsdp": settings.plan_devices, "hsdp": min(settings.plan_devices, PER_NODE)}[how]
 
 
-def _memory(model: MaskedAutoencoder, shape: MaskShape, settings: Pretrain) -> dict[str, float]:
+def _memory(model: MaskedAutoencoder, shape: MaskShape, settings: Pretrain, precision: str) -> dict[str, float]:
     """Return bytes a device, by purpose."""
     parameters = sum(each.numel() for each in model.parameters())
     state = 16.0 * parameters / _shards(settings, model)
     share = max(1, settings.batch // settings.plan_devices)
     micro = min(settings.micro_batch or share, share)
-    width = 36 if settings.precision in ("auto", "bf16") and settings.plan_device != "here" else 72
+    width = 36 if precision == "bf16" else 72
 
     def kept(part: Any, tokens: int, recomputed: bool) -> float:
         a = part.arguments
@@ -166,7 +164,10 @@ def _memory(model: MaskedAutoencoder, shape: MaskShape, settings: Pretrain) -> d
     classes = model.encoder.cls_tokens
     image = kept(model.encoder, classes + shape.visible, settings.recompute == "all")
     image += kept(model.decoder, classes + shape.patches, settings.recompute != "none")
-    return {"weights and optimiser": state, f"activations of {micro} images": micro * image}
+    needs = {"weights and optimiser": state, f"activations of {micro} images": micro * image}
+    if _shards(settings, model) > 1 and micro < share:
+        needs["whole gradients between passes"] = 4.0 * parameters
+    return needs
 
 
 def _count(part: torch.nn.Module) -> str:

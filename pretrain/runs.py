@@ -21,7 +21,7 @@ from .mae import MaskedAutoencoder
 from .masking import MaskShape, mask_shape
 from .optim import peak_lr
 from .order import Split, hold_out
-from .parallel import World, check_parallel, joined, micro_batches
+from .parallel import PARALLEL, RECOMPUTE, World, joined, micro_batches
 from .plan import DEVICES, Plan, matmul_peak, plan
 from .train import PretrainResult, pretrain
 
@@ -36,7 +36,7 @@ def run_pretrain(command: Pretrain, progress: Progress) -> tuple[Path, PretrainR
         micro_batches(command, world)
         precision = choose_precision(command.precision, world.device)
         images = _open_once(command, world)
-        split = hold_out(images, min(command.held_out, len(images) // 2), command.seed)
+        split = split_images(images, command)
         steps = count_steps(command, split)
         out = Path(command.out or f"runs/pretrain/{settings_digest(command, images.fingerprint)}")
         if world.first:
@@ -56,7 +56,7 @@ def run_pretrain(command: Pretrain, progress: Progress) -> tuple[Path, PretrainR
             out=out,
             progress=progress if world.first else Progress.silent(),
         )
-        if world.first and result.cosine:  # else it was finished before
+        if world.first and not (out / "result.json").is_file():
             _write_result(out, command, images, split, shape, result)
     return out, result
 
@@ -68,11 +68,15 @@ def run_plan(command: Pretrain) -> Plan:
     images = open_images(command.images, Path(command.cache)) if command.steps is None else None
     steps = command.steps
     if images is not None:
-        steps = count_steps(command, hold_out(images, min(command.held_out, len(images) // 2), command.seed))
+        steps = count_steps(command, split_images(images, command))
     assert steps is not None
+    micro_batches(command, World(device, size=command.plan_devices))
+    precision = "bf16" if command.plan_device != "here" else choose_precision(command.precision, device)
+    if precision == "bf16" and command.precision == "fp32":
+        raise BadInput("other devices are planned for bf16, whose peak is known; drop precision=fp32 or plan_device=")
     with torch.device("meta"):
         model = build_autoencoder(command)
-    return plan(model, shape, command, steps, device, choose_precision(command.precision, device))
+    return plan(model, shape, command, steps, device, precision)
 
 
 def check_settings(command: Pretrain) -> MaskShape:
@@ -88,11 +92,12 @@ def check_settings(command: Pretrain) -> MaskShape:
     side = command.image_size // command.patch
     shape = mask_shape((side, side), command.mask_ratio, command.mask_block)
     sizes(command)
-    check_parallel(command)
     peak_lr(command)
     for what, name, known in (
         ("positions", command.positions, POSITIONS),
         ("plan_device", command.plan_device, ("here", *DEVICES)),
+        ("parallel", command.parallel, PARALLEL),
+        ("recompute", command.recompute, RECOMPUTE),
     ):
         if name not in known:
             raise UnknownName(f"no {what} {name!r}; there are: {', '.join(known)}{closest(name, known)}")
@@ -110,8 +115,13 @@ def check_settings(command: Pretrain) -> MaskShape:
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise BadInput(f"crop_scale={scale} must be two shares of the area, e.g. [0.2,1.0]")
     for name, amount in (("clip", command.clip), ("epochs", command.epochs)):
-        if amount is not None and not amount > 0:
-            raise BadInput(f"{name}={amount} must be positive, or null")
+        if amount is not None and not 0 < amount < math.inf:
+            raise BadInput(f"{name}={amount} must be positive and finite, or null")
+    if not 0 <= command.weight_decay < math.inf:
+        raise BadInput(f"weight_decay={command.weight_decay} must be 0 or positive")
+    sources = [command.images] if isinstance(command.images, str) else command.images
+    if not isinstance(sources, list) or not sources or not all(isinstance(each, str) and each for each in sources):
+        raise BadInput(f"images={command.images} must name a source, or several: images=[photos,shards]")
     return shape
 
 
@@ -125,7 +135,7 @@ def sizes(command: Pretrain) -> tuple[tuple[int, int, int], tuple[int, int, int]
 
 def _nearest_decoder(encoder: str) -> str:
     width = _size("encoder", encoder, PRESETS)[0]
-    return next((name for name, (wide, _, _) in DECODERS.items() if name in PRESETS and width <= wide), "reference")
+    return next((name for name in DECODERS if name in PRESETS and width <= PRESETS[name][0]), "reference")
 
 
 def _size(what: str, name: str, known: dict[str, tuple[int, int, int]]) -> tuple[int, int, int]:
@@ -160,6 +170,19 @@ def new_autoencoder(command: Pretrain) -> MaskedAutoencoder:
     model.to_empty(device="cpu")
     model.initialise(command.positions, torch.Generator().manual_seed(combine(command.seed, 0)))
     return model
+
+
+def split_images(images: ImageSet, command: Pretrain) -> Split:
+    """Set the held-out images aside; of a small set at most half.
+
+    Raises:
+        BadInput: for a single image.
+    """
+    if len(images) < 2:
+        raise BadInput(f"{len(images)} image is too few: one is trained on and one held out, at least")
+    if command.held_out > len(images) // 2:
+        log.warning("held_out=%d of %d images is more than half; half are held out", command.held_out, len(images))
+    return hold_out(images, min(command.held_out, len(images) // 2), command.seed)
 
 
 def count_steps(command: Pretrain, split: Split) -> int:

@@ -62,6 +62,7 @@ class States:
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None  # apart from training's collectives
         self._pending: Future[Any] | None = None
         self._named = Event()
+        self._failed: OSError | None = None
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may save alone
         if world.first:
             folder.mkdir(parents=True, exist_ok=True)
@@ -70,20 +71,30 @@ class States:
         world.wait()
 
     def latest(self) -> Path | None:
-        """Return the newest whole checkpoint."""
-        return max(_whole(self.folder), default=None)
+        """Return the newest whole checkpoint that the first process sees; the others must see it too.
+
+        Raises:
+            DataError: if they do not.
+        """
+        found = [max(_whole(self.folder), default=None) if self.world.first else None]
+        if self.world.size > 1:
+            dist.broadcast_object_list(found)
+        if found[0] is not None and not found[0].is_dir():
+            raise DataError(f"{found[0]} is not there for process {self.world.rank}; all must share the run folder")
+        return found[0]
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
         """Copy the state and write it in the background; every process calls this."""
         self.wait()
         final = self.folder / f"step-{position.step:08d}"
-        if final.exists():
-            return
         temporary = final.with_name(f".{final.name}")
         if self.world.first:
             temporary.mkdir(parents=True, exist_ok=True)
             described = {"position": asdict(position), "identity": self.identity}
-            (temporary / "state.json").write_text(json.dumps(described, indent=2))
+            with (temporary / "state.json").open("w") as file:
+                json.dump(described, file, indent=2)
+                file.flush()
+                os.fsync(file.fileno())
         self.world.wait()
         future = dcp.async_save(
             _tensors(model, optimizer)[0],
@@ -105,7 +116,8 @@ class States:
         except CheckpointException as error:
             raise CheckpointError(f"a checkpoint could not be written below {self.folder}: {_reason(error)}") from error
         self._named.wait()
-        self.world.wait()
+        if self.world.any(self._failed is not None):
+            raise CheckpointError(f"a checkpoint below {self.folder} could not be given its name: {self._failed}")
 
     def _name(self, done: Future[Any], temporary: Path, final: Path) -> None:
         """Give a checkpoint its name; the first process learns last that all have written."""
@@ -116,6 +128,8 @@ class States:
                     self._thin()
                 else:
                     shutil.rmtree(temporary, ignore_errors=True)
+        except OSError as error:  # a callback's own exceptions are lost
+            self._failed = error
         finally:
             self._named.set()
 
@@ -131,7 +145,10 @@ class States:
             DataError: if it was written by a run of other settings, naming them.
             CheckpointError: if it is damaged.
         """
-        described = json.loads((path / "state.json").read_text())
+        try:
+            described = json.loads((path / "state.json").read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); delete it to go on from the one before") from error
         if changed := _differences(described["identity"], self.identity):
             raise DataError(f"{path} was written with {', '.join(changed)}; choose another out= to begin anew")
         tensors, groups = _tensors(model, optimizer)

@@ -90,14 +90,15 @@ def pretrain(
     guard = Guard(optimizer, device, position.skipped)
     monitor = Monitor(images, split, shape, settings, precision, world)
     unreadable = UnreadableLog(out / ("unreadable.jsonl" if world.first else f"unreadable-{world.rank}.jsonl"))
-    unreadable.add(monitor.unreadable)
+    unreadable.add(monitor.unreadable if world.first else [])
     peak, warmup = peak_lr(settings), round(settings.warmup * steps)
+    block = settings.shuffle_block or images.block
 
     def batches(start: int):  # type: ignore[no-untyped-def]
         return train_batches(
             images,
             split,
-            Order(split.training, settings.seed, settings.shuffle_block or images.block),
+            Order(split.training, settings.seed, block, mix=1 if block == 1 else max(1, 16 * settings.batch // block)),
             seed=settings.seed,
             size=(settings.image_size, settings.image_size),
             blocks=shape.blocks,
@@ -119,7 +120,8 @@ def pretrain(
         window = Window(device, settings.batch, training_flops(model, shape), peak_flops, world)
         stream = batches(position.samples)
         if position.step == 0:
-            journal.write(position, monitor.measure(trained))
+            with window.aside():
+                journal.write(position, monitor.measure(trained))
         trained.train()
         while position.step < steps:
             for group in optimizer.param_groups:
@@ -152,14 +154,21 @@ def pretrain(
                 position.skipped = guard.skipped
                 numbers |= {"train/lr": float(optimizer.param_groups[0]["lr"]), "data/skipped_steps": guard.skipped}
                 journal.write(position, numbers | {"data/unreadable_images": world.total(unreadable.count)})
-                if guard.in_a_row >= settings.abort_after:
-                    guard.abort(next(batches(guard.first_bad * settings.batch)), images, out, world)
+                if guard.longest >= settings.abort_after:
+                    again = batches(guard.first_bad * settings.batch)
+                    guard.abort([next(again) for _ in range(passes)], images, out, world)
+            valid, picture, save = (
+                position.step % every == 0 or done
+                for every in (settings.valid_every, settings.picture_every, settings.save_every)
+            )
+            if not (valid or picture or save or stop):
+                continue
             with window.aside():
-                if position.step % settings.valid_every == 0 or done:
+                if valid:
                     journal.write(position, monitor.measure(trained))
-                if position.step % settings.picture_every == 0 or done:
+                if picture:
                     monitor.picture(trained, out / "pictures" / f"step-{position.step:08d}.png")
-                if position.step % settings.save_every == 0 or done or stop:
+                if save or stop:
                     position.skipped = guard.skipped
                     states.save(trained, optimizer, position)
                     save_trained_encoder(out / "encoder.safetensors", trained, settings, position, world)
@@ -167,6 +176,8 @@ def pretrain(
                     states.wait()
                     raise stopping.stopped(position.step, steps)
         states.wait()
+        if not monitor.cosine:  # all steps were done by an earlier start
+            monitor.measure(trained)
     return PretrainResult(out / "encoder.safetensors", position, journal.last, monitor.cosine)
 
 

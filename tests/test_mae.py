@@ -180,6 +180,7 @@ def test_rectangles_and_other_sizes_work() -> None:
     assert out.prediction.shape == (2, 48, 192) and bool(torch.isfinite(out.loss))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's compiler looks at it
 def test_blocks_of_all_drop_path_rates_compile_to_two_programs() -> None:
     """One with and one without; a program for each rate would soon exceed the compiler's limit and run eagerly."""
     from torch._dynamo.utils import counters

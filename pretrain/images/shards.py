@@ -80,7 +80,10 @@ class TarShards(ImageSet):
 
     def name(self, index: int) -> str:
         shard, _, _, _, header = self._rows[index].item()
-        member = next(iter(TarWalk(self._files.get(self._shards[shard]), header)), None)
+        try:
+            member = next(iter(TarWalk(self._files.get(self._shards[shard]), header)), None)
+        except OSError:  # the shard is gone; its image still needs a name
+            member = None
         return f"{self._shards[shard]}:{member.name if member else f'byte {header}'}"
 
     def __getstate__(self) -> dict[str, object]:
