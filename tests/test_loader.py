@@ -178,3 +178,18 @@ def test_whole_pictures_come_through_unchanged() -> None:
     for picture, index in zip(batch.images, batch.indices.tolist(), strict=True):
         assert np.array_equal(picture.numpy(), images.read(index))
     stream.close()
+
+
+def test_a_shard_that_vanishes_costs_its_images_and_not_the_run() -> None:
+    images = open_images([_shard(Path("one.tar")), _shard(Path("two.tar"))], Path("cache"))
+    Path("two.tar").rename("elsewhere.tar")
+    batches = _steps(images, 0, 4)
+    assert {name.partition(":")[0] for each in batches for name, _ in each.unreadable} == {"two.tar"}
+
+
+def test_a_list_of_unreadable_images_that_was_cut_short_goes_on() -> None:
+    path = Path("unreadable.jsonl")
+    path.write_text('{"name": "a", "reason": "gone"}\n{"name": "b", "rea')
+    UnreadableLog(path).add([("c", "gone")])
+    log = UnreadableLog(path)
+    assert log.count == 2 and [json.loads(line)["name"] for line in path.read_text().splitlines()] == ["a", "c"]

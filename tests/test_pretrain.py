@@ -439,3 +439,14 @@ def test_a_run_outlives_the_death_of_a_process(silent: Progress) -> None:
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 0 and "going on from" in errors, errors
     assert difference("one", "two") < 1e-5
+
+
+def test_processes_agree_on_partly_labelled_images(tmp_path: Path) -> None:
+    """Some processes may hold only images without labels; none may measure what the others do not."""
+    import cv2
+
+    (tmp_path / "plain").mkdir()
+    for number in range(40):
+        cv2.imwrite(str(tmp_path / "plain" / f"{number}.png"), np.full((64, 64, 3), number, np.uint8))
+    for seed in range(2):
+        launch(f"run{seed}", "images=[procedural:64,plain]", "held_out=4", f"seed={seed}", "steps=2")
