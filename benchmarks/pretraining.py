@@ -3,8 +3,6 @@
 Worker processes import this file again: nothing heavy above the functions.
 """
 
-import ctypes
-import platform
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import partial
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 
 NEEDS = {"transformers": "hf"}  # package: extra of pixio-robot
 TOLERANCE = 1e-5  # largest difference of a predicted pixel, which is about 1 in size
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 class Case(NamedTuple):
@@ -111,8 +108,8 @@ def measure() -> Section:
         "`mode='reduce-overhead'`."
         if cuda
         else "A turn is an unseen step and one that counts, on one thread, in CPU time with the kernel's share. "
-        "'Memory kept' sets two thresholds of glibc's malloc (1 GiB for mmap, no trimming); as it comes, malloc hands "
-        "large arrays back to the kernel and takes their pages anew in every step, at a price that swings from run to "
+        "'Memory kept' is what `pretrain` does on a CPU: it sets two thresholds of glibc's malloc (1 GiB for mmap, no "
+        "trimming); as it comes, malloc hands large arrays back to the kernel and takes their pages anew in every step, at a price that swings from run to "
         "run. Below the table: where our time goes; the last column is the row's ratio if all but matrix products cost "
         "nothing and they stayed as fast."
     )
@@ -182,11 +179,12 @@ class Worker:
 def _serve(pipe: Connection, device: str, case: Case, side: Side, precision: str) -> None:
     import torch
 
+    from pixio_robot.hardware import keep_memory
     from pixio_robot.pretrain.plan import matmul_peak
 
     torch.set_num_threads(1)
     if side.kept:
-        _keep_memory()
+        keep_memory()
     where = torch.device(device)
     step = (_our_step if side.ours else _their_step)(where, case, side, precision)
     answers: dict[str, Callable[[], object]] = {
@@ -200,13 +198,6 @@ def _serve(pipe: Connection, device: str, case: Case, side: Side, precision: str
         except EOFError:
             return
         pipe.send(answers[question]())
-
-
-def _keep_memory() -> None:
-    if platform.libc_ver()[0] == "glibc":
-        malloc = ctypes.CDLL(None)
-        malloc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        malloc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def _turn(step: Callable[[], None], device: str) -> float:

@@ -35,7 +35,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, L, D) -> (B, L, D)
         batch, length, dim = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        parts = self.qkv(x).view(batch, length, 3, self.heads, dim // self.heads).unbind(2)
+        q, k, v = (part.transpose(1, 2) for part in parts)  # unbound before it is transposed: a copy less backwards
         out = F.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).reshape(batch, length, dim))
 

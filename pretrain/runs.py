@@ -9,7 +9,7 @@ import torch
 
 from ..encoder import PRESETS, PixioEncoder
 from ..errors import BadInput, UnknownName, closest
-from ..hardware import choose_device, choose_precision, combine
+from ..hardware import choose_device, choose_precision, combine, keep_memory
 from ..progress import Progress
 from ..report import write_report
 from ..run_folder import open_run, settings_digest, write_json
@@ -34,6 +34,8 @@ def run_pretrain(command: Pretrain, progress: Progress) -> tuple[Path, PretrainR
     shape = check_settings(command)
     with joined(command.device) as world:
         micro_batches(command, world)
+        if world.device.type == "cpu":
+            keep_memory()
         precision = choose_precision(command.precision, world.device)
         images = _open_once(command, world)
         split = split_images(images, command)
