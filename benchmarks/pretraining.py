@@ -109,9 +109,9 @@ def measure() -> Section:
         if cuda
         else "A turn is an unseen step and one that counts, on one thread, in CPU time with the kernel's share. "
         "'Memory kept' is what `pretrain` does on a CPU: it sets two thresholds of glibc's malloc (1 GiB for mmap, no "
-        "trimming); as it comes, malloc hands large arrays back to the kernel and takes their pages anew in every step, at a price that swings from run to "
-        "run. Below the table: where our time goes; the last column is the row's ratio if all but matrix products cost "
-        "nothing and they stayed as fast."
+        "trimming); as it comes, malloc hands large arrays back to the kernel and takes their pages anew in each "
+        "step, at a price that swings from run to run. Below the table: where our time goes; the last column is the "
+        "row's ratio if all but matrix products cost nothing and they stayed as fast."
     )
     return Section("Pre-training", how, (*COLUMNS, "of peak"), rows, notes)
 
