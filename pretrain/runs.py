@@ -212,6 +212,11 @@ def summary(command: Pretrain, split: Split, shape: MaskShape, steps: int, world
     )
 
 
+def _named(name: str, size: tuple[int, int, int]) -> str:
+    words = "x".join(map(str, size))
+    return words if words == name else f"{name}: {words}"
+
+
 def _write_result(
     out: Path, command: Pretrain, images: ImageSet, split: Split, shape: MaskShape, result: PretrainResult
 ) -> None:
@@ -220,8 +225,8 @@ def _write_result(
     pictures = sorted((out / "pictures").glob("step-*.png"))
     chosen = pictures if len(pictures) <= 2 else [pictures[0], pictures[-1]]
     facts = {
-        "encoder": f"{command.encoder}: " + "x".join(map(str, encoder)),
-        "decoder": f"{command.decoder}: " + "x".join(map(str, decoder)),
+        "encoder": _named(command.encoder, encoder),
+        "decoder": _named(command.decoder, decoder),
         "images": f"{split.training} trained on, {len(split.evaluated)} held out",
         "hidden": f"{shape.ratio:.1%} of {shape.patches} patches, blocks of {shape.block}x{shape.block}",
     }
