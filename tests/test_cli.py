@@ -132,7 +132,7 @@ def test_collect_train_evaluate_and_sweep(capsys: pytest.CaptureFixture[str], ti
         rates.append([line for line in out.splitlines() if "step" in line])
     assert rates[0] == rates[1] and len(rates[0]) == 2
     status, _, err = _run(capsys, "evaluate", checkpoint, "episodes=1", "out=a")
-    assert status == 1 and "other settings" in err
+    assert status == 1 and "episodes 2 instead of 1" in err
     sweep = ("train_bc", "-m", "demos=d.hdf5", encoder, "policy=small", "seed=0,1", "policy.epochs=1")
     assert _run(capsys, *sweep)[0] == 0
     trained = sorted(tmp_path.glob("runs/train_bc/*/checkpoints/bc/last.safetensors"))

@@ -383,14 +383,26 @@ def test_statistics_of_tokens() -> None:
 
 
 @pytest.mark.slow
-def test_256_samples_are_learned_by_heart(silent: Progress) -> None:
-    """The loss falls below 0.6, where guessing patch means would leave it near 1."""
+def test_256_samples_are_learned(silent: Progress) -> None:
+    """Within 150 steps the loss falls below 0.75; guessing each patch's mean would leave it at 1."""
     settings = small(
-        images="procedural:256", encoder="64x4x4", decoder="64x4x4", batch=64, steps=800, held_out=1, lr=2e-3,
-        crop_scale=[1.0, 1.0], log_every=50, valid_every=1500, picture_every=1500, save_every=1500, clip=1.0, out="run",
-    )  # fmt: skip
+        images="procedural:256",
+        encoder="128x6x4",
+        decoder="128x4x4",
+        batch=64,
+        steps=150,
+        held_out=1,
+        lr=2e-3,
+        clip=1.0,
+        crop_scale=[1.0, 1.0],
+        log_every=30,
+        valid_every=150,
+        picture_every=150,
+        save_every=150,
+        out="run",
+    )
     _, result = run_pretrain(settings, silent)
-    assert result.numbers["train/loss"] < 0.6
+    assert result.numbers["train/loss"] < 0.75
 
 
 # several processes
