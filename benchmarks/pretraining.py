@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import vitmae
 from timing import COLUMNS, Section, cells, compare, markdown, per_second
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ def _their_step(device: "torch.device", case: Case, side: Side, precision: str) 
 
     from pixio_robot.hardware import autocast
 
-    model = _theirs(case).to(device).train()
+    model = vitmae.build(case).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     pixels = torch.randn(case.batch, 3, case.size, case.size, device=device)
 
@@ -312,32 +313,6 @@ def _ours(case: Case, pixio: bool) -> "MaskedAutoencoder":
     return model
 
 
-def _theirs(case: Case) -> Any:
-    from pixio_robot.torchvision_guard import declare_missing_operators
-
-    declare_missing_operators()
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
-
-    (width, depth, heads), (decoder_width, decoder_depth, decoder_heads) = case.encoder, case.decoder
-    config = ViTMAEConfig(
-        image_size=case.size,
-        patch_size=case.patch,
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
-        decoder_hidden_size=decoder_width,
-        decoder_num_hidden_layers=decoder_depth,
-        decoder_num_attention_heads=decoder_heads,
-        decoder_intermediate_size=4 * decoder_width,
-        layer_norm_eps=1e-6,
-        mask_ratio=0.75,
-        norm_pix_loss=True,
-        attn_implementation="sdpa",
-    )
-    return ViTMAEForPreTraining(config)
-
-
 def _training_flops(case: Case, pixio: bool) -> float:
     import torch
 
@@ -356,40 +331,14 @@ def _difference() -> float:
     from pixio_robot.pretrain.masking import PatchMask, mask_shape
 
     case = CPU_CASES[0]._replace(batch=2)
-    ours, theirs = _ours(case, pixio=False).eval(), _theirs(case).eval()
+    ours, theirs = _ours(case, pixio=False).eval(), vitmae.build(case).eval()
     pixels, noise = torch.randn(2, 3, case.size, case.size), torch.rand(2, (case.size // case.patch) ** 2)
-    theirs.load_state_dict(_translated(ours.state_dict()))
+    theirs.load_state_dict(vitmae.translated(ours.state_dict()))
     mask = PatchMask.from_noise(noise, mask_shape((case.size // case.patch,) * 2, 0.75, 1))
     with torch.no_grad():
         our, their = ours(pixels, mask), theirs(pixels, noise=noise)
     loss = abs(float(our.loss - their.loss))
     return max(loss, float((our.prediction - their.logits).abs().max()))
-
-
-def _translated(state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """Return our weights under transformers' names."""
-    names = {
-        "encoder.cls_token": "vit.embeddings.cls_token",
-        "encoder.pos_embed": "vit.embeddings.position_embeddings",
-        "encoder.patch_embed.proj": "vit.embeddings.patch_embeddings.projection",
-        "encoder.blocks": "vit.layers",
-        "encoder.norm": "vit.layernorm",
-        "decoder.embed": "decoder.decoder_embed",
-        "decoder.pos_embed": "decoder.decoder_pos_embed",
-        "decoder.blocks": "decoder.decoder_layers",
-        "decoder.norm": "decoder.decoder_norm",
-        "decoder.head": "decoder.decoder_pred",
-        ".norm1.": ".layernorm_before.",
-        ".norm2.": ".layernorm_after.",
-        ".attn.proj.": ".attention.o_proj.",
-    }
-    found = {}
-    for name, value in state.items():
-        for ours, theirs in names.items():
-            name = name.replace(ours, theirs)
-        for part, rows in zip("qkv", value.chunk(3), strict=True) if ".attn.qkv." in name else [("", value)]:
-            found[name.replace(".attn.qkv.", f".attention.{part}_proj.")] = rows
-    return found
 
 
 if __name__ == "__main__":

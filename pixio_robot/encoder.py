@@ -127,6 +127,18 @@ def initialise_layers(module: nn.Module, generator: torch.Generator | None = Non
             nn.init.zeros_(layer.bias)
 
 
+def check_sizes(dim: int, heads: int, patch: int, image_size: int) -> None:
+    """Refuse a transformer that cannot be built.
+
+    Raises:
+        BadInput: if `dim` is not a multiple of `heads` or `image_size` not of `patch`.
+    """
+    if dim % heads:
+        raise BadInput(f"width {dim} cannot be split over {heads} heads; choose heads that divide the width")
+    if image_size % patch:
+        raise BadInput(f"image_size {image_size} is not a multiple of the patch size {patch}")
+
+
 def resized_positions(table: Tensor, cls_tokens: int, rows: int, columns: int) -> Tensor:
     """Return a position table for another grid, (1, K + rows * columns, D).
 
@@ -184,10 +196,7 @@ class PixioEncoder(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        if dim % heads:
-            raise BadInput(f"width {dim} cannot be split over {heads} heads; choose heads that divide the width")
-        if image_size % patch:
-            raise BadInput(f"image_size {image_size} is not a multiple of the patch size {patch}")
+        check_sizes(dim, heads, patch, image_size)
         self.arguments = dict(
             dim=dim,
             depth=depth,

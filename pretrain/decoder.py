@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..encoder import Block, Tokens, initialise_layers, resized_positions
+from ..encoder import Block, Tokens, check_sizes, initialise_layers, resized_positions
 from ..errors import BadInput, UnknownName, closest
 from .masking import PatchMask
 
@@ -49,10 +49,7 @@ class PixelDecoder(nn.Module):
         cls_tokens: int = 8,
     ) -> None:
         super().__init__()
-        if dim % heads:
-            raise BadInput(f"decoder width {dim} cannot be split over {heads} heads; choose heads that divide it")
-        if image_size % patch:
-            raise BadInput(f"image_size {image_size} is not a multiple of the patch size {patch}")
+        check_sizes(dim, heads, patch, image_size)
         self.arguments = dict(
             encoder_dim=encoder_dim,
             dim=dim,

@@ -10,6 +10,7 @@ import json
 import logging
 import signal
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,32 +122,23 @@ def _as_it_is(item: Any) -> Any:
 
 
 def _begin_worker(number: int) -> None:
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-        signal.SIGUSR1,
-        signal.SIGUSR2,
-    ):  # sent to all; the parent's to handle
-        signal.signal(number, signal.SIG_IGN)
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(each, signal.SIG_IGN)  # sent to all processes, they are the parent's to handle
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 
 
+@dataclass(frozen=True)
 class _Samples(Dataset[Batch | PixioError]):
     """Makes the samples of given positions."""
 
-    def __init__(
-        self,
-        images: ImageSet,
-        split: Split,
-        order: Order,
-        seed: int,
-        size: tuple[int, int],
-        blocks: int,
-        cropping: Cropping,
-    ) -> None:
-        self._images, self._split, self._order = images, split, order
-        self._seed, self._size, self._blocks, self._cropping = seed, size, blocks, cropping
+    _images: ImageSet
+    _split: Split
+    _order: Order
+    _seed: int
+    _size: tuple[int, int]
+    _blocks: int
+    _cropping: Cropping
 
     def __getitem__(self, positions: np.ndarray) -> Batch | PixioError:
         crops = np.empty((len(positions), *self._size, 3), np.uint8)

@@ -102,11 +102,39 @@ class MaskedAutoencoder(nn.Module):
             pixels: (B, 3, H, W).
             indices: (B, M) row-major indices of patches.
         """
-        patches = patches_of(pixels.float(), self.encoder.patch, indices).permute(0, 1, 3, 4, 2).flatten(2)
+        patches = flat_patches(pixels.float(), self.encoder.patch, indices)
         if not self.norm_pixels:
             return patches
-        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)  # unbiased
-        return (patches - mean) * torch.rsqrt(variance + EPSILON)
+        mean, std = patch_statistics(patches)
+        return (patches - mean) / std
+
+
+class Statistics(NamedTuple):
+    """Mean and standard deviation of each patch, (B, M, 1)."""
+
+    mean: Tensor
+    std: Tensor
+
+
+def patch_statistics(patches: Tensor) -> Statistics:
+    """Return the statistics that targets are normalised with; the variance is unbiased.
+
+    Args:
+        patches: (B, M, P).
+    """
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return Statistics(mean, (variance + EPSILON).sqrt())
+
+
+def flat_patches(pixels: Tensor, patch: int, indices: Tensor) -> Tensor:
+    """Cut patches out of images as targets have them, (B, M, P) flattened as row, column, channel.
+
+    Args:
+        pixels: (B, 3, H, W).
+        patch: side of a patch [px].
+        indices: (B, M) row-major indices of patches.
+    """
+    return patches_of(pixels, patch, indices).permute(0, 1, 3, 4, 2).flatten(2)
 
 
 def images_of(patches: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -56,11 +56,11 @@ def mask_shape(grid: tuple[int, int], ratio: float, block: int) -> MaskShape:
         raise BadInput(f"mask ratio {ratio} must lie between 0 and 1: some patches are seen and some are predicted")
     blocks = (rows // block) * (columns // block)
     visible = math.floor(blocks * (1 - ratio) + 1e-9)
-    if visible in (0, blocks):
-        what = "nothing" if visible else "everything"
+    visible = min(visible, blocks - 1)  # a tiny ratio hides one block
+    if not visible:
         raise BadInput(
-            f"mask ratio {ratio} hides {what} of the {blocks} blocks of {block}x{block} patches in a grid of "
-            f"{rows}x{columns}; choose a ratio from {1 / blocks:.3g} to {1 - 1 / blocks:.3g}, or a smaller block"
+            f"mask ratio {ratio} hides all {blocks} blocks of {block}x{block} patches in a grid of {rows}x{columns}; "
+            f"choose a ratio of at most {1 - 1 / blocks:.3g}, or a smaller block"
         )
     return MaskShape(grid, block, blocks, visible)
 

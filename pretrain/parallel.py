@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from .mae import MaskedAutoencoder
 
 PARALLEL = ("auto", "ddp", "fsdp", "hsdp")
 RECOMPUTE = ("none", "decoder", "all")
-_joined = 0  # times that this process has joined others; a sweep does so for each job
+_joinings = count()  # of this process; a sweep joins the others for each job
 SHARD_ABOVE = 1e9  # parameters; weights, gradients and Adam's moments take 16 bytes each
 
 
@@ -113,8 +114,6 @@ def _store_of_this_start() -> dist.Store:
     Without it processes that ``--max-restarts`` started anew read the addresses of those that died, and about every
     second restart waited for ever (torch 2.13, gloo). Machines count their restarts apart, so several share no prefix.
     """
-    global _joined
-    _joined += 1
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"],
@@ -122,7 +121,7 @@ def _store_of_this_start() -> dist.Store:
         int(os.environ["WORLD_SIZE"]),
         is_master=not hosted and os.environ["RANK"] == "0",
     )
-    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{_joined}", store)
+    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{next(_joinings)}", store)
 
 
 def is_first_process() -> bool:

@@ -4,30 +4,19 @@ Shapes: B images, N patches, V visible and M hidden ones, P numbers of a patch.
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..encoder import patches_of
 from ..files import replacing
 from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from .mae import EPSILON, images_of
+from .mae import Statistics, flat_patches, images_of, patch_statistics
 from .masking import PatchMask
-
-
-class Statistics(NamedTuple):
-    """Mean and standard deviation of each patch, (B, N, 1)."""
-
-    mean: Tensor
-    std: Tensor
 
 
 def true_statistics(pixels: Tensor, mask: PatchMask) -> Statistics:
     """Return each patch's own statistics; for hidden patches they give away part of the answer."""
-    patches = _patches(pixels, mask)
-    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-    return Statistics(mean, (variance + EPSILON).sqrt())
+    return patch_statistics(_patches(pixels, mask))
 
 
 def visible_statistics(pixels: Tensor, mask: PatchMask) -> Statistics:
@@ -89,10 +78,10 @@ def draw_reconstructions(path: Path, pixels: Tensor, prediction: Tensor, mask: P
 
 
 def _patches(pixels: Tensor, mask: PatchMask) -> Tensor:
-    """Return all patches, (B, N, P) flattened as row, column, channel."""
+    """Return all patches, (B, N, P)."""
     rows, columns = mask.grid
     every = torch.arange(rows * columns, device=pixels.device).expand(len(pixels), -1)
-    return patches_of(pixels, pixels.shape[2] // rows, every).permute(0, 1, 3, 4, 2).flatten(2)
+    return flat_patches(pixels, pixels.shape[2] // rows, every)
 
 
 def _displayable(pixels: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Shapes: B images of a micro-batch, M mask blocks.
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,12 +94,13 @@ def pretrain(
     unreadable.add(monitor.unreadable if world.first else [])
     peak, warmup = peak_lr(settings), round(settings.warmup * steps)
     block = settings.shuffle_block or images.block
+    mix = 1 if block == 1 else max(1, 16 * settings.batch // block)  # so a batch comes from many places
 
-    def batches(start: int):  # type: ignore[no-untyped-def]
+    def batches(start: int) -> Iterator[Batch]:
         return train_batches(
             images,
             split,
-            Order(split.training, settings.seed, block, mix=1 if block == 1 else max(1, 16 * settings.batch // block)),
+            Order(split.training, settings.seed, block, mix),
             seed=settings.seed,
             size=(settings.image_size, settings.image_size),
             blocks=shape.blocks,

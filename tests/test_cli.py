@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pixio_robot import cli, schemas
+from pixio_robot.errors import Stopped
 
 TOY = ["task=toy/reach", "demos=2", "valid=1", "episodes=2", "horizon=25", "envs=2", "policy.epochs=2"]
 
@@ -141,6 +142,18 @@ def test_collect_train_evaluate_and_sweep(capsys: pytest.CaptureFixture[str], ti
     status, out, _ = _run(capsys, *sweep)
     assert status == 0 and out.count("reused") == 2, "a sweep goes on too"
     assert [path.stat().st_mtime_ns for path in trained] == times
+
+
+def test_a_signal_ends_the_whole_sweep(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = []
+
+    def stopped(command: object) -> int:
+        jobs.append(command)
+        raise Stopped("stopped by SIGTERM", 15)
+
+    monkeypatch.setitem(cli._COMMANDS, "pretrain", stopped)
+    status, _, err = _run(capsys, "pretrain", "-m", "images=procedural", "seed=0,1,2")
+    assert status == 128 + 15 and len(jobs) == 1 and "the sweep ends here" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(

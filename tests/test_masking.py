@@ -83,10 +83,7 @@ def test_a_ratio_must_leave_something_to_see_and_something_to_predict(ratio: flo
         mask_shape((16, 16), ratio, 4)
 
 
-@pytest.mark.parametrize(("ratio", "what"), [(0.01, "nothing"), (0.99, "everything")])
-def test_a_ratio_that_rounds_to_nothing_or_all_names_the_range(ratio: float, what: str) -> None:
-    if what == "nothing":
-        assert mask_shape((4, 4), ratio, 4 // 2).visible_blocks == 3  # visible blocks are rounded down
-    else:
-        with pytest.raises(BadInput, match=r"hides everything of the 4 blocks.*from 0.25 to 0.75"):
-            mask_shape((4, 4), ratio, 2)
+def test_a_tiny_ratio_hides_one_block_and_one_that_hides_all_is_refused() -> None:
+    assert mask_shape((4, 4), 0.01, 2).visible_blocks == mask_shape((4, 4), 1e-12, 2).visible_blocks == 3
+    with pytest.raises(BadInput, match=r"hides all 4 blocks .* at most 0.75"):
+        mask_shape((4, 4), 0.99, 2)

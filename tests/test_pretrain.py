@@ -21,10 +21,11 @@ from pixio_robot.cli import run
 from pixio_robot.errors import BadInput, CheckpointError, DataError, Stopped, UnknownName
 from pixio_robot.pretrain import train
 from pixio_robot.pretrain.guard import Guard
+from pixio_robot.pretrain.networks import new_autoencoder
 from pixio_robot.pretrain.optim import lr_at, new_optimizer, peak_lr
 from pixio_robot.pretrain.parallel import World, micro_batches
 from pixio_robot.pretrain.probes import knn_accuracy
-from pixio_robot.pretrain.runs import check_settings, new_autoencoder, run_plan, run_pretrain
+from pixio_robot.pretrain.runs import check_settings, run_plan, run_pretrain
 from pixio_robot.progress import Progress
 from pixio_robot.schemas import Pretrain
 from pixio_robot.token_statistics import class_token_cosine, effective_rank, mean_off_diagonal

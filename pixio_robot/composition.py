@@ -1,0 +1,164 @@
+"""From ``key=value`` words to a command's settings, and the help that lists them.
+
+Hydra composes ``configs/<command>.yaml`` with the overrides and checks types; a plain dataclass goes on from here.
+"""
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from . import schemas
+from .errors import BadInput, PixioError, UnknownName, closest
+
+
+def command_help(name: str) -> str:
+    """Return the text of ``pixio-robot COMMAND --help``: a line a key, with its value and meaning."""
+    lines = [f"pixio-robot {name} key=value ...", "", (schemas.COMMANDS[name].__doc__ or "").strip(), "", "Keys:"]
+    values = compose(name, [], complete=False)
+    rows = list(_keys(values, schemas.COMMANDS[name], ""))
+    width = max(len(f"{key}={value}") for key, value, _ in rows)
+    lines += [f"  {f'{key}={value}':<{width}}  {text}" for key, value, text in rows]
+    for group, options in _groups(name).items():
+        default, *others = options
+        lines += ["", f"Groups: {group}={default} (default)" + "".join(f", {group}={each}" for each in others)]
+    return "\n".join(lines)
+
+
+def _keys(values: Any, schema: type, prefix: str) -> Any:
+    for each in fields(schema):
+        value = values[each.name]
+        if is_dataclass(each.type):
+            assert isinstance(each.type, type)
+            yield from _keys(value, each.type, f"{prefix}{each.name}.")
+        else:
+            shown = {None: "null", True: "true", False: "false"}.get(value) if _is_constant(value) else value
+            yield f"{prefix}{each.name}", shown, each.metadata.get("help", "")
+
+
+def _groups(name: str) -> dict[str, list[str]]:
+    """Return the config groups of a command and their options, the default first."""
+    from importlib import resources
+
+    from omegaconf import OmegaConf
+
+    folder = resources.files("pixio_robot.configs")
+    entries: Any = OmegaConf.to_container(OmegaConf.create(folder.joinpath(f"{name}.yaml").read_text()))
+    defaults = {
+        str(group): option
+        for each in entries["defaults"]
+        if not isinstance(each, str)
+        for group, option in each.items()
+    }
+    options = {
+        group: sorted(file.name.removesuffix(".yaml") for file in folder.joinpath(group).iterdir())
+        for group in defaults
+    }
+    return {
+        group: [defaults[group], *(each for each in options[group] if each != defaults[group])] for group in options
+    }
+
+
+def _is_constant(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def compose(name: str, overrides: list[str], complete: bool = True) -> Any:
+    """Compose a command's settings.
+
+    Args:
+        name: the command.
+        overrides: ``key=value`` strings.
+        complete: False returns a plain dict in which mandatory keys may be missing.
+
+    Raises:
+        UnknownName: for a key that does not exist.
+        BadInput: for a value of the wrong type, a malformed override or a missing mandatory key.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    _register()
+    for override in overrides:
+        if "=" not in override:
+            raise BadInput(f"{override!r} is not key=value; see: pixio-robot {name} --help")
+    try:
+        with initialize_config_module("pixio_robot.configs", version_base="1.3"):
+            config = hydra_compose(name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _config_error(name, overrides, error) from error
+    if not complete:
+        return OmegaConf.to_container(config, throw_on_missing=False)
+    _check_mandatory(name, config)
+    settings = OmegaConf.to_object(config)
+    check_least(settings, "")
+    return settings
+
+
+def _check_mandatory(name: str, config: Any) -> None:
+    from omegaconf import OmegaConf
+
+    if missing := sorted(str(each) for each in OmegaConf.missing_keys(config)):
+        hint = f"; e.g. {_EXAMPLES[missing[0]]}" if missing[0] in _EXAMPLES else ""
+        raise BadInput(f"{name} needs {', '.join(f'{each}=...' for each in missing)}{hint}")
+
+
+def check_least(settings: Any, prefix: str) -> None:
+    for each in fields(settings):
+        value, least = getattr(settings, each.name), each.metadata.get("least")
+        if is_dataclass(value):
+            check_least(value, f"{prefix}{each.name}.")
+        elif least is not None and value is not None and value < least:
+            raise BadInput(f"{prefix}{each.name}={value} is too small; it must be at least {least}")
+
+
+_EXAMPLES = {
+    "task": "task=metaworld/drawer-open",
+    "demos": "demos=runs/demos/toy-reach-25-fast.hdf5 (made by: pixio-robot collect)",
+    "checkpoint": "checkpoint=runs/train_bc/.../checkpoints/bc/last.safetensors",
+    "run": "run=runs/quickstart/...",
+    "images": "images=photos (a folder of images, shards or videos) or images=procedural",
+}
+
+
+def _register() -> None:
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    for name, schema in schemas.COMMANDS.items():
+        store.store(name=f"{name}_schema", node=schema)
+    store.store(group="policy", name="policy_schema", node=schemas.PolicySettings)
+
+
+def _config_error(name: str, overrides: list[str], error: Exception) -> PixioError:
+    """Say in our words what Hydra refused."""
+    known = [key for key, _, _ in _keys(compose(name, [], complete=False), schemas.COMMANDS[name], "")]
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        if key not in known and key not in _groups(name) and not any(each.startswith(f"{key}.") for each in known):
+            return UnknownName(f"{name} has no key {key!r}{closest(key, known)}; it has: {', '.join(known)}")
+        if key in _groups(name) and (value := override.split("=", 1)[1]) not in (options := _groups(name)[key]):
+            return UnknownName(f"no {key} {value!r}{closest(value, options)}; there are: {', '.join(options)}")
+    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    where = next((line.removeprefix("full_key: ") + ": " for line in lines if line.startswith("full_key: ")), "")
+    what = " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=")))
+    return BadInput(f"{where}{what} (in: pixio-robot {name} {' '.join(overrides)})")
+
+
+def first_job(overrides: list[str]) -> list[str]:
+    """Return the overrides of a sweep's first job."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    first = []
+    for override in overrides:
+        if override.startswith("hydra"):
+            continue
+        try:
+            (parsed,) = OverridesParser.create().parse_overrides([override])
+        except OverrideParseException as error:
+            raise BadInput(f"{override!r} is not key=value or key=a,b,c") from error
+        value = next(iter(parsed.sweep_string_iterator())) if parsed.is_sweep_override() else None
+        first.append(override if value is None else f"{parsed.get_key_element()}={value}")
+    return first
