@@ -1,9 +1,13 @@
-"""From settings to the networks that pre-training trains."""
+"""The networks that pre-training trains: from settings, and from and to files."""
+
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
 from ..encoder import PRESETS, PixioEncoder
-from ..errors import BadInput, UnknownName, closest
+from ..errors import BadInput, CheckpointError, UnknownName, closest
 from ..hardware import combine
 from ..schemas import Pretrain
 from .decoder import DECODERS, PixelDecoder
@@ -55,3 +59,37 @@ def new_autoencoder(command: Pretrain) -> MaskedAutoencoder:
     model.to_empty(device="cpu")
     model.initialise(command.positions, torch.Generator().manual_seed(combine(command.seed, 0)))
     return model
+
+
+def save_autoencoder(path: Path, model: MaskedAutoencoder, settings: dict[str, Any], step: int = 0) -> None:
+    """Write encoder and decoder to `path` (``.safetensors``), to score images with or to train on.
+
+    Args:
+        settings: what trained it, ready for JSON.
+        step: after how many training steps.
+    """
+    save_checkpoint(path, Checkpoint("autoencoder", model.state_dict(), model.arguments, settings, step))
+
+
+def load_autoencoder(path: str | Path) -> MaskedAutoencoder:
+    """Return an autoencoder that `pretrain` wrote, in evaluation mode, on the CPU in fp32.
+
+    Args:
+        path: its ``autoencoder.safetensors``, or the run folder that holds it.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged or of another kind.
+    """
+    path = Path(path)
+    file = path / "autoencoder.safetensors" if path.is_dir() else path
+    checkpoint = load_checkpoint(file, kind="autoencoder")
+    try:
+        arguments = checkpoint.arguments
+        with torch.device("meta"):
+            encoder, decoder = PixioEncoder(**arguments["encoder"]), PixelDecoder(**arguments["decoder"])
+            model = MaskedAutoencoder(encoder, decoder, arguments["norm_pixels"])
+    except (KeyError, TypeError, BadInput) as error:
+        raise CheckpointError(f"{file} does not say how its networks are built ({error!r}); write it again") from error
+    model.to_empty(device="cpu")
+    load_strictly(model, checkpoint.tensors, file)
+    return model.eval()

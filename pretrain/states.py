@@ -29,6 +29,9 @@ from ..encoder import PixioEncoder
 from ..errors import CheckpointError, DataError
 from ..run_folder import binding_settings
 from ..schemas import Pretrain
+from .decoder import PixelDecoder
+from .mae import MaskedAutoencoder
+from .networks import save_autoencoder
 from .parallel import World, unwrapped
 
 log = logging.getLogger(__name__)
@@ -201,15 +204,17 @@ def _differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "")
     return found
 
 
-def save_trained_encoder(path: Path, model: nn.Module, settings: Pretrain, position: Position, world: World) -> None:
-    """Write the encoder alone, whole on one disk, as `load_encoder` reads it; every process calls this."""
-    encoder = unwrapped(model).encoder
-    tensors = flat.get_model_state_dict(
-        encoder, options=flat.StateDictOptions(full_state_dict=True, cpu_offload=world.size > 1)
-    )
+def save_networks(out: Path, model: nn.Module, settings: Pretrain, position: Position, world: World) -> None:
+    """Write ``encoder.safetensors`` and ``autoencoder.safetensors``, whole on one disk; every process calls this."""
+    trained = unwrapped(model)
+    options = flat.StateDictOptions(full_state_dict=True, cpu_offload=world.size > 1)
+    tensors = flat.get_model_state_dict(trained, options=options)
     if world.first:
         with torch.device("meta"):
-            whole = PixioEncoder(**encoder.arguments)
+            encoder = PixioEncoder(**trained.encoder.arguments)
+            decoder = PixelDecoder(**trained.decoder.arguments)
+            whole = MaskedAutoencoder(encoder, decoder, trained.norm_pixels)
         whole.load_state_dict(tensors, assign=True)
         described = binding_settings(settings) | {"samples_seen": position.samples}
-        save_encoder(whole, path, described, position.step)
+        save_autoencoder(out / "autoencoder.safetensors", whole, described, position.step)
+        save_encoder(whole.encoder, out / "encoder.safetensors", described, position.step)

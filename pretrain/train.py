@@ -28,7 +28,7 @@ from .optim import lr_at, new_optimizer, peak_lr
 from .order import Order, Split
 from .parallel import World, accumulating, distribute, micro_batches
 from .plan import training_flops
-from .states import Position, States, save_trained_encoder
+from .states import Position, States, save_networks
 from .stopping import Stopping
 
 log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def pretrain(
                 if save or stop:
                     position.skipped = guard.skipped
                     states.save(trained, optimizer, position)
-                    save_trained_encoder(out / "encoder.safetensors", trained, settings, position, world)
+                    save_networks(out, trained, settings, position, world)
                 if stop and not done:
                     states.wait()
                     raise stopping.stopped(position.step, steps)

@@ -21,7 +21,7 @@ from pixio_robot.cli import run
 from pixio_robot.errors import BadInput, CheckpointError, DataError, Stopped, UnknownName
 from pixio_robot.pretrain import train
 from pixio_robot.pretrain.guard import Guard
-from pixio_robot.pretrain.networks import new_autoencoder
+from pixio_robot.pretrain.networks import load_autoencoder, new_autoencoder
 from pixio_robot.pretrain.optim import lr_at, new_optimizer, peak_lr
 from pixio_robot.pretrain.parallel import World, micro_batches
 from pixio_robot.pretrain.probes import knn_accuracy
@@ -83,6 +83,8 @@ def test_a_run_leaves_what_a_user_needs(silent: Progress) -> None:
     out, result = run_pretrain(small(out="run"), silent)
     encoder = load_encoder(result.encoder)
     assert encoder.token_shape.cls == 8 and encoder.weights == "trained" and encoder.preprocessing.size == (64, 64)
+    whole = load_autoencoder(out)
+    assert all(torch.equal(value, weights(out)[name]) for name, value in whole.encoder.state_dict().items())
     logged = {name for row in rows(out) for name in row}
     assert {"train/loss", "valid/loss", "train/lr", "train/gradient_norm", "time/images_per_s"} <= logged
     assert {"time/waiting_for_data", "time/tflops_per_device", "time/share_of_peak", "time/memory_gb"} <= logged
