@@ -18,7 +18,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	  else echo "run: sudo $(APT) python3-venv"; exit 1; fi; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e '.[metaworld,hf,dev]'
+	$(PIP) -e '.[metaworld,hf,curation,dev]'
 	@$(BIN)/pixio-robot doctor system_only=true || { \
 	  if [ "$$(id -u)" = 0 ]; then apt-get update -q && $(APT) $(LIBRARIES) && $(BIN)/pixio-robot doctor system_only=true; \
 	  else echo "run: sudo $(APT) $(LIBRARIES)"; exit 1; fi; }

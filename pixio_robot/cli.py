@@ -200,6 +200,28 @@ def _pretrain(command: schemas.Pretrain) -> int:
     return 0
 
 
+def _score(command: schemas.Score) -> int:
+    from .pretrain.curation.runs import run_score
+    from .progress import Progress
+
+    result = run_score(command, Progress())
+    reused = f", {result.reused} were there" if result.reused else ""
+    lost = f", {result.unreadable} unreadable" if result.unreadable else ""
+    print(f"{result.out}: scores of {result.shards} shards{reused}; {result.images} images scored{lost}")
+    print(f"weigh them with: pixio-robot curate scores={result.out} images=...")
+    return 0
+
+
+def _curate(command: schemas.Curate) -> int:
+    from .pretrain.curation.runs import run_curate
+    from .progress import Progress
+    from .tables import print_curation
+
+    out, result = run_curate(command, Progress())
+    print_curation(out, result)
+    return 0
+
+
 def _report(command: schemas.Report) -> int:
     from pathlib import Path
 
@@ -222,6 +244,8 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "train_bc": _train_bc,
     "evaluate": _evaluate,
     "pretrain": _pretrain,
+    "score": _score,
+    "curate": _curate,
     "report": _report,
     "doctor": _doctor,
 }

@@ -114,6 +114,8 @@ def write_report(run: Path) -> Path:
         rules={key: words for key, words in RULES.items() if any(key in policy.rates for policy in policies)},
         comparison=_against_blind(policies, rule, episodes),
         numbers=result.get("numbers") or {},
+        tables=result.get("tables") or {},
+        pictures_title=result.get("pictures_title", "Reconstructions"),
         pictures=_pictures(run, result.get("pictures") or []),
         panels=curve_panels(run / "metrics.jsonl", headline.name if headline else ""),
         stages=_stages(result.get("stages") or {}),

@@ -201,6 +201,38 @@ class Pretrain(Hardware):
 
 
 @dataclass
+class Score(Hardware):
+    """Score images by masked reconstruction: one Parquet file a tar shard."""
+
+    images: Any = key(MISSING, "tar shards: folder, file, pattern, or a list of them", free=True)
+    model: str = key(MISSING, "autoencoder.safetensors, or the run folder of pretrain that holds it")
+    masks: int = key(2, "masks an image; its loss is their mean", least=1)
+    mask_ratio: float | None = key(None, "share of patches to hide; null is the model's own")
+    mask_block: int | None = key(None, "side of the masks' blocks [patches]; null is the model's own", least=1)
+    batch: int = key(32, "images a forward pass", least=1)
+    engine: str = key("auto", "auto, local, torchrun, slurm, ray", free=True)
+    workers: int | None = key(None, "processes or Ray actors; null is one a core or GPU", least=1, free=True)
+    readers: int = key(1, "threads of a worker that read and decode ahead", least=1, free=True)
+    out: str | None = key(None, "folder of the scores; null means runs/scores/<digest of the settings>", free=True)
+
+
+@dataclass
+class Curate:
+    """Turn scores into weights, the probability of drawing each image in an epoch."""
+
+    scores: str | None = key(None, "folder that score wrote; or give official", free=True)
+    official: str | None = key(None, "root of JSON statistics in Pixio's own format; or give scores", free=True)
+    images: Any = key(None, "the scored shards, for examples in the report; required by official", free=True)
+    entropy: float | None = key(4.5, "colour entropy that images must exceed [bits]; null leaves none out")
+    least_side: int = key(320, "least height and width of an image [px]", least=0)
+    temperature: float = key(1.0, "weight = min(1, loss^(1/temperature)); above 1 evens out, below 1 sharpens")
+    cap: float | None = key(None, "most images expected an epoch from one folder of shards; null means no cap")
+    examples: int = key(24, "images on each example sheet", least=0)
+    out: str | None = key(None, "run folder; null means runs/curate/<digest of settings and scores>", free=True)
+    debug: bool = key(False, "show tracebacks", free=True)
+
+
+@dataclass
 class Report:
     """Write a run folder's report.html again."""
 
@@ -223,6 +255,8 @@ COMMANDS: dict[str, type] = {
     "train_bc": TrainBC,
     "evaluate": Evaluate,
     "pretrain": Pretrain,
+    "score": Score,
+    "curate": Curate,
     "report": Report,
     "doctor": Doctor,
 }

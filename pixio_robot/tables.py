@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from .curves import number
 from .metrics import EpisodeRecord, Rate
 
 
@@ -60,6 +61,22 @@ def print_plan(rows: Sequence[tuple[str, str]], assumptions: Sequence[str]) -> N
     console.print("assumptions:")
     for each in assumptions:
         console.print(f"- {each}")
+
+
+def print_curation(out: Path, result: dict[str, Any]) -> None:
+    """Print what ``curate`` decided: the numbers, then a row a source."""
+    table = Table(title="curation", show_header=False)
+    for name, value in result["numbers"].items():
+        table.add_row(name, number(value))
+    table.add_row("weights", str(out / "weights.parquet"))
+    table.add_row("report", str(out / "report.html"))
+    console = _console()
+    console.print(table)
+    rows = result["tables"]["Sources"]
+    sources = Table(*rows[0], title="sources")
+    for row in rows:
+        sources.add_row(*(value if isinstance(value, str) else number(value) for value in row.values()))
+    console.print(sources)
 
 
 def _rate(values: dict[str, float]) -> str:

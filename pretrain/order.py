@@ -41,6 +41,11 @@ class Order:
         if not (1 <= self.length <= _MOST and self.block >= 1 and self.mix >= 1):
             raise BadInput(f"an order needs 1 to 2**40 images, block and mix of at least 1; got {self}")
 
+    @property
+    def epoch_length(self) -> float:
+        """Return how many positions an epoch has."""
+        return self.length
+
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Return which images are visited.
 
@@ -53,7 +58,7 @@ class Order:
         positions = np.asarray(positions, np.int64)
         epochs, places = np.divmod(positions, self.length)
         if self.block == 1:
-            return permute(places, self.length, _keys(self.seed, epochs, 0))
+            return permute(places, self.length, keys_of(self.seed, epochs, 0))
         blocks = self.length // self.block
         whole, window = blocks * self.block, self.block * self.mix
         result = np.empty_like(places)
@@ -64,11 +69,11 @@ class Order:
             if not mask.any():
                 continue
             starts = begin + (places[mask] - begin) // size * size
-            inner = permute(places[mask] - starts, min(size, end - begin), _keys(self.seed, epochs[mask], 1 + starts))
+            inner = permute(places[mask] - starts, min(size, end - begin), keys_of(self.seed, epochs[mask], 1 + starts))
             here = starts + inner
             if begin < whole:
                 slots, inner = np.divmod(here, self.block)
-                here = permute(slots, blocks, _keys(self.seed, epochs[mask], 0)) * self.block + inner
+                here = permute(slots, blocks, keys_of(self.seed, epochs[mask], 0)) * self.block + inner
             result[mask] = here
         return result
 
@@ -101,20 +106,20 @@ def _feistel(values: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
     for turn in range(_ROUNDS):
         key = keys + np.uint64(turn)
         if turn % 2:
-            low = low ^ (_mix(high ^ _mix(key)) & low_mask)
+            low = low ^ (scramble(high ^ scramble(key)) & low_mask)
         else:
-            high = high ^ (_mix(low ^ _mix(key)) & high_mask)
+            high = high ^ (scramble(low ^ scramble(key)) & high_mask)
     return high << low_bits | low
 
 
-def _keys(seed: int, epochs: np.ndarray, branch: np.ndarray | int) -> np.ndarray:
+def keys_of(seed: int, epochs: np.ndarray, branch: np.ndarray | int) -> np.ndarray:
     """Return a key for every epoch and branch, (P,) uint64."""
-    key = _mix(np.full(epochs.shape, seed % 2**64, np.uint64))
-    key = _mix(key ^ epochs.astype(np.uint64))
-    return _mix(key ^ np.asarray(branch, np.uint64))
+    key = scramble(np.full(epochs.shape, seed % 2**64, np.uint64))
+    key = scramble(key ^ epochs.astype(np.uint64))
+    return scramble(key ^ np.asarray(branch, np.uint64))
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
+def scramble(values: np.ndarray) -> np.ndarray:
     """Scramble 64-bit numbers: a step of SplitMix64 (Steele et al., OOPSLA 2014)."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
@@ -189,5 +194,5 @@ def hold_out(images: ImageSet, count: int, seed: int) -> Split:
 
 
 def _shuffled(length: int, count: int, seed: int) -> np.ndarray:
-    keys = _keys(seed ^ _HELD_OUT, np.zeros(count, np.int64), 0)
+    keys = keys_of(seed ^ _HELD_OUT, np.zeros(count, np.int64), 0)
     return permute(np.arange(count), length, keys)

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from ...run_folder import digest, read_json, write_json
 from .file_index import Arrays, index_files, load, state_of
 from .handles import Handles
 from .image_set import ImageSet, files_fingerprint, fingerprint
-from .tar_walk import TarWalk
+from .tar_walk import Member, TarWalk
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,16 @@ class TarShards(ImageSet):
         self._path = str(folder / "rows.npy")
         self._files: Handles[str, int] = Handles(_open_shard, os.close, _OPEN_SHARDS)
         self._map()
+
+    @property
+    def shards(self) -> Sequence[str]:
+        """Return the paths of the shards, in the order of `places`."""
+        return self._shards
+
+    @property
+    def places(self) -> np.ndarray:
+        """Return where each image lies, (N,) with the fields shard, offset and size, ordered by shard; mapped."""
+        return self._rows
 
     def _map(self) -> None:
         self._rows = np.load(self._path, mmap_mode="r")
@@ -155,25 +165,35 @@ def _rows_of(shard: Path) -> Arrays:
     """Index one shard: its rows, and whether it is cut short."""
     file = os.open(shard, os.O_RDONLY)
     try:
-        walk, rows = TarWalk(file), []
-        key, image, label = "", None, -1
-        for member in walk:
-            folder, _, base = member.name.rpartition("/")
-            stem, _, suffix = base.partition(".")
-            if key != (key := f"{folder}/{stem}"):
-                if image is not None:
-                    rows.append((0, label, image.offset, image.size, image.header))
-                image, label = None, -1
-            suffix = suffix.lower()
-            if suffix in IMAGE_SUFFIXES and stem:
-                image = image or member
-            elif suffix in ("cls", "json"):
-                label = _label(os.pread(file, member.size, member.offset), suffix, label)
-        if image is not None:
-            rows.append((0, label, image.offset, image.size, image.header))
+        walk = TarWalk(file)
+        rows = [(0, label, image.offset, image.size, image.header) for image, label in samples(file, walk)]
         return {"rows": np.array(rows, _ROW), "cut": np.array(walk.cut)}
     finally:
         os.close(file)
+
+
+def samples(file: int, walk: TarWalk) -> Iterator[tuple[Member, int]]:
+    """Yield the image of every sample that has one, and its label, -1 where there is none.
+
+    Args:
+        file: descriptor of the shard, for the labels.
+        walk: over that shard.
+    """
+    key, image, label = "", None, -1
+    for member in walk:
+        folder, _, base = member.name.rpartition("/")
+        stem, _, suffix = base.partition(".")
+        if key != (key := f"{folder}/{stem}"):
+            if image is not None:
+                yield image, label
+            image, label = None, -1
+        suffix = suffix.lower()
+        if suffix in IMAGE_SUFFIXES and stem:
+            image = image or member
+        elif suffix in ("cls", "json"):
+            label = _label(os.pread(file, member.size, member.offset), suffix, label)
+    if image is not None:
+        yield image, label
 
 
 def _label(content: bytes, suffix: str, otherwise: int) -> int:

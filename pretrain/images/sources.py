@@ -53,26 +53,54 @@ def open_images(source: str | Sequence[str], cache: Path) -> ImageSet:
     return sets[0] if len(sets) == 1 else Concatenation(sets)
 
 
+def shard_files(source: str | Sequence[str]) -> list[Path]:
+    """Return the tar shards of one source or several, none opened yet.
+
+    Raises:
+        DataError: if a path is missing, or a source holds no tar shard.
+    """
+    found: list[Path] = []
+    for text in [source] if isinstance(source, str) else source:
+        if text.split(":")[0] in _MADE:
+            raise DataError(
+                f"{text!r} is computed, not stored in tar shards; give a folder, a file or a pattern of .tar"
+            )
+        files = _find(text)[1]
+        shards = [file for file in files if _KINDS.get(_suffix(file)) == "shard"]
+        if not shards:
+            raise DataError(
+                f"{text} holds {len(files)} file(s) of images but no tar shard; pack them into .tar files, 0001.jpg "
+                "0002.jpg ... (`tar --sort=name -cf shard-000.tar -C folder .`)"
+            )
+        if len(shards) < len(files):
+            log.warning("%s: %d file(s) that are no tar shards are passed over", text, len(files) - len(shards))
+        found += shards
+    return list(dict.fromkeys(found))
+
+
 def _open(source: str, cache: Path) -> list[ImageSet]:
     kind, *numbers = source.split(":")
     if kind in _MADE:
         return [_made(source, kind, numbers)]
+    return _of_files(*_find(source), cache)
+
+
+def _find(source: str) -> tuple[Path, list[Path]]:
+    """Return the files of images that a source names, and the folder they are below."""
     if "{" in source and not os.path.lexists(source):
         files = [Path(each) for each in expand_braces(source)]
         if missing := [str(each) for each in files if not each.exists()]:
             raise DataError(f"{source} stands for {len(files)} files, {len(missing)} are missing: {_few(missing)}")
-        return _of_files(Path(os.path.commonpath([file.parent for file in files])), files, cache)
+        return Path(os.path.commonpath([file.parent for file in files])), files
     path = Path(source)
     if any(sign in source for sign in "*?[") and not path.exists() and (matches := sorted(glob(source))):
-        return _of_files(
-            Path(os.path.commonpath([Path(each).parent for each in matches])), list(map(Path, matches)), cache
-        )
+        return Path(os.path.commonpath([Path(each).parent for each in matches])), list(map(Path, matches))
     if not path.exists():
         there = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
         where = f"{path.parent} has: {_few(sorted(there))}{closest(path.name, there)}" if there else "nor its folder"
         raise DataError(f"no images at {source}; {where}. Give a folder, a file, 'procedural' or 'synthetic'")
     if path.is_file():
-        return _of_files(path.parent, [path], cache)
+        return path.parent, [path]
     files = list(_walk(path))
     if not files:
         raise DataError(f"{path} is an empty folder; images are: {_KNOWN}")
@@ -81,7 +109,7 @@ def _open(source: str, cache: Path) -> list[ImageSet]:
         kinds = Counter(_suffix(file) or "no suffix" for file in files).most_common(5)
         found = ", ".join(f"{count} of {suffix}" for suffix, count in kinds)
         raise DataError(f"{path} holds no images among its files ({found}); images are: {_KNOWN}")
-    return _of_files(path, known, cache)
+    return path, known
 
 
 def _of_files(root: Path, files: Sequence[Path], cache: Path) -> list[ImageSet]:
