@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .curves import number
@@ -67,13 +68,13 @@ def print_curation(out: Path, result: dict[str, Any]) -> None:
     """Print what ``curate`` decided: the numbers, then a row a source."""
     table = Table(title="curation", show_header=False)
     for name, value in result["numbers"].items():
-        table.add_row(name, number(value))
+        table.add_row(escape(name), number(value))
     table.add_row("weights", str(out / "weights.parquet"))
     table.add_row("report", str(out / "report.html"))
     console = _console()
     console.print(table)
     rows = result["tables"]["Sources"]
-    sources = Table(*rows[0], title="sources")
+    sources = Table(*map(escape, rows[0]), title="sources")
     for row in rows:
         sources.add_row(*(value if isinstance(value, str) else number(value) for value in row.values()))
     console.print(sources)

@@ -4,7 +4,7 @@ shard and where its sidecar goes; a sidecar that exists is finished, so any engi
 
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
 from functools import partial
@@ -156,7 +156,7 @@ def _devices(device: str, engine: str) -> list[str]:
     return [f"cuda:{number}" for number in range(count)]
 
 
-def _here(jobs: Sequence[Job], scorer: Scorer, stopping: Stopping) -> Iterator[Outcome]:
+def _here(jobs: Sequence[Job], scorer: Scorer, stopping: Stopping) -> Generator[Outcome, None, None]:
     model = scorer.load()
     for job in jobs:
         if stopping.asked:
@@ -166,7 +166,7 @@ def _here(jobs: Sequence[Job], scorer: Scorer, stopping: Stopping) -> Iterator[O
 
 def _by_processes(
     jobs: Sequence[Job], scorer: Scorer, devices: Sequence[str], count: int, stopping: Stopping
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     context = get_context("spawn")
     places = context.SimpleQueue()
     for number in range(count):

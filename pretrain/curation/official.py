@@ -53,7 +53,7 @@ def official_statistics(shard: Path, root: Path) -> ShardStatistics:
         entropy=entropy,
         loss=loss,
         spread=np.full(len(members), np.nan),
-        status=tuple(OK if known else NO_RECORD for known in np.isfinite(numbers).all(axis=1)),
+        status=tuple(OK if math.isfinite(sum(row)) else NO_RECORD for row in numbers.tolist()),
     )
 
 

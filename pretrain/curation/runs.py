@@ -285,13 +285,12 @@ def _result(command: Curate, totals: Totals, statistics: _Statistics, sheets: di
                 "source": name,
                 "images": each.images,
                 "mean loss": each.loss / max(each.scored, 1),
-                "mean entropy [bits]": each.entropy / max(each.scored, 1),
+                "entropy [bits]": each.entropy / max(each.scored, 1),
                 "drawable": each.drawable,
-                "mean weight of these": drawn / max(each.drawable, 1),
                 "expected an epoch": drawn,
                 "kept share": drawn / max(each.images, 1),
-                "share of the images": each.images / totals.images,
-                "share of an epoch": drawn / expected,
+                "share before": each.images / totals.images,
+                "share after": drawn / expected,
             }
         )
     pictures = {"Distributions": Path("pictures/histograms.png"), **sheets}

@@ -50,7 +50,7 @@ def write_sidecar(path: Path, statistics: ShardStatistics, scoring: Scoring, siz
     columns |= {name: pa.array(getattr(statistics, name), kind) for name, (kind, _) in _NUMBERS.items()}
     columns["status"] = pa.array(statistics.status, pa.string())
     table = pa.table(columns).replace_schema_metadata(
-        {_KIND: json.dumps(head._replace(scoring=scoring._asdict())._asdict())}
+        {_KIND: json.dumps(head._asdict() | {"scoring": scoring._asdict()})}
     )
     with replacing(path) as temporary:
         parquet.write_table(table, temporary, compression="zstd")
