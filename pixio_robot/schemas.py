@@ -163,6 +163,9 @@ class Pretrain(Hardware):
     shuffle_block: int | None = key(
         None, "images that lie together and are visited together; null is 32 for videos, else 1", least=1
     )
+    weights: str | None = key(
+        None, "weights.parquet of curate: each epoch draws images by them; null draws all", free=True
+    )
     batch: int = key(256, "images a step, over all processes", least=1)
     micro_batch: int | None = key(None, "images a forward pass and process; null means all at once", least=1, free=True)
     steps: int | None = key(None, "optimiser steps; or set epochs", least=1)

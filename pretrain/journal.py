@@ -26,7 +26,7 @@ class Journal:
         epoch: images of one pass.
     """
 
-    def __init__(self, out: Path, settings: Pretrain, position: Position, epoch: int, world: World) -> None:
+    def __init__(self, out: Path, settings: Pretrain, position: Position, epoch: float, world: World) -> None:
         self._epoch = epoch
         self.last: dict[str, float] = {}  # the latest value of every number, of earlier starts too
         self._metrics = MetricsLog(out, "pretrain", position.step) if world.first else None

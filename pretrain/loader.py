@@ -25,7 +25,7 @@ from ..errors import BadInput, DataError, PixioError, Unreadable
 from ..files import replacing
 from .images.crops import Cropping, center_crop, random_crop
 from .images.image_set import ImageSet
-from .order import Order, Split
+from .order import ImageOrder, Split
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 def train_batches(
     images: ImageSet,
     split: Split,
-    order: Order,
+    order: ImageOrder,
     *,
     seed: int,
     size: tuple[int, int],
@@ -134,7 +134,7 @@ class _Samples(Dataset[Batch | PixioError]):
 
     _images: ImageSet
     _split: Split
-    _order: Order
+    _order: ImageOrder
     _seed: int
     _size: tuple[int, int]
     _blocks: int
@@ -160,8 +160,8 @@ class _Samples(Dataset[Batch | PixioError]):
                 return random_crop(self._images.read(index), self._size, generator, self._cropping), index
             except (Unreadable, OSError) as error:
                 unreadable.append((self._images.name(index), str(error)))
-            other = self._generator(_REPLACEMENT, position, attempt).integers(self._split.training, size=1)
-            index = int(self._split.index(other)[0])
+            other = self._generator(_REPLACEMENT, position, attempt).integers(round(self._order.epoch_length), size=1)
+            index = int(self._split.index(self._order.at(other))[0])
         last = "; ".join(f"{name}: {reason}" for name, reason in unreadable[-3:])
         raise DataError(f"{_ATTEMPTS} images in a row cannot be read; the last: {last}. Check the images' disk")
 

@@ -4,6 +4,7 @@ Shapes: P positions.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -13,6 +14,21 @@ from .images.image_set import ImageSet
 _ROUNDS = 8  # of the Feistel network; four suffice for large sets, small ones mix less in a round
 _MOST = 2**40  # images
 _HELD_OUT = 0x68656C64  # keeps the held-out draw apart from that of epochs
+
+
+class ImageOrder(Protocol):
+    """Which training image each position of a run gets, a function of the position alone."""
+
+    @property
+    def length(self) -> int:
+        """Return how many training images there are."""
+
+    @property
+    def epoch_length(self) -> float:
+        """Return how many positions an epoch has; where that varies, the expected number."""
+
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """Return the numbers of training images at positions, (P,) int64 from and to."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from .images.sources import open_images
 from .masking import MaskShape, mask_shape
 from .networks import build_autoencoder, new_autoencoder, sizes
 from .optim import peak_lr
-from .order import Split, hold_out
-from .parallel import PARALLEL, RECOMPUTE, World, joined, micro_batches
+from .order import ImageOrder, Order, Split, hold_out
+from .parallel import PARALLEL, RECOMPUTE, World, is_first_process, joined, micro_batches
 from .plan import DEVICES, Plan, matmul_peak, plan
 from .train import PretrainResult, pretrain
 
@@ -37,21 +37,24 @@ def run_pretrain(command: Pretrain, progress: Progress) -> tuple[Path, PretrainR
         precision = choose_precision(command.precision, world.device)
         images = _open_once(command, world)
         split = split_images(images, command)
-        steps = count_steps(command, split)
-        out = Path(command.out or f"runs/pretrain/{settings_digest(command, images.fingerprint)}")
+        order, inputs = order_of(images, split, command)
+        steps = count_steps(command, order)
+        out = Path(command.out or f"runs/pretrain/{settings_digest(command, inputs)}")
         if world.first:
-            open_run(out, command, images.fingerprint)
-            log.info("%s", summary(command, split, shape, steps, world))
+            open_run(out, command, inputs)
+            log.info("%s", summary(command, split, order, shape, steps, world))
         world.wait()
         result = pretrain(
             new_autoencoder(command),
             images,
             split,
+            order,
             shape,
             command,
             steps=steps,
             precision=precision,
             peak_flops=matmul_peak(world.device, precision),
+            inputs=inputs,
             world=world,
             out=out,
             progress=progress if world.first else Progress.silent(),
@@ -68,7 +71,7 @@ def run_plan(command: Pretrain) -> Plan:
     images = open_images(command.images, Path(command.cache)) if command.steps is None else None
     steps = command.steps
     if images is not None:
-        steps = count_steps(command, split_images(images, command))
+        steps = count_steps(command, order_of(images, split_images(images, command), command)[0])
     assert steps is not None
     micro_batches(command, World(device, size=command.plan_devices))
     precision = "bf16" if command.plan_device != "here" else choose_precision(command.precision, device)
@@ -138,12 +141,27 @@ def split_images(images: ImageSet, command: Pretrain) -> Split:
     return hold_out(images, min(command.held_out, len(images) // 2), command.seed)
 
 
-def count_steps(command: Pretrain, split: Split) -> int:
-    """Return the optimiser steps of the whole run."""
+def order_of(images: ImageSet, split: Split, command: Pretrain) -> tuple[ImageOrder, str]:
+    """Return the order of training images, and a hash of the files that decide what is trained on."""
+    block = command.shuffle_block or images.block
+    mix = 1 if block == 1 else max(1, 16 * command.batch // block)  # so a batch comes from many places
+    if command.weights is None:
+        return Order(split.training, command.seed, block, mix), images.fingerprint
+    from .curation.accepted_order import AcceptedOrder
+    from .curation.joined import join_weights
+
+    joined = join_weights(images, split, Path(command.weights), Path(command.cache))
+    if joined.missing and is_first_process():
+        log.warning("%d of %d training images have no weight and are never drawn", joined.missing, split.training)
+    return AcceptedOrder(joined.folder, command.seed, block, mix), f"{images.fingerprint} {joined.sha256}"
+
+
+def count_steps(command: Pretrain, order: ImageOrder) -> int:
+    """Return the optimiser steps of the whole run; with weights an epoch is the images it is expected to draw."""
     if command.steps is not None:
         return command.steps
     assert command.epochs is not None
-    return max(1, math.ceil(command.epochs * split.training / command.batch))
+    return max(1, math.ceil(command.epochs * order.epoch_length / command.batch))
 
 
 def _open_once(command: Pretrain, world: World) -> ImageSet:
@@ -154,11 +172,12 @@ def _open_once(command: Pretrain, world: World) -> ImageSet:
     return images if world.first else open_images(command.images, Path(command.cache))
 
 
-def summary(command: Pretrain, split: Split, shape: MaskShape, steps: int, world: World) -> str:
+def summary(command: Pretrain, split: Split, order: ImageOrder, shape: MaskShape, steps: int, world: World) -> str:
     """Return in one line what is about to be trained; the numbers that launch scripts get wrong."""
+    drawn = "" if command.weights is None else f", {order.epoch_length:.0f} of them expected an epoch"
     return (
-        f"{split.training} training images, {len(split.evaluated)} held out; {steps} steps of {command.batch} on "
-        f"{world.size} process(es) = {steps * command.batch / split.training:.3g} epochs; highest learning rate "
+        f"{split.training} training images{drawn}, {len(split.evaluated)} held out; {steps} steps of {command.batch} "
+        f"on {world.size} process(es) = {steps * command.batch / order.epoch_length:.3g} epochs; highest learning rate "
         f"{peak_lr(command):.3g}; {shape.ratio:.2%} of {shape.patches} patches hidden"
     )
 

@@ -25,7 +25,7 @@ from .mae import MaskedAutoencoder
 from .masking import MaskShape, PatchMask
 from .monitor import Monitor
 from .optim import lr_at, new_optimizer, peak_lr
-from .order import Order, Split
+from .order import ImageOrder, Split
 from .parallel import World, accumulating, distribute, micro_batches
 from .plan import training_flops
 from .states import Position, States, save_networks
@@ -48,12 +48,14 @@ def pretrain(
     model: MaskedAutoencoder,
     images: ImageSet,
     split: Split,
+    order: ImageOrder,
     shape: MaskShape,
     settings: Pretrain,
     *,
     steps: int,
     precision: str,
     peak_flops: float,
+    inputs: str,
     world: World,
     out: Path,
     progress: Progress,
@@ -65,10 +67,12 @@ def pretrain(
 
     Args:
         model: freshly initialised, the same in every process.
+        order: in which order they are visited.
         shape: of the masks.
         steps: optimiser steps of the whole run.
         precision: "fp32" or "bf16".
         peak_flops: of this device's matrix products [FLOP/s]; metrics give the share that training reaches.
+        inputs: hash of the files that decide what is trained on; a run goes on with the same alone.
 
     Raises:
         Stopped: after SIGTERM or Ctrl-C, once a checkpoint is written.
@@ -77,7 +81,7 @@ def pretrain(
     device, passes = world.device, micro_batches(settings, world)
     identity = {
         "network": model.arguments,
-        "images": images.fingerprint,
+        "images": inputs,
         "steps": steps,
         "settings": binding_settings(settings),
     }
@@ -93,14 +97,12 @@ def pretrain(
     unreadable = UnreadableLog(out / ("unreadable.jsonl" if world.first else f"unreadable-{world.rank}.jsonl"))
     unreadable.add(monitor.unreadable if world.first else [])
     peak, warmup = peak_lr(settings), round(settings.warmup * steps)
-    block = settings.shuffle_block or images.block
-    mix = 1 if block == 1 else max(1, 16 * settings.batch // block)  # so a batch comes from many places
 
     def batches(start: int) -> Iterator[Batch]:
         return train_batches(
             images,
             split,
-            Order(split.training, settings.seed, block, mix),
+            order,
             seed=settings.seed,
             size=(settings.image_size, settings.image_size),
             blocks=shape.blocks,
@@ -115,7 +117,7 @@ def pretrain(
 
     with (
         Stopping() as stopping,
-        Journal(out, settings, position, split.training, world) as journal,
+        Journal(out, settings, position, order.epoch_length, world) as journal,
         progress.stage("pretrain", steps) as bar,
     ):
         bar.advance(position.step)
