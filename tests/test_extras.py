@@ -141,12 +141,50 @@ def _openvino(folder: Path) -> None:
     assert ov.Core().compile_model(model, "CPU")(np.ones((1, 3), np.float32))[0].shape == (1, 2)
 
 
+def _scores(folder: Path, engine: str) -> Path:
+    """Score a shard of drawn pictures through the command line."""
+    import io
+    import tarfile
+
+    from PIL import Image
+
+    from pixio_robot.cli import run
+    from pixio_robot.pretrain.images.procedural import draw
+    from pixio_robot.pretrain.networks import new_autoencoder, save_autoencoder
+    from pixio_robot.schemas import Pretrain
+
+    settings = Pretrain(encoder="32x2x2", decoder="32x2x2", patch=8, image_size=64)
+    save_autoencoder(folder / "model.safetensors", new_autoencoder(settings), {"mask_ratio": 0.75, "mask_block": 2})
+    (folder / "data").mkdir(exist_ok=True)
+    with tarfile.open(folder / "data/0.tar", "w") as archive:
+        for number in range(8):
+            buffer = io.BytesIO()
+            Image.fromarray(draw(0, number)).save(buffer, "PNG")
+            info = tarfile.TarInfo(f"{number}.png")
+            info.size = len(buffer.getvalue())
+            archive.addfile(info, io.BytesIO(buffer.getvalue()))
+    words = [f"images={folder / 'data'}", f"model={folder / 'model.safetensors'}", f"out={folder / engine}"]
+    assert run(["score", *words, f"engine={engine}", "workers=1", "device=cpu"]) == 0
+    return folder / engine / "data/0.parquet"
+
+
+def _curation(folder: Path) -> None:
+    from pixio_robot.cli import run
+
+    _scores(folder, "local")
+    words = [f"scores={folder / 'local'}", "least_side=0", "entropy=null", f"out={folder / 'curated'}"]
+    assert run(["curate", *words]) == 0
+    words = ["encoder=32x2x2", "decoder=32x2x2", "batch=2", "steps=2", "held_out=2", "workers=0", "device=cpu"]
+    words += [f"images={folder / 'data'}", f"weights={folder / 'curated/weights.parquet'}", f"out={folder / 'run'}"]
+    assert run(["pretrain", *words]) == 0
+
+
 def _ray(folder: Path) -> None:
+    """Actors of Ray Data on this machine score to the same bytes as this process."""
     import ray
 
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        assert ray.get(ray.remote(lambda number: number + 1).remote(2)) == 3
+        assert _scores(folder, "ray").read_bytes() == _scores(folder, "local").read_bytes()
     finally:
         ray.shutdown()
 
@@ -216,6 +254,7 @@ EXERCISES: dict[str, Callable[[Path], None]] = {
     "hf": _hf,
     "timm": _timm,
     "lerobot-data": _lerobot_data,
+    "curation": _curation,
     "recordings": _recordings,
     "realsense": _realsense,
     "export": _export,

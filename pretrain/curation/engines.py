@@ -119,6 +119,8 @@ def run_jobs(jobs: Sequence[Job], scorer: Scorer, engine: str, workers: int | No
     Raises:
         Stopped: after SIGTERM or Ctrl-C, once the shards under way are finished.
     """
+    if not jobs:
+        return
     devices = _devices(scorer.device, engine)
     if engine == "ray":
         yield from _by_ray(jobs, scorer, workers or len(devices))

@@ -3,8 +3,10 @@
 Shapes: N training images.
 """
 
+import hashlib
 import logging
 import shutil
+from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -55,9 +57,8 @@ def join_weights(images: ImageSet, split: Split, weights: Path, cache: Path) -> 
                 f"{weights} has weights for {_few(file.shards)}; the images are in {_few(names)}. Weights fit shards "
                 "of the same name in a folder of the same name: score and curate these images"
             )
-        folder = (
-            cache / "weights" / digest("join-1", images.fingerprint, names, digest(split.held_out.tolist()), sha256)
-        )
+        held_out = hashlib.sha256(split.held_out.tobytes()).hexdigest()
+        folder = cache / "weights" / digest("join-1", images.fingerprint, names, held_out, sha256)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):  # one rank joins, the others wait and find it done
             if not folder.is_dir():
@@ -124,10 +125,11 @@ def _by_shard(images: ImageSet) -> Iterator[tuple[int, np.ndarray, str]]:
         if not isinstance(each, TarShards):
             yield begin, np.empty(len(each)), ""
         else:
-            shard = np.asarray(each.places["shard"])
-            ends = np.searchsorted(shard, np.arange(len(each.shards)), side="right").tolist()
-            for path, first, end in zip(each.shards, [0, *ends], ends, strict=False):
+            shard, first = each.places["shard"], 0
+            for number, path in enumerate(each.shards):
+                end = bisect_right(shard, number, first)  # numpy's own search would copy the mapped column
                 yield begin + first, each.places[first:end], shard_name(Path(path))
+                first = end
         begin += len(each)
 
 
