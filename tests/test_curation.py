@@ -7,12 +7,13 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -24,7 +25,9 @@ import pytest
 import torch
 from PIL import Image
 
+import pixio_robot
 from pixio_robot.cli import run
+from pixio_robot.composition import compose
 from pixio_robot.errors import BadInput, CheckpointError, DataError, MissingExtra, PixioError, Stopped, UnknownName
 from pixio_robot.pretrain.curation import engines, runs
 from pixio_robot.pretrain.curation.accepted_order import CHUNK, AcceptedOrder, drawn, draws
@@ -795,6 +798,27 @@ def test_the_commands_say_where_things_are(shards: Path, model_file: Path, capsy
     assert run(["curate", "scores=scores", "images=data", "least_side=0", "entropy=null", "out=curated"]) == 0
     said = capsys.readouterr().out
     assert "effective sample size" in said and "[bits]" in said and "curated/weights.parquet" in said
+
+
+GUIDE = Path(pixio_robot.__file__).resolve().parent.parent / "docs/curation.md"
+
+
+@pytest.mark.skipif(not GUIDE.is_file(), reason="runs in a checkout")
+def test_the_guide_names_what_there_is() -> None:
+    text = GUIDE.read_text()
+    lines = [line for line in text.splitlines() if line.startswith("pixio-robot ")]
+    for line in lines:
+        _, command, *overrides = line.split()
+        compose(command, overrides)
+    assert {line.split()[1] for line in lines} == {"score", "curate", "pretrain"}
+    known = {each.name for schema in (Score, Curate, Pretrain) for each in fields(schema)} | {"recipe"}
+    named = set(re.findall(r"`([a-z_]+)=[^`]*`", text)) | set(
+        re.findall(r"^\| `(\w+)`", text.partition("| key |")[2].partition("| number |")[0], re.MULTILINE)
+    )
+    assert named <= known and {"entropy", "least_side", "temperature", "cap"} <= named
+    columns = set(re.findall(r"`(\w+)`", text.partition("| column |")[2].partition("The file")[0]))
+    assert columns >= {*ShardStatistics._fields} - {"shard", "masks", "cut"}
+    assert all(f"`{engine}`" in text for engine in engines.ENGINES)
 
 
 def test_without_the_extra_it_is_named(

@@ -293,12 +293,13 @@ def _result(command: Curate, totals: Totals, statistics: _Statistics, sheets: di
                 "share after": drawn / expected,
             }
         )
+    loss = "loss" if command.temperature == 1 else f"loss^(1/{command.temperature:g})"
     pictures = {"Distributions": Path("pictures/histograms.png"), **sheets}
     return {
         "title": "curation",
         "task": str(command.scores or command.official),
         "facts": {
-            "rule": f"min(1, loss^(1/{command.temperature:g})), entropy above {command.entropy} bits, "
+            "rule": f"min(1, {loss}), entropy above {command.entropy} bits, "
             f"sides of at least {command.least_side} px"
             + (f", at most {command.cap:g} images an epoch from a source" if command.cap else ""),
         },
