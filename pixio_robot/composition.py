@@ -118,6 +118,7 @@ _EXAMPLES = {
     "demos": "demos=runs/demos/toy-reach-25-fast.hdf5 (made by: pixio-robot collect)",
     "checkpoint": "checkpoint=runs/train_bc/.../checkpoints/bc/last.safetensors",
     "run": "run=runs/quickstart/...",
+    "model": "model=runs/pretrain/... (a run folder of pixio-robot pretrain)",
     "images": "images=photos (a folder of images, shards or videos) or images=procedural",
 }
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from importlib.util import find_spec
@@ -424,6 +425,24 @@ def test_a_job_stopped_between_shards_goes_on_to_the_same_bytes(
     result = run_score(score(model_file), silent)
     assert (result.reused, result.images) == (2, 16) and files("scores") == files("whole")
     assert run_score(score(model_file), silent).reused == 4
+
+
+@needs_arrow
+@pytest.mark.slow
+def test_processes_finish_the_shards_under_way_when_stopped(model_file: Path, silent: Progress) -> None:
+    for number in range(30):
+        pack(f"data/a/{number:03d}.tar", pictures(60, seed=number))
+    words = ["score", "images=data", f"model={model_file}", "out=scores", "batch=5", "workers=2", "device=cpu"]
+    command = [sys.executable, "-m", "pixio_robot", *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(Path("scores").rglob("*.parquet")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=100)
+    assert process.returncode == 143 and "stopped by SIGTERM after" in said, said
+    done = files("scores")
+    assert 0 < len(done) < 30 and all(name.endswith(".parquet") for name in done)
+    assert run_score(score(model_file), silent).reused == len(done)
 
 
 @needs_arrow

@@ -174,10 +174,14 @@ def _by_processes(
     for number in range(count):
         places.put(devices[number % len(devices)])
     with ProcessPoolExecutor(count, context, _begin, (scorer, places)) as pool:
-        waiting = [pool.submit(_in_worker, job) for job in jobs]
-        for future in as_completed(waiting):
+        waiting = {pool.submit(_in_worker, job) for job in jobs}
+        for future in as_completed(list(waiting)):
+            waiting.remove(future)
+            yield future.result()
             if stopping.asked:
-                pool.shutdown(wait=True, cancel_futures=True)
+                break
+        pool.shutdown(cancel_futures=True)  # what is under way is finished; as_completed would not see the others end
+        for future in waiting:
             if not future.cancelled():
                 yield future.result()
 
