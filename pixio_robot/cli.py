@@ -201,7 +201,7 @@ def _pretrain(command: schemas.Pretrain) -> int:
 
 
 def _score(command: schemas.Score) -> int:
-    from .pretrain.curation.runs import run_score
+    from .pretrain.curation.score_run import run_score
     from .progress import Progress
 
     result = run_score(command, Progress())
@@ -213,7 +213,7 @@ def _score(command: schemas.Score) -> int:
 
 
 def _curate(command: schemas.Curate) -> int:
-    from .pretrain.curation.runs import run_curate
+    from .pretrain.curation.curate_run import run_curate
     from .progress import Progress
     from .tables import print_curation
 

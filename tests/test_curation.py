@@ -30,14 +30,15 @@ import pixio_robot
 from pixio_robot.cli import run
 from pixio_robot.composition import compose
 from pixio_robot.errors import BadInput, CheckpointError, DataError, MissingExtra, PixioError, Stopped, UnknownName
-from pixio_robot.pretrain.curation import engines, runs
+from pixio_robot.pretrain.curation import engines
 from pixio_robot.pretrain.curation.accepted_order import CHUNK, AcceptedOrder, drawn, draws
+from pixio_robot.pretrain.curation.curate_run import run_curate
 from pixio_robot.pretrain.curation.engines import choose_engine, rank_of
 from pixio_robot.pretrain.curation.entropy import colour_entropy
 from pixio_robot.pretrain.curation.joined import join_weights
 from pixio_robot.pretrain.curation.official import official_statistics
-from pixio_robot.pretrain.curation.runs import run_curate, run_score, scoring_of
 from pixio_robot.pretrain.curation.score import Scoring, model_hash, score_shard
+from pixio_robot.pretrain.curation.score_run import run_score, scoring_of
 from pixio_robot.pretrain.curation.sidecar import read_head, read_sidecar
 from pixio_robot.pretrain.curation.statistics import NO_RECORD, NOT_FINITE, OK, UNREADABLE, ShardStatistics
 from pixio_robot.pretrain.curation.weight_file import WeightFile
@@ -844,6 +845,6 @@ def test_without_the_extra_it_is_named(
     shards: Path, model_file: Path, silent: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    for work in (lambda: runs.run_score(score(model_file), silent), lambda: runs.run_curate(curate(), silent)):
+    for work in (lambda: run_score(score(model_file), silent), lambda: run_curate(curate(), silent)):
         with pytest.raises(MissingExtra, match=r"pixio-robot\[curation\]"):
             work()

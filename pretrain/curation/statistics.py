@@ -5,9 +5,12 @@ Shapes: N images of a shard.
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from ...errors import DataError
+from ..images.sources import shard_files
 
 OK, UNREADABLE, NOT_FINITE, NO_RECORD = "ok", "unreadable", "not finite", "no record"  # what became of an image
 
@@ -42,6 +45,21 @@ def shard_name(path: Path) -> str:
     'web/00017'
     """
     return f"{path.absolute().parent.name}/{path.name.removesuffix('.tar')}"
+
+
+def named_shards(source: Any) -> dict[str, Path]:
+    """Return tar shards by their names.
+
+    Raises:
+        DataError: if there are none, or two of the same name.
+    """
+    shards: dict[str, Path] = {}
+    for path in shard_files(source):
+        name = shard_name(path)
+        if name in shards:
+            raise DataError(f"{shards[name]} and {path} are both called {name}, folder and file; rename a folder")
+        shards[name] = path
+    return shards
 
 
 def image_hash(shard: str, key: str) -> int:

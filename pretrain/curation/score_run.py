@@ -1,0 +1,112 @@
+"""What ``pixio-robot score`` does, from its settings to its files."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...checkpoint import load_checkpoint
+from ...errors import BadInput, DataError
+from ...hardware import choose_device, choose_precision
+from ...progress import Progress
+from ...run_folder import digest
+from ...schemas import Score
+from ..masking import mask_shape
+from ..networks import load_autoencoder
+from .engines import Job, Outcome, Scorer, choose_engine, rank_of, run_jobs
+from .score import Scoring, model_hash
+from .sidecar import arrow, read_head, sidecar_path
+from .statistics import named_shards
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class ScoreResult:
+    """What a process did."""
+
+    out: Path
+    shards: int = 0  # that are its own
+    reused: int = 0  # sidecars that were there
+    images: int = 0  # scored now
+    unreadable: int = 0
+    cut: int = 0  # shards
+
+
+def run_score(command: Score, progress: Progress) -> ScoreResult:
+    """Write a sidecar for every shard that has none.
+
+    Raises:
+        DataError: if sidecars of another model, other settings or another shard are in the way, or shards cannot be
+            read; the others are done by then.
+    """
+    arrow()
+    engine = choose_engine(command.engine)
+    rank, world = rank_of(engine)
+    shards = named_shards(command.images)
+    device = choose_device(command.device).type
+    file = Path(command.model) / "autoencoder.safetensors" if Path(command.model).is_dir() else Path(command.model)
+    scoring = scoring_of(file, command, choose_precision(command.precision, choose_device(command.device)))
+    result = ScoreResult(Path(command.out or f"runs/scores/{digest(scoring)}"))
+    jobs = []
+    for name, shard in list(shards.items())[rank::world]:
+        result.shards += 1
+        sidecar = sidecar_path(result.out, name)
+        if sidecar.is_file():
+            _check_sidecar(sidecar, shard, scoring)
+            result.reused += 1
+        else:
+            jobs.append(Job(shard, sidecar))
+    failed: list[Outcome] = []
+    with progress.stage("score shards", len(jobs)) as bar:
+        for outcome in run_jobs(jobs, Scorer(str(file), scoring, device, command.readers), engine, command.workers):
+            bar.advance(1)
+            result.images += outcome.images
+            result.unreadable += outcome.unreadable
+            result.cut += outcome.cut
+            if outcome.error:
+                failed.append(outcome)
+            elif outcome.cut:
+                log.warning(
+                    "%s is cut short or damaged; %d images before that are scored", outcome.shard, outcome.images
+                )
+    if failed:
+        raise DataError(
+            f"{len(failed)} of {len(jobs)} shards could not be scored, e.g. {failed[0].shard}: {failed[0].error}. The "
+            "others are done; the same command tries these again"
+        )
+    return result
+
+
+def scoring_of(file: Path, command: Score, precision: str) -> Scoring:
+    """Return what decides the scores, masks as the autoencoder was trained with unless the command says otherwise.
+
+    Raises:
+        CheckpointError: if `file` is missing or no autoencoder.
+        BadInput: if the masks do not fit it.
+    """
+    model = load_autoencoder(file)
+    trained = load_checkpoint(file, kind="autoencoder").settings
+    ratio = command.mask_ratio if command.mask_ratio is not None else trained.get("mask_ratio")
+    block = command.mask_block if command.mask_block is not None else trained.get("mask_block")
+    if ratio is None or block is None:
+        raise BadInput(f"{file} does not say how it was masked; give mask_ratio=0.75 mask_block=4, or what it was")
+    side = model.encoder.grid
+    mask_shape((side, side), ratio, block)
+    if not model.norm_pixels:
+        log.warning("%s predicts raw pixels, so its losses depend on contrast and are not near 0 to 1", file)
+    return Scoring(
+        model_hash(model), side * model.encoder.patch, float(ratio), block, command.masks, command.batch, precision
+    )
+
+
+def _check_sidecar(sidecar: Path, shard: Path, scoring: Scoring) -> None:
+    head = read_head(sidecar)
+    changed = [
+        f"{name} {theirs!r} instead of {ours!r}"
+        for name, theirs, ours in zip(Scoring._fields, head.scoring, scoring, strict=True)
+        if theirs != ours
+    ]
+    if head.bytes != shard.stat().st_size:
+        changed.append(f"a shard of {head.bytes} bytes instead of {shard.stat().st_size}")
+    if changed:
+        raise DataError(f"{sidecar} holds scores with {', '.join(changed)}; choose another out= or delete it")
