@@ -33,12 +33,14 @@ def test_heads_overfit_a_few_depth_maps_on_any_grid(kind: type, grid: tuple[int,
     ramp = torch.linspace(0.5, 1.5, size[1]).expand(4, *size)
     truth = ramp + torch.arange(4).view(4, 1, 1) / 4
     head = kind(32)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
-    for _ in range(120):
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=1e-3
+    )  # at 3e-3 the sigmoid can saturate, and nothing brings it back
+    for _ in range(200):
         optimizer.zero_grad()
         silog(metric_depth(head(maps, size), 4.0), truth).backward()
         optimizer.step()
-    depth = metric_depth(head(maps, size), 4.0)
+    depth = metric_depth(head(maps, size), 4.0).detach()
     assert depth.shape == truth.shape and float(depth_errors(depth, truth).abs_rel.mean()) < 0.15
 
 
