@@ -22,7 +22,7 @@ from .loader import held_out_batch
 from .masking import MaskShape, PatchMask
 from .order import Order, Split
 from .parallel import World, unwrapped
-from .probes import knn_accuracy
+from .probes.knn import knn_accuracy
 from .reconstruct import draw_reconstructions
 
 BANK = 1000  # labelled training images that vote for the held-out ones

@@ -30,7 +30,7 @@ checkout = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="r
 @checkout
 def test_links_mapping_and_packages_agree() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    inner = ("pretrain/images", "pretrain/curation")
+    inner = ("pretrain/images", "pretrain/curation", "pretrain/probes")
     mapped = {f"pixio_robot.{name.replace('/', '.')}": name for name in (*FOLDERS, *inner)}
     assert settings["package-dir"] == {"pixio_robot": "pixio_robot"} | mapped
     assert set(settings["packages"]) == set(settings["package-dir"])

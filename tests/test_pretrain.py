@@ -24,7 +24,7 @@ from pixio_robot.pretrain.guard import Guard
 from pixio_robot.pretrain.networks import load_autoencoder, new_autoencoder
 from pixio_robot.pretrain.optim import lr_at, new_optimizer, peak_lr
 from pixio_robot.pretrain.parallel import World, micro_batches
-from pixio_robot.pretrain.probes import knn_accuracy
+from pixio_robot.pretrain.probes.knn import knn_accuracy
 from pixio_robot.pretrain.runs import check_settings, run_plan, run_pretrain
 from pixio_robot.progress import Progress
 from pixio_robot.schemas import Pretrain
