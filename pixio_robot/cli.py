@@ -195,8 +195,9 @@ def _pretrain(command: schemas.Pretrain) -> int:
     out, result = run_pretrain(command, Progress())
     if is_first_process():
         loss = result.numbers["valid/loss"]
-        print(f"{result.encoder}: held-out loss {loss:.4f} after {result.position.samples} images")
-        print(f"{out / 'report.html'}: curves and reconstructions; load it with encoder={result.encoder}")
+        encoder = out / "encoder.safetensors"
+        print(f"{encoder}: held-out loss {loss:.4f} after {result.position.samples} images")
+        print(f"{out / 'report.html'}: curves and reconstructions; load it with encoder={encoder}")
     return 0
 
 
@@ -222,6 +223,20 @@ def _curate(command: schemas.Curate) -> int:
     return 0
 
 
+def _distill(command: schemas.Distill) -> int:
+    from .pretrain.distill_run import run_distill
+    from .pretrain.parallel import is_first_process
+    from .progress import Progress
+
+    out, result = run_distill(command, Progress())
+    if is_first_process():
+        for encoder in result.encoders:
+            print(f"{encoder}: load it with encoder={encoder}")
+        loss = result.trained.numbers["valid/loss"]
+        print(f"{out / 'report.html'}: held-out loss {loss:.4f} after {result.trained.position.samples} images")
+    return 0
+
+
 def _report(command: schemas.Report) -> int:
     from pathlib import Path
 
@@ -244,6 +259,7 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "train_bc": _train_bc,
     "evaluate": _evaluate,
     "pretrain": _pretrain,
+    "distill": _distill,
     "score": _score,
     "curate": _curate,
     "report": _report,

@@ -117,6 +117,8 @@ _EXAMPLES = {
     "task": "task=metaworld/drawer-open",
     "demos": "demos=runs/demos/toy-reach-25-fast.hdf5 (made by: pixio-robot collect)",
     "checkpoint": "checkpoint=runs/train_bc/.../checkpoints/bc/last.safetensors",
+    "students": "students=[s,ti] or students={small:{size:128x6x4}}",
+    "teacher": "teacher=runs/pretrain/.../encoder.safetensors",
     "run": "run=runs/quickstart/...",
     "model": "model=runs/pretrain/... (a run folder of pixio-robot pretrain)",
     "images": "images=photos (a folder of images, shards or videos) or images=procedural",

@@ -141,23 +141,13 @@ class Quickstart(Hardware):
 
 
 @dataclass
-class Pretrain(Hardware):
-    """Train an encoder by masked reconstruction of images."""
+class Training(Hardware):
+    """What training by reconstruction and by distillation have in common."""
 
     images: Any = key(
         MISSING, "folder or file of images, tar shards, HDF5, videos or recordings; or a list of them", free=True
     )
     held_out: int = key(256, "images kept out of training, for the loss on fixed masks", least=1)
-    encoder: str = key("ti", "size: ti, s, b, l, h, 1b, 5b, or WIDTHxDEPTHxHEADS")
-    decoder: str = key("auto", "ti, s, b, reference, mae, or WIDTHxDEPTHxHEADS; auto goes with the encoder")
-    patch: int = key(16, "side of a patch [px]", least=1)
-    image_size: int = key(256, "side of the training crops [px]", least=1)
-    cls_tokens: int = key(8, "class tokens", least=1)
-    drop_path: float = key(0.0, "stochastic depth rate of the last encoder block")
-    positions: str = key("sincos", "first position tables: sincos (shorter plateau), normal (as published)")
-    mask_ratio: float = key(0.75, "share of patches to hide")
-    mask_block: int = key(4, "side of the blocks that are hidden together [patches]", least=1)
-    norm_pixels: bool = key(True, "normalise each target patch")
     crop_scale: list[float] = key([0.2, 1.0], "least and greatest share of an image's area in a crop")
     flip: bool = key(False, "mirror half of the crops")
     shuffle_block: int | None = key(
@@ -195,12 +185,50 @@ class Pretrain(Hardware):
     keep_last: int = key(2, "newest checkpoints to keep", least=1, free=True)
     keep_every: int | None = key(None, "also keep checkpoints of steps divisible by this", least=1, free=True)
     wandb: str | None = key(None, "Weights & Biases project; null means none", free=True)
+
+
+@dataclass
+class Pretrain(Training):
+    """Train an encoder by masked reconstruction of images."""
+
+    encoder: str = key("ti", "size: ti, s, b, l, h, 1b, 5b, or WIDTHxDEPTHxHEADS")
+    decoder: str = key("auto", "ti, s, b, reference, mae, or WIDTHxDEPTHxHEADS; auto goes with the encoder")
+    patch: int = key(16, "side of a patch [px]", least=1)
+    image_size: int = key(256, "side of the training crops [px]", least=1)
+    cls_tokens: int = key(8, "class tokens", least=1)
+    drop_path: float = key(0.0, "stochastic depth rate of the last encoder block")
+    positions: str = key("sincos", "first position tables: sincos (shorter plateau), normal (as published)")
+    mask_ratio: float = key(0.75, "share of patches to hide")
+    mask_block: int = key(4, "side of the blocks that are hidden together [patches]", least=1)
+    norm_pixels: bool = key(True, "normalise each target patch")
     plan: bool = key(False, "only print what the settings would cost", free=True)
     plan_device: str = key(
         "here", "device to plan for: here, " + ", ".join(("h100", "h200", "a100", "l40s", "rtx4090")), free=True
     )
     plan_devices: int = key(1, "number of them", least=1, free=True)
     out: str | None = key(None, "run folder; null means runs/pretrain/<digest of the settings>", free=True)
+
+
+@dataclass
+class Distill(Training):
+    """Train small encoders to give the tokens of a large one, several at once."""
+
+    teacher: str = key(MISSING, "encoder, as load_encoder takes it; hf: and timm: models too", free=True)
+    students: Any = key(
+        MISSING,
+        "sizes ti, s, b, l, h, 1b or WIDTHxDEPTHxHEADS; or {NAME:{size:s,patch:16,image_size:256,mask_ratio:0.5}, ...}",
+    )
+    patch: int | None = key(None, "side of the students' patches [px]; null is the teacher's, or 16", least=1)
+    image_size: int | None = key(None, "side of the students' images [px]; null is the teacher's", least=1)
+    cls_tokens: int = key(8, "class tokens of the students", least=1)
+    mask_ratio: float | None = key(None, "patches hidden from a student; null is 0.5 from width 1280 on, else 0")
+    mask_block: int = key(4, "side of the blocks that are hidden together [patches]", least=1)
+    drop_path: float | None = key(None, "stochastic depth rate; null is 0.4 where patches are hidden, else 0.1")
+    projection: str = key("mlp", "between a student's width and the teacher's: mlp (as published), linear, none")
+    target: str = key("raw", "the teacher's tokens: raw (before its final norm, as published), normed")
+    loss: str = key("cosine", "loss between tokens: cosine (as published), l1, mse")
+    weighting: str = key("equal", "class and patch tokens: equal (as published), count (by their number)")
+    out: str | None = key(None, "run folder; null means runs/distill/<digest of the settings>", free=True)
 
 
 @dataclass
@@ -258,6 +286,7 @@ COMMANDS: dict[str, type] = {
     "train_bc": TrainBC,
     "evaluate": Evaluate,
     "pretrain": Pretrain,
+    "distill": Distill,
     "score": Score,
     "curate": Curate,
     "report": Report,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import MissingExtra
 from ..run_folder import MetricsLog
-from ..schemas import Pretrain
+from ..schemas import Training
 from .parallel import World
 from .states import Position
 
@@ -22,14 +22,17 @@ class Journal:
     """``metrics.jsonl``, TensorBoard and, if asked for, Weights & Biases; only the first process writes.
 
     Args:
+        name: of the learner, in the rows.
         position: where the run goes on; rows of later steps are dropped.
         epoch: images of one pass.
     """
 
-    def __init__(self, out: Path, settings: Pretrain, position: Position, epoch: float, world: World) -> None:
+    def __init__(
+        self, out: Path, name: str, settings: Training, position: Position, epoch: float, world: World
+    ) -> None:
         self._epoch = epoch
         self.last: dict[str, float] = {}  # the latest value of every number, of earlier starts too
-        self._metrics = MetricsLog(out, "pretrain", position.step) if world.first else None
+        self._metrics = MetricsLog(out, name, position.step) if world.first else None
         for row in self._metrics.rows() if self._metrics else ():
             self.last |= {name: value for name, value in row.items() if "/" in name}
         self._wandb: Any = _wandb_run(out, settings) if world.first and settings.wandb else None
@@ -52,7 +55,7 @@ class Journal:
             self._wandb.log(values, step=position.step)
 
 
-def _wandb_run(out: Path, settings: Pretrain) -> Any:
+def _wandb_run(out: Path, settings: Training) -> Any:
     try:
         import wandb
     except ImportError as error:
@@ -76,8 +79,8 @@ class Window:
         self._restart()
 
     def _restart(self) -> None:
-        self._loss = torch.zeros((), device=self._device)
-        self._norm, self._finite = torch.zeros_like(self._loss), torch.zeros_like(self._loss)
+        self._losses: dict[str, Tensor] = {}
+        self._norm, self._finite = torch.zeros((), device=self._device), torch.zeros((), device=self._device)
         self._steps, self._waited, self._aside = 0, 0.0, 0.0
         self._began = perf_counter()
 
@@ -97,9 +100,10 @@ class Window:
         yield
         self._aside += perf_counter() - began
 
-    def add(self, loss: Tensor, norm: Tensor, finite: Tensor) -> None:
+    def add(self, losses: dict[str, Tensor], norm: Tensor, finite: Tensor) -> None:
         """Add one step; one that was not finite counts for time alone."""
-        self._loss = self._loss + torch.where(finite, loss, 0.0)
+        for name, loss in losses.items():
+            self._losses[name] = self._losses.get(name, 0.0) + torch.where(finite, loss, 0.0)
         self._norm = self._norm + torch.where(finite, norm, 0.0)
         self._finite = self._finite + finite
         self._steps += 1
@@ -107,12 +111,14 @@ class Window:
     def close(self) -> dict[str, float]:
         """Return the numbers of the stretch and begin the next."""
         finite = self._finite.clamp(min=1)
-        loss = float(self._world.mean(self._loss) / finite)  # waits for the device
+        losses = {name: float(self._world.mean(loss) / finite) for name, loss in self._losses.items()}  # waits
         seconds = perf_counter() - self._began - self._aside
         speed = self._steps * self._batch / seconds
         achieved = speed * self._flops / self._world.size
+        named = {f"train/{name}_loss": loss for name, loss in losses.items()} if len(losses) > 1 else {}
+        values = {"train/loss": sum(losses.values()) / len(losses), **named}
         numbers = {
-            "train/loss": loss if float(self._finite) else float("nan"),
+            **{name: value if float(self._finite) else float("nan") for name, value in values.items()},
             "train/gradient_norm": float(self._norm / finite),
             "time/seconds": seconds,
             "time/images_per_s": speed,

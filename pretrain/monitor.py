@@ -1,32 +1,31 @@
-"""What is measured beside training, on images it never sees: loss on fixed masks, what features are like, pictures.
+"""What is measured beside training, on images it never sees: means of any number, and what features are like.
 
 Shapes: F held-out images, K class tokens, D width.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from ..encoder import Tokens
 from ..errors import DataError
 from ..hardware import autocast
-from ..preprocessing import Preprocessing, preprocess
-from ..schemas import Pretrain
+from ..schemas import Training
 from ..token_statistics import class_token_cosine, effective_rank, mean_off_diagonal
 from .images.image_set import ImageSet
 from .loader import held_out_batch
-from .masking import MaskShape, PatchMask
 from .order import Order, Split
-from .parallel import World, unwrapped
+from .parallel import World
 from .probes.knn import knn_accuracy
-from .reconstruct import draw_reconstructions
 
 BANK = 1000  # labelled training images that vote for the held-out ones
 SHOWN = 8  # images of a picture
+Matrix = list[list[float]]
 
 
 class _Features(NamedTuple):
@@ -35,19 +34,21 @@ class _Features(NamedTuple):
 
 
 class Monitor:
-    """Measures a model now and then; every process takes part, with its slice of the images.
+    """Images that training never sees, and what encoders make of them; every process takes part, with its slice.
 
     Args:
         split: says which images are held out, and which are trained on and may vote in the k-NN.
+        size: side of the images [px].
+        blocks: numbers of mask noise an image.
     """
 
     def __init__(
-        self, images: ImageSet, split: Split, shape: MaskShape, settings: Pretrain, precision: str, world: World
+        self, images: ImageSet, split: Split, settings: Training, size: int, blocks: int, precision: str, world: World
     ) -> None:
-        self._shape, self._precision, self._world = shape, precision, world
+        self._precision, self._world = precision, world
         self._chunk = min(settings.micro_batch or 64, 64)
-        self._size = (settings.image_size, settings.image_size)
-        held = held_out_batch(images, split, seed=settings.seed, size=self._size, blocks=shape.blocks)
+        self._size, self._blocks, self._seed = (size, size), blocks, settings.seed
+        held = held_out_batch(images, split, seed=self._seed, size=self._size, blocks=blocks)
         self.unreadable = held.unreadable
         self._shown = (held.images[:SHOWN], held.mask_noise[:SHOWN])
         self._count = len(held.images)  # F
@@ -57,91 +58,97 @@ class Monitor:
         self._thumbnails = _thumbnails(held.images)
         self._bank: tuple[Tensor, Tensor, Tensor] | None = None  # images, their labels, labels of the held-out
         if images.labels is not None:
-            self._bank = self._labelled(images, split, settings, held.indices)
-        self.cosine: list[list[float]] = []
+            self._bank = self._labelled(images, split, held.indices)
 
-    def _labelled(
-        self, images: ImageSet, split: Split, settings: Pretrain, held: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
+    def _labelled(self, images: ImageSet, split: Split, held: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """Return the bank of the k-NN, or None where too few images have labels."""
         assert images.labels is not None
-        chosen = split.index(Order(split.training, settings.seed).at(np.arange(min(BANK, split.training))))
+        chosen = split.index(Order(split.training, self._seed).at(np.arange(min(BANK, split.training))))
         chosen = np.sort(chosen[images.labels[chosen] >= 0])
         labels = torch.from_numpy(np.asarray(images.labels[held.numpy()])).long()
         if len(chosen) < 2 or not bool((labels >= 0).all()):
             return None
         voters = Split(len(images), held_out=np.zeros(0, np.int64), evaluated=chosen)
         try:
-            bank = held_out_batch(images, voters, seed=settings.seed, size=self._size, blocks=self._shape.blocks)
+            bank = held_out_batch(images, voters, seed=self._seed, size=self._size, blocks=self._blocks)
         except DataError:
             return None
         return bank.images, torch.from_numpy(np.asarray(images.labels[bank.indices.numpy()])).long(), labels
 
+    @property
+    def shown(self) -> tuple[Tensor, Tensor]:
+        """The few images that pictures show, (8, S, S, 3) uint8, and their mask noise, on the device."""
+        images, noise = self._shown
+        return images.to(self._world.device), noise.to(self._world.device)
+
     @torch.no_grad()
-    def measure(self, model: nn.Module) -> dict[str, float]:
-        """Return the loss on fixed masks, and what features are like: cosine of class tokens, rank, k-NN accuracy."""
-        training = model.training
-        model.eval()
-        losses = []
-        with torch.compiler.set_stance("force_eager"):  # other batch sizes than training's are not worth compiling
-            for pixels, noise in self._chunks(self._images, self._noise):
-                with autocast(self._world.device, self._precision):
-                    losses.append(model(pixels, PatchMask.from_noise(noise, self._shape)).per_image_loss)
-            features = self._encode(model, self._images)
-        features = _Features(*(self._world.gathered(part)[: self._count] for part in features))
+    def mean(self, values: Callable[[Tensor, Tensor], dict[str, Tensor]]) -> dict[str, float]:
+        """Return the means over the held-out images.
+
+        Args:
+            values: from images (B, S, S, 3) uint8 and mask noise (B, M) to named numbers, (B,) each.
+        """
+        parts: dict[str, list[Tensor]] = {}
+        with self._plainly():
+            for images, noise in zip(self._images.split(self._chunk), self._noise.split(self._chunk), strict=True):
+                for name, each in values(images.to(self._world.device), noise.to(self._world.device)).items():
+                    parts.setdefault(name, []).append(each.float())
+        return {
+            name: float(self._world.gathered(torch.cat(each))[: self._count].mean()) for name, each in parts.items()
+        }
+
+    @torch.no_grad()
+    def features(self, encode: Callable[[Tensor], Tokens], name: str = "") -> tuple[dict[str, float], Matrix]:
+        """Return what an encoder's features are like, and the cosine between its class tokens, (K, K).
+
+        Args:
+            encode: images (B, S, S, 3) uint8 to normed tokens.
+            name: put before the numbers' last word, where there are several encoders.
+        """
+        prefix = f"{name}_" if name else ""
+        ours = self._encode(encode, self._images)
+        features = _Features(*(self._world.gathered(part)[: self._count] for part in ours))
         cls = features.cls.cpu().numpy()
         matrix = class_token_cosine(cls)
-        self.cosine = matrix.round(4).tolist()
         numbers = {
-            "valid/loss": float(self._world.gathered(torch.cat(losses))[: self._count].mean()),
-            "features/class_token_cosine": mean_off_diagonal(matrix),
-            "features/effective_rank": effective_rank(cls.mean(axis=1)),
+            f"features/{prefix}class_token_cosine": mean_off_diagonal(matrix),
+            f"features/{prefix}effective_rank": effective_rank(cls.mean(axis=1)),
         }
         if self._bank is not None:
-            numbers |= self._knn(model, features, *self._bank)
-        model.train(training)
-        return numbers
+            numbers |= self._knn(encode, features, prefix, *self._bank)
+        return numbers, matrix.round(4).tolist()
 
     def _knn(
-        self, model: nn.Module, features: _Features, images: Tensor, bank_labels: Tensor, labels: Tensor
+        self,
+        encode: Callable[[Tensor], Tokens],
+        features: _Features,
+        prefix: str,
+        images: Tensor,
+        bank_labels: Tensor,
+        labels: Tensor,
     ) -> dict[str, float]:
-        with torch.compiler.set_stance("force_eager"):
-            bank, device = self._encode(model, images), self._world.device
+        bank, device = self._encode(encode, images), self._world.device
         bank_labels, labels = bank_labels.to(device), labels.to(device)
         pairs = {
-            "class_tokens/knn_accuracy": (bank.cls.mean(dim=1), features.cls.mean(dim=1)),
-            "patches/knn_accuracy": (bank.pooled, features.pooled),
+            f"class_tokens/{prefix}knn_accuracy": (bank.cls.mean(dim=1), features.cls.mean(dim=1)),
+            f"patches/{prefix}knn_accuracy": (bank.pooled, features.pooled),
             "pixels/knn_accuracy": (_thumbnails(images).to(device), self._thumbnails.to(device)),
         }
         return {name: knn_accuracy(voters, bank_labels, asked, labels) for name, (voters, asked) in pairs.items()}
 
-    def _encode(self, model: nn.Module, images: Tensor) -> _Features:
-        encoder = unwrapped(model).encoder
+    def _encode(self, encode: Callable[[Tensor], Tokens], images: Tensor) -> _Features:
         parts = []
-        for pixels, _ in self._chunks(images, images):
-            with autocast(self._world.device, self._precision):
-                tokens = encoder(pixels)
-            parts.append(_Features(tokens.cls.float(), tokens.patches.float().mean(dim=1)))
+        with self._plainly():
+            for chunk in images.split(self._chunk):
+                tokens = encode(chunk.to(self._world.device))
+                parts.append(_Features(tokens.cls.float(), tokens.patches.float().mean(dim=1)))
         return _Features(torch.cat([each.cls for each in parts]), torch.cat([each.pooled for each in parts]))
 
-    def _chunks(self, images: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for part, other in zip(images.split(self._chunk), others.split(self._chunk), strict=True):
-            pixels = preprocess(part.to(self._world.device), Preprocessing(size=self._size))
-            yield pixels, other.to(self._world.device)
-
-    @torch.no_grad()
-    def picture(self, model: nn.Module, path: Path) -> None:
-        """Draw what the model makes of a few held-out images."""
-        training = model.training
-        model.eval()
-        images, noise = (each.to(self._world.device) for each in self._shown)
-        pixels, mask = preprocess(images, Preprocessing(size=self._size)), PatchMask.from_noise(noise, self._shape)
+    @contextmanager
+    def _plainly(self) -> Iterator[None]:
+        """Compute in the run's precision, without compiling for batch sizes that are not training's."""
         with torch.compiler.set_stance("force_eager"), autocast(self._world.device, self._precision):
-            prediction = model(pixels, mask).prediction
-        if self._world.first:
-            normed = unwrapped(model).norm_pixels
-            draw_reconstructions(path, pixels.cpu(), prediction.float().cpu(), mask.to(torch.device("cpu")), normed)
-        model.train(training)
+            yield
 
 
 def _thumbnails(images: Tensor) -> Tensor:

@@ -19,15 +19,15 @@ def sizes(command: Pretrain) -> tuple[tuple[int, int, int], tuple[int, int, int]
     decoder = command.decoder
     if decoder == "auto":
         decoder = command.encoder if command.encoder in DECODERS else _nearest_decoder(command.encoder)
-    return _size("encoder", command.encoder, PRESETS), _size("decoder", decoder, DECODERS)
+    return network_size("encoder", command.encoder, PRESETS), network_size("decoder", decoder, DECODERS)
 
 
 def _nearest_decoder(encoder: str) -> str:
-    width = _size("encoder", encoder, PRESETS)[0]
+    width = network_size("encoder", encoder, PRESETS)[0]
     return next((name for name in DECODERS if name in PRESETS and width <= PRESETS[name][0]), "reference")
 
 
-def _size(what: str, name: str, known: dict[str, tuple[int, int, int]]) -> tuple[int, int, int]:
+def network_size(what: str, name: str, known: dict[str, tuple[int, int, int]]) -> tuple[int, int, int]:
     if name in known:
         return known[name]
     numbers = name.split("x")
@@ -61,6 +61,13 @@ def new_autoencoder(command: Pretrain) -> MaskedAutoencoder:
     return model
 
 
+def blank_autoencoder(arguments: dict[str, Any]) -> MaskedAutoencoder:
+    """Return the autoencoder of these arguments without weights, on the meta device."""
+    with torch.device("meta"):
+        encoder, decoder = PixioEncoder(**arguments["encoder"]), PixelDecoder(**arguments["decoder"])
+        return MaskedAutoencoder(encoder, decoder, arguments["norm_pixels"])
+
+
 def save_autoencoder(path: Path, model: MaskedAutoencoder, settings: dict[str, Any], step: int = 0) -> None:
     """Write encoder and decoder to `path` (``.safetensors``), to score images with or to train on.
 
@@ -84,10 +91,7 @@ def load_autoencoder(path: str | Path) -> MaskedAutoencoder:
     file = path / "autoencoder.safetensors" if path.is_dir() else path
     checkpoint = load_checkpoint(file, kind="autoencoder")
     try:
-        arguments = checkpoint.arguments
-        with torch.device("meta"):
-            encoder, decoder = PixioEncoder(**arguments["encoder"]), PixelDecoder(**arguments["decoder"])
-            model = MaskedAutoencoder(encoder, decoder, arguments["norm_pixels"])
+        model = blank_autoencoder(checkpoint.arguments)
     except (KeyError, TypeError, BadInput) as error:
         raise CheckpointError(f"{file} does not say how its networks are built ({error!r}); write it again") from error
     model.to_empty(device="cpu")

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from ..errors import BadInput
-from ..schemas import Pretrain
+from ..schemas import Training
 
 
-def peak_lr(settings: Pretrain) -> float:
+def peak_lr(settings: Training) -> float:
     """Return the highest learning rate: `lr` as it is, or `base_lr` times batch / 256 (Goyal et al. 2017).
 
     Raises:
@@ -38,7 +38,7 @@ def lr_at(step: int, steps: int, warmup_steps: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(steps - warmup_steps, 1)))
 
 
-def new_optimizer(model: nn.Module, settings: Pretrain, device: torch.device) -> torch.optim.AdamW:
+def new_optimizer(model: nn.Module, settings: Training, device: torch.device) -> torch.optim.AdamW:
     """Return a fused AdamW in two groups: 1-D tensors (biases, norms) do not decay, everything else does.
 
     Class tokens, mask token and position tables are 3-D and so decay, as published.

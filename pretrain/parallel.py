@@ -5,7 +5,7 @@ Without torchrun there is one process and no process group.
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import count
@@ -19,11 +19,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from ..errors import BadInput
 from ..hardware import choose_device
-from ..schemas import Pretrain
-from .mae import MaskedAutoencoder
+from ..schemas import Training
 
 PARALLEL = ("auto", "ddp", "fsdp", "hsdp")
-RECOMPUTE = ("none", "decoder", "all")
 _joinings = count()  # of this process; a sweep joins the others for each job
 SHARD_ABOVE = 1e9  # parameters; weights, gradients and Adam's moments take 16 bytes each
 
@@ -129,7 +127,7 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def micro_batches(settings: Pretrain, world: World) -> int:
+def micro_batches(settings: Training, world: World) -> int:
     """Return how many forward passes a process makes for one step.
 
     Raises:
@@ -145,7 +143,7 @@ def micro_batches(settings: Pretrain, world: World) -> int:
     return share // micro
 
 
-def engine(settings: Pretrain, model: nn.Module, processes: int, per_node: int) -> str:
+def engine(settings: Training, model: nn.Module, processes: int, per_node: int) -> str:
     """Return ddp, fsdp or hsdp; "auto" shards what would not fit one device, inside nodes where there are several."""
     if settings.parallel != "auto":
         return settings.parallel
@@ -154,25 +152,33 @@ def engine(settings: Pretrain, model: nn.Module, processes: int, per_node: int) 
     return "hsdp" if processes > per_node else "fsdp"
 
 
-def distribute(model: MaskedAutoencoder, settings: Pretrain, world: World, precision: str) -> nn.Module:
-    """Recompute, compile and shard a masked autoencoder, in that order; return the module to call.
+def distribute(
+    model: nn.Module,
+    towers: Sequence[Any],
+    recomputed: Sequence[Any],
+    settings: Training,
+    world: World,
+    precision: str,
+) -> nn.Module:
+    """Recompute, compile and shard a model, in that order; return the module to call.
 
     Parameter names in checkpoints stay those of `model`.
 
     Args:
-        model: with `encoder` and `decoder`, both with `blocks`.
+        model: on its device.
+        towers: parts of it with ``blocks``.
+        recomputed: blocks whose activations are computed twice.
         precision: "bf16" gathers the blocks' weights in bf16 and sums gradients in fp32 when sharding.
 
     Raises:
         BadInput: if hsdp is asked for on a number of processes that whole nodes do not make up.
     """
-    encoder: list[Any] = list(model.encoder.blocks)
-    decoder: list[Any] = list(model.decoder.blocks)
-    for block in {"none": [], "decoder": decoder, "all": encoder + decoder}[settings.recompute]:
+    for block in recomputed:
         block.recompute = True
     if settings.compile:
-        for block in encoder + decoder:
-            block.compile(dynamic=False)
+        for tower in towers:
+            for block in tower.blocks:
+                block.compile(dynamic=False)
     if world.size == 1:
         return model
     how = engine(settings, model, world.size, world.per_node)
@@ -183,10 +189,10 @@ def distribute(model: MaskedAutoencoder, settings: Pretrain, world: World, preci
             gradient_as_bucket_view=True,
             static_graph=micro_batches(settings, world) == 1,
         )
-    return _shard(model, how, world, precision)
+    return _shard(model, towers, how, world, precision)
 
 
-def _shard(model: MaskedAutoencoder, how: str, world: World, precision: str) -> nn.Module:
+def _shard(model: nn.Module, towers: Sequence[Any], how: str, world: World, precision: str) -> nn.Module:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # we never write into what it returns
     kind = world.device.type
     if how == "hsdp":
@@ -202,16 +208,16 @@ def _shard(model: MaskedAutoencoder, how: str, world: World, precision: str) -> 
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,
     )
-    for part in (model.encoder, model.decoder):
-        for block in part.blocks:
+    for tower in towers:
+        for block in tower.blocks:
             fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(part, mesh=mesh)
+        fully_shard(tower, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model
 
 
 def unwrapped(model: nn.Module) -> Any:
-    """Return the autoencoder inside what `distribute` returned."""
+    """Return the model inside what `distribute` returned."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 

@@ -24,14 +24,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as flat
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ..backbones import save_encoder
-from ..encoder import PixioEncoder
 from ..errors import CheckpointError, DataError
 from ..run_folder import binding_settings
-from ..schemas import Pretrain
-from .decoder import PixelDecoder
-from .mae import MaskedAutoencoder
-from .networks import save_autoencoder
+from ..schemas import Training
+from .objective import Objective
 from .parallel import World, unwrapped
 
 log = logging.getLogger(__name__)
@@ -204,17 +200,14 @@ def _differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "")
     return found
 
 
-def save_networks(out: Path, model: nn.Module, settings: Pretrain, position: Position, world: World) -> None:
-    """Write ``encoder.safetensors`` and ``autoencoder.safetensors``, whole on one disk; every process calls this."""
-    trained = unwrapped(model)
+def save_trained(
+    out: Path, objective: Objective, model: nn.Module, settings: Training, position: Position, world: World
+) -> None:
+    """Write what others may use of a trained model, whole on one disk; every process calls this."""
     options = flat.StateDictOptions(full_state_dict=True, cpu_offload=world.size > 1)
-    tensors = flat.get_model_state_dict(trained, options=options)
+    tensors = flat.get_model_state_dict(unwrapped(model), options=options)
     if world.first:
-        with torch.device("meta"):
-            encoder = PixioEncoder(**trained.encoder.arguments)
-            decoder = PixelDecoder(**trained.decoder.arguments)
-            whole = MaskedAutoencoder(encoder, decoder, trained.norm_pixels)
+        whole = objective.blank()
         whole.load_state_dict(tensors, assign=True)
         described = binding_settings(settings) | {"samples_seen": position.samples}
-        save_autoencoder(out / "autoencoder.safetensors", whole, described, position.step)
-        save_encoder(whole.encoder, out / "encoder.safetensors", described, position.step)
+        objective.save(whole, out, described, position.step)

@@ -1,7 +1,4 @@
-"""Pre-training by masked reconstruction: one plain loop that goes on exactly where it stopped.
-
-Shapes: B images of a micro-batch, M mask blocks.
-"""
+"""Training an encoder, by reconstruction or distillation: one plain loop that goes on exactly where it stopped."""
 
 import logging
 from collections.abc import Iterator
@@ -12,45 +9,40 @@ import torch
 from torch import Tensor, nn
 
 from ..hardware import autocast, seeded
-from ..preprocessing import Preprocessing, preprocess
 from ..progress import Progress
 from ..run_folder import binding_settings
-from ..schemas import Pretrain
+from ..schemas import Training
 from .guard import Guard
 from .images.crops import Cropping
 from .images.image_set import ImageSet
 from .journal import Journal, Window
 from .loader import Batch, UnreadableLog, train_batches
-from .mae import MaskedAutoencoder
-from .masking import MaskShape, PatchMask
-from .monitor import Monitor
+from .monitor import Matrix, Monitor
+from .objective import Objective
 from .optim import lr_at, new_optimizer, peak_lr
 from .order import ImageOrder, Split
 from .parallel import World, accumulating, distribute, micro_batches
-from .plan import training_flops
-from .states import Position, States, save_networks
+from .states import Position, States, save_trained
 from .stopping import Stopping
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class PretrainResult:
+class TrainResult:
     """Where training ended."""
 
-    encoder: Path
     position: Position
     numbers: dict[str, float]  # the last of each number in the metrics
     cosine: list[list[float]]  # between class tokens, (K, K)
 
 
-def pretrain(
-    model: MaskedAutoencoder,
+def train(
+    objective: Objective,
     images: ImageSet,
     split: Split,
     order: ImageOrder,
-    shape: MaskShape,
-    settings: Pretrain,
+    settings: Training,
     *,
     steps: int,
     precision: str,
@@ -59,16 +51,15 @@ def pretrain(
     world: World,
     out: Path,
     progress: Progress,
-) -> PretrainResult:
-    """Train an autoencoder and leave checkpoints, metrics, pictures and the encoder in `out`.
+) -> TrainResult:
+    """Train a model and leave checkpoints, metrics, pictures and encoders in `out`.
 
     Every process of `world` calls this with the same arguments. Order, crops, masks and drop-path noise are functions
     of (seed, step or image), so a stopped run ends on the weights of one that was never stopped.
 
     Args:
-        model: freshly initialised, the same in every process.
+        objective: its model freshly initialised, the same in every process.
         order: in which order they are visited.
-        shape: of the masks.
         steps: optimiser steps of the whole run.
         precision: "fp32" or "bf16".
         peak_flops: of this device's matrix products [FLOP/s]; metrics give the share that training reaches.
@@ -80,12 +71,14 @@ def pretrain(
     """
     device, passes = world.device, micro_batches(settings, world)
     identity = {
-        "network": model.arguments,
+        "network": objective.arguments,
         "images": inputs,
         "steps": steps,
         "settings": binding_settings(settings),
     }
-    trained = distribute(model.to(device), settings, world, precision)
+    recomputed = objective.recomputed[settings.recompute]
+    trained = distribute(objective.model.to(device), objective.towers, recomputed, settings, world, precision)
+    parts = objective.parts(trained)
     optimizer = new_optimizer(trained, settings, device)
     states = States(out / "checkpoints", world, settings.keep_last, settings.keep_every, identity)
     position = Position()
@@ -93,7 +86,7 @@ def pretrain(
         position = states.load(found, trained, optimizer)
         log.info("going on from %s", found)
     guard = Guard(optimizer, device, position.skipped)
-    monitor = Monitor(images, split, shape, settings, precision, world)
+    monitor = Monitor(images, split, settings, objective.size, objective.blocks, precision, world)
     unreadable = UnreadableLog(out / ("unreadable.jsonl" if world.first else f"unreadable-{world.rank}.jsonl"))
     unreadable.add(monitor.unreadable if world.first else [])
     peak, warmup = peak_lr(settings), round(settings.warmup * steps)
@@ -104,8 +97,8 @@ def pretrain(
             split,
             order,
             seed=settings.seed,
-            size=(settings.image_size, settings.image_size),
-            blocks=shape.blocks,
+            size=(objective.size, objective.size),
+            blocks=objective.blocks,
             batch=settings.batch,
             start=start,
             micro=settings.batch // world.size // passes,
@@ -115,38 +108,52 @@ def pretrain(
             cropping=Cropping(scale=(settings.crop_scale[0], settings.crop_scale[1]), flip=settings.flip),
         )
 
+    def measure() -> tuple[dict[str, float], Matrix]:
+        trained.eval()
+        measured = objective.measure(trained, monitor)
+        trained.train()
+        return measured
+
+    @torch.no_grad()
+    def draw(path: Path) -> None:
+        trained.eval()
+        with torch.compiler.set_stance("force_eager"), autocast(device, precision):
+            objective.picture(trained, monitor, path, world.first)
+        trained.train()
+
+    cosine: Matrix = []
     with (
         Stopping() as stopping,
-        Journal(out, settings, position, order.epoch_length, world) as journal,
-        progress.stage("pretrain", steps) as bar,
+        Journal(out, objective.name, settings, position, order.epoch_length, world) as journal,
+        progress.stage(objective.name, steps) as bar,
     ):
         bar.advance(position.step)
-        window = Window(device, settings.batch, training_flops(model, shape), peak_flops, world)
+        window = Window(device, settings.batch, objective.flops, peak_flops, world)
         stream = batches(position.samples)
         if position.step == 0:
             with window.aside():
-                journal.write(position, monitor.measure(trained))
+                journal.write(position, measure()[0])
         trained.train()
         while position.step < steps:
             for group in optimizer.param_groups:
                 group["lr"] = lr_at(position.step, steps, warmup, peak)
-            loss = torch.zeros((), device=device)
+            losses: dict[str, Tensor] = {}
             for number in range(passes):
                 with window.waiting():
                     batch = next(stream)
-                pixels, mask = to_device(batch, shape, device)
                 with (
                     seeded(settings.seed, position.step, number, world.rank),
                     accumulating(trained, last=number == passes - 1),
                 ):
                     with autocast(device, precision):
-                        part = trained(pixels, mask).loss / passes
-                    part.backward()
-                loss += part.detach()
+                        found_losses = objective.losses(trained, batch, device)
+                    torch.stack([*found_losses.values()]).sum().div(passes).backward()
+                for name, loss in found_losses.items():
+                    losses[name] = losses.get(name, 0.0) + loss.detach() / passes
                 unreadable.add(batch.unreadable)
-            norm = clip_gradients(trained, settings.clip)
+            norm = torch.stack([clip_gradients(part, settings.clip) for part in parts]).norm()
             finite = guard.step(norm, position.step)
-            window.add(loss, norm, finite)
+            window.add(losses, norm, finite)
             position.step, position.samples = position.step + 1, position.samples + settings.batch
             bar.advance(1)
 
@@ -169,27 +176,21 @@ def pretrain(
                 continue
             with window.aside():
                 if valid:
-                    journal.write(position, monitor.measure(trained))
+                    numbers, cosine = measure()
+                    journal.write(position, numbers)
                 if picture:
-                    monitor.picture(trained, out / "pictures" / f"step-{position.step:08d}.png")
+                    draw(out / "pictures" / f"step-{position.step:08d}.png")
                 if save or stop:
                     position.skipped = guard.skipped
                     states.save(trained, optimizer, position)
-                    save_networks(out, trained, settings, position, world)
+                    save_trained(out, objective, trained, settings, position, world)
                 if stop and not done:
                     states.wait()
                     raise stopping.stopped(position.step, steps)
         states.wait()
-        if not monitor.cosine:  # all steps were done by an earlier start
-            monitor.measure(trained)
-    return PretrainResult(out / "encoder.safetensors", position, journal.last, monitor.cosine)
-
-
-def to_device(batch: Batch, shape: MaskShape, device: torch.device) -> tuple[Tensor, PatchMask]:
-    """Return a batch as pixels, (B, 3, H, W) float32, and mask on `device`."""
-    images = batch.images.to(device, non_blocking=True)
-    pixels = preprocess(images, Preprocessing(size=(images.shape[1], images.shape[2])))
-    return pixels, PatchMask.from_noise(batch.mask_noise.to(device, non_blocking=True), shape)
+        if not cosine:  # all steps were done by an earlier start
+            cosine = measure()[1]
+    return TrainResult(position, journal.last, cosine)
 
 
 def clip_gradients(model: nn.Module, most: float | None) -> Tensor:

@@ -1,0 +1,78 @@
+"""The objective of pre-training: predict what is hidden."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones import save_encoder
+from ..encoder import Tokens
+from ..preprocessing import Preprocessing, preprocess
+from .loader import Batch
+from .mae import MaskedAutoencoder
+from .masking import MaskShape, PatchMask
+from .monitor import Matrix, Monitor
+from .networks import blank_autoencoder, save_autoencoder
+from .objective import Objective
+from .parallel import unwrapped
+from .plan import training_flops
+from .reconstruct import draw_reconstructions
+
+
+class Reconstruction(Objective):
+    """Masked reconstruction.
+
+    Args:
+        model: freshly initialised, the same in every process.
+        shape: of the masks.
+    """
+
+    name = "pretrain"
+
+    def __init__(self, model: MaskedAutoencoder, shape: MaskShape) -> None:
+        self.model, self.shape = model, shape
+        self.towers = [model.encoder, model.decoder]
+        encoder, decoder = ([*tower.blocks] for tower in self.towers)
+        self.recomputed = {"none": [], "decoder": decoder, "all": encoder + decoder}
+        self.arguments = model.arguments
+        self.size, self.blocks = shape.grid[0] * model.encoder.patch, shape.blocks
+        self.flops = training_flops(model, shape)
+
+    def losses(self, trained: nn.Module, batch: Batch, device: torch.device) -> dict[str, Tensor]:
+        noise = batch.mask_noise.to(device, non_blocking=True)
+        return {"pixels": trained(self._pixels(batch.images, device), PatchMask.from_noise(noise, self.shape)).loss}
+
+    def parts(self, trained: nn.Module) -> list[nn.Module]:
+        return [trained]
+
+    def measure(self, trained: nn.Module, monitor: Monitor) -> tuple[dict[str, float], Matrix]:
+        def losses(images: Tensor, noise: Tensor) -> dict[str, Tensor]:
+            pixels, mask = self._pixels(images, images.device), PatchMask.from_noise(noise, self.shape)
+            return {"valid/loss": trained(pixels, mask).per_image_loss}
+
+        def encode(images: Tensor) -> Tokens:
+            return unwrapped(trained).encoder(self._pixels(images, images.device))
+
+        numbers, cosine = monitor.features(encode)
+        return monitor.mean(losses) | numbers, cosine
+
+    def picture(self, trained: nn.Module, monitor: Monitor, path: Path, first: bool) -> None:
+        images, noise = monitor.shown
+        pixels, mask = self._pixels(images, images.device), PatchMask.from_noise(noise, self.shape)
+        prediction = trained(pixels, mask).prediction
+        if first:
+            mask = mask.to(torch.device("cpu"))
+            draw_reconstructions(path, pixels.cpu(), prediction.float().cpu(), mask, unwrapped(trained).norm_pixels)
+
+    def save(self, whole: nn.Module, out: Path, settings: dict[str, Any], step: int) -> list[Path]:
+        assert isinstance(whole, MaskedAutoencoder)
+        save_autoencoder(out / "autoencoder.safetensors", whole, settings, step)
+        save_encoder(whole.encoder, out / "encoder.safetensors", settings, step)
+        return [out / "encoder.safetensors"]
+
+    def blank(self) -> nn.Module:
+        return blank_autoencoder(self.arguments)
+
+    def _pixels(self, images: Tensor, device: torch.device) -> Tensor:
+        return preprocess(images.to(device, non_blocking=True), Preprocessing(size=(self.size, self.size)))
