@@ -222,6 +222,15 @@ def _curate(command: schemas.Curate) -> int:
     return 0
 
 
+def _probe(command: schemas.Probe) -> int:
+    from .pretrain.probes.runs import run_probe
+    from .progress import Progress
+    from .tables import print_probes
+
+    print_probes(*run_probe(command, Progress()))
+    return 0
+
+
 def _report(command: schemas.Report) -> int:
     from pathlib import Path
 
@@ -246,6 +255,7 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "pretrain": _pretrain,
     "score": _score,
     "curate": _curate,
+    "probe": _probe,
     "report": _report,
     "doctor": _doctor,
 }

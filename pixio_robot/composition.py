@@ -119,6 +119,7 @@ _EXAMPLES = {
     "checkpoint": "checkpoint=runs/train_bc/.../checkpoints/bc/last.safetensors",
     "run": "run=runs/quickstart/...",
     "model": "model=runs/pretrain/... (a run folder of pixio-robot pretrain)",
+    "encoder": "encoder=runs/pretrain/.../encoder.safetensors or encoder=random:ti",
     "images": "images=photos (a folder of images, shards or videos) or images=procedural",
 }
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import DataError
 from ..hardware import autocast
@@ -23,6 +22,7 @@ from .masking import MaskShape, PatchMask
 from .order import Order, Split
 from .parallel import World, unwrapped
 from .probes.knn import knn_accuracy
+from .probes.thumbnails import thumbnails
 from .reconstruct import draw_reconstructions
 
 BANK = 1000  # labelled training images that vote for the held-out ones
@@ -54,7 +54,7 @@ class Monitor:
         each = -(-self._count // world.size)  # every process takes as many; the last may repeat the first
         mine = torch.arange(world.rank * each, (world.rank + 1) * each) % self._count
         self._images, self._noise = held.images[mine], held.mask_noise[mine]
-        self._thumbnails = _thumbnails(held.images)
+        self._thumbnails = thumbnails(held.images)
         self._bank: tuple[Tensor, Tensor, Tensor] | None = None  # images, their labels, labels of the held-out
         if images.labels is not None:
             self._bank = self._labelled(images, split, settings, held.indices)
@@ -111,7 +111,7 @@ class Monitor:
         pairs = {
             "class_tokens/knn_accuracy": (bank.cls.mean(dim=1), features.cls.mean(dim=1)),
             "patches/knn_accuracy": (bank.pooled, features.pooled),
-            "pixels/knn_accuracy": (_thumbnails(images).to(device), self._thumbnails.to(device)),
+            "pixels/knn_accuracy": (thumbnails(images).to(device), self._thumbnails.to(device)),
         }
         return {name: knn_accuracy(voters, bank_labels, asked, labels) for name, (voters, asked) in pairs.items()}
 
@@ -142,9 +142,3 @@ class Monitor:
             normed = unwrapped(model).norm_pixels
             draw_reconstructions(path, pixels.cpu(), prediction.float().cpu(), mask.to(torch.device("cpu")), normed)
         model.train(training)
-
-
-def _thumbnails(images: Tensor) -> Tensor:
-    """Return images as 16x16 pixels without their mean, the baseline a k-NN must beat, (F, 768)."""
-    small = F.interpolate(images.permute(0, 3, 1, 2).float(), size=(16, 16), mode="area").flatten(1)
-    return small - small.mean(dim=1, keepdim=True)
