@@ -106,6 +106,8 @@ def _tokens(
 
 
 def _layers(axis: "Axes", rows: Sequence[Row], colours: dict[str, str], labels: dict[str, str]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for name in dict.fromkeys(row.encoder for row in rows):
         mine = sorted((row for row in rows if row.encoder == name), key=lambda row: row.layer)
         layers = [row.layer for row in mine]
@@ -113,7 +115,7 @@ def _layers(axis: "Axes", rows: Sequence[Row], colours: dict[str, str], labels: 
             layers, [row.low for row in mine], [row.high for row in mine], color=colours[name], alpha=0.15, linewidth=0
         )
         axis.plot(layers, [row.value for row in mine], "o-", color=colours[name], markersize=4, label=labels[name])
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("block, counted from 0")
     axis.set_title("linear, accuracy on the mean class token of each block", fontsize=10, loc="left")
     _clean(axis, "y")

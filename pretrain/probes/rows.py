@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from ...files import replacing
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """One measured number with its 95 % interval. The first row of an encoder and probe is its headline."""
 
     encoder: str  # as `load_encoder` takes it; "pixels" for the reference without an encoder
@@ -40,4 +41,4 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
     """Add rows to ``probe.jsonl``, all or none: what a probe finds of an encoder is there as a whole."""
     before = path.read_text() if path.is_file() else ""
     with replacing(path) as temporary:
-        temporary.write_text(before + "".join(json.dumps(row._asdict()) + "\n" for row in rows))
+        temporary.write_text(before + "".join(json.dumps(asdict(row)) + "\n" for row in rows))
