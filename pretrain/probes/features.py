@@ -3,6 +3,7 @@
 Shapes: n images asked for, F of them that can be read, B batch, K class tokens, D width, L blocks, P patches.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from ..images.crops import center_crop
 from .labelled import Part
 from .thumbnails import thumbnails
 
+log = logging.getLogger(__name__)
 _PIXELS = (64, 64)  # crop that thumbnails are made from [px]
 
 
@@ -114,6 +116,8 @@ def _collect(
         raise DataError(
             f"none of {len(kept)} images can be read; the first is {part.images.name(int(part.indices[0]))}"
         )
+    if lost := int((~kept).sum()):
+        log.warning("%d of %d images cannot be read and are left out", lost, len(kept))
     columns = (torch.cat(column) for column in zip(*parts, strict=True))
     return Features(torch.from_numpy(kept), torch.from_numpy(part.labels[kept]), *columns)
 
