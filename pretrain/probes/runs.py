@@ -181,9 +181,9 @@ def _result(command: Probe, labelled: Labelled, rows: list[Row], out: Path) -> d
             "learned from": f"{len(labelled.training.indices)} images of {len(np.unique(labelled.training.labels))} "
             "classes",
             "tested on": f"{len(labelled.test.indices)} images" + (", held out" if command.test is None else ""),
+            "always guessing the commonest class": f"{counts.max() / counts.sum():.3f}",
         },
         "notes": notes,
-        "numbers": {"share of the commonest class": float(counts.max() / counts.sum())},
         "tables": {"Headlines": _table(headlines(rows)), "Paired comparisons": comparisons, "All": _table(rows)},
         "pictures_title": "Side by side",
         "pictures": [{"file": "figure.png", "caption": "Bars are 95 % intervals; the dashed line is raw pixels"}],
