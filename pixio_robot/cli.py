@@ -237,6 +237,15 @@ def _distill(command: schemas.Distill) -> int:
     return 0
 
 
+def _probe(command: schemas.Probe) -> int:
+    from .pretrain.probes.runs import run_probe
+    from .progress import Progress
+    from .tables import print_probes
+
+    print_probes(*run_probe(command, Progress()))
+    return 0
+
+
 def _report(command: schemas.Report) -> int:
     from pathlib import Path
 
@@ -262,6 +271,7 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "distill": _distill,
     "score": _score,
     "curate": _curate,
+    "probe": _probe,
     "report": _report,
     "doctor": _doctor,
 }

@@ -62,15 +62,28 @@ def success_rate(outcomes: Iterable[bool]) -> Rate:
 
 
 class PairedTest(NamedTuple):
-    """Two policies on the same episodes."""
+    """Two policies on the same episodes, or two encoders on the same images."""
 
-    only_first: int  # episodes in which only the first succeeds
+    only_first: int  # in which only the first succeeds
     only_second: int
     p: float  # two-sided
 
 
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
+    """Return McNemar's exact test (McNemar 1947) of two outcomes of each trial.
+
+    >>> mcnemar([True] * 6 + [False], [False] * 6 + [True])
+    PairedTest(only_first=6, only_second=1, p=0.125)
+    """
+    pairs = list(zip(first, second, strict=True))
+    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
+    differing = only_first + only_second
+    p = float(binomtest(only_first, differing).pvalue) if differing else 1.0
+    return PairedTest(only_first, only_second, p)
+
+
 def paired_test(first: Sequence[EpisodeRecord], second: Sequence[EpisodeRecord], rule: str) -> PairedTest | None:
-    """Return McNemar's exact test (McNemar 1947) on episodes of equal seed and start; None if there are none.
+    """Return McNemar's exact test on episodes of equal seed and start; None if there are none.
 
     Args:
         rule: "last" or "any".
@@ -81,12 +94,7 @@ def paired_test(first: Sequence[EpisodeRecord], second: Sequence[EpisodeRecord],
         for row in first
         if (row.seed, row.start) in outcomes
     ]
-    if not pairs:
-        return None
-    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
-    differing = only_first + only_second
-    p = float(binomtest(only_first, differing).pvalue) if differing else 1.0
-    return PairedTest(only_first, only_second, p)
+    return mcnemar(*zip(*pairs, strict=True)) if pairs else None
 
 
 def read_episodes(path: Path) -> list[EpisodeRecord]:

@@ -264,6 +264,21 @@ class Curate:
 
 
 @dataclass
+class Probe(Hardware):
+    """Say what frozen encoders' features are good for: nearest neighbours and linear probes, with intervals."""
+
+    encoder: Any = key(MISSING, "encoder, as load_encoder takes it, or a list of them to compare")
+    images: Any = key(MISSING, "labelled images to learn from: folder, tar shards, or a list of them", free=True)
+    test: Any = key(None, "labelled images to test on; null holds some of images out", free=True)
+    probes: list[str] = key(["auto"], "knn, linear; auto is all that the images have labels for")
+    layers: str = key("last", "blocks to probe: last, or all (Pixio encoders only)")
+    held_out: float = key(0.2, "without test: images to test on, a share below 1 or a number")
+    seed: int = key(0, "seed of the held-out choice and of the images that choose the weight decay", least=0)
+    cache: str = key("runs/cache", "folder of the image indexes", free=True)
+    out: str | None = key(None, "run folder; null means runs/probe/<digest of settings, images, encoders>", free=True)
+
+
+@dataclass
 class Report:
     """Write a run folder's report.html again."""
 
@@ -289,6 +304,7 @@ COMMANDS: dict[str, type] = {
     "distill": Distill,
     "score": Score,
     "curate": Curate,
+    "probe": Probe,
     "report": Report,
     "doctor": Doctor,
 }

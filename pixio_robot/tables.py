@@ -80,6 +80,22 @@ def print_curation(out: Path, result: dict[str, Any]) -> None:
     console.print(sources)
 
 
+def print_probes(out: Path, result: dict[str, Any]) -> None:
+    """Print what ``probe`` measured: headlines, and where encoders are compared their paired tests."""
+    console = _console()
+    for title, rows in result["tables"].items():
+        if rows and title != "All":
+            table = Table(title=title.lower())
+            for name in rows[0]:
+                table.add_column(escape(name), overflow="fold")
+            for row in rows:
+                table.add_row(*(escape(value) if isinstance(value, str) else number(value) for value in row.values()))
+            console.print(table)
+    for note in result["notes"]:
+        console.print(f"- {escape(note)}")
+    console.print(f"{out / 'report.html'}: all tokens and layers; rows in {out / 'probe.jsonl'}", soft_wrap=True)
+
+
 def _rate(values: dict[str, float]) -> str:
     return str(Rate(int(values["successes"]), int(values["trials"]), values["low"], values["high"]))
 

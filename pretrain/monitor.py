@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..encoder import Tokens
 from ..errors import DataError
@@ -22,6 +21,7 @@ from .loader import held_out_batch
 from .order import Order, Split
 from .parallel import World
 from .probes.knn import knn_accuracy
+from .probes.thumbnails import thumbnails
 
 BANK = 1000  # labelled training images that vote for the held-out ones
 SHOWN = 8  # images of a picture
@@ -55,7 +55,7 @@ class Monitor:
         each = -(-self._count // world.size)  # every process takes as many; the last may repeat the first
         mine = torch.arange(world.rank * each, (world.rank + 1) * each) % self._count
         self._images, self._noise = held.images[mine], held.mask_noise[mine]
-        self._thumbnails = _thumbnails(held.images)
+        self._thumbnails = thumbnails(held.images)
         self._bank: tuple[Tensor, Tensor, Tensor] | None = None  # images, their labels, labels of the held-out
         if images.labels is not None:
             self._bank = self._labelled(images, split, held.indices)
@@ -132,7 +132,7 @@ class Monitor:
         pairs = {
             f"class_tokens/{prefix}knn_accuracy": (bank.cls.mean(dim=1), features.cls.mean(dim=1)),
             f"patches/{prefix}knn_accuracy": (bank.pooled, features.pooled),
-            "pixels/knn_accuracy": (_thumbnails(images).to(device), self._thumbnails.to(device)),
+            "pixels/knn_accuracy": (thumbnails(images).to(device), self._thumbnails.to(device)),
         }
         return {name: knn_accuracy(voters, bank_labels, asked, labels) for name, (voters, asked) in pairs.items()}
 
@@ -149,9 +149,3 @@ class Monitor:
         """Compute in the run's precision, without compiling for batch sizes that are not training's."""
         with torch.compiler.set_stance("force_eager"), autocast(self._world.device, self._precision):
             yield
-
-
-def _thumbnails(images: Tensor) -> Tensor:
-    """Return images as 16x16 pixels without their mean, the baseline a k-NN must beat, (F, 768)."""
-    small = F.interpolate(images.permute(0, 3, 1, 2).float(), size=(16, 16), mode="area").flatten(1)
-    return small - small.mean(dim=1, keepdim=True)

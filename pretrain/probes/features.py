@@ -1,0 +1,137 @@
+"""Frozen features of labelled images, every reading a probe wants in one pass.
+
+Shapes: n images asked for, F of them that can be read, B batch, K class tokens, D width, L blocks, P patches.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...backbones import Backbone
+from ...encoder import PixioEncoder, Tokens
+from ...errors import DataError, Unreadable
+from ...hardware import autocast
+from ...preprocessing import preprocess
+from ...progress import Progress
+from ..images.crops import center_crop
+from .labelled import Part
+from .thumbnails import thumbnails
+
+log = logging.getLogger(__name__)
+_PIXELS = (64, 64)  # crop that thumbnails are made from [px]
+
+
+class Features(NamedTuple):
+    """What an encoder makes of a part's images."""
+
+    kept: Tensor  # (n,) bool, which images could be read; the others have no row below
+    labels: Tensor  # (F,) int64
+    raw: Tensor  # (F, D) mean of the last block's class tokens, before the final norm
+    cls: Tensor  # (F, K, D) class tokens after it
+    patches: Tensor  # (F, D) mean of the patches after it; width 0 without patches
+    layers: Tensor  # (F, L, D) mean of the class tokens of every block after it; L = 0 where only the last is read
+
+
+class _Readings(NamedTuple):
+    """The last four of `Features`, of a batch."""
+
+    raw: Tensor
+    cls: Tensor
+    patches: Tensor
+    layers: Tensor
+
+
+@torch.no_grad()
+def encode(
+    backbone: Backbone, part: Part, *, layers: bool, device: torch.device, precision: str, progress: Progress
+) -> Features:
+    """Return the features of a part, on the CPU in fp32.
+
+    Images have their shorter side resized and are cropped to the centre, at the size of the encoder's preprocessing,
+    whether it squashes or cuts a margin elsewhere: every encoder sees the same part of a picture.
+
+    Args:
+        layers: read the class tokens of every block, which only Pixio encoders give.
+
+    Raises:
+        DataError: if no image can be read.
+    """
+    backbone = backbone.to(device)
+    preprocessing = backbone.preprocessing
+
+    def read(images: Tensor) -> _Readings:
+        with autocast(device, precision):
+            return _read(backbone, preprocess(images.to(device), preprocessing), layers)
+
+    batch = 16 if device.type == "cpu" else 128
+    return _collect(part, preprocessing.size, read, batch, f"encode with {backbone.name}", progress)
+
+
+def pixel_features(part: Part, progress: Progress) -> Features:
+    """Return thumbnails as if they were the one class token of an encoder."""
+
+    def read(images: Tensor) -> _Readings:
+        small = thumbnails(images)
+        return _Readings(small, small.unsqueeze(1), small[:, :0], small[:, None][:, :0])
+
+    return _collect(part, _PIXELS, read, 128, "read pixels", progress)
+
+
+def _read(backbone: Backbone, pixels: Tensor, layers: bool) -> _Readings:
+    network = backbone.network
+    if isinstance(network, PixioEncoder):
+        depth = len(network.blocks)
+        outputs = network(pixels, blocks=range(depth) if layers else [depth - 1], normed=False)
+        raw = outputs[-1]
+        normed = Tokens(network.norm(raw.cls), network.norm(raw.patches))
+        means = [network.norm(each.cls).float().mean(1) for each in outputs] if layers else []
+    else:
+        raw, normed, means = backbone(pixels, normed=False), backbone(pixels), []
+    cls = normed.cls.float()
+    stacked = torch.stack(means, 1) if means else cls[:, :0]
+    return _Readings(raw.cls.float().mean(1), cls, normed.patches.float().mean(1), stacked)
+
+
+def _collect(
+    part: Part,
+    size: tuple[int, int],
+    read: Callable[[Tensor], _Readings],
+    batch: int,
+    name: str,
+    progress: Progress,
+) -> Features:
+    kept, parts = np.zeros(len(part.indices), bool), []
+    with progress.stage(name, len(part.indices)) as bar:
+        for begin, crops, readable in _batches(part, size, batch):
+            kept[begin : begin + len(readable)] = readable
+            if crops:
+                readings = read(torch.from_numpy(np.stack(crops)))
+                parts.append(_Readings(*(each.cpu() for each in readings)))
+            bar.advance(len(readable))
+    if not parts:
+        raise DataError(
+            f"none of {len(kept)} images can be read; the first is {part.images.name(int(part.indices[0]))}"
+        )
+    if lost := int((~kept).sum()):
+        log.warning("%d of %d images cannot be read and are left out", lost, len(kept))
+    columns = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Features(torch.from_numpy(kept), torch.from_numpy(part.labels[kept]), *columns)
+
+
+def _batches(part: Part, size: tuple[int, int], batch: int) -> Iterator[tuple[int, list[np.ndarray], list[bool]]]:
+    """Yield the place of each batch, its readable crops, and which those are."""
+    for begin in range(0, len(part.indices), batch):
+        crops: list[np.ndarray] = []
+        readable = []
+        for index in part.indices[begin : begin + batch].tolist():
+            try:
+                crops.append(center_crop(part.images.read(index), size))
+            except (Unreadable, OSError):
+                readable.append(False)
+            else:
+                readable.append(True)
+        yield begin, crops, readable

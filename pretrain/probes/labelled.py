@@ -1,0 +1,108 @@
+"""Labelled images to learn from and to test on, the same for every encoder.
+
+Shapes: n images of a part.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ...errors import BadInput, DataError
+from ...schemas import Probe
+from ..images.image_set import ImageSet
+from ..images.sources import open_images
+from ..order import hold_out
+
+_ADVICE = (
+    "labelled are folders with a sub-folder for each class, tar shards with a .cls beside each image, and 'procedural'"
+)
+
+
+class Part(NamedTuple):
+    """Some labelled images of a set."""
+
+    images: ImageSet
+    indices: np.ndarray  # (n,) int64, sorted
+    labels: np.ndarray  # (n,) int64
+
+
+class Labelled(NamedTuple):
+    """What a probe learns from and what it is tested on."""
+
+    training: Part
+    test: Part
+    classes: tuple[str, ...]
+    fingerprint: str  # which images these are
+
+
+def open_labelled(command: Probe) -> Labelled:
+    """Open the images of a command, and split them where there is no `test`.
+
+    Raises:
+        DataError: if labels are missing, or test images are of classes that no training image has.
+        BadInput: if there are too few classes or images, or `held_out` is out of range.
+    """
+    images = open_images(command.images, Path(command.cache))
+    _require_labels(images, f"images={command.images}")
+    if command.test is None:
+        count = _held_out(command, len(images))
+        split = hold_out(images, count, command.seed)
+        training = _part(images, np.setdiff1d(np.arange(len(images)), split.held_out), images.classes)
+        test = _part(images, split.evaluated, images.classes)
+        fingerprint = images.fingerprint
+    else:
+        others = open_images(command.test, Path(command.cache))
+        _require_labels(others, f"test={command.test}")
+        _require_known(images, others)
+        training = _part(images, np.arange(len(images)), images.classes)
+        test = _part(others, np.arange(len(others)), images.classes)
+        fingerprint = f"{images.fingerprint} {others.fingerprint}"
+    seen = np.unique(training.labels)
+    if len(seen) < 2 or not len(test.indices):
+        raise BadInput(
+            f"{len(training.indices)} labelled training images of {len(seen)} classes and {len(test.indices)} labelled "
+            "test images: two classes and one test image are needed, at least"
+        )
+    if len(lacking := np.setdiff1d(test.labels, seen)):
+        names = ", ".join(images.classes[label] for label in lacking[:5].tolist())
+        raise DataError(
+            f"test images are of {len(lacking)} class(es) that no training image has: {names}; give training images "
+            "of them, leave these test images out, or hold out fewer or others (held_out=, seed=)"
+        )
+    return Labelled(training, test, images.classes, fingerprint)
+
+
+def _require_labels(images: ImageSet, what: str) -> None:
+    if images.labels is None or not (images.labels >= 0).any():
+        raise DataError(f"the {len(images)} images of {what} have no labels, and these probes need them; {_ADVICE}")
+
+
+def _require_known(images: ImageSet, others: ImageSet) -> None:
+    assert others.labels is not None
+    used = [others.classes[label] for label in np.unique(others.labels[others.labels >= 0]).tolist()]
+    if lacking := [name for name in used if name not in images.classes]:
+        raise DataError(
+            f"test images are of {len(lacking)} class(es) that no training image has: {', '.join(lacking[:5])}; "
+            f"training images are of: {', '.join(images.classes[:10])}. Classes meet by name"
+        )
+
+
+def _held_out(command: Probe, total: int) -> int:
+    value = command.held_out
+    count = round(value * total) if 0 < value < 1 else value
+    if count != int(count) or not 1 <= count <= total // 2:
+        raise BadInput(
+            f"held_out={value:g} of {total} images: give a share up to 0.5 or a whole number up to {total // 2}, "
+            "or test images of their own: test=..."
+        )
+    return int(count)
+
+
+def _part(images: ImageSet, indices: np.ndarray, classes: tuple[str, ...]) -> Part:
+    assert images.labels is not None
+    labels = np.asarray(images.labels[indices])
+    indices, labels = indices[labels >= 0], labels[labels >= 0]
+    numbers = {name: number for number, name in enumerate(classes)}
+    ours = np.array([numbers.get(name, -1) for name in images.classes], np.int64)  # -1 for classes without images
+    return Part(images, indices, ours[labels])
