@@ -106,7 +106,7 @@ def at_size(values: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def save_depth(estimator: DepthEstimator, path: str | Path) -> None:
-    """Write the head (``.safetensors``) with the name and fingerprint of its encoder, whose weights stay where they are."""
+    """Write the head (``.safetensors``) with the name and fingerprint of its encoder, but not the encoder."""
     name = estimator.backbone.name
     arguments = {
         "encoder": str(Path(name).resolve()) if Path(name).exists() else name,
@@ -145,7 +145,7 @@ def load_depth(path: str | Path, encoder: str | Path | Backbone | None = None) -
     if encoder.fingerprint() != fingerprint:
         raise CheckpointError(
             f"{path} was trained on the encoder {name!r} with the weights {fingerprint[:12]}; "
-            f"{encoder.name!r} has the weights {encoder.fingerprint()[:12]}: give that encoder, or train a head on this one"
+            f"{encoder.name!r} has the weights {encoder.fingerprint()[:12]}: give that one, or train a head on this"
         )
     head = make_head(design.kind, design.dim, 1, design.widths)
     load_strictly(head, checkpoint.tensors, path)

@@ -25,11 +25,11 @@ from ..order import hold_out
 KINDS = ("depth", "segmentation")
 IGNORED = 255  # the label of pixels that do not count
 LAYOUTS = """dense images come as one of
-  FILE.hdf5 or a folder of them   data/DEMO/obs/CAMERA_image (T, H, W, 3) uint8 beside CAMERA_depth (T, H, W, 1) float [m],
-                                  0 unknown, or CAMERA_segmentation (T, H, W, 1) integers, 255 ignored
+  FILE.hdf5 or a folder of them   data/DEMO/obs/CAMERA_image (T, H, W, 3) uint8 beside CAMERA_depth (T, H, W, 1)
+                                  float [m], 0 unknown, or CAMERA_segmentation (T, H, W, 1) integers, 255 ignored
   a folder                        images/x.jpg (or .png) beside depth/x.png (uint16 [mm], 0 unknown) or labels/x.png
                                   (uint8, 255 ignored); images in one sub-folder of images/ are one sequence
-  FILE.tar or a folder of them    x.jpg beside x.depth.png or x.seg.png, as above; keys in one folder are one sequence"""
+  FILE.tar or a folder of them    x.jpg beside x.depth.png or x.seg.png, as above; one folder of keys, one sequence"""
 _OPEN_FILES = 16
 
 
@@ -100,7 +100,7 @@ def split_dense(images: DenseSet, share: float, seed: int) -> tuple[DenseSet, De
     """
     if not 0 < share <= 0.5 or len(images) < 2:
         raise BadInput(
-            f"a share above 0 and at most 0.5 of two or more images can be tested on; got {share} of {images}"
+            f"a share above 0 and at most 0.5 of two or more images can be tested on; got {share} of {len(images)}"
         )
     split = hold_out(images, max(1, int(share * len(images))), seed)
     return Part(images, split.index(np.arange(split.training))), Part(images, split.held_out)
@@ -185,9 +185,9 @@ def _pairs_of(path: Path, kind: str, seen: set[str]) -> list[list[tuple[str, str
     found: list[list[tuple[str, str, int]]] = []
     try:
         with h5py.File(path) as file:
-            demos = file["data"] if "data" in file else {}
+            demos = file.get("data", {})
             for demo in sorted(demos, key=_natural):
-                observations = demos[demo]["obs"] if "obs" in demos[demo] else {}
+                observations = demos[demo].get("obs", {})
                 seen.update(observations)
                 cameras = [name[: -len("_image")] for name in observations if name.endswith("_image")]
                 both = [camera for camera in sorted(cameras) if f"{camera}_{kind}" in observations]

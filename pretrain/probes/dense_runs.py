@@ -53,7 +53,7 @@ def dense_rows(
         probe: a name of `PROBES`.
         train, test: of one kind, no sequence in both, as `split_dense` gives them.
         settings: of the training.
-        out: folder for ``heads/PROBE-ENCODER.safetensors`` (depth) and ``pictures/PROBE-ENCODER.png``; None writes none.
+        out: folder for ``heads/PROBE-ENCODER.safetensors`` (depth) and ``pictures/PROBE-ENCODER.png``.
         device: to encode and train on.
 
     Raises:
@@ -75,7 +75,7 @@ def dense_rows(
     depth = len(getattr(backbone.network, "blocks", ()))
     layer = depth - 1 if depth else -1
     about = (backbone.name, backbone.weights, probe, layer, "patches")
-    rows = [Row(*about, metric, *values) for metric, *values in measured]
+    rows = [Row(*about, *each) for each in measured]
     if out is not None:
         name = f"{probe}-{slug(backbone.name)}"
         if kind == "depth":
@@ -104,6 +104,7 @@ def baseline_rows(kind: str, train: DenseSet, test: DenseSet, settings: DenseSet
     size = (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)))
     targets = torch.stack([nearest(train.read(index).target, size) for index in range(len(train))]).numpy()
     classes = _classes(train, test) if kind == "segmentation" else 0
+    single: float
     if classes:
         counts = np.stack([(targets == each).sum(0) for each in range(classes)])
         single, every = int(counts.sum((1, 2)).argmax()), counts.argmax(0)
@@ -122,7 +123,7 @@ def baseline_rows(kind: str, train: DenseSet, test: DenseSet, settings: DenseSet
     for name, values in ((f"training {word}", np.full(size, single, every.dtype)), (f"{word} of each pixel", every)):
         predictions = [nearest(values, (truth.shape[0], truth.shape[1])).numpy() for truth in truths]
         measured = _measure(kind, predictions, truths, test.groups, classes, settings.seed)
-        rows += [Row(name, "none", f"{kind}_baseline", -1, "none", metric, *values_) for metric, *values_ in measured]
+        rows += [Row(name, "none", f"{kind}_baseline", -1, "none", *each) for each in measured]
     return rows
 
 

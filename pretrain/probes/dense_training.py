@@ -1,6 +1,6 @@
 """A dense head on a frozen encoder: features once, plain training, errors on whole test images.
 
-Shapes: n images, L blocks read, N patches, D width, C classes, H x W size of the encoder's image, h x w grid of patches.
+Shapes: n images, L blocks read, N patches, D width, C classes, H x W size of the encoder's image.
 """
 
 import logging
