@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+
+from ...files import replacing
 
 
-class Row(NamedTuple):
-    """One measured number with its 95 % interval."""
+@dataclass(frozen=True)
+class Row:
+    """One measured number with its 95 % interval. The first row of an encoder and probe is its headline."""
 
     encoder: str  # as `load_encoder` takes it; "pixels" for the reference without an encoder
     weights: str  # "trained" or "random"; "none" without an encoder
@@ -21,18 +24,21 @@ class Row(NamedTuple):
     count: int  # test images
 
 
+def headlines(rows: Iterable[Row]) -> list[Row]:
+    """Return the first row of every encoder and probe."""
+    first: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        first.setdefault((row.encoder, row.probe), row)
+    return list(first.values())
+
+
 def read_rows(path: Path) -> list[Row]:
-    """Read ``probe.jsonl`` in the order of writing; a line cut short by a crash is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [Row(**json.loads(line)) for line in lines if line.endswith("\n")]
+    """Read ``probe.jsonl`` in the order of writing."""
+    return [Row(**json.loads(line)) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Add rows to ``probe.jsonl`` in one write, in place of a line that a crash cut short."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_file() and not (text := path.read_bytes()).endswith(b"\n"):
-        path.write_bytes(text[: text.rfind(b"\n") + 1])
-    with path.open("a") as file:
-        file.write("".join(json.dumps(row._asdict()) + "\n" for row in rows))
+    """Add rows to ``probe.jsonl``, all or none: what a probe finds of an encoder is there as a whole."""
+    before = path.read_text() if path.is_file() else ""
+    with replacing(path) as temporary:
+        temporary.write_text(before + "".join(json.dumps(asdict(row)) + "\n" for row in rows))
