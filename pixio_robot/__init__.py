@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backbones import Backbone, load_encoder
+    from .depth_estimation import DepthEstimator, load_depth
     from .embedding import Embedder
     from .encoder import PixioEncoder, Tokens
     from .envs.registry import make
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 _HOME = {
     "Backbone": "backbones",
     "load_encoder": "backbones",
+    "DepthEstimator": "depth_estimation",
+    "load_depth": "depth_estimation",
     "Embedder": "embedding",
     "EmbeddingSettings": "schemas",
     "PixioEncoder": "encoder",

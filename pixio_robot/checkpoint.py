@@ -26,7 +26,7 @@ FORMAT = "pixio-robot/1"
 class Checkpoint:
     """What a file holds."""
 
-    kind: str  # "encoder", "autoencoder", "policy" or "bc-state"
+    kind: str  # "encoder", "autoencoder", "policy", "bc-state" or "depth-head"
     tensors: dict[str, Tensor]
     arguments: dict[str, Any]  # what rebuilds the network
     settings: dict[str, Any] = field(default_factory=dict)  # what trained it

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .encoder import Tokens
+from .backbones import Backbone
+from .encoder import PixioEncoder, Tokens
 from .errors import BadInput, UnknownName, closest
+from .preprocessing import preprocess
 
 LEAST_DEPTH = 1e-3  # [m]
+HEADS = ("linear", "dpt")
 WIDTHS = {"small": (48, 96, 192, 192), "base": (96, 192, 384, 384), "published": (256, 512, 1024, 1024)}
 FUSED = {"small": 64, "base": 128, "published": 256}  # channels at which the levels meet
 
@@ -29,6 +32,42 @@ def dpt_blocks(depth: int) -> list[int]:
     if depth < 4:
         raise BadInput(f"a DPT head reads four blocks; this encoder has {depth}: take the linear head")
     return [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
+
+
+@torch.no_grad()
+def frozen_tokens(backbone: Backbone, images: Tensor, blocks: Sequence[int] | None = None) -> list[Tokens]:
+    """Return what a head reads of images: normed tokens, the class tokens' mean alone (K = 1), of each block asked.
+
+    The whole frame is squashed to the encoder's size, also for an encoder that else looks at a central crop: every
+    pixel needs its answer.
+
+    Args:
+        backbone: the encoder.
+        images: (B, H, W, 3) uint8 RGB on the encoder's device.
+        blocks: 0-based; None for the last block alone.
+
+    Raises:
+        BadInput: if blocks are asked of an encoder that is not Pixio's.
+    """
+    pixels = preprocess(images, backbone.preprocessing._replace(resize="squash", shorter=None))
+    if blocks is None:
+        tokens = [backbone(pixels)]
+    elif isinstance(backbone.network, PixioEncoder):
+        tokens = backbone.network(pixels, blocks=list(blocks))
+    else:
+        raise BadInput(f"{backbone.name} gives the tokens of its last block alone: take the linear head")
+    return [Tokens(each.cls.mean(dim=1, keepdim=True), each.patches) for each in tokens]
+
+
+def make_head(kind: str, dim: int, outputs: int = 1, widths: str = "small") -> "LinearHead | DPTHead":
+    """Return a head of the kind "linear" or "dpt".
+
+    Raises:
+        UnknownName: for another kind, or other widths.
+    """
+    if kind not in HEADS:
+        raise UnknownName(f"no head {kind!r}; there are: {', '.join(HEADS)}{closest(kind, HEADS)}")
+    return LinearHead(dim, outputs) if kind == "linear" else DPTHead(dim, outputs, widths)
 
 
 def token_map(tokens: Tokens, grid: tuple[int, int]) -> Tensor:

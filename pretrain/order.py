@@ -1,6 +1,6 @@
 """The order in which images are visited, as a pure function of seed, epoch and position; nothing is stored.
 
-Shapes: P positions.
+Shapes: P positions, G sequences.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import BadInput
-from .images.image_set import ImageSet
 
 _ROUNDS = 8  # of the Feistel network; four suffice for large sets, small ones mix less in a round
 _MOST = 2**40  # images
@@ -168,7 +167,17 @@ class Split:
         return numbers + np.searchsorted(gaps, numbers, side="right")
 
 
-def hold_out(images: ImageSet, count: int, seed: int) -> Split:
+class Grouped(Protocol):
+    """What `hold_out` needs to know of a set."""
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """Return offsets of sequences, (G + 1,) int64; None for still images."""
+
+    def __len__(self) -> int: ...
+
+
+def hold_out(images: Grouped, count: int, seed: int) -> Split:
     """Set images aside, the same for the same set, count and seed.
 
     Of still images a random choice. Of sequences whole ones, in random order, until there are `count` frames, but

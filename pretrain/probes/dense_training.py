@@ -1,0 +1,205 @@
+"""A dense head on a frozen encoder: features once, plain training, errors on whole test images.
+
+Shapes: n images, L blocks read, N patches, D width, C classes, H x W size of the encoder's image.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...backbones import Backbone
+from ...dense_heads import DPTHead, LinearHead, dpt_blocks, frozen_tokens, make_head, metric_depth, token_map
+from ...depth_estimation import at_size
+from ...encoder import PixioEncoder, Tokens
+from ...errors import BadInput, DataError
+from ...hardware import autocast, choose_precision, seeded
+from .dense import silog
+from .dense_data import IGNORED, DenseSet
+
+log = logging.getLogger(__name__)
+
+_ENCODED = 32  # images at a time
+_WARM_UP = 0.1  # of the steps
+_POWER = 0.9  # of the polynomial decay
+
+
+@dataclass(frozen=True)
+class DenseSettings:
+    """How heads are trained. Published: 60 epochs of 24,231 images in batches of 32; here sets are small."""
+
+    train_images: int = 600  # at most, evenly spaced: their features are kept in memory
+    test_images: int = 200  # at most, evenly spaced
+    epochs: int = 20
+    batch: int = 16
+    linear_rate: float = 1e-2  # AdamW; published 2e-4, for 45,000 steps
+    dpt_rate: float = 1e-3  # AdamW; published 1e-4; at 3e-3 the sigmoid saturated
+    weight_decay: float = 0.01
+    widths: str = "small"  # of the DPT head
+    max_depth: float | None = None  # [m]; truth beyond it is unknown; None takes 1.25 times the largest training depth
+    seed: int = 0
+
+
+class Features(NamedTuple):
+    """What a head reads of images, and what it must answer; on the CPU."""
+
+    patches: Tensor  # (n, L, N, D) float16, normed
+    cls: Tensor  # (n, L, D) float16: mean of the normed class tokens
+    targets: Tensor | None  # (n, H, W) float32 [m] or uint8 labels, for training
+    whole: list[np.ndarray]  # n targets in their own size, for the test
+
+
+def blocks_of(backbone: Backbone, head: str) -> list[int] | None:
+    """Return the blocks that a head reads, None for the last alone.
+
+    Raises:
+        BadInput: for a DPT head on an encoder that is not Pixio's, or has fewer than four blocks.
+    """
+    if head == "linear":
+        return None
+    if not isinstance(backbone.network, PixioEncoder):
+        raise BadInput(f"a DPT head reads four blocks, which only Pixio encoders give; {backbone.name}: take linear")
+    return dpt_blocks(len(backbone.network.blocks))
+
+
+def encode(backbone: Backbone, images: DenseSet, blocks: list[int] | None, *, train: bool) -> Features:
+    """Read and encode images once."""
+    device = next(backbone.parameters()).device
+    size = backbone.preprocessing.size
+    patches, cls, targets, whole = [], [], [], []
+    for begin in range(0, len(images), _ENCODED):
+        pairs = [images.read(index) for index in range(begin, min(begin + _ENCODED, len(images)))]
+        shapes = {pair.image.shape for pair in pairs}
+        batches = [pairs] if len(shapes) == 1 else [[pair] for pair in pairs]
+        for batch in batches:
+            pixels = torch.from_numpy(np.stack([pair.image for pair in batch])).to(device)
+            with autocast(device, choose_precision("auto", device)):
+                tokens = frozen_tokens(backbone, pixels, blocks)
+            patches.append(torch.stack([each.patches for each in tokens], 1).half().cpu())
+            cls.append(torch.stack([each.cls[:, 0] for each in tokens], 1).half().cpu())
+        if train:
+            targets += [nearest(pair.target, size) for pair in pairs]
+        else:
+            whole += [pair.target for pair in pairs]
+    return Features(torch.cat(patches), torch.cat(cls), torch.stack(targets) if train else None, whole)
+
+
+def nearest(target: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """Resize a target without mixing its values: (H, W) to `size`."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(size, target.shape, strict=True)
+    )
+    return torch.from_numpy(np.ascontiguousarray(target[rows[:, None], columns]))
+
+
+class Trained(NamedTuple):
+    """A head after its last epoch."""
+
+    head: nn.Module
+    max_depth: float  # [m]; 0 for segmentation
+    losses: list[float]  # mean of each epoch
+
+
+def train_head(
+    features: Features,
+    kind: str,
+    grid: tuple[int, int],
+    settings: DenseSettings,
+    classes: int = 0,
+    device: torch.device = torch.device("cpu"),
+) -> Trained:
+    """Train a head: AdamW, 10 % linear warm-up, polynomial decay; the last epoch counts, not the best.
+
+    There is no flip and no crop: the features are of the images as they are.
+
+    Args:
+        features: of training images.
+        kind: "linear" or "dpt".
+        grid: of patches.
+        settings: of the training.
+        classes: C for segmentation, 0 for depth.
+        device: to train on.
+
+    Raises:
+        DataError: if no training pixel has a target.
+    """
+    assert features.targets is not None
+    targets = features.targets
+    known = targets != IGNORED if classes else targets > 0
+    if not known.any():
+        raise DataError(f"not one of the {len(targets)} training images has a pixel whose target is known")
+    max_depth = 0.0 if classes else settings.max_depth or 1.25 * float(targets.max())
+    if max_depth:
+        targets = torch.where(targets <= max_depth, targets, 0)
+    with seeded(settings.seed):
+        head = make_head(kind, features.patches.shape[3], max(1, classes), settings.widths)
+    if not classes:
+        _start_at(head, float(targets[targets > 0].median()) / max_depth)
+    head.to(device).requires_grad_(True).train()
+    rate = settings.linear_rate if kind == "linear" else settings.dpt_rate
+    optimizer = torch.optim.AdamW(head.parameters(), lr=rate, betas=(0.9, 0.999), weight_decay=settings.weight_decay)
+    steps = settings.epochs * -(-len(targets) // settings.batch)
+    order = np.random.default_rng(settings.seed)
+    step, losses = 0, []
+    for epoch in range(settings.epochs):
+        total, counted = 0.0, 0
+        for rows in np.array_split(order.permutation(len(targets)), -(-len(targets) // settings.batch)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * _schedule(step, steps)
+            step += 1
+            truth = targets[rows].to(device)
+            valid = truth != IGNORED if classes else truth > 0
+            if len(rows) < 2 or not valid.any():  # batch normalisation needs two; a loss needs a pixel
+                continue
+            output = head(_maps(features, rows, grid, device), tuple(truth.shape[1:]))
+            if classes:
+                loss = F.cross_entropy(output, truth.long(), ignore_index=IGNORED)
+            else:
+                loss = silog(metric_depth(output, max_depth), truth)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+            optimizer.step()
+            total, counted = total + float(loss.detach()), counted + 1
+        losses.append(total / max(1, counted))
+        if (epoch + 1) % max(1, settings.epochs // 5) == 0:
+            log.info("%s head, epoch %d of %d: loss %.4f", kind, epoch + 1, settings.epochs, losses[-1])
+    return Trained(head.eval().requires_grad_(False), max_depth, losses)
+
+
+@torch.no_grad()
+def predict(
+    trained: Trained, features: Features, grid: tuple[int, int], size: tuple[int, int], device: torch.device
+) -> list[np.ndarray]:
+    """Return a map for each test image in its own size: depth float32 [m], or classes int64."""
+    maps: list[np.ndarray] = []
+    for begin in range(0, len(features.patches), _ENCODED):
+        rows = np.arange(begin, min(begin + _ENCODED, len(features.patches)))
+        output = trained.head(_maps(features, rows, grid, device), size)
+        if trained.max_depth:
+            output = metric_depth(output, trained.max_depth)[:, None]
+        for row, each in zip(rows, output, strict=True):
+            whole = at_size(each[None], features.whole[row].shape)[0]
+            maps.append((whole[0] if trained.max_depth else whole.argmax(0)).cpu().numpy())
+    return maps
+
+
+def _maps(features: Features, rows: np.ndarray, grid: tuple[int, int], device: torch.device) -> list[Tensor]:
+    patches, cls = features.patches[rows].to(device).float(), features.cls[rows].to(device).float()
+    return [token_map(Tokens(cls[:, [level]], patches[:, level]), grid) for level in range(patches.shape[1])]
+
+
+def _start_at(head: LinearHead | DPTHead, share: float) -> None:
+    """Let the sigmoid begin at the median depth, where it is steep, with little said by the tokens yet."""
+    last = head.project if isinstance(head, LinearHead) else head.last[-1]
+    assert isinstance(last, nn.Conv2d) and last.bias is not None
+    nn.init.constant_(last.bias, float(np.log(share / (1 - share))))
+
+
+def _schedule(step: int, steps: int) -> float:
+    warm = max(1, round(_WARM_UP * steps))
+    return (step + 1) / warm if step < warm else (1 - (step - warm) / max(1, steps - warm)) ** _POWER
