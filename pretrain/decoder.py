@@ -113,7 +113,7 @@ def sincos_positions_(table: Tensor, cls_tokens: int) -> None:
     """Overwrite a learned position table with 2-D sines and cosines; class tokens get zeros.
 
     Half of the width encodes the row, half the column, as in He et al. 2021 (MAE). It shortens the early plateau of
-    small runs about fourfold.
+    small runs.
 
     Args:
         table: (1, K + side * side, D) with D a multiple of 4.
