@@ -170,6 +170,7 @@ def _write_result(
                 "images": f"{training.split.training} trained on, {len(training.split.evaluated)} held out",
             },
             "numbers": {name: value for name, value in shown.items() if value is not None},
+            "pictures_title": "Patch tokens of held-out images",
             "pictures": [
                 {
                     "file": str(path.relative_to(out)),

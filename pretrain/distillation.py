@@ -121,7 +121,8 @@ class Distillation(Objective):
         targets = self._targets(images)
         rows: dict[str, tuple[Tensor, tuple[int, int]]] = {}
         for name, plan in self.plans.items():
-            rows[f"teacher,\non {name}'s grid"] = targets[name].patches, plan.grid
+            if len(rows) == 0 or plan.grid != self.teacher.token_shape.grid:
+                rows["teacher" if not rows else f"teacher on\n{name}'s grid"] = targets[name].patches, plan.grid
             rows[name] = students[name](self._pixels(images, plan), None).patches, plan.grid
         if first:
             shown = {name: (tokens.float().cpu(), grid) for name, (tokens, grid) in rows.items()}

@@ -4,10 +4,12 @@ Shapes: B images, N patches, D width.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..files import replacing
 
@@ -15,27 +17,24 @@ from ..files import replacing
 def draw_feature_maps(path: Path, images: Tensor, rows: dict[str, tuple[Tensor, tuple[int, int]]]) -> None:
     """Write a picture with a column an image: the images, then each row's patch tokens.
 
-    A row's colours are the first three principal components over all its images; the sign of each is chosen so that
-    it goes with the first row's where the grids agree.
+    Colours are the first three principal components of the first row's tokens, of length 1, over all images; the other
+    rows are shown along the same directions and to the same scale.
 
     Args:
         path: a PNG.
         images: (B, H, W, 3) uint8.
-        rows: name to patch tokens (B, N, D) and their grid (rows, columns).
+        rows: name to patch tokens (B, N, D) and their grid (rows, columns); D is the same in all.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.3 * len(images) + 1.4, 1.3 * (len(rows) + 1)), dpi=100)
     axes = figure.subplots(len(rows) + 1, len(images), squeeze=False)
     drawn: dict[str, np.ndarray] = {"input": images.numpy()}
-    reference: Tensor | None = None
+    view: _View | None = None
     for name, (tokens, grid) in rows.items():
-        components = _components(tokens)
-        if reference is not None and reference.shape == components.shape:
-            components = components * torch.sign((components * reference).sum(dim=0)).where(components.any(), 1.0)
-        else:
-            reference = components
-        drawn[name] = _colours(components).unflatten(0, (len(images), *grid)).numpy()
+        unit = F.normalize(tokens.flatten(0, 1).double(), dim=1)
+        view = view or _view(unit)
+        drawn[name] = view.colours(unit).unflatten(0, (len(images), *grid)).numpy()
     for line, (name, pictures) in zip(axes, drawn.items(), strict=True):
         for axis, picture in zip(line, pictures, strict=True):
             axis.imshow(picture, interpolation="nearest")
@@ -49,15 +48,22 @@ def draw_feature_maps(path: Path, images: Tensor, rows: dict[str, tuple[Tensor, 
         figure.savefig(temporary, format="png")
 
 
-def _components(tokens: Tensor) -> Tensor:
-    """Return the first three principal components of all tokens, (B * N, 3)."""
-    flat = tokens.flatten(0, 1).double()
-    flat = flat - flat.mean(dim=0)
-    left, values, _ = torch.linalg.svd(flat, full_matrices=False)
-    return left[:, :3] * values[:3]
+class _View(NamedTuple):
+    """Three directions among D and the range along each that becomes [0, 1]."""
+
+    mean: Tensor  # (D,)
+    directions: Tensor  # (D, 3)
+    low: Tensor  # (3,)
+    high: Tensor
+
+    def colours(self, unit: Tensor) -> Tensor:
+        """Return (n, 3) in [0, 1] for tokens (n, D)."""
+        along = (unit - self.mean) @ self.directions
+        return ((along - self.low) / (self.high - self.low).clamp(min=1e-12)).clamp(0, 1)
 
 
-def _colours(components: Tensor) -> Tensor:
-    """Stretch each component to [0, 1]."""
-    low, high = components.quantile(0.02, dim=0), components.quantile(0.98, dim=0)
-    return ((components - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+def _view(unit: Tensor) -> _View:
+    mean = unit.mean(dim=0)
+    directions = torch.linalg.svd(unit - mean, full_matrices=False).Vh[:3].T
+    along = (unit - mean) @ directions
+    return _View(mean, directions, along.quantile(0.02, dim=0), along.quantile(0.98, dim=0))
