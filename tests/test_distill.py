@@ -290,3 +290,23 @@ def test_another_teacher_is_refused(teacher: str, tmp_path: Path) -> None:
     save_encoder(encoder, tmp_path / "other.safetensors")
     with pytest.raises(PixioError, match="run"):
         run_distill(small(str(tmp_path / "other.safetensors"), steps=4), SILENT)
+
+
+def test_a_baseline_teaches_too(tmp_path: Path) -> None:
+    """One class token against eight, a width and a grid of its own; the student's pixels are not the teacher's."""
+    from pixio_robot.torchvision_guard import declare_missing_operators
+
+    declare_missing_operators()
+    transformers = pytest.importorskip("transformers")
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes))
+    model.eval().save_pretrained(tmp_path / "dino")
+    command = small(
+        f"hf:{tmp_path / 'dino'}", students={"a": {"size": "16x1x2", "patch": 16, "image_size": 64}}, steps=12, lr=3e-3
+    )
+    out, result = run_distill(command, SILENT)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert result.trained.numbers["valid/loss"] < rows[0]["valid/loss"]
+    assert load_encoder(out / "a.safetensors").token_shape.grid == (4, 4)
