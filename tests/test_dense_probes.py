@@ -20,7 +20,7 @@ from pixio_robot.errors import BadInput, CheckpointError, DataError, UnknownName
 from pixio_robot.preprocessing import Preprocessing
 from pixio_robot.pretrain.probes.dense_data import DenseSet, Pair, open_dense, split_dense, thinned
 from pixio_robot.pretrain.probes.dense_runs import baseline_rows, class_ious, confusion, dense_rows, interval, unit
-from pixio_robot.pretrain.probes.dense_training import DenseSettings
+from pixio_robot.schemas import DenseSettings
 from pixio_robot.video import VideoWriter
 
 FAST = DenseSettings(train_images=64, test_images=16, epochs=12, batch=8, dpt_rate=1e-3)
@@ -173,9 +173,9 @@ def test_wrong_inputs_are_told_once_and_clearly(backbone: Backbone, tmp_path: Pa
     with pytest.raises(DataError, match="but only top_image"):
         open_dense(tmp_path, "depth")
     with pytest.raises(UnknownName, match="did you mean 'depth_dpt'"):
-        dense_rows(backbone, "depth_dtp", Shades(), Shades())
+        dense_rows(backbone, "depth_dtp", Shades(), Shades(), FAST)
     with pytest.raises(BadInput, match="needs images with segmentation"):
-        dense_rows(backbone, "segmentation_linear", Shades(), Shades())
+        dense_rows(backbone, "segmentation_linear", Shades(), Shades(), FAST)
     with pytest.raises(DataError, match="target is known"):
         dense_rows(backbone, "depth_linear", Shades(20, hole=2), Shades(20), FAST)
 
