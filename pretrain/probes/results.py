@@ -44,7 +44,10 @@ def probe_result(
         "tables": {"Headlines": _table(heads), "Paired comparisons": paired, "All": _table(rows)},
         "pictures_title": "Side by side",
         "pictures": [
-            {"file": "figure.png", "caption": "Bars are 95 % intervals; grey are references without an encoder"},
+            {
+                "file": "figure.png",
+                "caption": "Bars are 95 % intervals; grey and dashed are references without an encoder",
+            },
             *(
                 {"file": f"pictures/{name}.png", "caption": f"{row.probe}, {row.encoder}, on some test images"}
                 for row, name in files
@@ -78,18 +81,25 @@ def _dense_facts(command: Probe, split: DenseSplit) -> dict[str, str]:
 
 
 def _against_references(heads: Sequence[Row]) -> list[str]:
+    by_name = {(row.encoder, row.probe): row for row in heads}
     notes = []
     for row in heads:
-        names = ["pixels"] if row.probe in PROBES else ["median of each pixel", "most frequent of each pixel"]
-        kinds = [row.probe] if row.probe in PROBES else [f"{DENSE_PROBES.get(row.probe, ('',))[0]}_baseline"]
-        for reference in heads:
-            if row is reference or reference.encoder not in names or reference.probe not in kinds:
-                continue
-            gain = row.value - reference.value
-            if (-gain if lower_is_better(row.metric) else gain) <= 0:
-                what = "above raw pixels" if row.probe in PROBES else f"better than the {reference.encoder}"
-                notes.append(f"{row.encoder} is not {what} in {row.probe}.")
+        reference = by_name.get(_reference_of(row))
+        if row.weights == "none" or reference is None:
+            continue
+        gain = row.value - reference.value
+        if (-gain if lower_is_better(row.metric) else gain) <= 0:
+            what = "above raw pixels" if reference.encoder == "pixels" else f"better than the {reference.encoder}"
+            notes.append(f"{row.encoder} is not {what} in {row.probe}.")
     return notes
+
+
+def _reference_of(row: Row) -> tuple[str, str]:
+    """Return the encoder and the probe of the row to beat."""
+    if row.probe in PROBES:
+        return "pixels", row.probe
+    kind = row.probe.split("_")[0]
+    return ("median" if kind == "depth" else "most frequent") + " of each pixel", f"{kind}_baseline"
 
 
 def _lost(labelled: Labelled | None, rows: Sequence[Row]) -> list[str]:

@@ -1,8 +1,9 @@
 """What ``pixio-robot probe`` does, from its settings to its files. Reads downwards; the work is in what it calls."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,6 +29,16 @@ from .rows import Row, append_rows, read_rows
 LAYERS = ("last", "all")
 
 
+class Run(NamedTuple):
+    """What every probe of a run goes by."""
+
+    command: Probe
+    out: Path
+    device: torch.device
+    precision: str  # of the encoders
+    progress: Progress
+
+
 def run_probe(command: Probe, progress: Progress) -> tuple[Path, dict[str, Any]]:
     """Probe encoders, or go on with it; return the run folder and what ``result.json`` holds.
 
@@ -42,22 +53,22 @@ def run_probe(command: Probe, progress: Progress) -> tuple[Path, dict[str, Any]]
     labelled = open_labelled(command) if any(probe in PROBES for probe in probes) else None
     dense = [open_dense_split(command, kind) for kind in kinds]
     backbones = [load_encoder(name) for name in names]
-    for backbone in backbones:
-        for probe in probes:
-            if probe in DENSE_PROBES:
-                blocks_of(backbone, DENSE_PROBES[probe][1])  # refuses before anything is trained
+    for backbone, probe in product(backbones, probes):
+        if probe in DENSE_PROBES:
+            blocks_of(backbone, DENSE_PROBES[probe][1])  # refuses before anything is trained
     images = [each.fingerprint for each in (labelled, *dense) if each is not None]
     inputs = " ".join([*images, *(each.fingerprint() for each in backbones)])
     out = Path(command.out or f"runs/probe/{settings_digest(command, inputs)}")
     open_run(out, command, inputs)
+    run = Run(command, out, device, precision, progress)
 
     if labelled is not None:
         asked = [probe for probe in probes if probe in PROBES]
         for subject in [None, *backbones]:  # None stands for raw pixels, the reference
-            _probe_labelled(command, subject, asked, labelled, out, device, precision, progress)
+            _probe_labelled(run, subject, asked, labelled)
     for split in dense:
         asked = [probe for probe in probes if DENSE_PROBES.get(probe, ("",))[0] == split.kind]
-        _probe_dense(command, backbones, asked, split, out, device, precision, progress)
+        _probe_dense(run, backbones, asked, split)
 
     rows = _ordered(read_rows(out / "probe.jsonl"), names, probes)
     draw_probes(out / "figure.png", rows)
@@ -67,16 +78,8 @@ def run_probe(command: Probe, progress: Progress) -> tuple[Path, dict[str, Any]]
     return out, result
 
 
-def _probe_labelled(
-    command: Probe,
-    backbone: Backbone | None,
-    probes: Sequence[str],
-    labelled: Labelled,
-    out: Path,
-    device: torch.device,
-    precision: str,
-    progress: Progress,
-) -> None:
+def _probe_labelled(run: Run, backbone: Backbone | None, probes: Sequence[str], labelled: Labelled) -> None:
+    command, out, device, precision, progress = run
     subject = _subject(backbone)
     missing = [probe for probe in probes if not _finished(out, subject.encoder, probe)]
     if not missing:
@@ -99,16 +102,8 @@ def _probe_labelled(
             bar.advance(1)
 
 
-def _probe_dense(
-    command: Probe,
-    backbones: Sequence[Backbone],
-    probes: Sequence[str],
-    split: DenseSplit,
-    out: Path,
-    device: torch.device,
-    precision: str,
-    progress: Progress,
-) -> None:
+def _probe_dense(run: Run, backbones: Sequence[Backbone], probes: Sequence[str], split: DenseSplit) -> None:
+    command, out, device, precision, progress = run
     found = {row.probe for row in read_rows(out / "probe.jsonl")}
     if f"{split.kind}_baseline" not in found:
         append_rows(
@@ -116,6 +111,8 @@ def _probe_dense(
         )
     for backbone in backbones:
         missing = [probe for probe in probes if not _finished(out, backbone.name, probe)]
+        if not missing:
+            continue
         with progress.stage(f"{split.kind} {backbone.name}", len(missing)) as bar:
             for probe in missing:
                 rows = dense_rows(
