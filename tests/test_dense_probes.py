@@ -18,9 +18,12 @@ from pixio_robot.depth_estimation import load_depth
 from pixio_robot.encoder import PixioEncoder
 from pixio_robot.errors import BadInput, CheckpointError, DataError, UnknownName
 from pixio_robot.preprocessing import Preprocessing
+from pixio_robot.pretrain.probes import runs
 from pixio_robot.pretrain.probes.dense_data import DenseSet, Pair, open_dense, split_dense, thinned
 from pixio_robot.pretrain.probes.dense_runs import baseline_rows, class_ious, confusion, dense_rows, interval, unit
-from pixio_robot.pretrain.probes.dense_training import DenseSettings
+from pixio_robot.pretrain.probes.rows import read_rows
+from pixio_robot.progress import Progress
+from pixio_robot.schemas import DenseSettings, Probe
 from pixio_robot.video import VideoWriter
 
 FAST = DenseSettings(train_images=64, test_images=16, epochs=12, batch=8, dpt_rate=1e-3)
@@ -173,9 +176,9 @@ def test_wrong_inputs_are_told_once_and_clearly(backbone: Backbone, tmp_path: Pa
     with pytest.raises(DataError, match="but only top_image"):
         open_dense(tmp_path, "depth")
     with pytest.raises(UnknownName, match="did you mean 'depth_dpt'"):
-        dense_rows(backbone, "depth_dtp", Shades(), Shades())
+        dense_rows(backbone, "depth_dtp", Shades(), Shades(), FAST)
     with pytest.raises(BadInput, match="needs images with segmentation"):
-        dense_rows(backbone, "segmentation_linear", Shades(), Shades())
+        dense_rows(backbone, "segmentation_linear", Shades(), Shades(), FAST)
     with pytest.raises(DataError, match="target is known"):
         dense_rows(backbone, "depth_linear", Shades(20, hole=2), Shades(20), FAST)
 
@@ -200,3 +203,82 @@ def test_a_head_refuses_another_encoder_and_the_example_reads_a_video(backbone: 
     subprocess.run([sys.executable, str(EXAMPLE), *map(str, words)], check=True, capture_output=True)
     with np.load(tmp_path / "depth.npz") as stored:
         assert stored["depth"].shape == (3, 32, 32)
+
+
+def _demonstrations(path: Path) -> Path:
+    shades = Shades(60)
+    with h5py.File(path, "w") as file:
+        for demo in range(6):
+            pairs = [shades.read(index) for index in range(10 * demo, 10 * demo + 10)]
+            file[f"data/demo_{demo}/obs/top_image"] = np.stack([pair.image for pair in pairs])
+            file[f"data/demo_{demo}/obs/top_depth"] = np.stack([pair.target for pair in pairs])[..., None]
+    return path
+
+
+def test_a_run_compares_encoders_and_repeats_itself_and_reuses_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [str(tmp_path / f"{seed}.safetensors") for seed in (0, 1)]
+    for seed, name in enumerate(names):
+        network = PixioEncoder(dim=32, depth=4, heads=2, patch=8, image_size=32)
+        network.initialise(torch.Generator().manual_seed(seed))
+        save_encoder(network, name)
+    command = Probe(
+        encoder=names,
+        images=str(_demonstrations(tmp_path / "demos.hdf5")),
+        probes=["depth_linear", "depth_dpt"],
+        held_out=0.5,
+        dense=DenseSettings(train_images=20, test_images=12, epochs=1),
+        out=str(tmp_path / "run"),
+    )
+    out, result = runs.run_probe(command, Progress.silent())
+    rows = read_rows(out / "probe.jsonl")
+    measured = {(row.encoder, row.probe) for row in rows}
+    assert measured == {(name, probe) for name in names for probe in command.probes} | {
+        (name, "depth_baseline") for name in ("training median", "median of each pixel")
+    }
+    assert all(row.count == 12 and row.low <= row.value <= row.high for row in rows)
+    assert [row["probe"] for row in result["tables"]["Headlines"]] == [
+        *(probe for probe in command.probes for _ in names),
+        *("depth_baseline", "depth_baseline"),
+    ]
+    assert len(result["pictures"]) == 5 and all((out / each["file"]).is_file() for each in result["pictures"])
+    heads = result["facts"]["depth heads, for pixio_robot.load_depth"].split(", ")
+    assert len(heads) == 4
+    for head in heads:
+        assert load_depth(out / head).estimate(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 32, 32)
+    assert "3 sequences" in result["facts"]["depth tested on"]
+    report = (out / "report.html").read_text()
+    assert "depth_linear" in report and "depth_dpt" in report and "median of each pixel" in report
+
+    lines = (out / "probe.jsonl").read_text().splitlines(keepends=True)
+    lost = (names[1], "depth_dpt")
+    kept = [line for line, row in zip(lines, rows, strict=True) if (row.encoder, row.probe) != lost]
+    (out / "probe.jsonl").write_text("".join(kept))
+    trained: list[tuple[str, str]] = []
+
+    def counted(backbone, probe, *more):  # type: ignore[no-untyped-def]
+        trained.append((backbone.name, probe))
+        return dense_rows(backbone, probe, *more)
+
+    monkeypatch.setattr(runs, "dense_rows", counted)
+    _, again = runs.run_probe(command, Progress.silent())
+    assert trained == [lost] and again == result
+
+
+def test_what_has_no_depth_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    demonstrations = str(_demonstrations(tmp_path / "demos.hdf5"))
+    with h5py.File(tmp_path / "flat.hdf5", "w") as file:
+        file["data/demo_0/obs/top_image"] = np.zeros((4, 32, 32, 3), np.uint8)
+    good = dict(encoder="random:ti", images=demonstrations, probes=["depth_linear"], out=str(tmp_path / "run"))
+    for wrong, error, message in (
+        (dict(images=str(tmp_path / "flat.hdf5")), DataError, r"no observation \*_image beside \*_depth"),
+        (dict(probes=["segmentation_linear"]), DataError, r"no observation \*_image beside \*_segmentation"),
+        (dict(probes=["depth_dtp"]), UnknownName, "did you mean 'depth_dpt'"),
+        (dict(probes=["auto"]), DataError, r"have no labels.*probes=\[depth_linear,depth_dpt\]"),
+        (dict(images=[demonstrations]), BadInput, "one source, a file or a folder, and no list"),
+        (dict(held_out=0.7), BadInput, "share up to 0.5 or a whole number up to 30"),
+    ):
+        with pytest.raises(error, match=message):
+            runs.run_probe(Probe(**(good | wrong)), Progress.silent())
+    assert not (tmp_path / "run").exists()

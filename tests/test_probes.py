@@ -197,7 +197,11 @@ def test_what_cannot_be_probed_is_refused_in_one_message(tmp_path: Path, encoder
         (dict(images=str(flat)), DataError, "2 images of images=.*have no labels.*labelled are"),
         (dict(test=str(flat)), DataError, "of test=.*have no labels"),
         (dict(test=test), DataError, "1 class.* that no training image has: blue.*red, *green|green, *red"),
-        (dict(probes=["liner"]), UnknownName, "no probe 'liner'; there are: auto, knn, linear; did you mean 'linear'"),
+        (
+            dict(probes=["liner"]),
+            UnknownName,
+            "no probe 'liner'; there are: auto, knn, linear, depth_.*did you mean 'linear'",
+        ),
         (dict(probes=[]), BadInput, "there are: auto, knn, linear"),
         (dict(encoder="rondom:ti"), UnknownName, "no encoder 'rondom:ti'"),
         (dict(encoder=[]), BadInput, "must name an encoder"),

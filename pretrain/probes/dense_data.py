@@ -18,6 +18,7 @@ import numpy as np
 from ...errors import BadInput, DataError, UnknownName, closest
 from ..images.decoding import decode
 from ..images.handles import Handles
+from ..images.image_set import files_fingerprint
 from ..images.shards import IMAGE_SUFFIXES
 from ..images.tar_walk import Member, TarWalk
 from ..order import hold_out
@@ -44,6 +45,7 @@ class DenseSet(ABC):
     """Images by number, each with its target."""
 
     kind: str  # of KINDS
+    fingerprint: str  # which files these are; of sets that `open_dense` opened
     groups: np.ndarray | None = None  # (G + 1,) int64 offsets of sequences of near duplicates; None for still images
 
     @abstractmethod
@@ -102,7 +104,7 @@ def split_dense(images: DenseSet, share: float, seed: int) -> tuple[DenseSet, De
         raise BadInput(
             f"a share above 0 and at most 0.5 of two or more images can be tested on; got {share} of {len(images)}"
         )
-    split = hold_out(images, max(1, int(share * len(images))), seed)
+    split = hold_out(images, max(1, min(round(share * len(images)), len(images) // 2)), seed)
     return Part(images, split.index(np.arange(split.training))), Part(images, split.held_out)
 
 
@@ -122,9 +124,15 @@ def open_dense(source: str | Path, kind: str) -> DenseSet:
     path = Path(source).expanduser()
     if not path.exists():
         raise DataError(f"there is no {path}; {LAYOUTS}")
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    images = _opened(path, files, kind)
+    images.fingerprint = files_fingerprint(path if path.is_dir() else path.parent, files)
+    return images
+
+
+def _opened(path: Path, files: Sequence[Path], kind: str) -> DenseSet:
     if path.is_dir() and (path / "images").is_dir():
         return DenseFolder(path, kind)
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     demonstrations = [file for file in files if file.suffix in (".hdf5", ".h5")]
     if demonstrations:
         return DenseDemos(demonstrations, kind)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -17,9 +18,11 @@ from ...backbones import Backbone
 from ...depth_estimation import DepthEstimator, DepthHead, save_depth
 from ...errors import BadInput, DataError, UnknownName, closest
 from ...files import replacing
+from ...schemas import DenseSettings, Probe
 from .dense import depth_errors
-from .dense_data import IGNORED, DenseSet, thinned
-from .dense_training import DenseSettings, blocks_of, encode, nearest, predict, train_head
+from .dense_data import IGNORED, DenseSet, open_dense, split_dense, thinned
+from .dense_training import blocks_of, encode, nearest, predict, train_head
+from .labelled import held_out_count
 from .rows import Row
 
 log = logging.getLogger(__name__)
@@ -35,14 +38,43 @@ _LONGEST = 256  # side of the baselines' maps [px]
 _SHOWN = 6  # test images in a picture
 
 
+class DenseSplit(NamedTuple):
+    """What a head learns from and what it is tested on."""
+
+    kind: str
+    training: DenseSet
+    test: DenseSet
+    fingerprint: str  # which images these are
+
+
+def open_dense_split(command: Probe, kind: str) -> DenseSplit:
+    """Open the images of a command that have depth or labels for every pixel; split them where there is no `test`.
+
+    Raises:
+        BadInput: for a list of sources, or if `held_out` is out of range.
+        DataError: if nothing of that kind is there.
+    """
+    for name, source in (("images", command.images), ("test", command.test)):
+        if not isinstance(source, str | None):
+            raise BadInput(f"{name}={source}: probes of {kind} take one source, a file or a folder, and no list")
+    images = open_dense(command.images, kind)
+    if command.test is None:
+        share = held_out_count(command, len(images)) / len(images)
+        return DenseSplit(kind, *split_dense(images, share, command.seed), images.fingerprint)
+    test = open_dense(command.test, kind)
+    return DenseSplit(kind, images, test, f"{images.fingerprint} {test.fingerprint}")
+
+
 def dense_rows(
     backbone: Backbone,
     probe: str,
     train: DenseSet,
     test: DenseSet,
-    settings: DenseSettings = DenseSettings(),
+    settings: DenseSettings,
     out: Path | None = None,
     device: torch.device = torch.device("cpu"),
+    precision: str = "fp32",
+    seed: int = 0,
 ) -> list[Row]:
     """Train a head on a frozen encoder and return its errors on the test images.
 
@@ -55,6 +87,8 @@ def dense_rows(
         settings: of the training.
         out: folder for ``heads/PROBE-ENCODER.safetensors`` (depth) and ``pictures/PROBE-ENCODER.png``.
         device: to encode and train on.
+        precision: of the encoder.
+        seed: of the head, the order and the resampling.
 
     Raises:
         UnknownName: for another probe.
@@ -66,12 +100,14 @@ def dense_rows(
     blocks = blocks_of(backbone, head)
     backbone.to(device)
     grid, size = backbone.token_shape.grid, backbone.preprocessing.size
-    features, questions = encode(backbone, train, blocks, train=True), encode(backbone, test, blocks, train=False)
+    features, questions = (
+        encode(backbone, images, blocks, train=images is train, precision=precision) for images in (train, test)
+    )
     classes = _classes(train, test) if kind == "segmentation" else 0
-    trained = train_head(features, head, grid, settings, classes, device)
+    trained = train_head(features, head, grid, settings, classes, device, seed)
     predictions = predict(trained, questions, grid, size, device)
     truths = _in_range(questions.whole, settings) if kind == "depth" else questions.whole
-    measured = _measure(kind, predictions, truths, test.groups, classes, settings.seed)
+    measured = _measure(kind, predictions, truths, test.groups, classes, seed)
     depth = len(getattr(backbone.network, "blocks", ()))
     layer = depth - 1 if depth else -1
     about = (backbone.name, backbone.weights, probe, layer, "patches")
@@ -81,20 +117,20 @@ def dense_rows(
         if kind == "depth":
             design = DepthHead(head, backbone.token_shape.dim, settings.widths, blocks, list(size), trained.max_depth)
             metrics = {row.metric: row.value for row in rows}
-            estimator = DepthEstimator(backbone, trained.head, design, asdict(settings), metrics)
+            estimator = DepthEstimator(backbone, trained.head, design, asdict(settings) | {"seed": seed}, metrics)
             save_depth(estimator, out / "heads" / f"{name}.safetensors")
         draw(test, predictions, kind, f"{probe}, {backbone.name}", out / "pictures" / f"{name}.png")
     return rows
 
 
-def baseline_rows(kind: str, train: DenseSet, test: DenseSet, settings: DenseSettings = DenseSettings()) -> list[Row]:
+def baseline_rows(kind: str, train: DenseSet, test: DenseSet, settings: DenseSettings, seed: int = 0) -> list[Row]:
     """Return what is known without seeing the test images: the training median, and that of every pixel.
 
     Of classes it is the most frequent one. With a fixed camera the map of every pixel is strong.
 
     Args:
         kind: "depth" or "segmentation".
-        train, test, settings: as for `dense_rows`; the same images are used.
+        train, test, settings, seed: as for `dense_rows`; the same images are used.
     """
     _kinds(f"{kind}_linear", train, test)
     train, test = thinned(train, settings.train_images), thinned(test, settings.test_images)
@@ -122,7 +158,7 @@ def baseline_rows(kind: str, train: DenseSet, test: DenseSet, settings: DenseSet
     rows = []
     for name, values in ((f"training {word}", np.full(size, single, every.dtype)), (f"{word} of each pixel", every)):
         predictions = [nearest(values, (truth.shape[0], truth.shape[1])).numpy() for truth in truths]
-        measured = _measure(kind, predictions, truths, test.groups, classes, settings.seed)
+        measured = _measure(kind, predictions, truths, test.groups, classes, seed)
         rows += [Row(name, "none", f"{kind}_baseline", -1, "none", *each) for each in measured]
     return rows
 

@@ -4,7 +4,6 @@ Shapes: n images, L blocks read, N patches, D width, C classes, H x W size of th
 """
 
 import logging
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +16,8 @@ from ...dense_heads import DPTHead, LinearHead, dpt_blocks, frozen_tokens, make_
 from ...depth_estimation import at_size
 from ...encoder import PixioEncoder, Tokens
 from ...errors import BadInput, DataError
-from ...hardware import autocast, choose_precision, seeded
+from ...hardware import autocast, seeded
+from ...schemas import DenseSettings
 from .dense import silog
 from .dense_data import IGNORED, DenseSet
 
@@ -26,22 +26,6 @@ log = logging.getLogger(__name__)
 _ENCODED = 32  # images at a time
 _WARM_UP = 0.1  # of the steps
 _POWER = 0.9  # of the polynomial decay
-
-
-@dataclass(frozen=True)
-class DenseSettings:
-    """How heads are trained. Published: 60 epochs of 24,231 images in batches of 32; here sets are small."""
-
-    train_images: int = 600  # at most, evenly spaced: their features are kept in memory
-    test_images: int = 200  # at most, evenly spaced
-    epochs: int = 20
-    batch: int = 16
-    linear_rate: float = 1e-2  # AdamW; published 2e-4, for 45,000 steps
-    dpt_rate: float = 1e-3  # AdamW; published 1e-4; at 3e-3 the sigmoid saturated
-    weight_decay: float = 0.01
-    widths: str = "small"  # of the DPT head
-    max_depth: float | None = None  # [m]; truth beyond it is unknown; None takes 1.25 times the largest training depth
-    seed: int = 0
 
 
 class Features(NamedTuple):
@@ -66,7 +50,9 @@ def blocks_of(backbone: Backbone, head: str) -> list[int] | None:
     return dpt_blocks(len(backbone.network.blocks))
 
 
-def encode(backbone: Backbone, images: DenseSet, blocks: list[int] | None, *, train: bool) -> Features:
+def encode(
+    backbone: Backbone, images: DenseSet, blocks: list[int] | None, *, train: bool, precision: str = "fp32"
+) -> Features:
     """Read and encode images once."""
     device = next(backbone.parameters()).device
     size = backbone.preprocessing.size
@@ -77,7 +63,7 @@ def encode(backbone: Backbone, images: DenseSet, blocks: list[int] | None, *, tr
         batches = [pairs] if len(shapes) == 1 else [[pair] for pair in pairs]
         for batch in batches:
             pixels = torch.from_numpy(np.stack([pair.image for pair in batch])).to(device)
-            with autocast(device, choose_precision("auto", device)):
+            with autocast(device, precision):
                 tokens = frozen_tokens(backbone, pixels, blocks)
             patches.append(torch.stack([each.patches for each in tokens], 1).half().cpu())
             cls.append(torch.stack([each.cls[:, 0] for each in tokens], 1).half().cpu())
@@ -111,6 +97,7 @@ def train_head(
     settings: DenseSettings,
     classes: int = 0,
     device: torch.device = torch.device("cpu"),
+    seed: int = 0,
 ) -> Trained:
     """Train a head: AdamW, 10 % linear warm-up, polynomial decay; the last epoch counts, not the best.
 
@@ -123,6 +110,7 @@ def train_head(
         settings: of the training.
         classes: C for segmentation, 0 for depth.
         device: to train on.
+        seed: of the first weights and the order.
 
     Raises:
         DataError: if no training pixel has a target.
@@ -135,7 +123,7 @@ def train_head(
     max_depth = 0.0 if classes else settings.max_depth or 1.25 * float(targets.max())
     if max_depth:
         targets = torch.where(targets <= max_depth, targets, 0)
-    with seeded(settings.seed):
+    with seeded(seed):
         head = make_head(kind, features.patches.shape[3], max(1, classes), settings.widths)
     if not classes:
         _start_at(head, float(targets[targets > 0].median()) / max_depth)
@@ -143,7 +131,7 @@ def train_head(
     rate = settings.linear_rate if kind == "linear" else settings.dpt_rate
     optimizer = torch.optim.AdamW(head.parameters(), lr=rate, betas=(0.9, 0.999), weight_decay=settings.weight_decay)
     steps = settings.epochs * -(-len(targets) // settings.batch)
-    order = np.random.default_rng(settings.seed)
+    order = np.random.default_rng(seed)
     step, losses = 0, []
     for epoch in range(settings.epochs):
         total, counted = 0.0, 0

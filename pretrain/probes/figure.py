@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...files import replacing
-from .rows import Row, headlines
+from .rows import Row, headlines, lower_is_better
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOURS = ("#1f5fa8", "#c26a1b", "#2f8a5b", "#8a4fa3", "#b23b3b", "#5b6b7b", "#a88a1f", "#3aa0a8")
-_PIXELS = "#9aa5b1"  # the reference is no encoder
+_PIXELS = "#9aa5b1"  # references are no encoders
 
 
 def draw_probes(path: Path, rows: Sequence[Row]) -> None:
@@ -23,11 +23,15 @@ def draw_probes(path: Path, rows: Sequence[Row]) -> None:
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(row.encoder for row in rows))
-    labels = dict(zip(names, short_names(rows), strict=True))
-    encoders = [name for name in names if name != "pixels"]
-    colours = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(encoders)} | {"pixels": _PIXELS}
+    references = {row.encoder for row in rows if row.weights == "none"}
+    names.sort(key=lambda name: name in references)  # last
+    labels = dict(zip(names, short_names(sorted(rows, key=lambda row: row.encoder in references)), strict=True))
+    encoders = [name for name in names if name not in references]
+    colours = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(encoders)} | dict.fromkeys(
+        references, _PIXELS
+    )
     heads = headlines(rows)
-    panels = list(dict.fromkeys((row.probe, row.metric) for row in heads))
+    panels = list(dict.fromkeys((row.probe, row.metric) for row in heads if not row.probe.endswith("_baseline")))
     last = {(row.encoder, row.probe): row.layer for row in heads}
     per_token = [row for row in rows if row.probe == "linear" and row.layer == last[row.encoder, row.probe]]
     per_token = per_token if len({row.token for row in per_token if row.encoder != "pixels"}) > 1 else []
@@ -44,8 +48,10 @@ def draw_probes(path: Path, rows: Sequence[Row]) -> None:
         grid = parts[band].subgridspec(1, columns)
         for column, (probe, metric) in enumerate(panels[band * columns : (band + 1) * columns]):
             axis = figure.add_subplot(grid[column])
-            chosen = {row.encoder: row for row in heads if (row.probe, row.metric) == (probe, metric)}
-            _headline(axis, f"{probe}, {metric}", chosen, names, colours)
+            asked = (probe, f"{probe.split('_')[0]}_baseline")
+            chosen = {row.encoder: row for row in heads if row.probe in asked and row.metric == metric}
+            better = ", lower is better" if lower_is_better(metric) else ""
+            _headline(axis, f"{probe}, {metric}{better}", chosen, names, colours)
             axis.set_yticks(range(len(names)), [labels[name] if column == 0 else "" for name in names])
     if per_token:
         axis = figure.add_subplot(parts[bands])

@@ -15,7 +15,8 @@ from ..images.sources import open_images
 from ..order import hold_out
 
 _ADVICE = (
-    "labelled are folders with a sub-folder for each class, tar shards with a .cls beside each image, and 'procedural'"
+    "labelled are folders with a sub-folder for each class, tar shards with a .cls beside each image, and "
+    "'procedural'; images with depth are for probes=[depth_linear,depth_dpt]"
 )
 
 
@@ -46,7 +47,7 @@ def open_labelled(command: Probe) -> Labelled:
     images = open_images(command.images, Path(command.cache))
     _require_labels(images, f"images={command.images}")
     if command.test is None:
-        count = _held_out(command, len(images))
+        count = held_out_count(command, len(images))
         split = hold_out(images, count, command.seed)
         training = _part(images, np.setdiff1d(np.arange(len(images)), split.held_out), images.classes)
         test = _part(images, split.evaluated, images.classes)
@@ -88,7 +89,12 @@ def _require_known(images: ImageSet, others: ImageSet) -> None:
         )
 
 
-def _held_out(command: Probe, total: int) -> int:
+def held_out_count(command: Probe, total: int) -> int:
+    """Return how many images to set aside.
+
+    Raises:
+        BadInput: if `held_out` is out of range.
+    """
     value = command.held_out
     count = round(value * total) if 0 < value < 1 else value
     if count != int(count) or not 1 <= count <= total // 2:

@@ -42,3 +42,12 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
     before = path.read_text() if path.is_file() else ""
     with replacing(path) as temporary:
         temporary.write_text(before + "".join(json.dumps(asdict(row)) + "\n" for row in rows))
+
+
+def lower_is_better(metric: str) -> bool:
+    """Return whether a metric is an error.
+
+    >>> lower_is_better("rmse [m]"), lower_is_better("accuracy@10")
+    (True, False)
+    """
+    return metric.startswith(("rmse", "abs_rel"))

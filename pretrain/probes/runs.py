@@ -1,30 +1,42 @@
 """What ``pixio-robot probe`` does, from its settings to its files. Reads downwards; the work is in what it calls."""
 
-from collections.abc import Iterable
-from itertools import combinations
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
+import torch
 
 from ...backbones import Backbone, load_encoder
-from ...curves import number
 from ...encoder import PixioEncoder
 from ...errors import BadInput, UnknownName, closest
-from ...files import replacing
 from ...hardware import choose_device, choose_precision
-from ...metrics import mcnemar
 from ...progress import Progress
 from ...report import write_report
-from ...run_folder import digest, open_run, settings_digest, write_json
+from ...run_folder import open_run, settings_digest, write_json
 from ...schemas import Probe
 from .classification import PROBES, Subject
+from .dense_runs import PROBES as DENSE_PROBES
+from .dense_runs import DenseSplit, baseline_rows, dense_rows, open_dense_split
+from .dense_training import blocks_of
 from .features import Features, encode, pixel_features
 from .figure import draw_probes
 from .labelled import Labelled, open_labelled
-from .rows import Row, append_rows, headlines, read_rows
+from .outcomes import keep_outcomes
+from .results import probe_result
+from .rows import Row, append_rows, read_rows
 
 LAYERS = ("last", "all")
+
+
+class Run(NamedTuple):
+    """What every probe of a run goes by."""
+
+    command: Probe
+    out: Path
+    device: torch.device
+    precision: str  # of the encoders
+    progress: Progress
 
 
 def run_probe(command: Probe, progress: Progress) -> tuple[Path, dict[str, Any]]:
@@ -32,48 +44,94 @@ def run_probe(command: Probe, progress: Progress) -> tuple[Path, dict[str, Any]]
 
     Raises:
         BadInput, UnknownName: for impossible settings.
-        DataError: if the images have no labels, or test classes that training lacks.
+        DataError: if the images lack the labels or the depth asked for, or test classes are new.
     """
     names, probes = _encoders(command), _probes(command)
     device = choose_device(command.device)
     precision = choose_precision(command.precision, device)
-    labelled = open_labelled(command)
+    kinds = dict.fromkeys(DENSE_PROBES[probe][0] for probe in probes if probe in DENSE_PROBES)
+    labelled = open_labelled(command) if any(probe in PROBES for probe in probes) else None
+    dense = [open_dense_split(command, kind) for kind in kinds]
     backbones = [load_encoder(name) for name in names]
-    inputs = " ".join([labelled.fingerprint, *(each.fingerprint() for each in backbones)])
+    for backbone, probe in product(backbones, probes):
+        if probe in DENSE_PROBES:
+            blocks_of(backbone, DENSE_PROBES[probe][1])  # refuses before anything is trained
+    images = [each.fingerprint for each in (labelled, *dense) if each is not None]
+    inputs = " ".join([*images, *(each.fingerprint() for each in backbones)])
     out = Path(command.out or f"runs/probe/{settings_digest(command, inputs)}")
     open_run(out, command, inputs)
+    run = Run(command, out, device, precision, progress)
 
-    for backbone in [None, *backbones]:  # None stands for raw pixels, the reference
-        subject = _subject(backbone)
-        missing = [probe for probe in probes if not _finished(out, subject.encoder, probe)]
-        if not missing:
-            continue
-        training, test = (
-            pixel_features(part, progress)
-            if backbone is None
-            else encode(
-                backbone, part, layers=command.layers == "all", device=device, precision=precision, progress=progress
-            )
-            for part in (labelled.training, labelled.test)
-        )
-        if backbone is not None:
-            backbone.to("cpu")
-        training, test = (Features(*(each.to(device) for each in part)) for part in (training, test))
-        with progress.stage(f"probe {subject.encoder}", len(missing)) as bar:
-            for probe in missing:
-                measured = PROBES[probe](subject, training, test, command.seed)
-                _keep_outcomes(out, subject.encoder, probe, test.kept.cpu().numpy(), measured.right.cpu().numpy())
-                append_rows(out / "probe.jsonl", measured.rows)
-                bar.advance(1)
+    if labelled is not None:
+        asked = [probe for probe in probes if probe in PROBES]
+        for subject in [None, *backbones]:  # None stands for raw pixels, the reference
+            _probe_labelled(run, subject, asked, labelled)
+    for split in dense:
+        asked = [probe for probe in probes if DENSE_PROBES.get(probe, ("",))[0] == split.kind]
+        _probe_dense(run, backbones, asked, split)
 
-    wanted = {(name, probe): order for order, (name, probe) in enumerate((n, p) for p in probes for n in _all(names))}
-    rows = [row for row in read_rows(out / "probe.jsonl") if (row.encoder, row.probe) in wanted]
-    rows.sort(key=lambda row: wanted[row.encoder, row.probe])
+    rows = _ordered(read_rows(out / "probe.jsonl"), names, probes)
     draw_probes(out / "figure.png", rows)
-    result = _result(command, labelled, rows, out)
+    result = probe_result(command, labelled, dense, rows, out)
     write_json(out / "result.json", result)
     write_report(out)
     return out, result
+
+
+def _probe_labelled(run: Run, backbone: Backbone | None, probes: Sequence[str], labelled: Labelled) -> None:
+    command, out, device, precision, progress = run
+    subject = _subject(backbone)
+    missing = [probe for probe in probes if not _finished(out, subject.encoder, probe)]
+    if not missing:
+        return
+    layers = command.layers == "all"
+    training, test = (
+        pixel_features(part, progress)
+        if backbone is None
+        else encode(backbone, part, layers=layers, device=device, precision=precision, progress=progress)
+        for part in (labelled.training, labelled.test)
+    )
+    if backbone is not None:
+        backbone.to("cpu")
+    training, test = (Features(*(each.to(device) for each in part)) for part in (training, test))
+    with progress.stage(f"probe {subject.encoder}", len(missing)) as bar:
+        for probe in missing:
+            measured = PROBES[probe](subject, training, test, command.seed)
+            keep_outcomes(out, subject.encoder, probe, test.kept.cpu().numpy(), measured.right.cpu().numpy())
+            append_rows(out / "probe.jsonl", measured.rows)
+            bar.advance(1)
+
+
+def _probe_dense(run: Run, backbones: Sequence[Backbone], probes: Sequence[str], split: DenseSplit) -> None:
+    command, out, device, precision, progress = run
+    found = {row.probe for row in read_rows(out / "probe.jsonl")}
+    if f"{split.kind}_baseline" not in found:
+        append_rows(
+            out / "probe.jsonl", baseline_rows(split.kind, split.training, split.test, command.dense, command.seed)
+        )
+    for backbone in backbones:
+        missing = [probe for probe in probes if not _finished(out, backbone.name, probe)]
+        if not missing:
+            continue
+        with progress.stage(f"{split.kind} {backbone.name}", len(missing)) as bar:
+            for probe in missing:
+                rows = dense_rows(
+                    backbone, probe, split.training, split.test, command.dense, out, device, precision, command.seed
+                )
+                append_rows(out / "probe.jsonl", rows)
+                bar.advance(1)
+        backbone.to("cpu")
+
+
+def _ordered(rows: Sequence[Row], names: Sequence[str], probes: Sequence[str]) -> list[Row]:
+    """Sort by probe, then as encoders were asked for; what needs none comes last."""
+    return sorted(
+        rows,
+        key=lambda row: (
+            probes.index(row.probe) if row.probe in probes else len(probes),
+            names.index(row.encoder) if row.encoder in names else len(names),
+        ),
+    )
 
 
 def _encoders(command: Probe) -> list[str]:
@@ -85,18 +143,15 @@ def _encoders(command: Probe) -> list[str]:
 
 def _probes(command: Probe) -> list[str]:
     for name in command.probes:
-        if name not in ("auto", *PROBES):
-            known = ("auto", *PROBES)
+        if name not in ("auto", *PROBES, *DENSE_PROBES):
+            known = ("auto", *PROBES, *DENSE_PROBES)
             raise UnknownName(f"no probe {name!r}; there are: {', '.join(known)}{closest(name, known)}")
     if not command.probes:
-        raise BadInput(f"probes=[] asks for none; there are: auto, {', '.join(PROBES)}")
+        raise BadInput(f"probes=[] asks for none; there are: {', '.join(('auto', *PROBES, *DENSE_PROBES))}")
     if command.layers not in LAYERS:
         raise UnknownName(f"layers={command.layers!r} is not one of: {', '.join(LAYERS)}")
-    return list(PROBES) if "auto" in command.probes else list(dict.fromkeys(command.probes))
-
-
-def _all(names: Iterable[str]) -> list[str]:
-    return [*names, "pixels"]
+    named = [PROBES if name == "auto" else [name] for name in command.probes]
+    return list(dict.fromkeys(probe for group in named for probe in group))
 
 
 def _subject(backbone: Backbone | None) -> Subject:
@@ -109,82 +164,3 @@ def _subject(backbone: Backbone | None) -> Subject:
 
 def _finished(out: Path, encoder: str, probe: str) -> bool:
     return any((row.encoder, row.probe) == (encoder, probe) for row in read_rows(out / "probe.jsonl"))
-
-
-def _outcomes_file(out: Path, encoder: str, probe: str) -> Path:
-    return out / "outcomes" / f"{digest(encoder, probe)}.npy"
-
-
-def _keep_outcomes(out: Path, encoder: str, probe: str, kept: np.ndarray, right: np.ndarray) -> None:
-    """Write what a headline makes of each test image, int8: 1 right, 0 wrong, -1 not readable."""
-    outcomes = np.full(len(kept), -1, np.int8)
-    outcomes[kept] = right
-    with replacing(_outcomes_file(out, encoder, probe)) as temporary, temporary.open("wb") as file:
-        np.save(file, outcomes)
-
-
-def _comparisons(out: Path, rows: list[Row]) -> list[dict[str, Any]]:
-    """Return McNemar's test of every two encoders on the headline of each probe that classifies."""
-    tests = []
-    for first, second in combinations(headlines(rows), 2):
-        if first.probe != second.probe or first.metric != second.metric or first.probe not in PROBES:
-            continue
-        ones, others = (np.load(_outcomes_file(out, each.encoder, each.probe)) for each in (first, second))
-        both = (ones >= 0) & (others >= 0)
-        test = mcnemar((ones[both] == 1).tolist(), (others[both] == 1).tolist())
-        tests.append(
-            {
-                "probe": first.probe,
-                "first": first.encoder,
-                "second": second.encoder,
-                "only first right": test.only_first,
-                "only second right": test.only_second,
-                "p, McNemar": f"{test.p:.2g}",
-            }
-        )
-    return tests
-
-
-def _table(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    return [
-        {
-            "encoder": row.encoder,
-            "weights": row.weights,
-            "probe": row.probe,
-            "block": str(row.layer) if row.layer >= 0 else "-",
-            "token": row.token,
-            "metric": row.metric,
-            "value": number(row.value),
-            "95% interval": f"{number(row.low)} to {number(row.high)}",
-            "images": row.count,
-        }
-        for row in rows
-    ]
-
-
-def _result(command: Probe, labelled: Labelled, rows: list[Row], out: Path) -> dict[str, Any]:
-    counts = np.bincount(labelled.test.labels)
-    comparisons = _comparisons(out, rows)
-    notes = []
-    reference = {row.probe: row for row in headlines(rows) if row.encoder == "pixels"}
-    for row in headlines(rows):
-        if row.encoder != "pixels" and row.probe in reference and row.value <= reference[row.probe].value:
-            notes.append(f"{row.encoder} is not above raw pixels in {row.probe}.")
-    if lost := len(labelled.test.indices) - min(row.count for row in rows):
-        notes.append(f"{lost} test images cannot be read and are left out; so are training images that cannot.")
-    if len(comparisons) > 1:
-        notes.append(f"{len(comparisons)} comparisons; their p values are not corrected for their number.")
-    return {
-        "title": "probes of frozen features",
-        "task": str(command.images) + (f", test {command.test}" if command.test is not None else ""),
-        "facts": {
-            "learned from": f"{len(labelled.training.indices)} images of {len(np.unique(labelled.training.labels))} "
-            "classes",
-            "tested on": f"{len(labelled.test.indices)} images" + (", held out" if command.test is None else ""),
-            "always guessing the commonest class": f"{counts.max() / counts.sum():.3f}",
-        },
-        "notes": notes,
-        "tables": {"Headlines": _table(headlines(rows)), "Paired comparisons": comparisons, "All": _table(rows)},
-        "pictures_title": "Side by side",
-        "pictures": [{"file": "figure.png", "caption": "Bars are 95 % intervals; the dashed line is raw pixels"}],
-    }
