@@ -277,6 +277,7 @@ def test_what_has_no_depth_is_refused_before_anything_is_written(tmp_path: Path)
         (dict(probes=["depth_dtp"]), UnknownName, "did you mean 'depth_dpt'"),
         (dict(probes=["auto"]), DataError, r"have no labels.*probes=\[depth_linear,depth_dpt\]"),
         (dict(images=[demonstrations]), BadInput, "one source, a file or a folder, and no list"),
+        (dict(dense=DenseSettings(widths="smal")), UnknownName, "small, base, published"),
         (dict(held_out=0.7), BadInput, "share up to 0.5 or a whole number up to 30"),
     ):
         with pytest.raises(error, match=message):

@@ -145,7 +145,7 @@ def baseline_rows(kind: str, train: DenseSet, test: DenseSet, settings: DenseSet
         counts = np.stack([(targets == each).sum(0) for each in range(classes)])
         single, every = int(counts.sum((1, 2)).argmax()), counts.argmax(0)
         every = np.where(counts.max(0) > 0, every, single)
-        word = "most frequent"
+        names = ("commonest class", "commonest class of each pixel")
     else:
         truths = _in_range(truths, settings)
         targets = np.where(targets <= (settings.max_depth or np.inf), targets, 0)
@@ -154,9 +154,9 @@ def baseline_rows(kind: str, train: DenseSet, test: DenseSet, settings: DenseSet
         unknown = np.ma.masked_equal(targets, 0)
         single = float(np.median(targets[targets > 0]))
         every = np.ma.median(unknown, axis=0).filled(single).astype(np.float32)
-        word = "median"
+        names = ("training median", "median of each pixel")
     rows = []
-    for name, values in ((f"training {word}", np.full(size, single, every.dtype)), (f"{word} of each pixel", every)):
+    for name, values in zip(names, (np.full(size, single, every.dtype), every), strict=True):
         predictions = [nearest(values, (truth.shape[0], truth.shape[1])).numpy() for truth in truths]
         measured = _measure(kind, predictions, truths, test.groups, classes, seed)
         rows += [Row(name, "none", f"{kind}_baseline", -1, "none", *each) for each in measured]

@@ -99,7 +99,7 @@ def _reference_of(row: Row) -> tuple[str, str]:
     if row.probe in PROBES:
         return "pixels", row.probe
     kind = row.probe.split("_")[0]
-    return ("median" if kind == "depth" else "most frequent") + " of each pixel", f"{kind}_baseline"
+    return ("median" if kind == "depth" else "commonest class") + " of each pixel", f"{kind}_baseline"
 
 
 def _lost(labelled: Labelled | None, rows: Sequence[Row]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ...backbones import Backbone, load_encoder
+from ...dense_heads import WIDTHS
 from ...encoder import PixioEncoder
 from ...errors import BadInput, UnknownName, closest
 from ...hardware import choose_device, choose_precision
@@ -150,6 +151,8 @@ def _probes(command: Probe) -> list[str]:
         raise BadInput(f"probes=[] asks for none; there are: {', '.join(('auto', *PROBES, *DENSE_PROBES))}")
     if command.layers not in LAYERS:
         raise UnknownName(f"layers={command.layers!r} is not one of: {', '.join(LAYERS)}")
+    if command.dense.widths not in WIDTHS:
+        raise UnknownName(f"dense.widths={command.dense.widths!r} is not one of: {', '.join(WIDTHS)}")
     named = [PROBES if name == "auto" else [name] for name in command.probes]
     return list(dict.fromkeys(probe for group in named for probe in group))
 
