@@ -54,8 +54,9 @@ class Reconstruction(Objective):
         def encode(images: Tensor) -> Tokens:
             return unwrapped(trained).encoder(self._pixels(images, images.device))
 
-        numbers, cosine = monitor.features(encode)
-        return monitor.mean(losses) | numbers, cosine
+        numbers = monitor.mean(losses)  # first, since FSDP takes what runs first for its root
+        features, cosine = monitor.features(encode)
+        return numbers | features, cosine
 
     def picture(self, trained: nn.Module, monitor: Monitor, path: Path, first: bool) -> None:
         images, noise = monitor.shown
