@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..files import replacing
+from .picture_grid import draw_grid
 
 
 def draw_feature_maps(path: Path, images: Tensor, rows: dict[str, tuple[Tensor, tuple[int, int]]]) -> None:
@@ -25,27 +25,13 @@ def draw_feature_maps(path: Path, images: Tensor, rows: dict[str, tuple[Tensor, 
         images: (B, H, W, 3) uint8.
         rows: name to patch tokens (B, N, D) and their grid (rows, columns); D is the same in all.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.3 * len(images) + 1.4, 1.3 * (len(rows) + 1)), dpi=100)
-    axes = figure.subplots(len(rows) + 1, len(images), squeeze=False)
     drawn: dict[str, np.ndarray] = {"input": images.numpy()}
     view: _View | None = None
     for name, (tokens, grid) in rows.items():
         unit = F.normalize(tokens.flatten(0, 1).double(), dim=1)
         view = view or _view(unit)
         drawn[name] = view.colours(unit).unflatten(0, (len(images), *grid)).numpy()
-    for line, (name, pictures) in zip(axes, drawn.items(), strict=True):
-        for axis, picture in zip(line, pictures, strict=True):
-            axis.imshow(picture, interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    left = 1.35 / figure.get_figwidth()
-    figure.subplots_adjust(left=left, right=0.995, top=0.99, bottom=0.01, wspace=0.04, hspace=0.04)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    draw_grid(path, drawn, side=1.3)
 
 
 class _View(NamedTuple):

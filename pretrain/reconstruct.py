@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import replacing
 from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from .mae import Statistics, flat_patches, images_of, patch_statistics
 from .masking import PatchMask
+from .picture_grid import draw_grid
 
 
 def true_statistics(pixels: Tensor, mask: PatchMask) -> Statistics:
@@ -45,8 +45,6 @@ def draw_reconstructions(path: Path, pixels: Tensor, prediction: Tensor, mask: P
         prediction: (B, N, P).
         normed: whether the prediction is normalised patch by patch.
     """
-    from matplotlib.figure import Figure
-
     hidden = mask.is_hidden().unsqueeze(-1)
     patches = _patches(pixels, mask)
 
@@ -62,19 +60,7 @@ def draw_reconstructions(path: Path, pixels: Tensor, prediction: Tensor, mask: P
         )
     else:
         rows["prediction"] = filled(prediction)
-    figure = Figure(figsize=(1.5 * len(pixels) + 1.4, 1.5 * len(rows)), dpi=100)
-    axes = figure.subplots(len(rows), len(pixels), squeeze=False)
-    for line, (name, values) in zip(axes, rows.items(), strict=True):
-        for axis, image in zip(line, _displayable(values), strict=True):
-            axis.imshow(image.numpy(), interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    left = 1.35 / figure.get_figwidth()
-    figure.subplots_adjust(left=left, right=0.995, top=0.99, bottom=0.01, wspace=0.04, hspace=0.04)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    draw_grid(path, {name: _displayable(values).numpy() for name, values in rows.items()}, side=1.5)
 
 
 def _patches(pixels: Tensor, mask: PatchMask) -> Tensor:
