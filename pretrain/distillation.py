@@ -58,6 +58,7 @@ class Distillation(Objective):
     ) -> None:
         self.teacher, self.plans, self.model = teacher, plans, model
         self._projection, self._normed = projection, normed
+        self._teacher_numbers: dict[str, float] = {}
         self.towers = [student.encoder for student in model.students.values()]
         blocks = [block for tower in self.towers for block in tower.blocks]
         self.recomputed = {"none": [], "all": blocks}
@@ -87,9 +88,11 @@ class Distillation(Objective):
     @torch.no_grad()
     def _targets(self, images: Tensor) -> dict[str, Tokens]:
         """Return the teacher's tokens on each student's grid."""
-        tokens = self.teacher.to(images.device)(preprocess(images, self._view), normed=self._normed)
-        grid = self.teacher.token_shape.grid
+        tokens, grid = self._teach(images, self._normed), self.teacher.token_shape.grid
         return {name: on_grid(tokens, grid, plan.grid) for name, plan in self.plans.items()}
+
+    def _teach(self, images: Tensor, normed: bool) -> Tokens:
+        return self.teacher.to(images.device)(preprocess(images, self._view), normed=normed)
 
     def _pixels(self, images: Tensor, plan: StudentPlan) -> Tensor:
         return preprocess(images, Preprocessing(size=(plan.size, plan.size)))
@@ -112,8 +115,9 @@ class Distillation(Objective):
             found, matrix = monitor.features(encode, name)
             numbers |= found
             cosine = cosine or matrix
-        found, _ = monitor.features(lambda images: self.teacher(preprocess(images, self._view)), "teacher")
-        return numbers | found, cosine
+        if not self._teacher_numbers:  # they never change
+            self._teacher_numbers, _ = monitor.features(lambda images: self._teach(images, normed=True), "teacher")
+        return numbers | self._teacher_numbers, cosine
 
     def picture(self, trained: nn.Module, monitor: Monitor, path: Path, first: bool) -> None:
         images, _ = monitor.shown
@@ -128,14 +132,11 @@ class Distillation(Objective):
             shown = {name: (tokens.float().cpu(), grid) for name, (tokens, grid) in rows.items()}
             draw_feature_maps(path, images.cpu(), shown)
 
-    def save(self, whole: nn.Module, out: Path, settings: dict[str, Any], step: int) -> list[Path]:
+    def save(self, whole: nn.Module, out: Path, settings: dict[str, Any], step: int) -> None:
         assert isinstance(whole, Students)
-        paths = []
         for name, student in whole.students.items():
             assert isinstance(student, Student)
-            paths.append(out / f"{name}.safetensors")
-            save_encoder(student.encoder, paths[-1], settings | {"student": name}, step)
-        return paths
+            save_encoder(student.encoder, out / f"{name}.safetensors", settings | {"student": name}, step)
 
     def blank(self) -> nn.Module:
         with torch.device("meta"):

@@ -46,8 +46,8 @@ class Objective(ABC):
         """Draw what the model makes of a few held-out images; only the `first` process writes."""
 
     @abstractmethod
-    def save(self, whole: nn.Module, out: Path, settings: dict[str, Any], step: int) -> list[Path]:
-        """Write what others may use into `out`, encoders first; only the first process calls this.
+    def save(self, whole: nn.Module, out: Path, settings: dict[str, Any], step: int) -> None:
+        """Write what others may use into `out`; only the first process calls this.
 
         Args:
             whole: `model` with the trained weights, on the CPU.

@@ -66,11 +66,10 @@ class Reconstruction(Objective):
             mask = mask.to(torch.device("cpu"))
             draw_reconstructions(path, pixels.cpu(), prediction.float().cpu(), mask, unwrapped(trained).norm_pixels)
 
-    def save(self, whole: nn.Module, out: Path, settings: dict[str, Any], step: int) -> list[Path]:
+    def save(self, whole: nn.Module, out: Path, settings: dict[str, Any], step: int) -> None:
         assert isinstance(whole, MaskedAutoencoder)
         save_autoencoder(out / "autoencoder.safetensors", whole, settings, step)
         save_encoder(whole.encoder, out / "encoder.safetensors", settings, step)
-        return [out / "encoder.safetensors"]
 
     def blank(self) -> nn.Module:
         return blank_autoencoder(self.arguments)

@@ -207,6 +207,24 @@ def test_a_stopped_run_ends_on_the_same_weights(teacher: str, monkeypatch: pytes
         assert difference(f"run/{name}.safetensors", f"stopped/{name}.safetensors") == 0
 
 
+def test_a_run_that_died_goes_on_from_its_checkpoint(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_distill(small(teacher), SILENT)
+    original = Guard.step
+
+    def dying_step(self: Guard, norm: Tensor, step: int) -> Tensor:
+        if step == 6:
+            raise RuntimeError("power cut")
+        return original(self, norm, step)
+
+    monkeypatch.setattr(train.Guard, "step", dying_step)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run_distill(small(teacher, out="died", save_every=2), SILENT)
+    monkeypatch.setattr(train.Guard, "step", original)
+    assert list(Path("died/checkpoints").glob("step-*")) and not Path("died/result.json").exists()
+    run_distill(small(teacher, out="died", save_every=2), SILENT)
+    assert difference("run/a.safetensors", "died/a.safetensors") == 0
+
+
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_learn_what_one_does(teacher: str, parallel: str) -> None:
     words = [

@@ -18,7 +18,7 @@ from ...run_folder import open_run, settings_digest, write_json
 from ...schemas import Probe
 from .classification import PROBES, Subject
 from .dense_runs import PROBES as DENSE_PROBES
-from .dense_runs import DenseSplit, baseline_rows, dense_rows, open_dense_split
+from .dense_runs import DenseSplit, baseline_rows, dense_rows, open_dense_split, slug
 from .dense_training import blocks_of
 from .features import Features, encode, pixel_features
 from .figure import draw_probes
@@ -139,7 +139,10 @@ def _encoders(command: Probe) -> list[str]:
     names = [command.encoder] if isinstance(command.encoder, str) else command.encoder
     if not isinstance(names, list) or not names or not all(isinstance(each, str) and each for each in names):
         raise BadInput(f"encoder={command.encoder} must name an encoder, or several: encoder=[random:ti,runs/a/b]")
-    return list(dict.fromkeys(names))
+    names = list(dict.fromkeys(names))
+    if len({slug(name) for name in names}) < len(names):
+        raise BadInput(f"two of the encoders {', '.join(names)} would give their files the same name; rename one")
+    return names
 
 
 def _probes(command: Probe) -> list[str]:
