@@ -21,6 +21,7 @@ def check_contract(task: str, render: str = "fast", steps: int = 3) -> None:
     try:
         first = _trajectory(env, seed=7, steps=steps)
         _check_spaces(env, first)
+        _check_known_state(task)
         other = _trajectory(env, seed=8, steps=steps)
         again = _trajectory(env, seed=7, steps=steps)
         for key in first:
@@ -59,6 +60,15 @@ def _check_spaces(env: TaskEnv, trajectory: dict[str, np.ndarray]) -> None:
     assert env.action_space.dtype == np.float32, "actions are float32"
     low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
     assert (low == -1).all() and (high == 1).all(), "actions are in [-1, 1]"
+
+
+def _check_known_state(task: str) -> None:
+    env = make(task, observe=("proprio", "state"), horizon=1)
+    first = env.reset(seed=7)[0]["state"]
+    other, again = (env.reset(seed=seed)[0]["state"] for seed in (8, 7))
+    assert env.observation_space["state"].contains(first), f"{task}: the state is outside its space"  # type: ignore[index]
+    assert np.array_equal(first, again) and not np.array_equal(first, other), f"{task}: the state does not tell starts"
+    env.close()
 
 
 def _check_pictures(task: str, trajectory: dict[str, np.ndarray]) -> None:

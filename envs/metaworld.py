@@ -40,6 +40,7 @@ class MetaWorld(Task):
     horizon = 500  # the package raises on step 501
     action_dim = 4
     proprio_dim = 4
+    state_dim = 39
     control_hz = 80.0
 
     def __init__(self, task: str) -> None:
@@ -89,6 +90,9 @@ class MetaWorld(Task):
 
     def proprio(self) -> np.ndarray:
         return self._vector[:4]
+
+    def known_state(self) -> np.ndarray:
+        return self._vector  # hand, gripper, two objects' poses, the same of the step before, and the goal
 
     def expert_action(self) -> np.ndarray:
         with warnings.catch_warnings():  # the scripted policies warn that they ask for more than 1

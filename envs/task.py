@@ -1,7 +1,7 @@
 """One gymnasium environment for every simulator: `Task` is what a suite writes, `TaskEnv` is what users get.
 
 Observation keys: ``rgb`` (H, W, 3) uint8, ``depth`` (H, W) float32 [m], ``proprio`` (P,) float32; further cameras as
-``rgb_<camera>`` and ``depth_<camera>``. Actions are float32 in [-1, 1].
+``rgb_<camera>`` and ``depth_<camera>``; ``state`` (S,) float32, which no robot has. Actions are float32 in [-1, 1].
 """
 
 import abc
@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import BadInput, UnknownName
 from .rendering import Calibration, View
 
-MODALITIES = ("rgb", "depth", "proprio")
+MODALITIES = ("rgb", "depth", "proprio", "state")
 
 
 class StepResult(NamedTuple):
@@ -32,6 +32,7 @@ class Task(abc.ABC):
     horizon: int  # control steps of an episode
     action_dim: int
     proprio_dim: int
+    state_dim: int
     control_hz: float  # [1/s]
     cameras: tuple[str, ...]  # the first is the default
     model: Any  # mujoco.MjModel
@@ -48,6 +49,13 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def proprio(self) -> np.ndarray:
         """Return what the robot feels, (proprio_dim,) float32."""
+
+    @abc.abstractmethod
+    def known_state(self) -> np.ndarray:
+        """Return all that matters, objects and goal among it, (state_dim,) float32; what seeing would have to find out.
+
+        For policies that show how well a task can be learned, and for experts.
+        """
 
     def expert_action(self) -> np.ndarray:
         """Return the expert's action for the present state, (action_dim,) in [-1, 1].
@@ -84,7 +92,7 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     Args:
         task: the simulator.
         name: its name in the registry.
-        observe: modalities among rgb, depth, proprio; pictures are only rendered where asked for.
+        observe: modalities among rgb, depth, proprio, state; pictures are only rendered where asked for.
         cameras: names of cameras; the first becomes ``rgb``, the rest ``rgb_<name>``. Empty means the task's default.
         image_size: side of the pictures [px].
         render: render quality: benchmark, balanced or fast.
@@ -135,6 +143,8 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
                 spaces[self._key("depth", camera)] = gymnasium.spaces.Box(0, np.inf, (size, size), np.float32)
         if "proprio" in self.observe:
             spaces["proprio"] = gymnasium.spaces.Box(-np.inf, np.inf, (self.task.proprio_dim,), np.float32)
+        if "state" in self.observe:
+            spaces["state"] = gymnasium.spaces.Box(-np.inf, np.inf, (self.task.state_dim,), np.float32)
         return spaces
 
     def _key(self, kind: str, camera: str) -> str:
@@ -182,6 +192,8 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.seconds["rendering"] += time.perf_counter() - started
         if "proprio" in self.observe:
             observation["proprio"] = self.task.proprio().astype(np.float32)
+        if "state" in self.observe:
+            observation["state"] = self.task.known_state().astype(np.float32)
         return observation
 
     def render(self) -> np.ndarray | None:

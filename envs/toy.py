@@ -46,6 +46,7 @@ class Reach(Task):
     horizon = 50
     action_dim = 3
     proprio_dim = 3
+    state_dim = 6
     control_hz = 20.0
     cameras = ("front", "top")
 
@@ -72,6 +73,9 @@ class Reach(Task):
 
     def proprio(self) -> np.ndarray:
         return self._hand()
+
+    def known_state(self) -> np.ndarray:
+        return np.concatenate([self._hand(), self.data.mocap_pos[0]])
 
     def expert_action(self) -> np.ndarray:
         set_point = _CENTRE + self.data.ctrl

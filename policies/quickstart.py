@@ -156,7 +156,7 @@ def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> 
 
 def _request(command: Quickstart) -> EnvRequest:
     """Return the environment, its horizon at most the task's own."""
-    request = EnvRequest(command.task, render=command.render)
+    request = EnvRequest(command.task, ("rgb", "proprio", "state"), render=command.render)
     env = request.make()
     env.close()
     own = env.horizon

@@ -31,7 +31,7 @@ def run_collect(command: Collect, progress: Progress) -> CollectReport:
     """Record demonstrations."""
     request = EnvRequest(
         task=command.task,
-        observe=("rgb", "depth", "proprio") if command.depth else ("rgb", "proprio"),
+        observe=("rgb", "depth", "proprio", "state") if command.depth else ("rgb", "proprio", "state"),
         cameras=tuple(command.cameras),
         image_size=command.image_size,
         render=command.render,
