@@ -75,7 +75,7 @@ def make(
         horizon=horizon,
         render_mode=render_mode,
     )
-    env = TaskEnv(_new_task(task), task, **settings)
+    env = TaskEnv(new_task(task), task, **settings)
     env.spec = EnvSpec(
         id=task,
         entry_point="pixio_robot.envs.registry:make",
@@ -106,6 +106,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(name.split("/")[1] for name in names)
 
 
-def _new_task(name: str) -> Task:
+def new_task(name: str) -> Task:
+    """Return the bare simulator of a task in the table."""
     suite, task = name.split("/")
     return metaworld.MetaWorld(task) if suite == "metaworld" else toy.Reach()

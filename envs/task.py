@@ -83,6 +83,11 @@ class Task(abc.ABC):
         return self.state().tobytes()
 
 
+def start_digest(task: Task) -> str:
+    """Return what names a start, right after `reset`; the same in demonstrations, evaluations and rendered frames."""
+    return hashlib.sha256(task.start_bytes()).hexdigest()[:12]
+
+
 class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     """A task behind the gymnasium contract that `contract.py` states. `registry.make` builds it and holds the defaults.
 
@@ -157,7 +162,7 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         super().reset(seed=seed)
         self.task.reset(self.np_random)
         self._steps, self._ended = 0, False
-        start = hashlib.sha256(self.task.start_bytes()).hexdigest()[:12]
+        start = start_digest(self.task)
         self._last = self._observe()
         return self._last, {"success": False, "is_success": False, "start": start}
 

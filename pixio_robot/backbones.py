@@ -124,8 +124,10 @@ def load_encoder(name_or_path: str | Path) -> Backbone:
 
 
 def _load(name: str) -> tuple[PixioEncoder | baselines.Baseline, Preprocessing, str]:
-    if name == "none":
-        raise UnknownName("'none' is no encoder: it makes a blind policy, which sees proprioception alone")
+    if name in ("none", "cnn", "state"):
+        raise UnknownName(
+            f"{name!r} is no encoder but a kind of policy without one; only train_bc and quickstart know it"
+        )
     kind, _, rest = name.partition(":")
     if kind == "random" and rest:
         return *_random(rest), "random"

@@ -151,6 +151,15 @@ def _collect(command: schemas.Collect) -> int:
     return 0
 
 
+def _render_frames(command: schemas.RenderFrames) -> int:
+    from .envs.frames import run_render_frames
+    from .progress import Progress
+
+    report = run_render_frames(command, Progress())
+    print(f"{report.folder}: {command.frames} pictures in {report.shards} shards, {report.reused} of them reused")
+    return 0
+
+
 def _embed(command: schemas.Embed) -> int:
     from .policies.runs import run_embed
     from .progress import Progress
@@ -264,6 +273,7 @@ def _doctor(command: schemas.Doctor) -> int:
 _COMMANDS: dict[str, Callable[[Any], int]] = {
     "quickstart": _quickstart,
     "collect": _collect,
+    "render_frames": _render_frames,
     "embed": _embed,
     "train_bc": _train_bc,
     "evaluate": _evaluate,

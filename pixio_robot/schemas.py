@@ -83,6 +83,29 @@ class Collect:
 
 
 @dataclass
+class RenderFrames:
+    """Render simulated scenes with random looks, cameras, clutter and robot states into shards to pre-train on."""
+
+    scenes: Any = key(
+        MISSING, "tasks, suites, MJCF files or patterns of them, also in a package (dm_control:suite/*.xml); or a list"
+    )
+    frames: int = key(20_000, "pictures in all", least=1)
+    image_size: int = key(256, "side of the pictures [px]")
+    render: list[str] = key(["fast", "fast", "balanced"], "render qualities; each visit to a scene draws one of these")
+    own_look: float = key(0.3, "share of pictures with the scene's own colours, textures and lights, without clutter")
+    own_camera: float = key(0.5, "share through the scene's own cameras, moved a little; the others from anywhere")
+    close: float = key(0.3, "share of those others taken close to something that moves")
+    clutter: int = key(6, "most bodies added to a picture", least=0)
+    visit: int = key(50, "pictures of a scene before the next one", least=1)
+    shard: int = key(1000, "pictures in a shard", least=1)
+    quality: int = key(92, "JPEG quality, 1 to 100")
+    seed: int = key(0, "seed of everything random", least=0)
+    workers: int | None = key(None, "worker processes; null means one a core", least=1, free=True)
+    out: str | None = key(None, "folder of the shards; null means runs/frames/<digest of the settings>", free=True)
+    debug: bool = key(False, "show tracebacks", free=True)
+
+
+@dataclass
 class Embed(Hardware):
     """Encode every frame of a demonstration file once, into the token cache."""
 
@@ -99,7 +122,9 @@ class TrainBC(Hardware):
     """Clone behaviour from demonstrations on cached tokens."""
 
     demos: str = key(MISSING, "demonstration file")
-    encoder: str = key("random:ti:0", "encoder, or none for a blind policy")
+    encoder: str = key(
+        "random:ti:0", "encoder; or none (blind), cnn (learns to see, end to end), state (is told what there is)"
+    )
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
     seed: int = key(0, "seed of initialisation and shuffling", least=0)
@@ -198,6 +223,9 @@ class Pretrain(Training):
     cls_tokens: int = key(8, "class tokens", least=1)
     drop_path: float = key(0.0, "stochastic depth rate of the last encoder block")
     positions: str = key("sincos", "first position tables: sincos (shorter plateau), normal (as published)")
+    start: str | None = key(
+        None, "weights to begin with: a run folder of pretrain, its autoencoder, or an encoder; null draws", free=True
+    )
     mask_ratio: float = key(0.75, "share of patches to hide")
     mask_block: int = key(4, "side of the blocks that are hidden together [patches]", least=1)
     norm_pixels: bool = key(True, "normalise each target patch")
@@ -315,6 +343,7 @@ class Doctor:
 COMMANDS: dict[str, type] = {
     "quickstart": Quickstart,
     "collect": Collect,
+    "render_frames": RenderFrames,
     "embed": Embed,
     "train_bc": TrainBC,
     "evaluate": Evaluate,

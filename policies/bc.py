@@ -3,7 +3,8 @@
 Shapes: F frames, B batch, T frames of history, E embedding, P proprioception, A action.
 """
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
-from ..embedding import Embedder, TokenShape, frame_indices
+from ..embedding import Embedder, TokenShape, frame_indices, history_of
 from ..errors import BadInput, CheckpointError, DataError, UnknownName, closest
 from ..hardware import seeded, threads
 from ..progress import Progress
@@ -22,6 +23,7 @@ from ..run_folder import MetricsLog, digest
 from ..schemas import EmbeddingSettings, PolicySettings
 from .cache import TokenCache
 from .demos import DemoSet
+from .pixel_network import PixelNetwork, shrunk
 from .visuomotor import EncoderIdentity, Visuomotor
 
 _LOSSES: dict[str, Any] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
@@ -33,9 +35,9 @@ _IN_MEMORY = 2 * 1024**3  # largest table of embeddings computed ahead [bytes]
 class BCData:
     """A demonstration file as a learner sees it: tokens stay on disk, the rest is in memory."""
 
-    tokens: np.ndarray | None  # (F, K or N, D) float16; None for a blind policy
+    tokens: np.ndarray | None  # (F, K or N, D) float16, or pictures (F, S, S, 3) uint8; None for one that does not see
     history: np.ndarray  # (F, T) rows of each frame's history
-    proprio: Tensor | None  # (F, P)
+    proprio: Tensor | None  # (F, P), or the known state
     actions: Tensor  # (F, A)
     train: Tensor  # rows of the training split
     valid: Tensor  # rows of the validation split, may be empty
@@ -54,8 +56,8 @@ class BCResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def bc_data(demos: DemoSet, cache: TokenCache | None, embedder: Embedder) -> BCData:
-    """Gather what `embedder` needs from demonstrations and their token cache.
+def bc_data(demos: DemoSet, cache: TokenCache | None, policy: Visuomotor) -> BCData:
+    """Gather what `policy` needs from demonstrations and their token cache.
 
     Raises:
         DataError: if actions leave [-1, 1], are not finite, or there is nothing to train on.
@@ -66,13 +68,15 @@ def bc_data(demos: DemoSet, cache: TokenCache | None, embedder: Embedder) -> BCD
     train, valid = (torch.from_numpy(demos.rows(split)) for split in ("train", "valid"))
     if len(train) < 2:
         raise DataError(f"{demos.path} has {len(train)} training frames; at least 2 are needed")
-    tokens = None
+    embedder, tokens = policy.embedder, None
     if cache is not None:
         tokens = cache.patches if embedder.needs_patches else cache.cls
+    elif policy.pixels is not None:
+        tokens = np.concatenate([shrunk(images) for images in demos.batches("rgb", 0, 256)])
     return BCData(
         tokens=tokens,
-        history=frame_indices(demos.frame_starts, embedder.history),
-        proprio=torch.from_numpy(demos.read("proprio")) if embedder.proprio_dim else None,
+        history=frame_indices(demos.frame_starts, policy.history),
+        proprio=torch.from_numpy(demos.read(policy.felt)) if embedder.proprio_dim else None,
         actions=actions,
         train=train,
         valid=valid,
@@ -91,7 +95,7 @@ def train_bc(
     seed: int,
     device: torch.device,
     out: Path,
-    label: str = "bc",
+    kind: str = "bc",
     save_every: int = 10,
     progress: Progress | None = None,
 ) -> BCResult:
@@ -100,9 +104,9 @@ def train_bc(
     The order of frames is a function of (seed, epoch), so a run that stopped and went on ends on the same weights.
 
     Args:
-        cache: the demonstrations' tokens; None, with `encoder` and `tokens`, trains a blind policy.
+        cache: the demonstrations' tokens; None, with `encoder` and `tokens`, for a kind of policy without an encoder.
         out: folder for ``checkpoints/<label>/``, ``metrics.jsonl`` and TensorBoard events.
-        label: name of the policy in files and displays.
+        kind: of policy, as `visuomotor.policy_kind` says; also its name in files and displays.
         save_every: epochs between resumable states.
 
     Raises:
@@ -110,27 +114,26 @@ def train_bc(
         BadInput: for impossible settings.
         DataError: if the demonstrations do not fit, or the loss stops being finite.
     """
-    proprio = _width(demos, "proprio") if embedding.proprio else 0
-    policy = new_policy(tokens, embedding, proprio, _width(demos, "actions"), settings, seed).to(device)
+    policy = new_policy(tokens, embedding, demos.widths, settings, seed, kind).to(device)
     embedder = policy.embedder
-    data = bc_data(demos, cache, embedder)
+    data = bc_data(demos, cache, policy)
     training = dict(seed=seed, **asdict(settings), data=data.fingerprint, task=demos.task, starts=demos.starts)
-    folder = out / "checkpoints" / label
+    folder = out / "checkpoints" / kind
     last, best = folder / "last.safetensors", folder / "best.safetensors"
     optimizer = _optimizer(policy, settings, device)
-    state = _resume(folder / "state.safetensors", policy, optimizer, digest(training, embedder.arguments()))
+    state = _resume(folder / "state.safetensors", policy, optimizer, digest(training, embedder.arguments(), kind))
     if state.epoch == settings.epochs and last.is_file() and best.is_file():
         return BCResult(last, best, state.train_loss, state.valid_loss, reused=True)
     seconds = {"learning": 0.0}
     loss_of = _LOSSES[settings.loss]
-    one_thread = device.type == "cpu" and not embedder.trainable
+    one_thread = device.type == "cpu" and not policy.learns_to_see
     with (
         threads(1 if one_thread else torch.get_num_threads()),
-        MetricsLog(out, label, state.step) as metrics,
-        (progress or Progress()).stage(f"train {label}", settings.epochs) as bar,
+        MetricsLog(out, kind, state.step) as metrics,
+        (progress or Progress()).stage(f"train {kind}", settings.epochs) as bar,
     ):
         bar.advance(state.epoch)
-        batches = _Batches(data, embedder, device)
+        batches = _Batches(data, policy, device)
         for epoch in range(state.epoch + 1, settings.epochs + 1):
             began = perf_counter()
             policy.train()
@@ -170,20 +173,32 @@ def train_bc(
 def new_policy(
     tokens: TokenShape | None,
     embedding: EmbeddingSettings,
-    proprio: int,
-    actions: int,
+    widths: Mapping[str, int],
     settings: PolicySettings,
     seed: int,
+    kind: str = "bc",
 ) -> Visuomotor:
     """Return an untrained policy; also the way to learn, before any work, whether settings make sense.
+
+    Args:
+        tokens: what the encoder gives; None without one.
+        widths: of "actions", and of the observations "proprio" and "state" that are there.
+        kind: as `visuomotor.policy_kind` says.
 
     Raises:
         UnknownName: for an unknown fusion, loss, optimiser or activation.
         BadInput: for impossible settings.
     """
     _check(settings)
+    frames = history_of(embedding)
+    if kind == "cnn":
+        tokens, embedding = PixelNetwork.tokens, replace(embedding, fusion="mean", frames="single")
+    elif kind != "bc":
+        tokens, embedding = None, replace(embedding, proprio=True)
+    felt = "state" if kind == "state" else "proprio"
     with seeded(seed, 0):
-        return Visuomotor(Embedder(tokens, embedding, proprio), actions, settings)
+        embedder = Embedder(tokens, embedding, widths[felt] if embedding.proprio else 0)
+        return Visuomotor(embedder, widths["actions"], settings, kind, frames)
 
 
 def _check(settings: PolicySettings) -> None:
@@ -203,10 +218,6 @@ def _check(settings: PolicySettings) -> None:
         )
 
 
-def _width(demos: DemoSet, key: str) -> int:
-    return int(demos.read(key).shape[1])
-
-
 def _optimizer(policy: nn.Module, settings: PolicySettings, device: torch.device) -> torch.optim.Optimizer:
     return _OPTIMIZERS[settings.optimizer](
         policy.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=device.type in ("cpu", "cuda")
@@ -224,11 +235,12 @@ def _split(order: Tensor, size: int) -> list[Tensor]:
 class _Batches:
     """Turns rows into predictions; embeddings that do not learn are computed once."""
 
-    def __init__(self, data: BCData, embedder: Embedder, device: torch.device) -> None:
+    def __init__(self, data: BCData, policy: Visuomotor, device: torch.device) -> None:
+        embedder = policy.embedder
         self.data, self.device = data, device
         self.actions = data.actions.to(device)
         self.table: Tensor | None = None  # (F, E)
-        if not embedder.trainable and len(data.actions) * embedder.dim * 4 <= _IN_MEMORY:
+        if not policy.learns_to_see and len(data.actions) * embedder.dim * 4 <= _IN_MEMORY:
             rows = torch.arange(len(data.actions)).split(1024)
             with torch.inference_mode():
                 table = torch.cat([embedder(*self._inputs(part)) for part in rows])

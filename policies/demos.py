@@ -176,6 +176,14 @@ class DemoSet:
         return EnvRequest(**arguments)
 
     @property
+    def widths(self) -> dict[str, int]:
+        """Return the width of an action and of each observation that is a vector."""
+        with self._open() as data:
+            first = data[self.names[0]]
+            vectors = {key: first[f"obs/{key}"] for key in self.disk_keys if first[f"obs/{key}"].ndim == 2}
+            return {key: int(each.shape[1]) for key, each in {**vectors, "actions": first["actions"]}.items()}
+
+    @property
     def frame_starts(self) -> np.ndarray:
         """Return, for each frame of the concatenated demonstrations, the row its own starts at; (F,) int64."""
         firsts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])

@@ -25,7 +25,7 @@ from .collect import collect
 from .demos import DemoSet
 from .evaluate import Evaluation, evaluate_expert
 from .runs import cache_for, check_held_out, evaluate_policy, load_backbone
-from .visuomotor import EncoderIdentity, load_policy
+from .visuomotor import EncoderIdentity, load_policy, policy_kind
 
 
 @dataclass
@@ -96,7 +96,8 @@ def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> 
             cache = cache_for(backbone, demos, command.embedding, Path(command.cache), device, precision, progress)
             spent |= cache.seconds
 
-    names = ["blind"] if backbone is None else ["bc", "blind"]
+    kind = policy_kind(command.encoder)
+    names = [kind] if kind == "blind" else [kind, "blind"]
     checkpoints = {}
     with stages.timed("train") as spent:
         for name in names:
@@ -106,12 +107,12 @@ def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> 
                 cache if seeing else None,
                 EncoderIdentity.of(backbone, precision) if backbone is not None and seeing else None,
                 backbone.token_shape if backbone is not None and seeing else None,
-                embedding=command.embedding if seeing else replace(command.embedding, proprio=True),
+                embedding=command.embedding,
                 settings=command.policy,
                 seed=command.seed,
                 device=device,
                 out=out,
-                label=name,
+                kind=name,
                 progress=progress,
             )
             checkpoints[name] = result.last
@@ -167,7 +168,8 @@ def _check_settings(command: Quickstart, request: EnvRequest, backbone: Backbone
     """Refuse impossible settings before an hour of work, not after."""
     task = replace(request, observe=("proprio",)).make().task
     tokens = None if backbone is None else backbone.token_shape
-    new_policy(tokens, command.embedding, task.proprio_dim, task.action_dim, command.policy, command.seed)
+    widths = {"proprio": task.proprio_dim, "state": task.state_dim, "actions": task.action_dim}
+    new_policy(tokens, command.embedding, widths, command.policy, command.seed, policy_kind(command.encoder))
 
 
 def notes(command: Quickstart, request: EnvRequest, weights: str) -> list[str]:

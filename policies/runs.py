@@ -22,7 +22,15 @@ from .cache import TokenCache, token_cache
 from .collect import CollectReport, collect
 from .demos import DemoSet
 from .evaluate import Evaluation, Label, evaluate
-from .visuomotor import Agent, EncoderIdentity, LoadedPolicy, load_policy, load_policy_encoder
+from .visuomotor import (
+    WITHOUT_ENCODER,
+    Agent,
+    EncoderIdentity,
+    LoadedPolicy,
+    load_policy,
+    load_policy_encoder,
+    policy_kind,
+)
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +70,10 @@ def run_train_bc(command: TrainBC, progress: Progress) -> tuple[Path, BCResult]:
     device = choose_device(command.device)
     out = Path(command.out or f"runs/train_bc/{settings_digest(command)}")
     demos = DemoSet(command.demos)
-    backbone = load_backbone(command.encoder)
+    backbone, kind = load_backbone(command.encoder), policy_kind(command.encoder)
     tokens = None if backbone is None else backbone.token_shape
     log.info("%d demonstrations of %s", len(demos.names), demos.request.task)
-    proprio, actions = (int(demos.read(key).shape[1]) for key in ("proprio", "actions"))
-    new_policy(tokens, command.embedding, proprio, actions, command.policy, command.seed)  # refuses before the encoding
+    new_policy(tokens, command.embedding, demos.widths, command.policy, command.seed, kind)  # refuses before encoding
     open_run(out, command)
     precision = choose_precision(command.precision, device)
     cache = None
@@ -82,7 +89,7 @@ def run_train_bc(command: TrainBC, progress: Progress) -> tuple[Path, BCResult]:
         seed=command.seed,
         device=device,
         out=out,
-        label="blind" if backbone is None else "bc",
+        kind=kind,
         save_every=command.save_every,
         progress=progress,
     )
@@ -121,8 +128,8 @@ def run_evaluate(command: Evaluate, progress: Progress) -> tuple[Path, Evaluatio
 
 
 def load_backbone(name: str) -> Backbone | None:
-    """Load an encoder, or return None for "none": a policy that sees proprioception alone."""
-    return None if name == "none" else load_encoder(name)
+    """Load an encoder, or return None for a kind of policy without one: none, cnn, state."""
+    return None if name in WITHOUT_ENCODER else load_encoder(name)
 
 
 def cache_for(
@@ -158,14 +165,13 @@ def evaluate_policy(
     videos: bool,
     progress: Progress,
 ) -> Evaluation:
-    """Run a loaded policy on planned episodes; a blind one without pictures and without `backbone`."""
-    identity = loaded.encoder
-    label = Label("blind")
-    if identity is None:
-        request = replace(request, observe=("proprio",))
-    else:
-        label = Label("bc", identity.name, identity.weights, loaded.policy.embedder.settings.fusion)
-        request = replace(request, observe=("rgb", "proprio"))
+    """Run a loaded policy on planned episodes; without pictures where it does not look at them."""
+    identity, kind = loaded.encoder, loaded.policy.kind
+    label = Label(kind)
+    if identity is not None:
+        label = Label(kind, identity.name, identity.weights, loaded.policy.embedder.settings.fusion)
+    seen = ("rgb", loaded.policy.felt) if kind in ("bc", "cnn") else (loaded.policy.felt,)
+    request = replace(request, observe=seen)
     agent = Agent(loaded, None if identity is None else backbone, device)
     width = width or 2 * default_width()
     evaluation = evaluate(agent.act, request, plans, label, out, width=width, videos=videos, progress=progress)

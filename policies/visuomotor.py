@@ -22,6 +22,7 @@ from ..preprocessing import Preprocessing
 from ..schemas import PolicySettings
 from .cache import encode
 from .heads import MlpHead
+from .pixel_network import PixelNetwork, shrunk
 
 
 @dataclass
@@ -40,17 +41,59 @@ class EncoderIdentity:
         return cls(backbone.name, backbone.fingerprint(), backbone.weights, backbone.preprocessing._asdict(), precision)
 
 
-class Visuomotor(nn.Module):
-    """Embedder and head: tokens and proprioception in, actions out."""
+# values of encoder= that load no encoder, and the kind of policy they ask for
+WITHOUT_ENCODER = {"none": "blind", "cnn": "cnn", "state": "state"}
 
-    def __init__(self, embedder: Embedder, actions: int, settings: PolicySettings) -> None:
+
+def policy_kind(encoder: str) -> str:
+    """Return "bc" for a policy on an encoder's tokens, else "blind", "cnn" (sees for itself), "state" (need not)."""
+    return WITHOUT_ENCODER.get(encoder, "bc")
+
+
+class Visuomotor(nn.Module):
+    """Embedder and head: tokens and proprioception in, actions out.
+
+    Args:
+        embedder: what the head gets to see.
+        actions: A.
+        settings: of the head.
+        kind: as `policy_kind` says.
+        frames: T of a policy that sees for itself.
+    """
+
+    def __init__(
+        self, embedder: Embedder, actions: int, settings: PolicySettings, kind: str = "bc", frames: int = 1
+    ) -> None:
         super().__init__()
-        self.actions, self.settings = actions, settings
+        self.actions, self.settings, self.kind = actions, settings, kind
         self.embedder = embedder
         self.head = MlpHead(embedder.dim, actions, settings)
+        self.pixels = PixelNetwork(frames) if kind == "cnn" else None
+
+    @property
+    def history(self) -> int:
+        """How many frames T it looks at."""
+        return self.embedder.history if self.pixels is None else self.pixels.frames
+
+    @property
+    def learns_to_see(self) -> bool:
+        """Whether anything before the head learns; if not, embeddings can be computed once for a whole dataset."""
+        return self.pixels is not None or self.embedder.trainable
+
+    @property
+    def felt(self) -> str:
+        """The observation that stands beside the tokens: proprioception, or the known state."""
+        return "state" if self.kind == "state" else "proprio"
 
     def forward(self, tokens: Tensor | None, proprio: Tensor | None) -> Tensor:
-        """Return actions (B, A) from tokens (B, T, K or N, D) and proprioception (B, P)."""
+        """Return actions (B, A).
+
+        Args:
+            tokens: (B, T, K or N, D), or pictures (B, T, S, S, 3) uint8 of a policy that sees for itself.
+            proprio: (B, P), or the known state.
+        """
+        if self.pixels is not None and tokens is not None:
+            tokens = self.pixels(tokens)
         return self.head(self.embedder(tokens, proprio))
 
     def save(
@@ -65,6 +108,8 @@ class Visuomotor(nn.Module):
         arguments = dict(
             embedder=self.embedder.arguments(),
             actions=self.actions,
+            kind=self.kind,
+            frames=self.history,
             policy=asdict(self.settings),
             encoder=None if encoder is None else asdict(encoder),
             environment=asdict(request),
@@ -92,7 +137,11 @@ def load_policy(path: Path | str) -> LoadedPolicy:
     checkpoint = load_checkpoint(path, "policy")
     arguments = checkpoint.arguments
     policy = Visuomotor(
-        Embedder.from_arguments(arguments["embedder"]), arguments["actions"], PolicySettings(**arguments["policy"])
+        Embedder.from_arguments(arguments["embedder"]),
+        arguments["actions"],
+        PolicySettings(**arguments["policy"]),
+        arguments["kind"],
+        arguments["frames"],
     )
     load_strictly(policy, checkpoint.tensors, path)
     environment = dict(arguments["environment"])
@@ -122,7 +171,7 @@ class Agent:
 
     Args:
         loaded: the policy.
-        backbone: its encoder; None for a blind policy.
+        backbone: its encoder; None for a policy without one.
         device: where to compute.
     """
 
@@ -130,7 +179,7 @@ class Agent:
         self.loaded, self.device = loaded, device
         self.policy = loaded.policy.to(device).eval()
         self.backbone = None if backbone is None else backbone.to(device)
-        self._history = FrameHistory(self.policy.embedder.history)
+        self._history = FrameHistory(self.policy.history)
         self.seconds = {"encoding": 0.0, "policy": 0.0}
 
     @torch.inference_mode()
@@ -150,7 +199,7 @@ class Agent:
         encoded = perf_counter()
         proprio = None
         if self.policy.embedder.proprio_dim:
-            proprio = torch.from_numpy(np.array(observations["proprio"])).to(self.device)
+            proprio = torch.from_numpy(np.array(observations[self.policy.felt])).to(self.device)
         with threads(1):
             actions = self.policy(tokens, proprio).clamp(-1, 1).cpu().numpy()
         self.seconds["encoding"] += encoded - began
@@ -158,6 +207,8 @@ class Agent:
         return actions
 
     def _tokens(self, observations: dict[str, np.ndarray], starting: np.ndarray, running: np.ndarray) -> Tensor | None:
+        if self.policy.pixels is not None:
+            return self._history.push(torch.from_numpy(shrunk(observations["rgb"])).to(self.device), starting)
         if self.backbone is None or self.loaded.encoder is None:
             return None
         images = torch.from_numpy(observations["rgb"][running]).to(self.device)

@@ -5,13 +5,17 @@ from typing import Any
 
 import torch
 
+from ..backbones import load_encoder
 from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
-from ..encoder import PRESETS, PixioEncoder
+from ..encoder import PRESETS, PixioEncoder, resized_positions
 from ..errors import BadInput, CheckpointError, UnknownName, closest
+from ..files import sha256_of
 from ..hardware import combine
 from ..schemas import Pretrain
 from .decoder import DECODERS, PixelDecoder
 from .mae import MaskedAutoencoder
+
+_MAY_DIFFER = ("image_size", "drop_path")  # between the weights a run begins with and its own networks
 
 
 def sizes(command: Pretrain) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -58,7 +62,56 @@ def new_autoencoder(command: Pretrain) -> MaskedAutoencoder:
         model = build_autoencoder(command)
     model.to_empty(device="cpu")
     model.initialise(command.positions, torch.Generator().manual_seed(combine(command.seed, 0)))
+    if command.start is not None:
+        _take_weights(model, command.start)
     return model
+
+
+def start_hash(start: str | None) -> str:
+    """Return what identifies the weights a run begins with; "" where it draws them.
+
+    Raises:
+        CheckpointError, UnknownName: if there are none of this name.
+    """
+    if start is None:
+        return ""
+    file = _autoencoder_file(start)
+    return load_encoder(start).fingerprint() if file is None else sha256_of(file)
+
+
+def _autoencoder_file(start: str) -> Path | None:
+    """Return the file of an autoencoder that `start` names, or None if it names an encoder."""
+    path = Path(start)
+    file = path / "autoencoder.safetensors" if path.is_dir() else path
+    return file if file.name == "autoencoder.safetensors" else None
+
+
+def _take_weights(model: MaskedAutoencoder, start: str) -> None:
+    """Replace weights by trained ones; position tables are resized to the images that are trained on.
+
+    Args:
+        start: a run folder of ``pretrain`` or its ``autoencoder.safetensors``; or an encoder as `load_encoder` takes
+            it, and then the decoder keeps its drawn weights.
+
+    Raises:
+        CheckpointError: if the networks are of other sizes.
+    """
+    parts: list[tuple[str, Any, Any]]
+    if _autoencoder_file(start) is not None:
+        source = load_autoencoder(start)
+        parts = [("encoder", model.encoder, source.encoder), ("decoder", model.decoder, source.decoder)]
+    else:
+        network = load_encoder(start).network
+        if not isinstance(network, PixioEncoder):
+            raise CheckpointError(f"start={start} is no Pixio encoder, so it cannot be trained on")
+        parts = [("encoder", model.encoder, network)]
+    for name, part, given in parts:
+        asked, found = ({k: v for k, v in each.arguments.items() if k not in _MAY_DIFFER} for each in (part, given))
+        if different := [f"{key} {found[key]}, not {asked[key]}" for key in asked if asked[key] != found[key]]:
+            raise CheckpointError(f"start={start} has an {name} with {'; '.join(different)}; change one or the other")
+        side = part.arguments["image_size"] // part.patch
+        table = resized_positions(given.pos_embed.detach(), part.cls_tokens, side, side)
+        part.load_state_dict({**given.state_dict(), "pos_embed": table})
 
 
 def blank_autoencoder(arguments: dict[str, Any]) -> MaskedAutoencoder:

@@ -14,7 +14,7 @@ from ..run_folder import settings_digest, write_json
 from ..schemas import Pretrain
 from .images.sources import open_images
 from .masking import MaskShape, mask_shape
-from .networks import build_autoencoder, new_autoencoder, sizes
+from .networks import build_autoencoder, new_autoencoder, sizes, start_hash
 from .order import Split
 from .parallel import World, joined, micro_batches
 from .plan import DEVICES, Plan, plan
@@ -31,6 +31,7 @@ def run_pretrain(command: Pretrain, progress: Progress) -> tuple[Path, TrainResu
     shape = check_settings(command)
     with joined(command.device) as world:
         training = prepare(command, world)
+        training.inputs = f"{training.inputs} {start_hash(command.start)}".rstrip()
         out = Path(command.out or f"runs/pretrain/{settings_digest(command, training.inputs)}")
         if world.first:
             log.info("%s; %.2f%% of %d patches hidden", training.summary, 100 * shape.ratio, shape.patches)
