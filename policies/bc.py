@@ -188,6 +188,7 @@ def new_policy(
     Raises:
         UnknownName: for an unknown fusion, loss, optimiser or activation.
         BadInput: for impossible settings.
+        DataError: if there is no observation that the policy needs.
     """
     _check(settings)
     frames = history_of(embedding)
@@ -196,6 +197,8 @@ def new_policy(
     elif kind != "bc":
         tokens, embedding = None, replace(embedding, proprio=True)
     felt = "state" if kind == "state" else "proprio"
+    if embedding.proprio and felt not in widths:
+        raise DataError(f"the demonstrations have no observation {felt!r}; record them again with: pixio-robot collect")
     with seeded(seed, 0):
         embedder = Embedder(tokens, embedding, widths[felt] if embedding.proprio else 0)
         return Visuomotor(embedder, widths["actions"], settings, kind, frames)

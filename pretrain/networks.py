@@ -76,7 +76,11 @@ def start_hash(start: str | None) -> str:
     if start is None:
         return ""
     file = _autoencoder_file(start)
-    return load_encoder(start).fingerprint() if file is None else sha256_of(file)
+    if file is None:
+        return load_encoder(start).fingerprint()
+    if not file.is_file():
+        raise CheckpointError(f"no file {file}")
+    return sha256_of(file)
 
 
 def _autoencoder_file(start: str) -> Path | None:

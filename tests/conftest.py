@@ -30,7 +30,7 @@ def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 @pytest.fixture(scope="session")
 def toy_request() -> EnvRequest:
     """The toy task, short and cheap."""
-    return EnvRequest("toy/reach", render="fast", horizon=25)
+    return EnvRequest("toy/reach", observe=("rgb", "proprio", "state"), render="fast", horizon=25)
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,14 @@ import torch
 
 from pixio_robot.backbones import Backbone
 from pixio_robot.checkpoint import load_checkpoint
+from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.errors import BadInput, CheckpointError, DataError, UnknownName
-from pixio_robot.policies.bc import BCResult, _split, train_bc
+from pixio_robot.policies.bc import BCResult, _split, new_policy, train_bc
 from pixio_robot.policies.cache import TokenCache
+from pixio_robot.policies.collect import collect
 from pixio_robot.policies.demos import DemoSet
 from pixio_robot.policies.heads import MlpHead
+from pixio_robot.policies.pixel_network import SIDE, PixelNetwork
 from pixio_robot.policies.visuomotor import EncoderIdentity, load_policy, load_policy_encoder
 from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 
@@ -27,13 +30,13 @@ class Trainer:
     def __init__(self, demos: DemoSet, cache: TokenCache, backbone: Backbone, root: Path) -> None:
         self.demos, self.cache, self.backbone, self.root = demos, cache, backbone, root
 
-    def __call__(self, out: str, settings: PolicySettings = SMALL, blind: bool = False, **changes: Any) -> BCResult:
+    def __call__(self, out: str, settings: PolicySettings = SMALL, kind: str = "bc", **changes: Any) -> BCResult:
         embedding = changes.pop("embedding", EmbeddingSettings())
         arguments = dict(embedding=embedding, settings=settings, seed=0, device=torch.device("cpu"), save_every=1)
-        identity = None if blind else EncoderIdentity.of(self.backbone, "fp32")
-        shape = None if blind else self.backbone.token_shape
-        cache = None if blind else self.cache
-        return train_bc(self.demos, cache, identity, shape, out=self.root / out, **(arguments | changes))
+        sees = kind == "bc"
+        identity = EncoderIdentity.of(self.backbone, "fp32") if sees else None
+        shape, cache = (self.backbone.token_shape, self.cache) if sees else (None, None)
+        return train_bc(self.demos, cache, identity, shape, out=self.root / out, kind=kind, **(arguments | changes))
 
 
 @pytest.fixture
@@ -119,10 +122,52 @@ def test_every_fusion_trains_and_its_own_weights_move(train: Trainer, fusion: st
 
 
 def test_a_blind_policy_needs_no_tokens(train: Trainer) -> None:
-    result = train("blind", blind=True)
+    result = train("blind", kind="blind")
     loaded = load_policy(result.last)
     assert loaded.encoder is None and loaded.policy.embedder.dim == 3
     assert loaded.policy(None, torch.zeros(2, 3)).shape == (2, 3)
+
+
+def test_a_policy_that_is_told_the_state_learns_better_than_a_blind_one(train: Trainer) -> None:
+    settings = PolicySettings(layers=[256, 256], batch=32, epochs=40)
+    told, blind = (train(kind, settings, kind=kind) for kind in ("state", "blind"))
+    assert told.train_loss < 0.5 * blind.train_loss
+    loaded = load_policy(told.last)
+    assert loaded.policy.kind == "state" and loaded.policy.felt == "state" and loaded.policy.embedder.dim == 6
+
+
+@pytest.mark.parametrize("frames", ["single", "flare"])
+def test_a_policy_that_learns_to_see(train: Trainer, frames: str) -> None:
+    """Its network learns, it repeats itself, and what it reads from a file acts as what it wrote."""
+    embedding = EmbeddingSettings(frames=frames)
+    settings = PolicySettings(layers=[64], batch=32, epochs=8)
+    result, again = (train(out, settings, kind="cnn", embedding=embedding) for out in ("a", "b"))
+    assert _same(result.last, again.last)
+    rows = [json.loads(line) for line in (train.root / "a/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["train/loss"] < 0.7 * rows[0]["train/loss"]
+    policy = load_policy(result.last).policy
+    assert policy.kind == "cnn" and policy.history == (1 if frames == "single" else 3)
+    early = _weights(train("c", replace(settings, epochs=1), kind="cnn", embedding=embedding).last)
+    late = _weights(result.last)
+    assert all(not torch.equal(early[name], late[name]) for name in late if name.startswith("pixels."))
+
+
+def test_training_pictures_are_moved_and_others_are_not() -> None:
+    torch.manual_seed(0)
+    network = PixelNetwork(1)
+    images = torch.randint(0, 255, (4, 1, SIDE, SIDE, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        moved = [network(images) for _ in range(2)]
+        network.eval()
+        still = [network(images) for _ in range(2)]
+    assert not torch.equal(*moved) and torch.equal(*still) and still[0].shape == (4, 1, 1, 128)
+
+
+def test_demonstrations_without_the_state_are_named(toy_request: EnvRequest, tmp_path: Path) -> None:
+    request = replace(toy_request, observe=("proprio",))
+    collect(request, demos=1, valid=0, first_seed=0, out=tmp_path / "demos.hdf5", workers=1)
+    with pytest.raises(DataError, match="have no observation 'state'"):
+        new_policy(None, EmbeddingSettings(), DemoSet(tmp_path / "demos.hdf5").widths, PolicySettings(), 0, "state")
 
 
 def test_the_checkpoint_explains_itself(train: Trainer) -> None:

@@ -137,6 +137,38 @@ def test_settings_that_say_how_fast_change_nothing(silent: Progress) -> None:
     assert difference("one", "three") < 5e-5
 
 
+def test_a_run_begins_with_given_weights_at_another_size(silent: Progress) -> None:
+    first, _ = run_pretrain(small(steps=40, out="first"), silent)
+    begun = new_autoencoder(small(start=str(first), image_size=128, patch=8))
+    source = load_autoencoder(first)
+    kept = {name for name in source.state_dict() if not name.endswith("pos_embed")}
+    assert all(torch.equal(begun.state_dict()[name], source.state_dict()[name]) for name in kept)
+    assert begun.encoder.pos_embed.shape[1] == 8 + 16 * 16
+    again = begun.encoder.positions(8, 8)  # sixteen rows and columns thinned to eight
+    assert torch.nn.functional.cosine_similarity(again, source.encoder.pos_embed, dim=-1).mean() > 0.9
+
+
+def test_given_weights_shorten_the_way(silent: Progress) -> None:
+    first, _ = run_pretrain(small(steps=120, lr=3e-3, out="first"), silent)
+    losses = {}
+    for name, start in (("fresh", None), ("whole", str(first)), ("encoder", f"{first}/encoder.safetensors")):
+        out, _ = run_pretrain(small(start=start, out=name), silent)
+        losses[name] = next(row["valid/loss"] for row in rows(out) if row["step"] == 0)
+    assert losses["whole"] < 0.95 * losses["fresh"] and losses["whole"] < losses["encoder"]
+
+
+def test_weights_that_do_not_fit_are_refused(silent: Progress) -> None:
+    first, _ = run_pretrain(small(steps=2, out="first"), silent)
+    with pytest.raises(CheckpointError, match="dim 32, not 64"):
+        run_pretrain(small(start=str(first), encoder="64x2x2"), silent)
+    with pytest.raises(CheckpointError, match="no file"):
+        run_pretrain(small(start="nowhere/autoencoder.safetensors"), silent)
+    run_pretrain(small(start=str(first), out="second"), silent)
+    run_pretrain(small(steps=3, seed=1, out="other"), silent)
+    with pytest.raises(DataError, match="other"):
+        run_pretrain(small(start="other", out="second"), silent)
+
+
 def test_a_finished_run_is_reused(silent: Progress) -> None:
     _, first = run_pretrain(small(out="run"), silent)
     before = Path("run", "encoder.safetensors").stat().st_mtime_ns

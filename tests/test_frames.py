@@ -1,0 +1,197 @@
+"""Rendered frames: one seed one set of bytes, pictures that show something, starts that are not evaluated."""
+
+import itertools
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from pixio_robot.cli import run
+from pixio_robot.envs import registry
+from pixio_robot.envs.frames import FrameSettings, render_frames
+from pixio_robot.envs.randomisation import Look, random_eye, whereabouts
+from pixio_robot.envs.registry import EnvRequest
+from pixio_robot.envs.rollout import plan_episodes
+from pixio_robot.envs.scenes import open_scene, scene_names
+from pixio_robot.errors import BadInput, DataError, MissingExtra, UnknownName
+
+needs_metaworld = pytest.mark.skipif("metaworld/reach" not in registry.installed(), reason="needs the extra metaworld")
+
+ARM = """
+<mujoco>
+  <worldbody>
+    <light pos="0 0 2"/>
+    <geom type="plane" size="2 2 .1" rgba=".6 .6 .6 1"/>
+    <camera name="side" pos="0 -1.5 .8" xyaxes="1 0 0 0 .5 .9"/>
+    <body pos="0 0 .2">
+      <joint name="turn" type="hinge" axis="0 0 1" limited="true" range="-90 90"/>
+      <geom type="capsule" fromto="0 0 0 .4 0 .2" size=".04" rgba=".8 .2 .1 1"/>
+    </body>
+  </worldbody>
+  <actuator><motor joint="turn" ctrllimited="true" ctrlrange="-1 1"/></actuator>
+</mujoco>
+"""
+SMALL = FrameSettings(
+    scenes=("toy/reach",), frames=9, image_size=48, render=("fast",), own_look=0.3, own_camera=0.5, close=0.3,
+    clutter=4, visit=3, shard=6, quality=90, seed=0,
+)  # fmt: skip
+
+
+def _read(folder: Path) -> list[tuple[np.ndarray, dict[str, object]]]:
+    pictures = []
+    for shard in sorted(folder.glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            content = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+        for name in sorted(content):
+            if name.endswith(".jpg"):
+                picture = cv2.imdecode(np.frombuffer(content[name], np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+                pictures.append((picture, json.loads(content[name.replace(".jpg", ".json")])))
+    return pictures
+
+
+@pytest.fixture
+def arm(tmp_path: Path) -> Path:
+    path = tmp_path / "arm.xml"
+    path.write_text(ARM)
+    return path
+
+
+def test_bytes_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    render_frames(SMALL, tmp_path / "a", workers=1)
+    render_frames(SMALL, tmp_path / "b", workers=2)
+    render_frames(replace(SMALL, seed=1), tmp_path / "c", workers=2)
+    first, second, other = (
+        [path.read_bytes() for path in sorted((tmp_path / name).glob("*.tar"))] for name in ("a", "b", "c")
+    )
+    assert first == second and len(first) == 2 and first != other
+
+
+def test_a_longer_set_begins_with_the_shorter(tmp_path: Path) -> None:
+    render_frames(SMALL, tmp_path / "short", workers=1)
+    render_frames(replace(SMALL, frames=12), tmp_path / "long", workers=1)
+    name = "frames-00000.tar"
+    assert (tmp_path / "short" / name).read_bytes() == (tmp_path / "long" / name).read_bytes()
+    assert len(_read(tmp_path / "short")) == 9 and len(_read(tmp_path / "long")) == 12
+
+
+def test_missing_shards_alone_are_made_again(tmp_path: Path) -> None:
+    out = tmp_path / "frames"
+    render_frames(SMALL, out, workers=1)
+    shard = out / "frames-00001.tar"
+    before, kept = shard.read_bytes(), (out / "frames-00000.tar").stat().st_mtime_ns
+    shard.unlink()
+    report = render_frames(SMALL, out, workers=1)
+    assert (report.shards, report.reused) == (2, 1)
+    assert shard.read_bytes() == before and (out / "frames-00000.tar").stat().st_mtime_ns == kept
+    with pytest.raises(DataError, match="other settings"):
+        render_frames(replace(SMALL, clutter=0), out)
+
+
+def test_pictures_show_something_and_differ(tmp_path: Path, arm: Path) -> None:
+    settings = replace(SMALL, scenes=("toy/reach", str(arm)), frames=24, visit=4, shard=24)
+    render_frames(settings, tmp_path / "frames", workers=1)
+    pictures = _read(tmp_path / "frames")
+    assert {about["scene"] for _, about in pictures} == {"toy/reach", str(arm)}
+    assert {about["own_look"] for _, about in pictures} == {True, False}
+    assert len({about["camera"] for _, about in pictures}) >= 3
+    images = np.stack([picture for picture, _ in pictures]).astype(float)
+    assert images.shape == (24, 48, 48, 3)
+    assert np.median(images.std(axis=(1, 2, 3))) > 10, "blank pictures"
+    assert min(np.abs(a - b).mean() for a, b in itertools.pairwise(images)) > 0.1, "the same picture twice"
+
+
+def test_without_randomisation_a_scene_looks_as_its_authors_made_it(tmp_path: Path) -> None:
+    settings = replace(SMALL, own_look=1.0, own_camera=1.0, frames=4)
+    render_frames(settings, tmp_path / "frames", workers=1)
+    env = registry.make("toy/reach", observe=("rgb",), image_size=48, render="fast")
+    own = env.reset(seed=0)[0]["rgb"].astype(float)
+    env.close()
+    for picture, about in _read(tmp_path / "frames"):
+        assert about["own_look"] and about["camera"] == "front"
+        assert np.abs(np.median(picture, (0, 1)) - np.median(own, (0, 1))).max() < 25
+
+
+def test_a_look_can_be_undone() -> None:
+    scene = open_scene("toy/reach")
+    names = ("geom_rgba", "mat_rgba", "light_diffuse", "tex_data")
+    before = {name: getattr(scene.model, name).copy() for name in names}
+    look = Look(scene.model)
+    look.draw(np.random.default_rng(0))
+    assert not np.array_equal(before["geom_rgba"], scene.model.geom_rgba)
+    look.restore()
+    assert all(np.array_equal(before[name], getattr(scene.model, name)) for name in names)
+
+
+def test_viewpoints_look_at_what_moves() -> None:
+    scene, rng = open_scene("toy/reach"), np.random.default_rng(0)
+    scene.reset(rng)
+    where = whereabouts(scene.model, scene.data)
+    for close, nearest in ((True, 1.5), (False, 4.0)):
+        eye = random_eye(scene.model, scene.data, close, rng)
+        assert np.linalg.norm(eye.lookat - where.moving, axis=1).min() < where.radius
+        assert eye.distance < nearest * where.radius and -75 <= eye.elevation <= -5
+
+
+def test_joints_stay_in_their_ranges_and_states_finite(arm: Path) -> None:
+    scene, rng = open_scene(str(arm)), np.random.default_rng(0)
+    angles = []
+    for _ in range(20):
+        scene.reset(rng)
+        angles.append(float(scene.data.qpos[0]))
+        scene.advance(rng)
+        assert np.isfinite(scene.data.qpos).all() and scene.data.time > 0
+    assert max(np.abs(angles)) < np.pi / 2 and np.std(angles) > 0.3
+
+
+@needs_metaworld
+def test_no_picture_is_of_an_evaluated_start(tmp_path: Path) -> None:
+    settings = replace(SMALL, scenes=("metaworld/hammer",), frames=30, visit=10, shard=30)
+    render_frames(settings, tmp_path / "frames", workers=1)
+    starts = {about["start"] for _, about in _read(tmp_path / "frames")}
+    request = EnvRequest("metaworld/hammer", observe=("proprio",))
+    evaluated = {plan.start for plan in plan_episodes(request, 25, 10_000)}
+    assert len(starts) == 3 and all(len(start) == 12 for start in starts) and not starts & evaluated
+
+
+def test_sources(arm: Path) -> None:
+    (arm.parent / "broken.xml").write_text("<mujoco><worldbody><geom/></worldbody>")
+    assert scene_names([str(arm.parent / "a*.xml"), "toy"]) == [str(arm), "toy/reach"]
+    for source, error, words in (
+        ("toy/raech", UnknownName, "no scene 'toy/raech'"),
+        ("nowhere/*.xml", UnknownName, "nowhere"),
+        ("no_such_package:*.xml", UnknownName, "no_such_package"),
+    ):
+        with pytest.raises(error, match=words):
+            scene_names([source])
+    with pytest.raises(BadInput, match=r"cannot read .*broken\.xml"):
+        open_scene(str(arm.parent / "broken.xml"))
+
+
+@pytest.mark.skipif("metaworld/reach" in registry.installed(), reason="needs metaworld to be missing")
+def test_a_missing_package_is_named() -> None:
+    with pytest.raises(MissingExtra, match="dmc"):
+        scene_names(["dm_control:suite/*.xml"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["scenes=toy/reach", "own_camera=1.5"], "own_camera=1.5"),
+        (["scenes=toy/reach", "render=[quick]"], "no render quality 'quick'"),
+        (["scenes=toy/reach", "image_size=4"], "image_size=4"),
+        (["scenes=[]"], "scenes is empty"),
+        (["scenes=arm.xml"], "no scene 'arm.xml'"),
+        ([], "render_frames needs scenes=..."),
+    ],
+)
+def test_bad_settings_are_refused_in_words(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["render_frames", *words, f"out={tmp_path / 'out'}"]) == 1
+    shown = capsys.readouterr().err
+    assert message in shown and "Traceback" not in shown
+    assert not (tmp_path / "out").exists()
