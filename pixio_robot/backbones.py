@@ -24,6 +24,11 @@ logger = logging.getLogger(__name__)
 
 PUBLISHED = tuple(f"facebook/pixio-{size}" for size in ("vitb16", "vitl16", "vith16", "vit1b16", "vit5b16"))
 BUNDLED = {"pixio-robot-ti": Path(__file__).parent / "weights" / "pixio-robot-ti.safetensors"}  # trained by us
+WITHOUT_ENCODER = {
+    "none": "blind policy, which sees proprioception alone",
+    "cnn": "policy that learns to see by itself",
+    "state": "policy that is told what there is",
+}
 FORMS = f"""an encoder is one of
   {", ".join(BUNDLED):<33} bundled with this package, Apache-2.0
   random:SIZE or random:SIZE:SEED   random weights; sizes {", ".join(PRESETS)}
@@ -126,9 +131,9 @@ def load_encoder(name_or_path: str | Path) -> Backbone:
 
 
 def _load(name: str) -> tuple[PixioEncoder | baselines.Baseline, Preprocessing, str]:
-    if name in ("none", "cnn", "state"):
+    if name in WITHOUT_ENCODER:
         raise UnknownName(
-            f"{name!r} is no encoder but a kind of policy without one; only train_bc and quickstart know it"
+            f"{name!r} is no encoder: it makes a {WITHOUT_ENCODER[name]}; train_bc and quickstart take it"
         )
     if name in BUNDLED:
         return _read_ours(BUNDLED[name])

@@ -36,7 +36,9 @@ class PixelNetwork(nn.Module):
         self.stages = nn.Sequential(*[_Stage(*pair) for pair in itertools.pairwise(_WIDTHS)])
         side = SIDE // 2 ** len(_WIDTHS)
         self.project = nn.Linear(_WIDTHS[-1] * side**2, _WIDTHS[-1])
-        self.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+        for parameter in self.parameters():
+            if parameter.ndim == 4:  # channels last: a quarter faster on a CPU
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return one token a sample, (B, 1, 1, D), of pictures (B, T, S, S, 3) uint8."""

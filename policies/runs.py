@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..backbones import Backbone, load_encoder
+from ..backbones import WITHOUT_ENCODER, Backbone, load_encoder
 from ..envs.registry import EnvRequest
 from ..envs.rollout import EpisodePlan, default_width, plan_episodes
 from ..errors import DataError
@@ -22,15 +22,7 @@ from .cache import TokenCache, token_cache
 from .collect import CollectReport, collect
 from .demos import DemoSet
 from .evaluate import Evaluation, Label, evaluate
-from .visuomotor import (
-    WITHOUT_ENCODER,
-    Agent,
-    EncoderIdentity,
-    LoadedPolicy,
-    load_policy,
-    load_policy_encoder,
-    policy_kind,
-)
+from .visuomotor import Agent, EncoderIdentity, LoadedPolicy, load_policy, load_policy_encoder, policy_kind
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..backbones import Backbone, load_encoder
+from ..backbones import WITHOUT_ENCODER, Backbone, load_encoder
 from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
 from ..embedding import Embedder, FrameHistory
 from ..envs.registry import EnvRequest
@@ -41,13 +41,11 @@ class EncoderIdentity:
         return cls(backbone.name, backbone.fingerprint(), backbone.weights, backbone.preprocessing._asdict(), precision)
 
 
-# values of encoder= that load no encoder, and the kind of policy they ask for
-WITHOUT_ENCODER = {"none": "blind", "cnn": "cnn", "state": "state"}
-
-
 def policy_kind(encoder: str) -> str:
     """Return "bc" for a policy on an encoder's tokens, else "blind", "cnn" (sees for itself), "state" (need not)."""
-    return WITHOUT_ENCODER.get(encoder, "bc")
+    if encoder in WITHOUT_ENCODER:
+        return "blind" if encoder == "none" else encoder
+    return "bc"
 
 
 class Visuomotor(nn.Module):

@@ -1,5 +1,6 @@
 """Rendered frames: one seed one set of bytes, pictures that show something, starts that are not evaluated."""
 
+import importlib.util
 import itertools
 import json
 import tarfile
@@ -155,6 +156,21 @@ def test_no_picture_is_of_an_evaluated_start(tmp_path: Path) -> None:
     request = EnvRequest("metaworld/hammer", observe=("proprio",))
     evaluated = {plan.start for plan in plan_episodes(request, 25, 10_000)}
     assert len(starts) == 3 and all(len(start) == 12 for start in starts) and not starts & evaluated
+
+
+@pytest.mark.parametrize("package", ["dm_control", "gymnasium_robotics"])
+def test_scenes_of_other_packages(package: str, tmp_path: Path) -> None:
+    """Their paths are recorded without this machine's folders."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"needs {package}")
+    pattern = {"dm_control": "suite/walk*.xml", "gymnasium_robotics": "envs/assets/adroit_hand/adroit_door.xml"}[
+        package
+    ]
+    settings = replace(SMALL, scenes=(f"{package}:{pattern}",), frames=4, visit=4)
+    render_frames(settings, tmp_path / "frames", workers=1)
+    pictures = _read(tmp_path / "frames")
+    assert {str(about["scene"]).replace("walker", "walk*") for _, about in pictures} == {f"{package}:{pattern}"}
+    assert max(picture.std() for picture, _ in pictures) > 10
 
 
 def test_sources(arm: Path) -> None:

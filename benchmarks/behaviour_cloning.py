@@ -1,0 +1,122 @@
+"""Behaviour cloning with several encoders and without, on common starts, seed by seed.
+
+    python benchmarks/behaviour_cloning.py --out runs/bc --encoders pixio-robot-ti random:ti:0 cnn none state
+
+Cells (task, encoder, seed) that are finished are not run again, so several calls may share the work.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from pixio_robot.envs.registry import EnvRequest
+from pixio_robot.metrics import EpisodeRecord, mcnemar, read_episodes, success_rate
+from pixio_robot.policies.collect import collect
+from pixio_robot.policies.runs import run_evaluate, run_train_bc
+from pixio_robot.progress import Progress
+from pixio_robot.schemas import Evaluate, PolicySettings, TrainBC
+
+TASKS = ("button-press-topdown", "hammer", "assembly", "bin-picking")
+END_TO_END = PolicySettings(batch=64, epochs=20)  # about as many steps as the others take
+RESAMPLED = 10_000
+
+
+def run_cell(out: Path, task: str, encoder: str, seed: int, envs: int) -> None:
+    """Train and evaluate one policy, unless that is done."""
+    cell = out / name_of(task, encoder, seed)
+    if len(read_episodes(cell / "eval/episodes.jsonl")) == 25:
+        return
+    command = TrainBC(demos=str(out / f"{task}.hdf5"), encoder=encoder, seed=seed, out=str(cell))
+    command.cache = str(out / "cache")
+    if encoder == "cnn":
+        command.policy = END_TO_END
+    _, result = run_train_bc(command, Progress())
+    run_evaluate(Evaluate(checkpoint=str(result.last), envs=envs, videos=False, out=str(cell / "eval")), Progress())
+
+
+def name_of(task: str, encoder: str, seed: int) -> str:
+    """Return the folder of a cell."""
+    return f"{task}--{Path(encoder).name.removesuffix('.safetensors').replace(':', '-')}--{seed}"
+
+
+def read_cells(out: Path, task: str, encoder: str, seeds: list[int]) -> list[list[EpisodeRecord]]:
+    """Return the episodes of each seed; fewer seeds where some are not run yet."""
+    found = (read_episodes(out / name_of(task, encoder, seed) / "eval/episodes.jsonl") for seed in seeds)
+    return [rows for rows in found if rows]
+
+
+def outcomes(cells: list[list[EpisodeRecord]], rule: str) -> np.ndarray:
+    """Return successes, (seeds, starts) bool."""
+    return np.array([[getattr(row, f"success_{rule}") for row in rows] for rows in cells])
+
+
+def table(out: Path, encoders: list[str], seeds: list[int], rule: str) -> list[str]:
+    """Return rates by task and encoder, and each encoder against the first, as Markdown.
+
+    A rate's interval is Wilson's over all its episodes. The interval of a difference resamples starts, which seeds and
+    encoders share, and training seeds (percentile bootstrap); p is McNemar's, over all pairs of episodes.
+    """
+    lines = [f"Success at {rule} step.", "", f"| task | {' | '.join(encoders)} |", "|---" * (len(encoders) + 1) + "|"]
+    grids = {(t, e): outcomes(read_cells(out, t, e, seeds), rule) for t in TASKS for e in encoders}
+    for task in TASKS:
+        rates = []
+        for encoder in encoders:
+            grid = grids[task, encoder]
+            each = ", ".join(str(int(row.sum())) for row in grid)
+            rates.append(f"{success_rate(grid.ravel().tolist())} ({each})" if grid.size else "not run")
+        lines.append(f"| {task} | {' | '.join(rates)} |")
+    lines += ["", f"| {encoders[0]} against | difference over the tasks | wins, losses | p |", "|---|---|---|---|"]
+    for other in encoders[1:]:
+        pairs = [(grids[task, encoders[0]], grids[task, other]) for task in TASKS]
+        if all(first.size and first.shape == second.shape for first, second in pairs):
+            low, high = resampled(pairs)
+            difference = np.mean([first.mean() - second.mean() for first, second in pairs])
+            first, second = (np.concatenate([pair[side].ravel() for pair in pairs]).tolist() for side in (0, 1))
+            test = mcnemar(first, second)
+            lines.append(
+                f"| {other} | {100 * difference:+.0f} [{100 * low:+.0f}, {100 * high:+.0f}] points | "
+                f"{test.only_first}, {test.only_second} | {test.p:.2g} |"
+            )
+    return lines
+
+
+def resampled(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the mean difference, seeds and starts drawn anew in every task."""
+    rng, means = np.random.default_rng(0), []
+    for _ in range(RESAMPLED):
+        differences = []
+        for first, second in pairs:
+            seeds, starts = (rng.integers(0, size, size) for size in first.shape)
+            gap = first.astype(float) - second.astype(float)
+            differences.append(gap[np.ix_(seeds, starts)].mean())
+        means.append(np.mean(differences))
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def main() -> None:
+    """Record demonstrations, run the cells that are missing, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--encoders", nargs="+", required=True)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--render", default="fast")
+    parser.add_argument("--horizon", type=int, default=200)
+    parser.add_argument("--envs", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=None)
+    asked = parser.parse_args()
+    observe = ("rgb", "proprio", "state")
+    for task in asked.tasks:
+        request = EnvRequest(f"metaworld/{task}", observe, render=asked.render, horizon=asked.horizon)
+        collect(request, demos=25, valid=3, first_seed=0, out=asked.out / f"{task}.hdf5", workers=asked.workers)
+        for encoder in asked.encoders:
+            for seed in asked.seeds:
+                run_cell(asked.out, task, encoder, seed, asked.envs)
+    for rule in ("any", "last"):
+        print("\n".join(table(asked.out, asked.encoders, asked.seeds, rule)), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
