@@ -65,6 +65,10 @@ class Task(abc.ABC):
         """
         raise UnknownName(f"{type(self).__name__} has no expert; demonstrations must come from a file")
 
+    def view(self, camera: str, size: int, render: str) -> View:
+        """Return what draws a camera's pictures; a task without a MuJoCo model overrides this, and `state`."""
+        return View(self.model, self.camera_in_model(camera), size, render)
+
     def camera_in_model(self, camera: str) -> str:
         """Return the model's own name of a camera; tasks that add or rename one override this."""
         return camera
@@ -131,9 +135,7 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(task.control_hz)}
         self.render_mode = render_mode
         self.seconds = {"physics": 0.0, "rendering": 0.0}  # spent so far [s]
-        self._views = {
-            camera: View(task.model, task.camera_in_model(camera), image_size, render) for camera in self.cameras
-        }
+        self._views = {camera: task.view(camera, image_size, render) for camera in self.cameras}
         self._steps, self._ended = 0, True
         self._last: dict[str, np.ndarray] = {}
         self.observation_space: gymnasium.Space[Any] = gymnasium.spaces.Dict(self._spaces(image_size))
