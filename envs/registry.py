@@ -1,21 +1,26 @@
 """The table of tasks. A name is ``suite/task``; a suite is one file beside this one."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from gymnasium.envs.registration import EnvSpec
 
 from ..errors import UnknownName, closest
-from . import metaworld, toy
+from . import adroit, dmc, metaworld, toy
 from .rendering import quality, use_headless_gl
 from .task import Task, TaskEnv
 
 
 def _suites() -> dict[str, tuple[str, tuple[str, ...]]]:
     """Return, for each suite, the package it needs and its tasks."""
-    return {"toy": ("mujoco", ("reach",)), "metaworld": ("metaworld", metaworld.TASKS)}
+    return {
+        "toy": ("mujoco", ("reach",)),
+        "metaworld": ("metaworld", metaworld.TASKS),
+        "dmc": ("dm_control", dmc.TASKS),
+        "adroit": ("gymnasium_robotics", adroit.TASKS),
+    }
 
 
 def tasks(suite: str | None = None) -> list[str]:
@@ -109,4 +114,10 @@ def _listed(names: list[str]) -> str:
 def new_task(name: str) -> Task:
     """Return the bare simulator of a task in the table."""
     suite, task = name.split("/")
-    return metaworld.MetaWorld(task) if suite == "metaworld" else toy.Reach()
+    makers: dict[str, Callable[[str], Task]] = {
+        "toy": lambda _: toy.Reach(),
+        "metaworld": metaworld.MetaWorld,
+        "dmc": dmc.DMControl,
+        "adroit": adroit.Adroit,
+    }
+    return makers[suite](task)

@@ -40,6 +40,7 @@ class EpisodeResult:
     plan: EpisodePlan
     rewards: list[float] = field(default_factory=list)
     success: list[bool] = field(default_factory=list)  # per step, not latched
+    score: float = 0.0  # what the suite counts, 0 to 100
     wall_s: float = 0.0  # from its reset to its end; episodes of one batch share the machine
 
 
@@ -141,7 +142,7 @@ class BatchRollout:
                     if result is not None:
                         watch(result.plan, {key: value[row] for key, value in observations.items()})
             actions = act(observations, starting, np.array([result is not None for result in running]))
-            observations, rewards, _, truncated, infos = envs.step(actions)
+            observations, rewards, terminated, truncated, infos = envs.step(actions)
             if on_step is not None:
                 on_step(sum(result is not None for result in running))
             free = np.zeros(self.width, bool)
@@ -150,7 +151,8 @@ class BatchRollout:
                     continue
                 result.rewards.append(float(rewards[row]))
                 result.success.append(bool(infos["success"][row]))
-                if truncated[row]:
+                result.score = float(infos["score"][row])
+                if terminated[row] or truncated[row]:
                     result.wall_s = perf_counter() - began[row]
                     running[row], free[row] = None, True
                     yield result
@@ -217,11 +219,13 @@ def run_expert(request: EnvRequest, plan: EpisodePlan) -> EpisodeResult:
     started = perf_counter()
     env.reset(seed=plan.seed)
     result = EpisodeResult(plan)
-    truncated = False
-    while not truncated:
-        _, reward, _, truncated, info = env.step(env.task.expert_action())
+    ended = False
+    while not ended:
+        _, reward, terminated, truncated, info = env.step(env.task.expert_action())
+        ended = terminated or truncated
         result.rewards.append(reward)
         result.success.append(info["success"])
+        result.score = info["score"]
     result.wall_s = perf_counter() - started
     env.close()
     return result

@@ -24,6 +24,7 @@ class StepResult(NamedTuple):
 
     reward: float
     success: bool  # now, not latched
+    over: bool = False  # nothing that follows can count
 
 
 class Task(abc.ABC):
@@ -31,9 +32,10 @@ class Task(abc.ABC):
 
     horizon: int  # control steps of an episode
     action_dim: int
-    proprio_dim: int
+    proprio_dim: int  # 0 where a suite has none
     state_dim: int
     control_hz: float  # [1/s]
+    good_score = 100.0  # from here on an expert's episode is a demonstration
     cameras: tuple[str, ...]  # the first is the default
     model: Any  # mujoco.MjModel
     data: Any  # mujoco.MjData
@@ -56,6 +58,10 @@ class Task(abc.ABC):
 
         For policies that show how well a task can be learned, and for experts.
         """
+
+    def score(self, rewards: Sequence[float], success: Sequence[bool]) -> float:
+        """Return what an episode counts for in its suite's table, 0 to 100; here: whether its last step succeeds."""
+        return 100.0 * success[-1]
 
     def expert_action(self) -> np.ndarray:
         """Return the expert's action for the present state, (action_dim,) in [-1, 1].
@@ -95,8 +101,8 @@ def start_digest(task: Task) -> str:
 class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     """A task behind the gymnasium contract that `contract.py` states. `registry.make` builds it and holds the defaults.
 
-    An ended episode stays ended: further steps return the last observation, reward 0 and truncated, at no cost, so
-    that environments which finish early can wait in a batch.
+    An ended episode stays ended: further steps return the last observation, reward 0 and the same terminated and
+    truncated, at no cost, so that environments which finish early can wait in a batch.
 
     Args:
         task: the simulator.
@@ -136,7 +142,9 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.render_mode = render_mode
         self.seconds = {"physics": 0.0, "rendering": 0.0}  # spent so far [s]
         self._views = {camera: task.view(camera, image_size, render) for camera in self.cameras}
-        self._steps, self._ended = 0, True
+        self._ended = (False, True)  # terminated, truncated
+        self._rewards: list[float] = []
+        self._success: list[bool] = []
         self._last: dict[str, np.ndarray] = {}
         self.observation_space: gymnasium.Space[Any] = gymnasium.spaces.Dict(self._spaces(image_size))
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (task.action_dim,), np.float32)
@@ -148,7 +156,7 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
                 spaces[self._key("rgb", camera)] = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
             if "depth" in self.observe:
                 spaces[self._key("depth", camera)] = gymnasium.spaces.Box(0, np.inf, (size, size), np.float32)
-        if "proprio" in self.observe:
+        if "proprio" in self.observe and self.task.proprio_dim:
             spaces["proprio"] = gymnasium.spaces.Box(-np.inf, np.inf, (self.task.proprio_dim,), np.float32)
         if "state" in self.observe:
             spaces["state"] = gymnasium.spaces.Box(-np.inf, np.inf, (self.task.state_dim,), np.float32)
@@ -163,7 +171,7 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         """Start an episode; the same `seed` gives the same start, whatever ran before."""
         super().reset(seed=seed)
         self.task.reset(self.np_random)
-        self._steps, self._ended = 0, False
+        self._ended, self._rewards, self._success = (False, False), [], []
         start = start_digest(self.task)
         self._last = self._observe()
         return self._last, {"success": False, "is_success": False, "start": start}
@@ -177,16 +185,21 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         action = np.asarray(action, dtype=np.float32)
         if action.shape != self.action_space.shape or not np.isfinite(action).all():
             raise BadInput(f"{self.name} needs a finite action of shape {self.action_space.shape}; got {action!r}")
-        if self._ended:
-            return self._last, 0.0, False, True, {"success": False, "is_success": False}
+        if any(self._ended):
+            return self._last, 0.0, *self._ended, self._info(False)
         started = time.perf_counter()
         result = self.task.step(np.clip(action, -1.0, 1.0))
         self.seconds["physics"] += time.perf_counter() - started
-        self._steps += 1
-        self._ended = self._steps >= self.horizon
+        self._rewards.append(float(result.reward))
+        self._success.append(result.success)
+        self._ended = (result.over, len(self._rewards) >= self.horizon)
         self._last = self._observe()
-        info = {"success": result.success, "is_success": result.success}
-        return self._last, float(result.reward), False, self._ended, info
+        return self._last, float(result.reward), *self._ended, self._info(result.success)
+
+    def _info(self, success: bool) -> dict[str, Any]:
+        """Return what is known of a step; `score` is what the episode would count for if it ended here."""
+        score = float(self.task.score(self._rewards, self._success))
+        return {"success": success, "is_success": success, "score": score}
 
     def _observe(self) -> dict[str, np.ndarray]:
         started = time.perf_counter()
@@ -197,7 +210,7 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             if "depth" in self.observe:
                 observation[self._key("depth", camera)] = view.depth(self.task.data)
         self.seconds["rendering"] += time.perf_counter() - started
-        if "proprio" in self.observe:
+        if "proprio" in self.observe and self.task.proprio_dim:
             observation["proprio"] = self.task.proprio().astype(np.float32)
         if "state" in self.observe:
             observation["state"] = self.task.known_state().astype(np.float32)

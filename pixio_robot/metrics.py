@@ -28,6 +28,7 @@ class EpisodeRecord:
     success_any: bool  # at any step
     success_last: bool  # at the last step: CortexBench's rule for MetaWorld
     success_count: int  # steps with success
+    score: float  # what the suite's table counts, 0 to 100
     length: int  # [steps]
     wall_s: float  # [s]
     video: str = ""  # path relative to the run folder

@@ -197,10 +197,10 @@ def new_policy(
     elif kind != "bc":
         tokens, embedding = None, replace(embedding, proprio=True)
     felt = "state" if kind == "state" else "proprio"
-    if embedding.proprio and felt not in widths:
+    if kind == "state" and felt not in widths:
         raise DataError(f"the demonstrations have no observation {felt!r}; record them again with: pixio-robot collect")
     with seeded(seed, 0):
-        embedder = Embedder(tokens, embedding, widths[felt] if embedding.proprio else 0)
+        embedder = Embedder(tokens, embedding, widths.get(felt, 0) if embedding.proprio else 0)
         return Visuomotor(embedder, widths["actions"], settings, kind, frames)
 
 

@@ -143,21 +143,25 @@ def _run(env: TaskEnv, seed: int) -> Demo:
     cameras = env.calibration()
     seen: dict[str, list[np.ndarray]] = {key: [] for key in observation}
     actions, rewards, success, states = [], [], [], []
-    truncated = False
-    while not truncated:
+    ended = False
+    while not ended:
         action = env.task.expert_action().astype(np.float32)
         for key, value in observation.items():
             seen[key].append(value)
         states.append(env.task.state())
         actions.append(action)
-        observation, reward, _, truncated, outcome = env.step(action)
+        observation, reward, terminated, truncated, outcome = env.step(action)
+        ended = terminated or truncated
         rewards.append(reward)
         success.append(outcome["success"])
+    score = outcome["score"]
     return Demo(
         observations={disk_key(key, env.cameras): np.stack(values) for key, values in seen.items()},
         actions=np.stack(actions),
         rewards=np.array(rewards),
         success=np.array(success),
+        score=score,
+        good=score >= env.task.good_score,
         states=np.stack(states),
         seed=seed,
         start=info["start"],

@@ -31,6 +31,8 @@ class Demo:
     actions: np.ndarray  # (T, A) float32 in [-1, 1]
     rewards: np.ndarray  # (T,)
     success: np.ndarray  # (T,) bool, per step
+    score: float  # what its suite counts, 0 to 100
+    good: bool  # whether it is fit to learn from
     states: np.ndarray  # (T, S) float64
     seed: int
     start: str  # digest of the first state
@@ -63,7 +65,7 @@ def write_demo(path: Path, demo: Demo) -> None:
 
 def _fill_group(group: h5py.Group, demo: Demo) -> None:
     steps = len(demo.actions)
-    group.attrs.update(num_samples=steps, seed=demo.seed, start=demo.start, success=bool(demo.success[-1]))
+    group.attrs.update(num_samples=steps, seed=demo.seed, start=demo.start, score=demo.score, success=demo.good)
     calibrations = {
         name: {"intrinsics": each.intrinsics.tolist(), "extrinsics": each.camera_to_world.tolist()}
         for name, each in demo.cameras.items()
@@ -85,7 +87,7 @@ def _fill_group(group: h5py.Group, demo: Demo) -> None:
 
 
 def demo_outcome(path: Path) -> bool:
-    """Return whether a file by `write_demo` ends in success."""
+    """Return whether a file by `write_demo` is fit to learn from."""
     with h5py.File(path) as file:
         return bool(file["demo"].attrs["success"])
 

@@ -147,6 +147,7 @@ def _record(result: EpisodeResult, request: EnvRequest, label: Label, video: str
         success_any=any(result.success),
         success_last=result.success[-1],
         success_count=sum(result.success),
+        score=result.score,
         length=len(result.rewards),
         wall_s=round(result.wall_s, 3),
         video=video,

@@ -81,6 +81,8 @@ def test_demonstrations_of_unequal_lengths(tmp_path: Path) -> None:
             actions=np.zeros((length, 2), np.float32),
             rewards=np.zeros(length),
             success=np.ones(length, bool),
+            score=100.0,
+            good=True,
             states=np.zeros((length, 1)),
             seed=index,
             start=str(index),

@@ -160,7 +160,9 @@ def test_the_interval_is_wilson_s() -> None:
 
 def _rows(outcomes: list[bool], policy: str) -> list[EpisodeRecord]:
     return [
-        EpisodeRecord("t", policy, "e", "random", "mean", "fast", i, i, f"start{i}", 0.0, outcome, outcome, 1, 25, 0.1)
+        EpisodeRecord(
+            "t", policy, "e", "random", "mean", "fast", i, i, f"start{i}", 0.0, outcome, outcome, 1, 0.0, 25, 0.1
+        )
         for i, outcome in enumerate(outcomes)
     ]
 
@@ -183,7 +185,7 @@ def test_odd_pictures_can_be_filmed(tmp_path: Path, toy_request: EnvRequest) -> 
 
 
 def test_records_survive_their_file(tmp_path: Path) -> None:
-    row = EpisodeRecord("t", "bc", "e", "random", "mean", "fast", 0, 5, "abc", 1.5, True, False, 3, 25, 0.1)
+    row = EpisodeRecord("t", "bc", "e", "random", "mean", "fast", 0, 5, "abc", 1.5, True, False, 3, 0.0, 25, 0.1)
     append_episode(tmp_path / "episodes.jsonl", row)
     assert read_episodes(tmp_path / "episodes.jsonl") == [row]
     assert json.loads((tmp_path / "episodes.jsonl").read_text())["success_count"] == 3

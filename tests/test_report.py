@@ -37,6 +37,7 @@ def episode(policy: str, index: int, success: bool, **changes: Any) -> EpisodeRe
         success_any=success,
         success_last=success,
         success_count=7 if success else 0,
+        score=100.0 if success else 0.0,
         length=40,
         wall_s=1.5,
     )

@@ -1,0 +1,82 @@
+"""The DeepMind Control Suite (Tassa et al. 2018, arXiv 1801.00690): rewards, no success, no proprioception."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import MissingExtra
+from .task import StepResult, Task
+
+CORTEXBENCH = ("walker_stand", "walker_walk", "reacher_easy", "cheetah_run", "finger_spin")
+TASKS = tuple(
+    """
+    acrobot_swingup acrobot_swingup_sparse ball_in_cup_catch cartpole_balance cartpole_balance_sparse
+    cartpole_swingup cartpole_swingup_sparse cartpole_two_poles cartpole_three_poles cheetah_run dog_stand dog_walk
+    dog_trot dog_run dog_fetch finger_spin finger_turn_easy finger_turn_hard fish_upright fish_swim hopper_stand
+    hopper_hop humanoid_stand humanoid_walk humanoid_run humanoid_run_pure_state humanoid_CMU_stand
+    humanoid_CMU_walk humanoid_CMU_run manipulator_bring_ball manipulator_bring_peg manipulator_insert_ball
+    manipulator_insert_peg pendulum_swingup point_mass_easy point_mass_hard quadruped_walk quadruped_run
+    quadruped_escape quadruped_fetch reacher_easy reacher_hard stacker_stack_2 stacker_stack_4 swimmer_swimmer6
+    swimmer_swimmer15 walker_stand walker_walk walker_run
+    """.split()  # noqa: SIM905
+)
+_DOMAINS = ("ball_in_cup", "humanoid_CMU", "point_mass")  # those with an underscore in their own name
+_REPEAT = 2  # control steps that take the same action
+
+
+class DMControl(Task):
+    """One task of the suite, seen from its camera 0. An action is held for two of the suite's 1000 control steps.
+
+    Its score is the return over 10, so that 100 is the best there is.
+
+    Args:
+        task: domain and task, e.g. "walker_walk".
+
+    Raises:
+        MissingExtra: if dm_control is not installed.
+    """
+
+    proprio_dim = 0
+
+    def __init__(self, task: str) -> None:
+        try:
+            import mujoco
+            from dm_control import suite
+        except ImportError as error:
+            raise MissingExtra(f"dmc/{task}", "dmc") from error
+        domain = next((name for name in _DOMAINS if task.startswith(name)), task.split("_")[0])
+        self._env: Any = suite.load(domain, task[len(domain) + 1 :])
+        self.horizon = round(self._env._step_limit) // _REPEAT
+        physics = self._env.physics
+        self.model, self.data = physics.model.ptr, physics.data.ptr
+        self.cameras = tuple(
+            mujoco.mj_id2name(self.model, mujoco.mjtObj.mjOBJ_CAMERA, index) or str(index)
+            for index in range(self.model.ncam)
+        )
+        spec = self._env.action_spec()
+        self._middle, self._half = (spec.maximum + spec.minimum) / 2, (spec.maximum - spec.minimum) / 2
+        self.action_dim = int(spec.shape[0])
+        self.control_hz = 1.0 / (self._env.control_timestep() * _REPEAT)
+        self._env.reset()
+        self.state_dim = len(self.known_state())
+
+    def reset(self, rng: np.random.Generator) -> None:
+        self._env.task._random = np.random.RandomState(int(rng.integers(2**31)))  # the suite's own way is at load time
+        self._env.reset()
+
+    def step(self, action: np.ndarray) -> StepResult:
+        wanted, reward = self._middle + self._half * action, 0.0
+        for _ in range(_REPEAT):
+            reward += float(self._env.step(wanted).reward or 0.0)
+        return StepResult(reward, False)
+
+    def proprio(self) -> np.ndarray:
+        return np.zeros(0, np.float32)
+
+    def known_state(self) -> np.ndarray:
+        values = self._env.task.get_observation(self._env.physics).values()
+        return np.concatenate([np.ravel(each) for each in values])
+
+    def score(self, rewards: Sequence[float], success: Sequence[bool]) -> float:
+        return sum(rewards) / 10

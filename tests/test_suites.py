@@ -1,0 +1,146 @@
+"""The DeepMind Control Suite and Adroit: the contract, and what each suite's numbers depend on."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from pixio_robot.cli import run
+from pixio_robot.envs import adroit, dmc, registry
+from pixio_robot.envs.contract import check_contract
+from pixio_robot.envs.registry import EnvRequest, make
+from pixio_robot.envs.rollout import BatchRollout, plan_episodes
+from pixio_robot.envs.task import StepResult, TaskEnv
+from pixio_robot.errors import BadInput
+from pixio_robot.policies.bc import new_policy
+from pixio_robot.schemas import EmbeddingSettings, PolicySettings
+
+BENCHMARKED = [f"dmc/{task}" for task in dmc.CORTEXBENCH] + [f"adroit/{task}" for task in adroit.TASKS]
+OTHERS = [task for task in registry.tasks("dmc") if task not in BENCHMARKED]
+
+
+def needs(task: str) -> None:
+    if task not in registry.installed():
+        pytest.skip(f"needs the extra of {task.split('/')[0]}")
+
+
+@pytest.mark.parametrize("task", [*BENCHMARKED, *(pytest.param(task, marks=pytest.mark.slow) for task in OTHERS)])
+def test_contract(task: str) -> None:
+    needs(task)
+    check_contract(task)
+
+
+@pytest.mark.parametrize("task", ["dmc/walker_walk", "adroit/pen"])
+@pytest.mark.filterwarnings("ignore:.*render_modes.*:UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning:gymnasium.utils.env_checker")  # unbounded observations, by design
+def test_gymnasium_accepts(task: str) -> None:
+    needs(task)
+    env = make(task, observe=("rgb", "depth", "proprio"), render="fast", horizon=5)
+    check_env(env, skip_render_check=True)
+    env.close()
+
+
+def test_the_table_names_every_task_of_the_suite() -> None:
+    suite = pytest.importorskip("dm_control.suite")
+    assert {f"{domain}_{task}" for domain, task in suite.ALL_TASKS if domain != "lqr"} == set(dmc.TASKS)
+    assert set(dmc.CORTEXBENCH) <= set(dmc.TASKS) and set(adroit.CORTEXBENCH) <= set(adroit.TASKS)
+
+
+def test_control_suite_rewards_are_a_hundred_at_best() -> None:
+    needs("dmc/reacher_easy")
+    env = make("dmc/reacher_easy", observe=("state",))
+    assert env.horizon == 500 and env.cameras == ("fixed",) and "proprio" not in env.observation_space.spaces
+    assert env.task.score([2.0] * 500, [False] * 500) == 100
+    env.reset(seed=0)
+    rewards = [env.step(np.zeros(2, np.float32))[1] for _ in range(20)]
+    assert all(0 <= reward <= 2 for reward in rewards)
+    env.close()
+
+
+def test_a_suite_without_proprioception_has_no_blind_policy() -> None:
+    widths = {"state": 6, "actions": 2}
+    with pytest.raises(BadInput, match="sees nothing"):
+        new_policy(None, EmbeddingSettings(), widths, PolicySettings(), 0, "blind")
+    seeing = new_policy(None, EmbeddingSettings(), widths, PolicySettings(), 0, "cnn")
+    assert seeing.embedder.proprio_dim == 0
+
+
+@pytest.mark.parametrize(("task", "needed", "horizon"), [("pen", 20, 100), ("relocate", 25, 200)])
+def test_adroit_counts_steps_strictly(task: str, needed: int, horizon: int) -> None:
+    needs(f"adroit/{task}")
+    env = make(f"adroit/{task}", observe=("proprio",))
+    assert env.horizon == horizon
+    for count, score in ((needed, 0.0), (needed + 1, 100.0)):
+        success = [True] * count + [False] * (horizon - count)
+        assert env.task.score([0.0] * horizon, success) == score
+    env.close()
+
+
+def test_a_dropped_pen_ends_the_episode() -> None:
+    needs("adroit/pen")
+    env = make("adroit/pen", observe=("proprio",))
+    env.reset(seed=0)
+    env.task.data.qpos[-6] = 0.2  # the pen lies 20 cm lower
+    _, _, terminated, truncated, _ = env.step(np.zeros(24, np.float32))
+    assert terminated and not truncated
+    before = env.task.state()
+    assert env.step(np.ones(24, np.float32))[2:4] == (True, False) and np.array_equal(before, env.task.state())
+    env.close()
+
+
+@pytest.mark.parametrize("task", adroit.TASKS)
+def test_adroit_proprioception_is_the_hand_alone(task: str) -> None:
+    """It is the same at every start, while objects and goals are elsewhere."""
+    needs(f"adroit/{task}")
+    env = make(f"adroit/{task}", observe=("proprio", "state"))
+    first, other = (env.reset(seed=seed)[0] for seed in (1, 2))
+    assert np.array_equal(first["proprio"], other["proprio"]) and not np.array_equal(first["state"], other["state"])
+    env.close()
+
+
+def test_episodes_that_end_early_free_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = EnvRequest("toy/reach", observe=("proprio",), horizon=12)
+    env = request.make()
+    original = type(env.task).step
+
+    def step(self: object, action: np.ndarray) -> StepResult:
+        result = original(self, action)  # type: ignore[arg-type]
+        return result._replace(over=len(env._rewards) == 4)
+
+    monkeypatch.setattr(type(env.task), "step", step)
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(3, np.float32))[2:4] for _ in range(7)]
+    assert ends == [(False, False)] * 4 + [(True, False)] * 3
+    assert len(env._rewards) == 5
+
+
+def test_scores_reach_the_rows_of_an_evaluation() -> None:
+    request = EnvRequest("toy/reach", observe=("proprio",), horizon=3)
+    plans = plan_episodes(request, 3, first_seed=0)
+    with BatchRollout(request, plans, 2) as rollout:
+        results = list(rollout.run(lambda seen, *_: np.zeros((len(seen["proprio"]), 3), np.float32)))
+    assert {result.score for result in results} == {0.0} and all(len(result.rewards) == 3 for result in results)
+
+
+def test_a_demonstration_is_what_scores_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pixio_robot.policies.collect import _run
+    from pixio_robot.policies.demos import demo_outcome, write_demo
+
+    env: TaskEnv = replace(EnvRequest("toy/reach", observe=("proprio",)), horizon=25).make()
+    for least, good in ((100.0, True), (101.0, False)):
+        env.task.good_score = least
+        demo = _run(env, seed=0)
+        write_demo(tmp_path / "demo.hdf5", demo)
+        assert demo.score == 100 and demo_outcome(tmp_path / "demo.hdf5") is good
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [("dmc/walker_wlak", "did you mean 'dmc/walker_walk'"), ("adroit/pan", "did you mean 'adroit/pen'")],
+)
+def test_unknown_tasks_are_refused_in_words(task: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["collect", f"task={task}", "out=x.hdf5"]) == 1
+    assert message in capsys.readouterr().err
