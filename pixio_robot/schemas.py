@@ -229,6 +229,7 @@ class Pretrain(Training):
     mask_ratio: float = key(0.75, "share of patches to hide")
     mask_block: int = key(4, "side of the blocks that are hidden together [patches]", least=1)
     norm_pixels: bool = key(True, "normalise each target patch")
+    cls_only: float = key(0.0, "share of the images that are decoded from their class tokens alone; published 0")
     plan: bool = key(False, "only print what the settings would cost", free=True)
     plan_device: str = key(
         "here", "device to plan for: here, " + ", ".join(("h100", "h200", "a100", "l40s", "rtx4090")), free=True

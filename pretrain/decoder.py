@@ -88,11 +88,12 @@ class PixelDecoder(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
         initialise_layers(self, generator)
 
-    def forward(self, tokens: Tokens, mask: PatchMask) -> Tensor:
+    def forward(self, tokens: Tokens, mask: PatchMask, cls_only: Tensor | None = None) -> Tensor:
         """Predict every patch, visible ones too.
 
         Args:
             tokens: the encoder's normed tokens; patches (B, V, D) in the order of ``mask.visible``.
+            cls_only: (B,) bool, images that are decoded from their class tokens alone; None means none.
 
         Returns:
             (B, N, P), each patch flattened as row, column, channel.
@@ -101,7 +102,10 @@ class PixelDecoder(nn.Module):
         x = self.embed(torch.cat(tokens, dim=1))
         cls, seen = x.split([self.cls_tokens, tokens.patches.shape[1]], dim=1)
         places = mask.visible.unsqueeze(-1).expand(-1, -1, seen.shape[2])
-        patches = self.mask_token.to(seen.dtype).expand(len(seen), rows * columns, -1).scatter(1, places, seen)
+        blank = self.mask_token.to(seen.dtype)
+        if cls_only is not None:
+            seen = torch.where(cls_only.view(-1, 1, 1), blank, seen)
+        patches = blank.expand(len(seen), rows * columns, -1).scatter(1, places, seen)
         x = torch.cat([cls, patches], dim=1) + resized_positions(self.pos_embed, self.cls_tokens, rows, columns)
         for block in self.blocks:
             x = block(x)

@@ -71,12 +71,13 @@ class MaskedAutoencoder(nn.Module):
             for part in (self.encoder, self.decoder):
                 sincos_positions_(part.pos_embed, part.cls_tokens)
 
-    def forward(self, pixels: Tensor, mask: PatchMask) -> Reconstruction:
+    def forward(self, pixels: Tensor, mask: PatchMask, cls_only: Tensor | None = None) -> Reconstruction:
         """Hide, encode, decode, compare.
 
         Args:
             pixels: (B, 3, H, W) float as `preprocess` returns them.
             mask: of the images' grid, hiding at least one patch.
+            cls_only: (B,) bool, images that are decoded from their class tokens alone; None means none.
 
         Raises:
             BadInput: if the mask is of another grid or hides nothing.
@@ -89,7 +90,7 @@ class MaskedAutoencoder(nn.Module):
             )
         if not mask.hidden.shape[1]:
             raise BadInput("nothing is hidden, so there is nothing to predict")
-        prediction = self.decoder(self.encoder(pixels, visible=mask.visible), mask)
+        prediction = self.decoder(self.encoder(pixels, visible=mask.visible), mask, cls_only)
         target = self.target(pixels, mask.hidden)
         rows = mask.hidden.unsqueeze(-1).expand(-1, -1, target.shape[2])
         per_image = (prediction.gather(1, rows).float() - target).square().mean(dim=(1, 2))

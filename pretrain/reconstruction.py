@@ -26,12 +26,13 @@ class Reconstruction(Objective):
     Args:
         model: freshly initialised, the same in every process.
         shape: of the masks.
+        cls_only: share of the training images that are decoded from their class tokens alone.
     """
 
     name = "pretrain"
 
-    def __init__(self, model: MaskedAutoencoder, shape: MaskShape) -> None:
-        self.model, self.shape = model, shape
+    def __init__(self, model: MaskedAutoencoder, shape: MaskShape, cls_only: float = 0.0) -> None:
+        self.model, self.shape, self.cls_only = model, shape, cls_only
         self.towers = [model.encoder, model.decoder]
         encoder, decoder = ([*tower.blocks] for tower in self.towers)
         self.recomputed = {"none": [], "decoder": decoder, "all": encoder + decoder}
@@ -41,7 +42,10 @@ class Reconstruction(Objective):
 
     def losses(self, trained: nn.Module, batch: Batch, device: torch.device) -> dict[str, Tensor]:
         noise = batch.mask_noise.to(device, non_blocking=True)
-        return {"pixels": trained(self._pixels(batch.images, device), PatchMask.from_noise(noise, self.shape)).loss}
+        # which images: a function of each one's own noise, as its mask is, and spread as evenly over [0, 1)
+        cls_only = noise.sum(dim=1) % 1 < self.cls_only if self.cls_only else None
+        mask = PatchMask.from_noise(noise, self.shape)
+        return {"pixels": trained(self._pixels(batch.images, device), mask, cls_only).loss}
 
     def parts(self, trained: nn.Module) -> list[nn.Module]:
         return [trained]

@@ -35,7 +35,9 @@ def run_pretrain(command: Pretrain, progress: Progress) -> tuple[Path, TrainResu
         out = Path(command.out or f"runs/pretrain/{settings_digest(command, training.inputs)}")
         if world.first:
             log.info("%s; %.2f%% of %d patches hidden", training.summary, 100 * shape.ratio, shape.patches)
-        result = run_training(training, Reconstruction(new_autoencoder(command), shape), out, progress)
+        result = run_training(
+            training, Reconstruction(new_autoencoder(command), shape, command.cls_only), out, progress
+        )
         if world.first and not (out / "result.json").is_file():
             _write_result(out, command, training.split, shape, result)
     return out, result
@@ -73,6 +75,8 @@ def check_settings(command: Pretrain) -> MaskShape:
     shape = mask_shape((side, side), command.mask_ratio, command.mask_block)
     sizes(command)
     check_training(command, drop_path=command.drop_path)
+    if not 0 <= command.cls_only <= 1:
+        raise BadInput(f"cls_only={command.cls_only} is a share of the images; it must lie from 0 to 1")
     check_names(
         ("positions", command.positions, POSITIONS),
         ("plan_device", command.plan_device, ("here", *DEVICES)),

@@ -156,6 +156,17 @@ def test_class_tokens_go_through_the_decoder() -> None:
     assert gradient is not None and bool((gradient.abs().sum(dim=(0, 2)) > 0).all())
 
 
+def test_images_may_be_decoded_from_their_class_tokens_alone() -> None:
+    model = small().eval()
+    mask = masks((8, 8), 2)
+    tokens = model.encoder(noise(2, 3, 64, 64), visible=mask.visible)
+    other = tokens._replace(patches=tokens.patches + noise(*tokens.patches.shape, seed=1))
+    alone = torch.tensor([True, False])
+    first, second = (model.decoder(each, mask, alone) for each in (tokens, other))
+    assert torch.equal(first[0], second[0]) and not torch.allclose(first[1], second[1])
+    assert torch.equal(model.decoder(tokens, mask)[1], first[1])
+
+
 def test_every_parameter_learns() -> None:
     model = small()
     model(noise(2, 3, 32, 32), masks((4, 4), 2)).loss.backward()

@@ -459,9 +459,9 @@ def launch(out: str, *words: str, restarts: int = 0, wait: bool = True) -> "subp
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp", pytest.param("hsdp", marks=pytest.mark.slow)])
 def test_two_processes_learn_what_one_does(parallel: str, silent: Progress) -> None:
-    """With gradients summed over two passes before they are exchanged, and an odd number of held-out images."""
-    out, _ = run_pretrain(small(out="one", held_out=7), silent)
-    launch("two", f"parallel={parallel}", "micro_batch=2", "held_out=7")
+    """With gradients summed over two passes before they are exchanged, an odd held-out count, and `cls_only`."""
+    out, _ = run_pretrain(small(out="one", held_out=7, cls_only=0.5), silent)
+    launch("two", f"parallel={parallel}", "micro_batch=2", "held_out=7", "cls_only=0.5")
     assert difference("one", "two") < 5e-5
     ours, theirs = ([row["train/loss"] for row in rows(each) if "train/loss" in row] for each in (out, "two"))
     assert ours == pytest.approx(theirs, abs=1e-5) and len(ours) == 4
@@ -469,7 +469,7 @@ def test_two_processes_learn_what_one_does(parallel: str, silent: Progress) -> N
     import shutil
 
     shutil.rmtree("two/checkpoints/step-00000008")
-    run_pretrain(small(out="two", parallel=parallel, held_out=7), silent)
+    run_pretrain(small(out="two", parallel=parallel, held_out=7, cls_only=0.5), silent)
     assert difference("one", "two") < 5e-5
 
 
