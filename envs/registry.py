@@ -8,7 +8,7 @@ from typing import Any
 from gymnasium.envs.registration import EnvSpec
 
 from ..errors import UnknownName, closest
-from . import adroit, dmc, metaworld, toy
+from . import adroit, dmc, metaworld, toy, trifinger
 from .rendering import quality, use_headless_gl
 from .task import Task, TaskEnv
 
@@ -20,6 +20,7 @@ def _suites() -> dict[str, tuple[str, tuple[str, ...]]]:
         "metaworld": ("metaworld", metaworld.TASKS),
         "dmc": ("dm_control", dmc.TASKS),
         "adroit": ("gymnasium_robotics", adroit.TASKS),
+        "trifinger": ("robot_properties_fingers", trifinger.TASKS),
     }
 
 
@@ -119,5 +120,6 @@ def new_task(name: str) -> Task:
         "metaworld": metaworld.MetaWorld,
         "dmc": dmc.DMControl,
         "adroit": adroit.Adroit,
+        "trifinger": trifinger.TriFinger,
     }
     return makers[suite](task)

@@ -7,7 +7,7 @@ resolution. Both change pixels, so the quality is recorded with data and results
 import os
 import sys
 import warnings
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -36,6 +36,22 @@ class Calibration(NamedTuple):
 
     intrinsics: np.ndarray  # (3, 3) [px]
     camera_to_world: np.ndarray  # (4, 4) [m]; axes as in OpenCV: x right, y down, z forward
+
+
+class CameraView(Protocol):
+    """What draws one camera of a task; `View` does for MuJoCo. `data` is the task's."""
+
+    def rgb(self, data: Any) -> np.ndarray:
+        """Return the picture, (size, size, 3) uint8, upright."""
+
+    def depth(self, data: Any) -> np.ndarray:
+        """Return depth along the optical axis, (size, size) float32 [m]; 0 where nothing is hit."""
+
+    def calibration(self, data: Any) -> Calibration:
+        """Return intrinsics and the camera's present pose."""
+
+    def close(self) -> None:
+        """Release what drawing needs."""
 
 
 def use_headless_gl() -> None:

@@ -39,10 +39,16 @@ class TaskScene(Scene):
 
     Args:
         name: task in the registry.
+
+    Raises:
+        BadInput: if it is not simulated by MuJoCo, whose models alone can be given other looks.
     """
 
     def __init__(self, name: str) -> None:
         self._task = new_task(name)
+        if self._task.model is None:
+            self._task.close()
+            raise BadInput(f"{name} is not simulated by MuJoCo; render_frames draws MuJoCo models only")
         self.model, self.data = self._task.model, self._task.data
         self.cameras = (self._task.camera_in_model(self._task.cameras[0]),)
         self._steps, self._noise, self._away = 0, 0.0, np.zeros(self._task.action_dim)

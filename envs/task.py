@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 
 from ..errors import BadInput, UnknownName
-from .rendering import Calibration, View
+from .rendering import Calibration, CameraView, View
 
 MODALITIES = ("rgb", "depth", "proprio", "state")
 
@@ -37,8 +37,8 @@ class Task(abc.ABC):
     control_hz: float  # [1/s]
     good_score = 100.0  # from here on an expert's episode is a demonstration
     cameras: tuple[str, ...]  # the first is the default
-    model: Any  # mujoco.MjModel
-    data: Any  # mujoco.MjData
+    model: Any  # mujoco.MjModel; None where another simulator is behind
+    data: Any  # mujoco.MjData, or None
 
     @abc.abstractmethod
     def reset(self, rng: np.random.Generator) -> None:
@@ -71,7 +71,7 @@ class Task(abc.ABC):
         """
         raise UnknownName(f"{type(self).__name__} has no expert; demonstrations must come from a file")
 
-    def view(self, camera: str, size: int, render: str) -> View:
+    def view(self, camera: str, size: int, render: str) -> CameraView:
         """Return what draws a camera's pictures; a task without a MuJoCo model overrides this, and `state`."""
         return View(self.model, self.camera_in_model(camera), size, render)
 
@@ -80,7 +80,7 @@ class Task(abc.ABC):
         return camera
 
     def state(self) -> np.ndarray:
-        """Return the simulator's state, (S,) float64: enough to continue the physics."""
+        """Return the simulator's state, (S,) float64: enough to tell states apart, and with MuJoCo to go on from."""
         import mujoco
 
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -91,6 +91,10 @@ class Task(abc.ABC):
     def start_bytes(self) -> bytes:
         """Return what tells one start from another, right after `reset`."""
         return self.state().tobytes()
+
+    def close(self) -> None:
+        """Release what the simulator holds; it is not used afterwards."""
+        return
 
 
 def start_digest(task: Task) -> str:
@@ -225,6 +229,7 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return {camera: view.calibration(self.task.data) for camera, view in self._views.items()}
 
     def close(self) -> None:
-        """Release GL contexts."""
+        """Release GL contexts and the simulator."""
         for view in self._views.values():
             view.close()
+        self.task.close()

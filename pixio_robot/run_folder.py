@@ -17,7 +17,7 @@ from .files import replacing
 
 log = logging.getLogger(__name__)
 
-_PACKAGES = ("pixio-robot", "torch", "numpy", "mujoco", "gymnasium", "metaworld", "h5py", "transformers")
+_PACKAGES = ("pixio-robot", "torch", "numpy", "mujoco", "gymnasium", "metaworld", "pybullet", "h5py", "transformers")
 
 
 def digest(*values: Any) -> str:
