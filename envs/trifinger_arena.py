@@ -79,6 +79,7 @@ class Arena:
             raise MissingExtra("the TriFinger", "trifinger")
         self.bullet = _Client(pybullet)
         self._home = Path(package.origin).parent
+        self.urdf = self._home / "urdf" / "edu" / "trifingeredu.urdf"
         self._mass = 0.0 if fixed_cube else _CUBE_MASS
         self._hand = self._cube = -1
         self.moment = 0  # counts what may have changed a picture
@@ -98,8 +99,9 @@ class Arena:
         bowl = bullet.createCollisionShape(
             bullet.GEOM_MESH, fileName=self._mesh_file("high_table_boundary"), flags=bullet.GEOM_FORCE_CONCAVE_TRIMESH
         )
-        bullet.createMultiBody(0, bowl, self._mesh("high_table_boundary"))
+        bowl = bullet.createMultiBody(0, bowl, self._mesh("high_table_boundary"))
         self._load_hand()
+        self._spare_collisions(bowl)
         box = bullet.createCollisionShape(bullet.GEOM_BOX, halfExtents=[HALF] * 3)
         position, quaternion = (values.tolist() for values in cube)
         self._cube = bullet.createMultiBody(self._mass, box, self._faces(), position, quaternion)
@@ -107,8 +109,7 @@ class Arena:
     def _load_hand(self) -> None:
         bullet = self.bullet
         flags = bullet.URDF_USE_INERTIA_FROM_FILE | bullet.URDF_USE_SELF_COLLISION
-        file = self._home / "urdf" / "edu" / "trifingeredu.urdf"
-        self._hand = bullet.loadURDF(str(file), useFixedBase=True, flags=flags)
+        self._hand = bullet.loadURDF(str(self.urdf), useFixedBase=True, flags=flags)
         infos = [bullet.getJointInfo(self._hand, index) for index in range(bullet.getNumJoints(self._hand))]
         self._joints = [info[0] for info in infos if info[2] == bullet.JOINT_REVOLUTE]
         self._tips = [info[0] for info in infos if info[12].startswith(b"finger_tip_link")]
@@ -117,6 +118,19 @@ class Arena:
         bullet.setJointMotorControlArray(  # PyBullet's own motors would brake
             self._hand, self._joints, bullet.VELOCITY_CONTROL, forces=[0.0] * 9
         )
+
+    def _spare_collisions(self, bowl: int) -> None:
+        """Look for no collisions of fingers with their mounts, nor of the bowl with links that hang too high for it.
+
+        Convex hulls of mounts and fingers overlap where the parts do not, and looking is most of a step's cost.
+        """
+        for link in range(self.bullet.getNumJoints(self._hand)):
+            name = self.bullet.getJointInfo(self._hand, link)[12]
+            if not name.startswith(b"finger_lower_link"):
+                self.bullet.setCollisionFilterPair(self._hand, bowl, link, -1, 0)
+            if name.startswith(b"finger_base_link"):
+                for other in set(range(self.bullet.getNumJoints(self._hand))) - {link}:
+                    self.bullet.setCollisionFilterPair(self._hand, self._hand, link, other, 0)
 
     def _mesh_file(self, name: str) -> str:
         return str(self._home / "meshes" / f"{name}.stl")
@@ -192,16 +206,18 @@ class _Client:
     """PyBullet's functions and constants for one client; it ends with this object, if not before."""
 
     def __init__(self, pybullet: Any) -> None:
-        self._pybullet, self._number = pybullet, pybullet.connect(pybullet.DIRECT)
+        self._pybullet, self.number = pybullet, pybullet.connect(pybullet.DIRECT)
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._pybullet, name)
-        return partial(found, physicsClientId=self._number) if callable(found) else found
+        value = partial(found, physicsClientId=self.number) if callable(found) else found
+        setattr(self, name, value)  # found without this function from now on
+        return value
 
     def close(self) -> None:
-        if self._number >= 0:
-            self._pybullet.disconnect(self._number)
-            self._number = -1
+        if self.number >= 0:
+            self._pybullet.disconnect(self.number)
+            self.number = -1
 
     def __del__(self) -> None:
         self.close()

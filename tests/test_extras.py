@@ -45,17 +45,14 @@ def _adroit(folder: Path) -> None:
 
 
 def _trifinger(folder: Path) -> None:
-    import pybullet
-    import robot_properties_fingers
+    from stable_baselines3.common.env_checker import check_env
 
-    meshes = Path(robot_properties_fingers.__file__).parent
-    urdf = next(path for path in meshes.rglob("trifingeredu.urdf") if path.parent.name == "edu")
-    text = urdf.read_text().replace("package://robot_properties_fingers", str(meshes))
-    (folder / "hand.urdf").write_text(text)
-    client = pybullet.connect(pybullet.DIRECT)
-    hand = pybullet.loadURDF(str(folder / "hand.urdf"), useFixedBase=1)
-    assert pybullet.getNumJoints(hand) >= 9
-    pybullet.disconnect(client)
+    from pixio_robot.envs.registry import make
+
+    for task in ("trifinger/reach_cube", "trifinger/move_cube"):
+        env = make(task, observe=("rgb", "proprio"), image_size=36, horizon=2)
+        check_env(env)
+        env.close()
 
 
 def _rl(folder: Path) -> None:
