@@ -59,8 +59,8 @@ def motor_torque(asked: np.ndarray, joint_velocity: np.ndarray) -> np.ndarray:
 class Arena:
     """A PyBullet client of its own with the EDU hand, a 65 mm cube, the table and the bowl.
 
-    Contacts and frictions are PyBullet's defaults. Every start builds the scene anew, since a simulation that is put
-    back remembers its contacts, and the same seed would not give the same trajectory bit by bit.
+    Contacts and frictions are PyBullet's defaults, the cube's mass is ours. Every start builds the scene anew: bodies
+    that are only put back move a little differently after each past, and a seed has to repeat bit by bit.
 
     Args:
         fixed_cube: the cube cannot be moved.
