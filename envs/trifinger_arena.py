@@ -215,9 +215,11 @@ class _Client:
         return value
 
     def close(self) -> None:
+        pybullet = self._pybullet
         if self.number >= 0:
-            self._pybullet.disconnect(self.number)
-            self.number = -1
+            pybullet.disconnect(self.number)
+            vars(self).clear()  # its number may become another client's
+            self._pybullet, self.number = pybullet, -1
 
     def __del__(self) -> None:
         self.close()

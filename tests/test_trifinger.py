@@ -275,7 +275,7 @@ def test_environments_do_not_disturb_each_other(reaching: TaskEnv) -> None:
 def test_closing_releases_the_client() -> None:
     import pybullet
 
-    env, other = (make("trifinger/reach_cube", observe=("proprio",)) for _ in range(2))
+    env = make("trifinger/reach_cube", observe=("proprio",))
     task: Any = env.task
     client = task._arena.bullet.number
     assert pybullet.isConnected(client)
@@ -283,6 +283,8 @@ def test_closing_releases_the_client() -> None:
     env.close()
     env.close()
     assert not pybullet.isConnected(client)
+    other: Any = make("trifinger/reach_cube", observe=("proprio",))
+    assert other.task._arena.bullet.number == client, "PyBullet gives the number away again"
     with pytest.raises(pybullet.error, match="Not connected"):
         env.step(np.zeros(3, np.float32))
     other.reset(seed=0)
