@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 
 from pixio_robot.envs import registry, trifinger, trifinger_arena
+from pixio_robot.envs.contract import check_contract
 from pixio_robot.envs.registry import make
 from pixio_robot.envs.task import TaskEnv
 from pixio_robot.envs.trifinger import move_score, reach_score
@@ -52,6 +52,12 @@ def _fingerprint(env: TaskEnv, seed: int, steps: int = 2) -> str:
         for value in (*observation.values(), env.task.state()):
             seen.update(np.ascontiguousarray(value).tobytes())
     return seen.hexdigest()
+
+
+@needs_trifinger
+@pytest.mark.parametrize("task", trifinger.TASKS)
+def test_contract(task: str) -> None:
+    check_contract(f"trifinger/{task}")
 
 
 def test_the_spring_is_no_longer_than_a_centimetre() -> None:
@@ -161,9 +167,12 @@ def test_starts_lie_where_they_should(reaching: TaskEnv) -> None:
 @needs_trifinger
 def test_the_return_is_the_last_score(reaching: TaskEnv) -> None:
     reaching.reset(seed=2)
-    rewards = [reaching.step(action)[1] for action in _random_actions(reaching)]
     task: Any = reaching.task
-    assert sum(rewards) == pytest.approx(task.score(), abs=1e-9)
+    tip, cube = task.proprio()[:3] / 100, task._arena.cube().position
+    steps = [reaching.step(action) for action in _random_actions(reaching)]
+    share = reach_score(task.proprio()[:3] / 100, tip, cube)
+    assert sum(step[1] for step in steps) == pytest.approx(share, abs=1e-9)
+    assert steps[-1][4]["score"] == pytest.approx(100 * share, abs=1e-7)
 
 
 @needs_trifinger
@@ -305,13 +314,3 @@ def test_render_frames_refuses_what_is_not_mujoco_s() -> None:
 
     with pytest.raises(BadInput, match="not simulated by MuJoCo"):
         open_scene("trifinger/reach_cube")
-
-
-@needs_trifinger
-@pytest.mark.parametrize("task", trifinger.TASKS)
-@pytest.mark.filterwarnings("ignore:.*render_modes.*:UserWarning")
-@pytest.mark.filterwarnings("ignore::UserWarning:gymnasium.utils.env_checker")  # unbounded observations, by design
-def test_gymnasium_accepts(task: str) -> None:
-    env = make(f"trifinger/{task}", observe=("rgb", "proprio"), image_size=36, horizon=2)
-    check_env(env, skip_render_check=True)
-    env.close()
