@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from collections import OrderedDict
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+import pixio_robot
 from pixio_robot import cli
+from pixio_robot.composition import compose
 from pixio_robot.envs import registry
 from pixio_robot.errors import DataError
 from pixio_robot.policies import convert as converting
@@ -24,6 +27,7 @@ from pixio_robot.policies.demos import DemoSet
 from pixio_robot.policies.released import RELEASES, PathsRelease
 from pixio_robot.schemas import Convert
 
+GUIDE = Path(pixio_robot.__file__).resolve().parent.parent / "docs/demonstrations.md"
 SIDE = 16  # of the pictures [px]; published are 256
 
 
@@ -278,6 +282,16 @@ def test_policies_train_on_released_demonstrations(tmp_path: Path, capsys: pytes
     assert "adroit/other, which this version cannot simulate" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not GUIDE.is_file(), reason="runs in a checkout")
+def test_the_guide_s_commands_and_tasks_exist() -> None:
+    text = GUIDE.read_text()
+    for line in re.findall(r"^pixio-robot .*|(?<=`)pixio-robot [^`]*", text, re.MULTILINE):
+        _, command, *overrides = line.split()
+        compose(command, overrides, complete=False)
+    for task in RELEASES:
+        assert task.split("/")[1] in text
+
+
 def test_names_of_tasks_are_known_before_their_simulators(tmp_path: Path) -> None:
     ours = set(registry.tasks())
     assert {task for task in RELEASES if task.startswith("metaworld")} <= ours
@@ -390,6 +404,7 @@ def test_bad_sources_get_one_message(tmp_path: Path, capsys: pytest.CaptureFixtu
         return _refused(capsys, tmp_path, f"source={source}", f"task={task}", *more)
 
     good = _write(tmp_path / "in/pen-v0.pickle", _paths("adroit/pen"))
+    assert cli.run(["convert", "task=adroit/pen"]) == 1 and "e.g. source=metaworld-expert" in capsys.readouterr().err
     assert "no file or folder" in refused(tmp_path / "none.zip", "adroit/pen")
     assert "is of pen-v0, not of relocate-v0" in refused(good, "adroit/relocate")
     assert "did you mean 'adroit/pen'" in refused(good, "adroit/pan")
