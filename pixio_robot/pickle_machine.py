@@ -6,16 +6,18 @@ There is no instruction that sets an attribute, imports a module or calls anythi
 import ast
 import mmap
 import pickletools
+import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from .errors import UnsafePickle
-from .pickled_values import OddArguments, PickledArray, PickledDtype, Record
+from .pickled_values import OddArguments, PickledArray, PickledDtype, Record, checked_keys
 
 _INSTRUCTIONS = {each.code.encode("latin-1"): each for each in pickletools.opcodes}
 _VIEWED = {"BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY8": 8}  # width of the length that goes before the bytes
+_QUOTED = re.compile(r"'([^'\\]|\\.)*'|\"([^\"\\]|\\.)*\"")
 _MARK = object()
 
 
@@ -123,14 +125,14 @@ class Machine:
 
     def _set_items(self, items: list[Any]) -> None:
         target = self._target(dict)
-        target.update(zip(items[::2], items[1::2], strict=True))
+        target.update(zip(checked_keys(items[::2]), items[1::2], strict=True))
 
     def _dict(self, items: list[Any]) -> None:
         self._stack.append({})
         self._set_items(items)
 
     def _add_items(self, items: list[Any]) -> None:
-        self._target(set).update(items)
+        self._target(set).update(checked_keys(items))
 
     def _put(self, index: Any) -> None:
         self._memo[len(self._memo) if index is None else index] = self._stack[-1]
@@ -192,12 +194,12 @@ class Machine:
 
 def _old_text(line: bytes) -> str:
     """Return a string of Python 2 that was written as its literal."""
+    text = line.decode("ascii").rstrip("\r\n")
+    if not _QUOTED.fullmatch(text):
+        raise ValueError("a string has no quotes")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd escapes, in damaged files
-        value = ast.literal_eval(f"b{line.decode('ascii').strip()}")
-    if not isinstance(value, bytes):
-        raise ValueError("a string is none")
-    return value.decode("latin-1")
+        return ast.literal_eval(f"b{text}").decode("latin-1")
 
 
 def _bare(value: Any) -> Any:
@@ -224,7 +226,7 @@ _ACTIONS: dict[str, Callable[[Machine, Any], Any]] = {
     "EMPTY_SET": lambda m, _: m._stack.append(set()),
     "LIST": lambda m, _: m._stack.append(m._to_mark()),
     "TUPLE": lambda m, _: m._stack.append(tuple(m._to_mark())),
-    "FROZENSET": lambda m, _: m._stack.append(frozenset(m._to_mark())),
+    "FROZENSET": lambda m, _: m._stack.append(frozenset(checked_keys(m._to_mark()))),
     "DICT": lambda m, _: m._dict(m._to_mark()),
     "TUPLE1": lambda m, _: m._stack.append(tuple(m._take(1))),
     "TUPLE2": lambda m, _: m._stack.append(tuple(m._take(2))),

@@ -115,10 +115,28 @@ def _bytearray(*arguments: Any) -> bytearray:
     return bytearray(_bytes(*arguments))
 
 
+def checked_keys(keys: Sequence[Any]) -> Sequence[Any]:
+    """Return keys of a dictionary or items of a set if they are plain, or tuples of plain values.
+
+    Raises:
+        TypeError: for others; hashing tuples nested very deep ends the process.
+    """
+    for each in keys:
+        inner = each if type(each) is tuple else (each,)
+        if not all(isinstance(part, (*_PLAIN, np.generic)) for part in inner):
+            raise TypeError(f"a {type(each).__name__} is no key")
+    return keys
+
+
 def _container(kind: Callable[..., Any]) -> Callable[..., Any]:
     def make(*arguments: Any) -> Any:
         if len(arguments) > 1 or not all(isinstance(each, (list, tuple, dict)) for each in arguments):
             raise OddArguments(f"{getattr(kind, '__name__', kind)} takes one container")
+        items = arguments[0] if arguments else ()
+        if kind in (set, frozenset):
+            checked_keys(items)
+        elif kind in (dict, OrderedDict) and not isinstance(items, dict):
+            checked_keys([key for key, _ in items])
         return kind(*arguments)
 
     return make
