@@ -70,9 +70,11 @@ def run_convert(command: Convert, progress: Progress | None = None) -> ConvertRe
             splits = wanted or _splits(numbers, command.demos, command.valid, release)
             _check_splits(splits, numbers, source)
             felt = ("proprio",) if release.proprio_dim else ()
-            request = EnvRequest(command.task, observe=("rgb", *felt), image_size=release.image_size)
+            cameras = release.cameras if len(release.cameras) > 1 else ()  # one is the task's default
+            side = int(data[f"demo_{numbers[0]}/obs/{release.cameras[0]}_image"].shape[1])
+            request = EnvRequest(command.task, ("rgb", *felt), cameras, image_size=side)
             members = {split: [f"demo_{number}" for number in chosen] for split, chosen in splits.items()}
-            describe(file, members, request, (release.camera,), asked)
+            describe(file, members, request, release.cameras, asked)
     return ConvertReport(out, False, _counts(DemoSet(out)))
 
 

@@ -50,8 +50,12 @@ class PathsRelease:
     train: int  # demonstrations that CortexBench trains on
     proprio: str = ""  # its key in env_infos
     proprio_dim: int = 0
-    image_size = 256  # [px]
     valid: int | None = None  # all others
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Return the cameras whose pictures there are, by our names."""
+        return (self.camera,)
 
     def find(self, files: Sequence[ArchiveFile], source: Path) -> list[ArchiveFile]:
         """Return the task's file.
@@ -117,10 +121,9 @@ class TriFingerRelease:
     folder: str
     action_dim: int  # 3 for one finger, 9 for three
     reach: float  # largest fingertip displacement of a decision [cm]
-    camera = "camera60"
+    cameras: tuple[str, ...]  # the first is image_60, the second, if any, its last frame: the goal
     train = 100
     valid: int | None = 25
-    image_size = 270  # [px]
     proprio_dim = 9
 
     def find(self, files: Sequence[ArchiveFile], source: Path) -> list[ArchiveFile]:
@@ -163,18 +166,18 @@ class TriFingerRelease:
                 "is it another task's?"
             )
         tips = _array(source, "ft_pos_cur", file.name, (steps + 1, self.proprio_dim))
+        seen = (
+            images[:-1],
+            np.broadcast_to(images[-1], images[:-1].shape),
+        )  # goals are stored at each step, as collect does
         observations: dict[str, np.ndarray | str] = {
-            f"{self.camera}_image": images[:-1],
-            "proprio": tips[:-1].astype(np.float32),
+            f"{camera}_image": pictures for camera, pictures in zip(self.cameras, seen, strict=False)
         }
+        observations["proprio"] = tips[:-1].astype(np.float32)
         return Reading(number, source, _within(moved[:steps, : self.action_dim] / self.reach), observations)
 
 
 Release = PathsRelease | TriFingerRelease
-
-
-def _metaworld(task: str) -> PathsRelease:
-    return PathsRelease(f"{task}-v2-goal-observable", "top_cap2", 4, 39, 25, "gripper_proprio", 4)
 
 
 def _dmc(task: str, camera: str, action_dim: int, state_dim: int) -> PathsRelease:
@@ -183,7 +186,7 @@ def _dmc(task: str, camera: str, action_dim: int, state_dim: int) -> PathsReleas
 
 RELEASES: dict[str, Release] = {
     **{
-        f"metaworld/{task}": _metaworld(task)
+        f"metaworld/{task}": PathsRelease(f"{task}-v2-goal-observable", "top_cap2", 4, 39, 25, "gripper_proprio", 4)
         for task in ("assembly", "bin-picking", "button-press-topdown", "drawer-open", "hammer")
     },
     "dmc/walker_stand": _dmc("walker_stand", "side", 6, 24),
@@ -193,8 +196,8 @@ RELEASES: dict[str, Release] = {
     "dmc/finger_spin": _dmc("finger_spin", "cam0", 2, 9),
     "adroit/pen": PathsRelease("pen-v0", "vil_camera", 24, 45, 100, "proprio", 24),
     "adroit/relocate": PathsRelease("relocate-v0", "vil_camera", 30, 39, 100, "proprio", 30),
-    "trifinger/reach_cube": TriFingerRelease("reach", 3, 5.0),
-    "trifinger/move_cube": TriFingerRelease("move", 9, 8.0),
+    "trifinger/reach_cube": TriFingerRelease("reach", 3, 5.0, ("camera60",)),
+    "trifinger/move_cube": TriFingerRelease("move", 9, 8.0, ("camera60", "goal")),
 }
 
 

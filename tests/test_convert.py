@@ -205,6 +205,9 @@ def test_trifinger(task: str, columns: int, width: int, reach: float, packed: bo
     assert np.array_equal(demos.read("proprio"), tips.astype(np.float32))
     pictures = np.concatenate(list(demos.batches("rgb", 0, 100)))
     assert np.array_equal(pictures, np.concatenate([demo["image_60"][:-1] for demo in made]))
+    if task == "move":
+        goals = np.concatenate(list(demos.batches("rgb_goal", 0, 100)))
+        assert np.array_equal(goals, np.concatenate([demo["image_60"][[-1] * 5] for demo in made]))
     if not packed:
         assert _convert(root / task, f"trifinger/{task}_cube", "of-folder.hdf5").names == demos.names
 
@@ -258,6 +261,7 @@ def test_the_environment_is_made_again_where_the_registry_has_it(
     )
     request = demos.request
     assert (request.task, request.render, request.horizon) == ("metaworld/hammer", "benchmark", None)
+    assert request.observe == ("rgb", "proprio") and request.image_size == SIDE
     monkeypatch.setattr("pixio_robot.policies.demos.tasks", lambda: ["toy/reach"])
     with pytest.raises(DataError, match="cannot simulate"):
         _ = demos.request
