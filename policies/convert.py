@@ -52,26 +52,25 @@ def run_convert(command: Convert, progress: Progress | None = None) -> ConvertRe
     wanted: dict[str, list[int]] = {}
     if command.splits is not None:
         release, wanted = _read_splits(Path(command.splits), release)
-        asked |= dict(splits=wanted)
+        asked |= dict(splits=wanted, max_a=release.reach)
     files = release.find(files_of(source), source)
     asked |= dict(source=identity(files))
     if out.exists():
         return _reuse(out, asked, source)
     with release.read(files, out) as contents:
+        splits = wanted or _splits(contents.numbers, command.demos, command.valid, release)
+        _check_splits(splits, contents.numbers, source)
         require_space(out, contents.size)
-        with replacing(out) as temporary, h5py.File(temporary, "w") as file:
+        stage = (progress or Progress()).stage(f"convert {command.task}", len(contents.numbers))
+        with replacing(out) as temporary, h5py.File(temporary, "w") as file, stage as bar:
             data = file.create_group("data")
-            numbers = []
-            with (progress or Progress()).stage(f"convert {command.task}", contents.demos) as bar:
-                for reading in contents.readings:
-                    _write(data.create_group(f"demo_{reading.number}"), reading)
-                    numbers.append(reading.number)
-                    bar.advance(1)
-            splits = wanted or _splits(numbers, command.demos, command.valid, release)
-            _check_splits(splits, numbers, source)
+            for reading in contents.readings:
+                group = data.create_group(f"demo_{reading.number}")
+                _write(group, reading)
+                bar.advance(1)
+            side = int(group[f"obs/{release.cameras[0]}_image"].shape[1])
             felt = ("proprio",) if release.proprio_dim else ()
             cameras = release.cameras if len(release.cameras) > 1 else ()  # one is the task's default
-            side = int(data[f"demo_{numbers[0]}/obs/{release.cameras[0]}_image"].shape[1])
             request = EnvRequest(command.task, ("rgb", *felt), cameras, image_size=side)
             members = {split: [f"demo_{number}" for number in chosen] for split, chosen in splits.items()}
             describe(file, members, request, release.cameras, asked)
@@ -127,7 +126,7 @@ def _splits(numbers: list[int], demos: int | None, valid: int | None, release: R
     return splits
 
 
-def _read_splits(path: Path, release: Release) -> tuple[Release, dict[str, list[int]]]:
+def _read_splits(path: Path, release: Release) -> tuple[TriFingerRelease, dict[str, list[int]]]:
     """Return the numbers of each split from TriFinger's JSON, and the release with the largest action it names."""
     if not isinstance(release, TriFingerRelease):
         raise BadInput(f"splits={path} is for TriFinger; other tasks are split by demos= and valid=")
@@ -137,8 +136,8 @@ def _read_splits(path: Path, release: Release) -> tuple[Release, dict[str, list[
         content = json.loads(path.read_text())
         splits: dict[str, list[int]] = {"train": [], "valid": []}
         for key, entries in content.items():
-            if isinstance(entries, list) and entries and isinstance(entries[0], dict):
-                split = "train" if "train" in key else "valid"
+            split = "train" if "train" in key else "valid" if "test" in key or "val" in key else None
+            if split and isinstance(entries, list) and all(isinstance(each, dict) for each in entries):
                 splits[split] = sorted(_number(each, release) for each in entries)
         if not splits["train"]:
             raise ValueError("no list of training demonstrations")
@@ -156,6 +155,8 @@ def _number(entry: dict[str, Any], release: TriFingerRelease) -> int:
 
 
 def _check_splits(splits: dict[str, list[int]], numbers: list[int], source: Path) -> None:
+    if len(set(numbers)) < len(numbers):
+        raise DataError(f"{source} has demonstrations of the same number more than once")
     if absent := sorted({each for chosen in splits.values() for each in chosen} - set(numbers)):
         raise DataError(f"{source} lacks the demonstrations {absent[:5]} that the splits name")
     if not splits["train"]:

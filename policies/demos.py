@@ -6,7 +6,7 @@ and ``obs/<camera>_image`` (T, H, W, 3) uint8, ``obs/<camera>_depth`` (T, H, W, 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -119,13 +119,9 @@ def merge_demos(
 
 
 def describe(
-    file: h5py.File,
-    splits: Mapping[str, Sequence[str]],
-    request: EnvRequest,
-    cameras: Sequence[str],
-    collection: Mapping[str, Any],
+    file: h5py.File, splits: dict[str, list[str]], request: EnvRequest, cameras: Sequence[str], asked: dict[str, Any]
 ) -> None:
-    """Say in a file whose demonstrations are written how they came about, and which are in which split."""
+    """Say in a file whose demonstrations are written what was asked for, and which are in which split."""
     data = file["data"]
     environment = {
         "env_name": request.task,
@@ -135,7 +131,7 @@ def describe(
         "cameras": list(cameras),
     }
     total = sum(int(each.attrs["num_samples"]) for each in data.values())
-    data.attrs.update(total=total, env_args=json.dumps(environment), collection=json.dumps(collection))
+    data.attrs.update(total=total, env_args=json.dumps(environment), collection=json.dumps(asked))
     for split, members in splits.items():
         if members:
             file.create_dataset(f"mask/{split}", data=np.array(members, dtype="S"))
@@ -186,9 +182,7 @@ class DemoSet:
         if set(arguments) != {each.name for each in fields(EnvRequest)}:
             raise DataError(f"{self.path} was recorded by another tool; its environment cannot be made here")
         if self.task not in tasks():
-            raise DataError(
-                f"{self.path} is of {self.task}, which this version cannot simulate; it can be embedded only"
-            )
+            raise DataError(f"{self.path} is of {self.task}, which cannot be simulated here; it can be embedded only")
         arguments["observe"] = tuple(arguments["observe"])
         arguments["cameras"] = tuple(arguments["cameras"])
         return EnvRequest(**arguments)
@@ -224,8 +218,8 @@ class DemoSet:
         """
         with self._open() as data:
             where = key if key in ("actions", "rewards", "success", "states") else f"obs/{self._disk_key(key, data)}"
-            if where not in data[self.names[0]]:
-                raise DataError(f"{self.path} has no {key!r}; its source had none")
+            if any(where not in data[name] for name in self.names):
+                raise DataError(f"{self.path} has no {key!r} in all of its demonstrations")
             return np.concatenate([data[name][where][:] for name in self.names])
 
     def batches(self, key: str, first: int, size: int) -> Iterator[np.ndarray]:

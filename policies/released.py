@@ -34,7 +34,7 @@ class Reading(NamedTuple):
 class Contents(NamedTuple):
     """What a source holds, opened."""
 
-    demos: int  # how many
+    numbers: list[int]  # of the demonstrations
     size: int  # that they take uncompressed, at most [bytes]
     readings: Iterator[Reading]
 
@@ -88,7 +88,8 @@ class PathsRelease:
                 raise DataError(f"{name} holds no list of demonstrations, but {_described(paths)}")
             readings = [self._reading(number, each, name) for number, each in enumerate(paths)]
             del paths
-            yield Contents(len(readings), sum(size_of(each.source) for each in readings), _popped(readings))
+            size = sum(size_of(each.source) for each in readings)
+            yield Contents(list(range(len(readings))), size, _popped(readings))
 
     def _reading(self, number: int, path: dict[str, Any], name: str) -> Reading:
         about = f"demonstration {number} of {name}"
@@ -144,8 +145,9 @@ class TriFingerRelease:
     @contextmanager
     def read(self, files: Sequence[ArchiveFile], beside: Path) -> Iterator[Contents]:
         """Open the files; each is read when its turn comes."""
-        readings = (self._reading(number, file) for number, file in self._numbered(files))
-        yield Contents(len(files), 2 * sum(file.checksum[0] for file in files), readings)
+        numbered = self._numbered(files)
+        readings = (self._reading(number, file) for number, file in numbered)
+        yield Contents([number for number, _ in numbered], 2 * sum(file.checksum[0] for file in files), readings)
 
     def _numbered(self, files: Sequence[ArchiveFile]) -> list[tuple[int, ArchiveFile]]:
         found = matching(files, rf"{self.folder}/demo-(\d+)/dts-0p4/downsample\.pth")

@@ -172,13 +172,14 @@ def test_the_member_of_an_archive_is_found_by_the_task(packing: str, tmp_path: P
         _convert(source, "metaworld/bin-picking", "other.hdf5")
 
 
-def test_splits_of_paths(tmp_path: Path) -> None:
+def test_splits_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = _write(tmp_path / "hammer-v2-goal-observable.pickle", _paths("metaworld/hammer", (1,) * 30))
     demos = _convert(source, "metaworld/hammer")
     assert demos.rows("train").tolist() == list(range(25)) and demos.rows("valid").tolist() == list(range(25, 30))
     demos = _convert(source, "metaworld/hammer", "b.hdf5", demos=3, valid=2)
     assert demos.rows("train").tolist() == [0, 1, 2] and demos.rows("valid").tolist() == [3, 4]
     assert len(demos.names) == 30, "nothing is lost"
+    monkeypatch.setattr(converting, "_write", lambda *_: pytest.fail("it began"))
     with pytest.raises(DataError, match="demos=31 was asked for; there are 30"):
         _convert(source, "metaworld/hammer", "c.hdf5", demos=31)
     with pytest.raises(DataError, match="valid=6 was asked for"):
@@ -263,7 +264,7 @@ def test_the_environment_is_made_again_where_the_registry_has_it(
     assert (request.task, request.render, request.horizon) == ("metaworld/hammer", "benchmark", None)
     assert request.observe == ("rgb", "proprio") and request.image_size == SIDE
     monkeypatch.setattr("pixio_robot.policies.demos.tasks", lambda: ["toy/reach"])
-    with pytest.raises(DataError, match="cannot simulate"):
+    with pytest.raises(DataError, match="cannot be simulated"):
         _ = demos.request
 
 
@@ -283,7 +284,7 @@ def test_policies_train_on_released_demonstrations(tmp_path: Path, capsys: pytes
     with h5py.File(out, "r+") as file:
         file["data"].attrs["env_args"] = file["data"].attrs["env_args"].replace("adroit/pen", "adroit/other")
     assert cli.run(["train_bc", f"demos={out}", "encoder=none"]) == 1
-    assert "adroit/other, which this version cannot simulate" in capsys.readouterr().err
+    assert "adroit/other, which cannot be simulated" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not GUIDE.is_file(), reason="runs in a checkout")
@@ -448,6 +449,9 @@ def test_bad_trifinger_files_get_one_message(tmp_path: Path, capsys: pytest.Capt
     ):
         torch.save({**demo, **change}, file)
         assert message in _refused(capsys, tmp_path, f"source={tmp_path / 't'}", "task=trifinger/reach_cube")
+    shutil.copytree(tmp_path / "t/reach", tmp_path / "t/again/reach")
+    assert "more than once" in _refused(capsys, tmp_path, f"source={tmp_path / 't'}", "task=trifinger/reach_cube")
+    shutil.rmtree(tmp_path / "t/again")
     del demo["image_60"]
     torch.save(demo, file)
     assert "has no 'image_60'" in _refused(capsys, tmp_path, f"source={tmp_path / 't'}", "task=trifinger/reach_cube")

@@ -280,6 +280,12 @@ def test_files_by_torch_save(zipped: bool, tmp_path: Path) -> None:
         found = read_torch_file(source, "x.pth")
         assert found["data"].tolist() == [[0, 3], [1, 4], [2, 5]] and found["data"].dtype == np.float32
         assert found["words"] == ["a", 1] and found["n"] == 2 and found["array"].dtype == np.int64
+    if not zipped:
+        old = (tmp_path / "x.pth").read_bytes().replace(b"numpy._core", b"numpy.core")
+        assert read_torch_file(old, "old.pth")["array"].tolist() == [0, 1, 2]
+    torch.save({"x": Calls(np.dtype, "V8")}, tmp_path / "odd.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UnsafePickle, match=r"odd\.pth was not read: .* odd arguments"):
+        read_torch_file(tmp_path / "odd.pth", "odd.pth")
     for what in ("a shell", "eval"):
         torch.save({"x": HOSTILE[what][0]()}, tmp_path / "evil.pth", _use_new_zipfile_serialization=zipped)
         with pytest.raises(UnsafePickle, match=r"evil\.pth was not read: it asks for .*(system|eval)"):
