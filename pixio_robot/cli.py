@@ -151,6 +151,17 @@ def _collect(command: schemas.Collect) -> int:
     return 0
 
 
+def _convert(command: schemas.Convert) -> int:
+    from .policies.convert import run_convert
+    from .progress import Progress
+
+    report = run_convert(command, Progress())
+    counts = report.demos
+    state = "reused" if report.reused else f"{counts['all']} in all"
+    print(f"{report.path}: {counts['train']} + {counts['valid']} demonstrations of {command.task}, {state}")
+    return 0
+
+
 def _render_frames(command: schemas.RenderFrames) -> int:
     from .envs.frames import run_render_frames
     from .progress import Progress
@@ -273,6 +284,7 @@ def _doctor(command: schemas.Doctor) -> int:
 _COMMANDS: dict[str, Callable[[Any], int]] = {
     "quickstart": _quickstart,
     "collect": _collect,
+    "convert": _convert,
     "render_frames": _render_frames,
     "embed": _embed,
     "train_bc": _train_bc,

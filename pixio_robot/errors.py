@@ -42,6 +42,10 @@ class DataError(PixioError):
     """A dataset or token cache that is missing, damaged, or does not fit the request."""
 
 
+class UnsafePickle(DataError):
+    """A pickle that wants more than data: a function to call, an attribute to set. Nothing of it was run."""
+
+
 class Unreadable(DataError):
     """One image whose bytes are no whole picture; others of the same set may be fine."""
 

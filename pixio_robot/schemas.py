@@ -83,6 +83,21 @@ class Collect:
 
 
 @dataclass
+class Convert:
+    """Turn CortexBench's released demonstrations of a task into ours, losing nothing."""
+
+    source: str = key(MISSING, "released archive, its unpacked folder, or the task's pickle in it", free=True)
+    task: str = key(MISSING, "task, e.g. metaworld/hammer, dmc/walker_walk, adroit/pen or trifinger/reach_cube")
+    demos: int | None = key(
+        None, "demonstrations to train on, the first ones; null means CortexBench's number", least=1
+    )
+    valid: int | None = key(None, "those after them to validate on; null means the rest, for TriFinger 25", least=0)
+    splits: str | None = key(None, "TriFinger's JSON of splits, instead of demos and valid")
+    out: str | None = key(None, "file to write; null means runs/demos/<task>-released.hdf5", free=True)
+    debug: bool = key(False, "show tracebacks", free=True)
+
+
+@dataclass
 class RenderFrames:
     """Render simulated scenes with random looks, cameras, clutter and robot states into shards to pre-train on."""
 
@@ -344,6 +359,7 @@ class Doctor:
 COMMANDS: dict[str, type] = {
     "quickstart": Quickstart,
     "collect": Collect,
+    "convert": Convert,
     "render_frames": RenderFrames,
     "embed": Embed,
     "train_bc": TrainBC,

@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..envs.registry import EnvRequest
+from ..envs.registry import EnvRequest, tasks
 from ..envs.rendering import Calibration
 from ..errors import DataError
 from ..files import replacing, require_space, sha256_of
@@ -110,23 +110,31 @@ def merge_demos(
     require_space(target, sum(part.stat().st_size for part in [*train, *valid]))
     with replacing(target) as temporary, h5py.File(temporary, "w") as file:
         data = file.create_group("data")
-        total = 0
         names = [f"demo_{index}" for index in range(len(train) + len(valid))]
         for name, part in zip(names, [*train, *valid], strict=True):
             with h5py.File(part) as source:
                 source.copy("demo", data, name)
-            total += int(data[name].attrs["num_samples"])
-        environment = {
-            "env_name": request.task,
-            "type": GYM_TYPE,
-            "env_type": GYM_TYPE,
-            "env_kwargs": asdict(request),
-            "cameras": list(cameras),
-        }
-        data.attrs.update(total=total, env_args=json.dumps(environment), collection=json.dumps(collection))
-        for split, members in (("train", names[: len(train)]), ("valid", names[len(train) :])):
-            if members:
-                file.create_dataset(f"mask/{split}", data=np.array(members, dtype="S"))
+        splits = {"train": names[: len(train)], "valid": names[len(train) :]}
+        describe(file, splits, request, cameras, collection)
+
+
+def describe(
+    file: h5py.File, splits: dict[str, list[str]], request: EnvRequest, cameras: Sequence[str], asked: dict[str, Any]
+) -> None:
+    """Say in a file whose demonstrations are written what was asked for, and which are in which split."""
+    data = file["data"]
+    environment = {
+        "env_name": request.task,
+        "type": GYM_TYPE,
+        "env_type": GYM_TYPE,
+        "env_kwargs": asdict(request),
+        "cameras": list(cameras),
+    }
+    total = sum(int(each.attrs["num_samples"]) for each in data.values())
+    data.attrs.update(total=total, env_args=json.dumps(environment), collection=json.dumps(asked))
+    for split, members in splits.items():
+        if members:
+            file.create_dataset(f"mask/{split}", data=np.array(members, dtype="S"))
 
 
 class DemoSet:
@@ -148,7 +156,7 @@ class DemoSet:
                 self.names = sorted(data, key=lambda name: int(name.removeprefix("demo_")))
                 self.lengths = np.array([int(data[name].attrs["num_samples"]) for name in self.names])
                 self.environment: dict[str, Any] = json.loads(data.attrs["env_args"])
-                self.collection: dict[str, int] = json.loads(data.attrs.get("collection", "{}"))
+                self.collection: dict[str, Any] = json.loads(data.attrs.get("collection", "{}"))
                 self.seeds = [int(data[name].attrs.get("seed", -1)) for name in self.names]
                 self.starts = [str(data[name].attrs.get("start", "")) for name in self.names]
                 self.disk_keys = sorted(data[self.names[0]]["obs"])
@@ -168,11 +176,13 @@ class DemoSet:
         """Return how the environment was made, to make it again.
 
         Raises:
-            DataError: if another tool recorded the file.
+            DataError: if another tool recorded the file, or there is no such task here.
         """
         arguments = dict(self.environment.get("env_kwargs") or {})
         if set(arguments) != {each.name for each in fields(EnvRequest)}:
             raise DataError(f"{self.path} was recorded by another tool; its environment cannot be made here")
+        if self.task not in tasks():
+            raise DataError(f"{self.path} is of {self.task}, which cannot be simulated here; it can be embedded only")
         arguments["observe"] = tuple(arguments["observe"])
         arguments["cameras"] = tuple(arguments["cameras"])
         return EnvRequest(**arguments)
@@ -191,9 +201,13 @@ class DemoSet:
         firsts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
         return np.repeat(firsts, self.lengths)
 
+    def members(self, split: str) -> list[str]:
+        """Return the names of a split's demonstrations; all for split "train" where the file has no masks."""
+        return self._splits.get(split, self.names if split == "train" else [])
+
     def rows(self, split: str) -> np.ndarray:
-        """Return the rows of a split's frames, (n,) int64; all rows for split "train" where the file has no masks."""
-        members = set(self._splits.get(split, self.names if split == "train" else []))
+        """Return the rows of a split's frames, (n,) int64."""
+        members = set(self.members(split))
         keep = np.array([name in members for name in self.names])
         return np.flatnonzero(np.repeat(keep, self.lengths))
 
@@ -204,6 +218,8 @@ class DemoSet:
         """
         with self._open() as data:
             where = key if key in ("actions", "rewards", "success", "states") else f"obs/{self._disk_key(key, data)}"
+            if any(where not in data[name] for name in self.names):
+                raise DataError(f"{self.path} has no {key!r} in all of its demonstrations")
             return np.concatenate([data[name][where][:] for name in self.names])
 
     def batches(self, key: str, first: int, size: int) -> Iterator[np.ndarray]:
