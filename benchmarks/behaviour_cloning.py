@@ -1,6 +1,6 @@
 """Behaviour cloning with several encoders and without, on common starts, seed by seed.
 
-    python benchmarks/behaviour_cloning.py --out runs/bc --encoders pixio-robot-ti random:ti:0 cnn none state
+    python benchmarks/behaviour_cloning.py --out runs/bc --encoders random:ti:0 cnn none state
 
 Cells (task, encoder, seed) that are finished are not run again, so several calls may share the work.
 """

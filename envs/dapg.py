@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import BadInput, DataError
-from ..pickled_values import Record
-from ..restricted_pickle import read_pickle
-from ..torch_storages import TENSORS
+from ..pickles.restricted import read_pickle
+from ..pickles.torch_storages import TENSORS
+from ..pickles.values import Record
 
 _CLASSES = (
     "mjrl.policies.gaussian_mlp.MLP",

@@ -8,9 +8,10 @@ from typing import Any
 from gymnasium.envs.registration import EnvSpec
 
 from ..errors import UnknownName, closest
-from . import adroit, dmc, metaworld, toy, trifinger
+from . import adroit, dmc, metaworld, toy
 from .rendering import quality, use_headless_gl
 from .task import Task, TaskEnv
+from .trifinger import tasks as trifinger
 
 
 def _suites() -> dict[str, tuple[str, tuple[str, ...]]]:

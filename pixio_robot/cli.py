@@ -152,7 +152,7 @@ def _collect(command: schemas.Collect) -> int:
 
 
 def _convert(command: schemas.Convert) -> int:
-    from .policies.convert import run_convert
+    from .policies.released.convert import run_convert
     from .progress import Progress
 
     report = run_convert(command, Progress())

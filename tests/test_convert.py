@@ -21,10 +21,10 @@ from pixio_robot import cli
 from pixio_robot.composition import compose
 from pixio_robot.envs import registry
 from pixio_robot.errors import DataError
-from pixio_robot.policies import convert as converting
-from pixio_robot.policies.convert import run_convert, source_of
 from pixio_robot.policies.demos import DemoSet
-from pixio_robot.policies.released import RELEASES, PathsRelease
+from pixio_robot.policies.released import convert as converting
+from pixio_robot.policies.released.convert import run_convert, source_of
+from pixio_robot.policies.released.releases import RELEASES, PathsRelease
 from pixio_robot.schemas import Convert
 
 GUIDE = Path(pixio_robot.__file__).resolve().parent.parent / "docs/demonstrations.md"

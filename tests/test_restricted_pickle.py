@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from pixio_robot.errors import DataError, PixioError, UnsafePickle
-from pixio_robot.pickled_values import Record
-from pixio_robot.restricted_pickle import read_pickle
-from pixio_robot.torch_files import read_torch_file
-from pixio_robot.torch_storages import TENSORS
+from pixio_robot.pickles.restricted import read_pickle
+from pixio_robot.pickles.torch_files import read_torch_file
+from pixio_robot.pickles.torch_storages import TENSORS
+from pixio_robot.pickles.values import Record
 
 ARRAYS = {
     "picture": np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8),

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pixio_robot.envs import registry, trifinger, trifinger_arena
+from pixio_robot.envs import registry
 from pixio_robot.envs.contract import check_contract
 from pixio_robot.envs.registry import make
 from pixio_robot.envs.task import TaskEnv
-from pixio_robot.envs.trifinger import move_score, reach_score
-from pixio_robot.envs.trifinger_arena import START_JOINTS, Arena, impedance_torque, motor_torque
+from pixio_robot.envs.trifinger import arena as trifinger_arena
+from pixio_robot.envs.trifinger import tasks as trifinger
+from pixio_robot.envs.trifinger.arena import START_JOINTS, Arena, impedance_torque, motor_torque
+from pixio_robot.envs.trifinger.tasks import move_score, reach_score
 from pixio_robot.errors import BadInput, MissingExtra
 
 installed = importlib.util.find_spec("pybullet") is not None and "trifinger/move_cube" in registry.installed()

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError, UnsafePickle
-from .pickled_values import ALLOWED, OddArguments, resolve
+from ..errors import DataError, UnsafePickle
+from .values import ALLOWED, OddArguments, resolve
 
 
 def read_torch_file(source: Path | bytes, where: str) -> Any:

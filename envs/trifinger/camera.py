@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from .rendering import Calibration
-from .trifinger_arena import Arena, Pose
+from ..rendering import Calibration
+from .arena import Arena, Pose
 
 # position [m] and orientation (x y z w, axes as in OpenCV), from trifinger_simulation (BSD-3)
 CAMERAS = {

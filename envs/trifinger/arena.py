@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import MissingExtra
+from ...errors import MissingExtra
 
 SIM_STEP = 0.004  # [s]
 DECISION_STEPS = 100  # simulation steps of a policy's decision: 0.4 s

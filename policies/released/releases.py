@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import DataError, UnknownName, closest
-from ..restricted_pickle import read_pickle
-from ..torch_files import read_torch_file
+from ...errors import DataError, UnknownName, closest
+from ...pickles.restricted import read_pickle
+from ...pickles.torch_files import read_torch_file
 from .archive_files import ArchiveFile, matching
 from .source_tree import size_of
 

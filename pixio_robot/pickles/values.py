@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DataError
+from ..errors import DataError
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray)
 _CODE = re.compile(r"[<>|=]?([?bBhHiIlLqQefdgFDG]|[biufcSU]\d+|O[48]?)")

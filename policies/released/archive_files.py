@@ -12,8 +12,8 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
-from ..errors import DataError
-from ..files import replacing, require_space
+from ...errors import DataError
+from ...files import replacing, require_space
 
 _CHUNK = 2**22  # [bytes]
 

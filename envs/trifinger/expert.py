@@ -7,7 +7,7 @@ from itertools import pairwise, permutations
 
 import numpy as np
 
-from .trifinger_arena import HALF, Pose
+from .arena import HALF, Pose
 
 _TIP = 0.0105  # from the fingertip's frame to a face that it touches, measured [m]
 _PRESS = 0.006  # how deep in the cube a finger's target is that shall surely touch it [m]

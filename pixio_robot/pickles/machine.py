@@ -12,8 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .errors import UnsafePickle
-from .pickled_values import OddArguments, PickledArray, PickledDtype, Record, checked_keys
+from ..errors import UnsafePickle
+from .values import OddArguments, PickledArray, PickledDtype, Record, checked_keys
 
 _INSTRUCTIONS = {each.code.encode("latin-1"): each for each in pickletools.opcodes}
 _VIEWED = {"BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY8": 8}  # width of the length that goes before the bytes

@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 import h5py
 import numpy as np
 
-from ..errors import DataError
+from ...errors import DataError
 
 _DEEPEST = 16
 _OVERHEAD = 1024  # of a dataset or group, about [bytes]

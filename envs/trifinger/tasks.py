@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .rendering import CameraView
-from .task import StepResult, Task
-from .trifinger_arena import DECISION_STEPS, HALF, SIM_STEP, Arena, Pose
-from .trifinger_camera import CAMERAS, ArenaView
-from .trifinger_expert import move_waypoints, reach_waypoints
+from ..rendering import CameraView
+from ..task import StepResult, Task
+from .arena import DECISION_STEPS, HALF, SIM_STEP, Arena, Pose
+from .camera import CAMERAS, ArenaView
+from .expert import move_waypoints, reach_waypoints
 
 TASKS = ("reach_cube", "move_cube")
 GOAL = "goal"  # move_cube's second "camera": the goal's picture, the same in all of an episode

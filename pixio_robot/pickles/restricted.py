@@ -1,7 +1,7 @@
 """Pickles as data: containers, strings, numbers and arrays come out of a file, nothing of it is ever run.
 
 Python's own unpickler calls whatever a file names and sets whatever attributes it gives. This one looks names up in a
-table and calls checked stand-ins only; `pickle_machine.py` has the instructions, `pickled_values.py` the stand-ins.
+table and calls checked stand-ins only; `machine.py` has the instructions, `values.py` the stand-ins.
 Large arrays of files on disk are views into the file, so that reading one needs little memory.
 """
 
@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError, UnsafePickle
-from .pickle_machine import Machine, PickleBytes
-from .pickled_values import ALLOWED, Record, resolve
+from ..errors import DataError, UnsafePickle
+from .machine import Machine, PickleBytes
+from .values import ALLOWED, Record, resolve
 
 
 def read_pickle(

@@ -14,14 +14,14 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..envs.registry import EnvRequest
-from ..errors import BadInput, DataError
-from ..files import replacing, require_space
-from ..progress import Progress
-from ..schemas import Convert
+from ...envs.registry import EnvRequest
+from ...errors import BadInput, DataError
+from ...files import replacing, require_space
+from ...progress import Progress
+from ...schemas import Convert
+from ..demos import DemoSet, describe
 from .archive_files import files_of, identity
-from .demos import DemoSet, describe
-from .released import Reading, Release, TriFingerRelease, release_of
+from .releases import Reading, Release, TriFingerRelease, release_of
 from .source_tree import get, put
 
 log = logging.getLogger(__name__)

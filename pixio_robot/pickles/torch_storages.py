@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .pickled_values import OddArguments
-from .restricted_pickle import read_stream
+from .restricted import read_stream
+from .values import OddArguments
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # begins every file by torch.save before version 1.6
 _KINDS = {

@@ -1,0 +1,1 @@
+"""CortexBench's released demonstrations, converted once into our layout."""
