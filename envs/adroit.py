@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import MissingExtra
+from ..errors import DataError, MissingExtra, UnknownName
+from .dapg import DapgPolicy, load_dapg
 from .task import StepResult, Task
 
 CORTEXBENCH = ("pen", "relocate")
@@ -62,6 +63,7 @@ class Adroit(Task):
         names = [self.model.camera(index).name for index in range(self.model.ncam)]
         self.cameras = (CAMERA, *(name for name in names if name != CAMERA))
         self._drops = task == "pen"
+        self._expert: DapgPolicy | None = None
 
     def reset(self, rng: np.random.Generator) -> None:
         self._env.reset(seed=int(rng.integers(2**31)))
@@ -76,6 +78,21 @@ class Adroit(Task):
 
     def known_state(self) -> np.ndarray:
         return self._env._get_obs()
+
+    def use_expert(self, path: str) -> None:
+        """Take a published DAPG policy, e.g. ``pen-v0.pickle`` of github.com/aravindr93/hand_dapg."""
+        policy = load_dapg(path)
+        if (policy.observation_dim, policy.action_dim) != (self.state_dim, self.action_dim):
+            raise DataError(
+                f"{path} is a policy of {policy.observation_dim} numbers and {policy.action_dim} actions; this task "
+                f"has {self.state_dim} and {self.action_dim}"
+            )
+        self._expert = policy
+
+    def expert_action(self) -> np.ndarray:
+        if self._expert is None:
+            raise UnknownName("Adroit's experts are files: give a DAPG policy, e.g. expert=hand_dapg/pen-v0.pickle")
+        return np.clip(self._expert.act(self.known_state()), -1, 1)
 
     def score(self, rewards: Sequence[float], success: Sequence[bool]) -> float:
         return 100.0 * (sum(success) > self._facts.needed)

@@ -75,6 +75,15 @@ class Task(abc.ABC):
         """Return what draws a camera's pictures; a task without a MuJoCo model overrides this, and `state`."""
         return View(self.model, self.camera_in_model(camera), size, render)
 
+    def use_expert(self, path: str) -> None:
+        """Take the expert from a file; a suite whose experts are published as files overrides this.
+
+        Raises:
+            BadInput: if the task takes none.
+            DataError: if the file holds no expert of this task.
+        """
+        raise BadInput(f"{type(self).__name__} takes no expert from a file; leave expert={path} out")
+
     def camera_in_model(self, camera: str) -> str:
         """Return the model's own name of a camera; tasks that add or rename one override this."""
         return camera

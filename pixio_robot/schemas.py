@@ -77,6 +77,7 @@ class Collect:
     cameras: list[str] = key([], "cameras; empty means the task's default")
     image_size: int = key(256, "side of the pictures [px]")
     horizon: int | None = key(None, "steps of an episode; null means the task's own", least=1)
+    expert: str | None = key(None, "file of the expert: Adroit's need a DAPG policy; null means the task's own")
     workers: int | None = key(None, "worker processes; null means one a core", least=1, free=True)
     out: str | None = key(None, "file to write; null means runs/demos/<task>-<demos>-<render>.hdf5", free=True)
     debug: bool = key(False, "show tracebacks", free=True)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from ..envs.rendering import check_rendering
 from ..envs.rollout import default_width, in_workers
 from ..envs.task import TaskEnv
 from ..errors import BadInput, DataError
-from ..files import replacing
+from ..files import replacing, sha256_of
 from ..progress import Progress
 from .demos import Demo, DemoSet, demo_outcome, disk_key, merge_demos, write_demo
 
@@ -40,11 +41,13 @@ def collect(
     out: Path,
     workers: int | None = None,
     progress: Progress | None = None,
+    expert: str | None = None,
 ) -> CollectReport:
     """Record successful expert episodes into one robomimic file.
 
     Seeds count up from `first_seed`; the first `demos` successful ones become the train split, the next `valid` the
-    valid split, so the result does not depend on the number of workers.
+    valid split, so the result does not depend on the number of workers. `expert` is the file of a task's expert, for
+    tasks that have none of their own.
 
     Raises:
         DataError: if `out` holds other demonstrations, or the expert fails too often.
@@ -54,7 +57,11 @@ def collect(
     if demos < 1 or valid < 0:
         raise BadInput(f"demos={demos}, valid={valid}: at least one demonstration is needed, and no negative number")
     wanted = demos + valid
-    asked = dict(demos=demos, valid=valid, first_seed=first_seed)
+    asked: dict[str, Any] = dict(demos=demos, valid=valid, first_seed=first_seed)
+    if expert is not None:
+        if not Path(expert).is_file():
+            raise DataError(f"no file {expert} for expert=")
+        asked["expert"] = sha256_of(Path(expert))
     if out.is_dir():
         raise BadInput(f"out={out} is a folder; give the name of a file, e.g. {out}/demos.hdf5")
     if out.exists():
@@ -62,7 +69,7 @@ def collect(
         return CollectReport(out, reused=True, attempts=wanted, seconds={})
     if {"rgb", "depth"} & set(request.observe):
         check_rendering()
-    cameras = _cameras(request)  # also the first to say that the request makes no sense
+    cameras = _cameras(request, expert)  # also the first to say that the request makes no sense
     parts = out.with_name(out.name + ".parts")
     _claim(parts, request)
     workers = workers or default_width()
@@ -78,7 +85,7 @@ def collect(
                 )
             seeds = range(first_seed + attempts, first_seed + attempts + max(wanted - len(good), 2))
             attempts += len(seeds)
-            record = partial(_record, request, parts)
+            record = partial(_record, request, parts, expert)
             for seed, spent in in_workers(record, seeds, workers):
                 for key, value in spent.items():
                     seconds[key] += value / min(workers, wanted)
@@ -97,8 +104,12 @@ def _part(parts: Path, seed: int) -> Path:
     return parts / f"seed_{seed}.hdf5"
 
 
-def _cameras(request: EnvRequest) -> tuple[str, ...]:
+def _cameras(request: EnvRequest, expert: str | None) -> tuple[str, ...]:
     env = replace(request, observe=("proprio",)).make()
+    if expert is not None:
+        env.task.use_expert(expert)
+    env.reset(seed=0)
+    env.task.expert_action()
     env.close()
     return env.cameras
 
@@ -115,7 +126,7 @@ def _claim(parts: Path, request: EnvRequest) -> None:
         temporary.write_text(text)
 
 
-def _check_same(found: DemoSet, request: EnvRequest, asked: dict[str, int]) -> None:
+def _check_same(found: DemoSet, request: EnvRequest, asked: dict[str, Any]) -> None:
     if found.request != request or found.collection != asked:
         raise DataError(
             f"{found.path} holds other demonstrations: {found.collection} of {found.request}; asked for {asked} of "
@@ -123,12 +134,14 @@ def _check_same(found: DemoSet, request: EnvRequest, asked: dict[str, int]) -> N
         )
 
 
-def _record(request: EnvRequest, parts: Path, seed: int) -> dict[str, float]:
+def _record(request: EnvRequest, parts: Path, expert: str | None, seed: int) -> dict[str, float]:
     """Run one expert episode in a worker and write its part; return where the time went."""
     path = _part(parts, seed)
     if path.is_file():
         return {}
     env = request.make()
+    if expert is not None:
+        env.task.use_expert(expert)
     try:
         demo = _run(env, seed)
         started = perf_counter()

@@ -98,7 +98,7 @@ def merge_demos(
     valid: Sequence[Path],
     request: EnvRequest,
     cameras: Sequence[str],
-    collection: dict[str, int],
+    collection: dict[str, Any],
 ) -> None:
     """Join files by `write_demo` into one robomimic dataset, train demonstrations first.
 

@@ -38,7 +38,16 @@ def run_collect(command: Collect, progress: Progress) -> CollectReport:
         horizon=command.horizon,
     )
     out = command.out or f"runs/demos/{command.task.replace('/', '-')}-{command.demos}-{command.render}.hdf5"
-    return collect(request, command.demos, command.valid, command.first_seed, Path(out), command.workers, progress)
+    return collect(
+        request,
+        command.demos,
+        command.valid,
+        command.first_seed,
+        Path(out),
+        command.workers,
+        progress,
+        command.expert,
+    )
 
 
 def run_embed(command: Embed, progress: Progress) -> TokenCache:

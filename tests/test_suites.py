@@ -100,6 +100,47 @@ def test_adroit_proprioception_is_the_hand_alone(task: str) -> None:
     env.close()
 
 
+def test_planning_disturbs_nothing_and_repeats_itself() -> None:
+    needs("dmc/finger_spin")
+    actions = []
+    for _ in range(2):
+        env = make("dmc/finger_spin", observe=("state",))
+        env.reset(seed=3)
+        before = env.task.state()
+        actions.append([env.task.expert_action() for _ in range(3)])
+        assert np.array_equal(before, env.task.state())
+        env.close()
+    assert np.array_equal(actions[0], actions[1]) and np.abs(actions[0]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("task", "steps", "least"), [("reacher_easy", 100, 60), ("cheetah_run", 100, 25), ("walker_stand", 25, 60)]
+)
+def test_planned_actions_earn_rewards(task: str, steps: int, least: float) -> None:
+    needs(f"dmc/{task}")
+    env = make(f"dmc/{task}", observe=("state",))
+    env.reset(seed=1)
+    for _ in range(steps):
+        info = env.step(env.task.expert_action().astype(np.float32))[-1]
+    assert info["score"] * env.horizon / steps > least
+    env.close()
+
+
+def test_experts_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needs("dmc/dog_run")
+    needs("adroit/pen")
+    (tmp_path / "policy.pickle").write_bytes(b"no pickle")
+    for task, expert, words in (
+        ("dmc/dog_run", None, "dmc/dog_run has no expert"),
+        ("adroit/pen", None, "give a DAPG policy"),
+        ("adroit/pen", "nowhere.pickle", "no file nowhere.pickle"),
+        ("adroit/pen", str(tmp_path / "policy.pickle"), "policy.pickle"),
+        ("toy/reach", str(tmp_path / "policy.pickle"), "takes no expert from a file"),
+    ):
+        assert run(["collect", f"task={task}", f"expert={expert or 'null'}", "out=demos.hdf5"]) == 1
+        assert words in capsys.readouterr().err and not Path("demos.hdf5").exists()
+
+
 def test_episodes_that_end_early_free_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
     request = EnvRequest("toy/reach", observe=("proprio",), horizon=12)
     env = request.make()
