@@ -36,6 +36,7 @@ class EmbeddingSettings:
     frames: str = key("flare", f"how the frames of the history are fused: {', '.join(FRAMES)}")
     history: int = key(3, "frames that stack and flare span [steps]", least=1)
     proprio: bool = key(True, "append proprioception")
+    cameras: list[str] = key([], "cameras whose tokens stand side by side; empty means the first that was recorded")
 
 
 @dataclass

@@ -3,7 +3,7 @@
 Shapes: F frames, B batch, T frames of history, E embedding, P proprioception, A action.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -72,7 +72,8 @@ def bc_data(demos: DemoSet, cache: TokenCache | None, policy: Visuomotor) -> BCD
     if cache is not None:
         tokens = cache.patches if embedder.needs_patches else cache.cls
     elif policy.pixels is not None:
-        tokens = np.concatenate([shrunk(images) for images in demos.batches("rgb", 0, 256)])
+        views = [np.concatenate([shrunk(part) for part in demos.batches(key, 0, 256)]) for key in policy.pictures]
+        tokens = np.concatenate(views, axis=-1)
     return BCData(
         tokens=tokens,
         history=frame_indices(demos.frame_starts, policy.history),
@@ -114,7 +115,8 @@ def train_bc(
         BadInput: for impossible settings.
         DataError: if the demonstrations do not fit, or the loss stops being finite.
     """
-    policy = new_policy(tokens, embedding, demos.widths, settings, seed, kind).to(device)
+    pictures = demos.pictures(embedding.cameras)
+    policy = new_policy(tokens, embedding, demos.widths, settings, seed, kind, pictures).to(device)
     embedder = policy.embedder
     data = bc_data(demos, cache, policy)
     training = dict(seed=seed, **asdict(settings), data=data.fingerprint, task=demos.task, starts=demos.starts)
@@ -177,13 +179,15 @@ def new_policy(
     settings: PolicySettings,
     seed: int,
     kind: str = "bc",
+    pictures: Sequence[str] = ("rgb",),
 ) -> Visuomotor:
     """Return an untrained policy; also the way to learn, before any work, whether settings make sense.
 
     Args:
-        tokens: what the encoder gives; None without one.
+        tokens: what the encoder gives for a picture; None without one.
         widths: of "actions", and of the observations "proprio" and "state" that are there.
         kind: as `visuomotor.policy_kind` says.
+        pictures: observation keys of the pictures it sees side by side.
 
     Raises:
         UnknownName: for an unknown fusion, loss, optimiser or activation.
@@ -194,14 +198,16 @@ def new_policy(
     frames = history_of(embedding)
     if kind == "cnn":
         tokens, embedding = PixelNetwork.tokens, replace(embedding, fusion="mean", frames="single")
-    elif kind != "bc":
+    elif kind == "bc" and tokens is not None:
+        tokens = tokens._replace(dim=tokens.dim * len(pictures))
+    else:
         tokens, embedding = None, replace(embedding, proprio=True)
     felt = "state" if kind == "state" else "proprio"
     if kind == "state" and felt not in widths:
         raise DataError(f"the demonstrations have no observation {felt!r}; record them again with: pixio-robot collect")
     with seeded(seed, 0):
         embedder = Embedder(tokens, embedding, widths.get(felt, 0) if embedding.proprio else 0)
-        return Visuomotor(embedder, widths["actions"], settings, kind, frames)
+        return Visuomotor(embedder, widths["actions"], settings, kind, frames, pictures)
 
 
 def _check(settings: PolicySettings) -> None:

@@ -7,6 +7,7 @@ Shapes: F frames, K class tokens, N patches, D width.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -103,6 +104,23 @@ def token_cache(
         partial.rename(folder)
     cache = open_cache(folder, identity)
     return TokenCache(cache.folder, cache.cls, cache.patches, cache.manifest, reused=False, seconds=seconds)
+
+
+def side_by_side(caches: Sequence[TokenCache]) -> TokenCache:
+    """Return the tokens of several cameras as one cache, joined along their width and then in memory."""
+    if len(caches) == 1:
+        return caches[0]
+    patches = None if caches[0].patches is None else np.concatenate([each.patches for each in caches], axis=2)
+    spent = {key: sum(each.seconds.get(key, 0.0) for each in caches) for key in ("reading", "encoding")}
+    seconds = spent if any(each.seconds for each in caches) else {}
+    return TokenCache(
+        caches[0].folder.with_name("+".join(each.folder.name for each in caches)),
+        np.concatenate([each.cls for each in caches], axis=2),
+        patches,
+        caches[0].manifest,
+        all(each.reused for each in caches),
+        seconds,
+    )
 
 
 def open_cache(folder: Path, identity: dict[str, Any]) -> TokenCache:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..envs.registry import EnvRequest, tasks
 from ..envs.rendering import Calibration
-from ..errors import DataError
+from ..errors import DataError, UnknownName
 from ..files import replacing, require_space, sha256_of
 
 GYM_TYPE = 2  # robomimic's number for a gym-like environment
@@ -186,6 +186,17 @@ class DemoSet:
         arguments["observe"] = tuple(arguments["observe"])
         arguments["cameras"] = tuple(arguments["cameras"])
         return EnvRequest(**arguments)
+
+    def pictures(self, cameras: Sequence[str]) -> tuple[str, ...]:
+        """Return the observation keys of cameras' pictures; no camera means the first that was recorded.
+
+        Raises:
+            UnknownName: for a camera that was not recorded.
+        """
+        recorded = self.environment.get("cameras") or []
+        if unknown := [camera for camera in cameras if camera not in recorded]:
+            raise UnknownName(f"{self.path} has no camera {', '.join(unknown)}; it has: {', '.join(recorded)}")
+        return tuple("rgb" if camera == recorded[0] else f"rgb_{camera}" for camera in cameras) or ("rgb",)
 
     @property
     def widths(self) -> dict[str, int]:

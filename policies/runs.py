@@ -18,7 +18,7 @@ from ..report import write_report
 from ..run_folder import open_run, settings_digest, write_json
 from ..schemas import Collect, Embed, EmbeddingSettings, Evaluate, TrainBC
 from .bc import BCResult, new_policy, train_bc
-from .cache import TokenCache, token_cache
+from .cache import TokenCache, side_by_side, token_cache
 from .collect import CollectReport, collect
 from .demos import DemoSet
 from .evaluate import Evaluation, Label, evaluate
@@ -74,7 +74,8 @@ def run_train_bc(command: TrainBC, progress: Progress) -> tuple[Path, BCResult]:
     backbone, kind = load_backbone(command.encoder), policy_kind(command.encoder)
     tokens = None if backbone is None else backbone.token_shape
     log.info("%d demonstrations of %s", len(demos.names), demos.request.task)
-    new_policy(tokens, command.embedding, demos.widths, command.policy, command.seed, kind)  # refuses before encoding
+    pictures = demos.pictures(command.embedding.cameras)
+    new_policy(tokens, command.embedding, demos.widths, command.policy, command.seed, kind, pictures)  # refuses early
     open_run(out, command)
     precision = choose_precision(command.precision, device)
     cache = None
@@ -142,16 +143,22 @@ def cache_for(
     precision: str,
     progress: Progress,
 ) -> TokenCache:
-    """Return the token cache that an embedding reads."""
-    return token_cache(
-        root,
-        backbone,
-        demos,
-        normed=embedding.normed,
-        patches=embedding.fusion == "spatial",
-        precision=precision,
-        device=device,
-        progress=progress,
+    """Return the tokens that an embedding reads, from the caches of its cameras."""
+    return side_by_side(
+        [
+            token_cache(
+                root,
+                backbone,
+                demos,
+                image_key=key,
+                normed=embedding.normed,
+                patches=embedding.fusion == "spatial",
+                precision=precision,
+                device=device,
+                progress=progress,
+            )
+            for key in demos.pictures(embedding.cameras)
+        ]
     )
 
 

@@ -3,6 +3,7 @@
 Shapes: B batch, T frames of history, K class tokens, N patches, D width, P proprioception, A action.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -57,16 +58,23 @@ class Visuomotor(nn.Module):
         settings: of the head.
         kind: as `policy_kind` says.
         frames: T of a policy that sees for itself.
+        pictures: observation keys of the pictures it sees, side by side.
     """
 
     def __init__(
-        self, embedder: Embedder, actions: int, settings: PolicySettings, kind: str = "bc", frames: int = 1
+        self,
+        embedder: Embedder,
+        actions: int,
+        settings: PolicySettings,
+        kind: str = "bc",
+        frames: int = 1,
+        pictures: Sequence[str] = ("rgb",),
     ) -> None:
         super().__init__()
-        self.actions, self.settings, self.kind = actions, settings, kind
+        self.actions, self.settings, self.kind, self.pictures = actions, settings, kind, tuple(pictures)
         self.embedder = embedder
         self.head = MlpHead(embedder.dim, actions, settings)
-        self.pixels = PixelNetwork(frames) if kind == "cnn" else None
+        self.pixels = PixelNetwork(frames, len(pictures)) if kind == "cnn" else None
 
     @property
     def history(self) -> int:
@@ -87,7 +95,8 @@ class Visuomotor(nn.Module):
         """Return actions (B, A).
 
         Args:
-            tokens: (B, T, K or N, D), or pictures (B, T, S, S, 3) uint8 of a policy that sees for itself.
+            tokens: (B, T, K or N, D), of several cameras along D; or pictures (B, T, S, S, 3 a camera) uint8 of a
+                policy that sees for itself.
             proprio: (B, P), or the known state.
         """
         if self.pixels is not None and tokens is not None:
@@ -108,6 +117,7 @@ class Visuomotor(nn.Module):
             actions=self.actions,
             kind=self.kind,
             frames=self.history,
+            pictures=self.pictures,
             policy=asdict(self.settings),
             encoder=None if encoder is None else asdict(encoder),
             environment=asdict(request),
@@ -140,6 +150,7 @@ def load_policy(path: Path | str) -> LoadedPolicy:
         PolicySettings(**arguments["policy"]),
         arguments["kind"],
         arguments["frames"],
+        arguments["pictures"],
     )
     load_strictly(policy, checkpoint.tensors, path)
     environment = dict(arguments["environment"])
@@ -206,13 +217,16 @@ class Agent:
 
     def _tokens(self, observations: dict[str, np.ndarray], starting: np.ndarray, running: np.ndarray) -> Tensor | None:
         if self.policy.pixels is not None:
-            return self._history.push(torch.from_numpy(shrunk(observations["rgb"])).to(self.device), starting)
+            small = np.concatenate([shrunk(observations[key]) for key in self.policy.pictures], axis=-1)
+            return self._history.push(torch.from_numpy(small).to(self.device), starting)
         if self.backbone is None or self.loaded.encoder is None:
             return None
-        images = torch.from_numpy(observations["rgb"][running]).to(self.device)
-        embedder = self.policy.embedder
-        cls, patches = encode(self.backbone, images, embedder.settings.normed, self.loaded.encoder.precision)
-        seen = patches if embedder.needs_patches else cls
+        embedder, views = self.policy.embedder, []
+        for key in self.policy.pictures:
+            images = torch.from_numpy(observations[key][running]).to(self.device)
+            cls, patches = encode(self.backbone, images, embedder.settings.normed, self.loaded.encoder.precision)
+            views.append(patches if embedder.needs_patches else cls)
+        seen = torch.cat(views, dim=-1)
         newest = seen.new_zeros(len(running), *seen.shape[1:])
         newest[torch.from_numpy(running)] = seen
         return self._history.push(newest, starting)

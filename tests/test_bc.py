@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from pixio_robot.backbones import Backbone
+from pixio_robot.backbones import Backbone, load_encoder
 from pixio_robot.checkpoint import load_checkpoint
 from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.errors import BadInput, CheckpointError, DataError, UnknownName
@@ -18,8 +19,10 @@ from pixio_robot.policies.collect import collect
 from pixio_robot.policies.demos import DemoSet
 from pixio_robot.policies.heads import MlpHead
 from pixio_robot.policies.pixel_network import SIDE, PixelNetwork
-from pixio_robot.policies.visuomotor import EncoderIdentity, load_policy, load_policy_encoder
-from pixio_robot.schemas import EmbeddingSettings, PolicySettings
+from pixio_robot.policies.runs import cache_for, run_evaluate, run_train_bc
+from pixio_robot.policies.visuomotor import Agent, EncoderIdentity, load_policy, load_policy_encoder
+from pixio_robot.progress import Progress
+from pixio_robot.schemas import EmbeddingSettings, Evaluate, PolicySettings, TrainBC
 
 SMALL = PolicySettings(layers=[32], batch=32, epochs=4)
 
@@ -215,3 +218,53 @@ def test_impossible_settings_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         train("a", replace(SMALL, **change))
+
+
+# several cameras
+
+
+@pytest.fixture(scope="module")
+def two_views(tmp_path_factory: pytest.TempPathFactory) -> DemoSet:
+    """Demonstrations of the toy through both of its cameras."""
+    request = EnvRequest("toy/reach", ("rgb", "proprio"), ("front", "top"), image_size=64, render="fast", horizon=25)
+    path = tmp_path_factory.mktemp("views") / "demos.hdf5"
+    collect(request, demos=2, valid=0, first_seed=0, out=path, workers=1)
+    return DemoSet(path)
+
+
+def test_tokens_of_several_cameras_stand_side_by_side(two_views: DemoSet, tiny: Backbone, tmp_path: Path) -> None:
+    def cache(*cameras: str) -> TokenCache:
+        embedding = EmbeddingSettings(cameras=list(cameras))
+        return cache_for(tiny, two_views, embedding, tmp_path, torch.device("cpu"), "fp32", Progress.silent())
+
+    both, front, top = cache("front", "top"), cache("front"), cache("top")
+    assert both.cls.shape == (*front.cls.shape[:2], 2 * tiny.token_shape.dim)
+    assert np.array_equal(both.cls, np.concatenate([front.cls, top.cls], axis=2))
+    assert np.array_equal(cache().cls, front.cls) and not np.array_equal(front.cls, top.cls)
+    with pytest.raises(UnknownName, match="no camera side; it has: front, top"):
+        cache("side")
+
+
+@pytest.mark.parametrize("encoder", ["tiny", "cnn"])
+def test_a_policy_of_two_cameras_acts_on_both(
+    encoder: str, two_views: DemoSet, tiny_file: Path, tmp_path: Path
+) -> None:
+    name = str(tiny_file) if encoder == "tiny" else encoder
+    command = TrainBC(demos=str(two_views.path), encoder=name, cache=str(tmp_path / "cache"), out=str(tmp_path / "bc"))
+    command.policy = replace(SMALL, epochs=1)
+    command.embedding = EmbeddingSettings(cameras=["front", "top"])
+    _, result = run_train_bc(command, Progress.silent())
+    loaded = load_policy(result.last)
+    assert loaded.policy.pictures == ("rgb", "rgb_top")
+    agent = Agent(loaded, load_encoder(name) if encoder == "tiny" else None, torch.device("cpu"))
+    env = two_views.request.make()
+    seen = {key: value[None] for key, value in env.reset(seed=9)[0].items()}
+    env.close()
+    alone = np.ones(1, bool)
+    first = agent.act(seen, alone, alone)
+    for key in ("rgb", "rgb_top"):
+        assert not np.array_equal(first, agent.act({**seen, key: 255 - seen[key]}, alone, alone))
+    run_evaluate(
+        Evaluate(checkpoint=str(result.last), episodes=2, envs=1, videos=False, out=str(tmp_path / "eval")),
+        Progress.silent(),
+    )
