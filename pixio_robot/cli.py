@@ -21,10 +21,18 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit status; errors become one message, never a traceback."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[_PresentStderr()])
     logging.getLogger("pixio_robot").setLevel(logging.INFO)
     debug = "debug=true" in (argument.lower() for argument in arguments)
     return _in_words(lambda: _dispatch(arguments), debug)
+
+
+class _PresentStderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to what `sys.stderr` is now; what it was at first may be closed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def _in_words(work: Callable[[], int], debug: bool, about: str = "") -> int:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from scipy.stats import binomtest
 
 from .files import replacing
@@ -60,6 +61,29 @@ def success_rate(outcomes: Iterable[bool]) -> Rate:
     outcomes = list(outcomes)
     interval = binomtest(sum(outcomes), len(outcomes)).proportion_ci(0.95, method="wilson")
     return Rate(sum(outcomes), len(outcomes), float(interval.low), float(interval.high))
+
+
+class Mean(NamedTuple):
+    """A mean with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
+
+
+def mean_score(scores: Iterable[float]) -> Mean:
+    """Return the mean with its 95 % percentile bootstrap interval over episodes, the same on every call.
+
+    >>> str(mean_score([40.0, 60.0, 50.0, 50.0]))
+    '50.0 [42.5, 57.5]'
+    """
+    values = np.array(list(scores), dtype=float)
+    means = np.random.default_rng(0).choice(values, (2000, len(values))).mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Mean(float(values.mean()), float(low), float(high))
 
 
 class PairedTest(NamedTuple):

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from .curves import curve_panels, number
 from .errors import DataError
 from .files import replacing
-from .metrics import EpisodeRecord, Rate, paired_test, read_episodes, success_rate
+from .metrics import EpisodeRecord, Mean, Rate, mean_score, paired_test, read_episodes, success_rate
 from .video import filmstrip, read_video
 
 RULES = {"last": "at the last step", "any": "at any step"}
@@ -34,6 +34,7 @@ class Policy(NamedTuple):
 
     name: str
     rates: dict[str, Rate]  # by rule
+    score: Mean | None  # what the suite counts, 0 to 100
     mean_return: float | None
     mean_length: float | None  # [steps]
 
@@ -166,6 +167,7 @@ def _written_policy(name: str, values: dict[str, Any]) -> Policy:
     return Policy(
         name,
         {rule: Rate(*(rate[field] for field in Rate._fields)) for rule, rate in rates.items() if rate["trials"]},
+        Mean(**values["score"]) if values.get("score") else None,
         values.get("mean_return"),
         values.get("mean_length"),
     )
@@ -175,7 +177,10 @@ def _counted_policy(name: str, episodes: list[EpisodeRecord]) -> Policy:
     rows = [row for row in episodes if row.policy == name]
     rates = {rule: success_rate(getattr(row, f"success_{rule}") for row in rows) for rule in RULES}
     returns, lengths = zip(*((row.episode_return, row.length) for row in rows), strict=True)
-    return Policy(name, rates, math.fsum(returns) / len(rows), sum(lengths) / len(rows))
+    score = mean_score(row.score for row in rows)
+    if score.value and not any(row.success_any for row in rows):  # the suite knows rewards only
+        rates = {}
+    return Policy(name, rates, score, math.fsum(returns) / len(rows), sum(lengths) / len(rows))
 
 
 def _against_blind(policies: list[Policy], rule: str, episodes: list[EpisodeRecord]) -> str:

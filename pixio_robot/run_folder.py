@@ -17,7 +17,10 @@ from .files import replacing
 
 log = logging.getLogger(__name__)
 
-_PACKAGES = ("pixio-robot", "torch", "numpy", "mujoco", "gymnasium", "metaworld", "pybullet", "h5py", "transformers")
+_PACKAGES = (
+    *("pixio-robot", "torch", "numpy", "mujoco", "gymnasium", "metaworld", "dm_control", "gymnasium-robotics"),
+    *("pybullet", "h5py", "transformers"),
+)
 
 
 def digest(*values: Any) -> str:

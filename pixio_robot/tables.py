@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .curves import number
-from .metrics import EpisodeRecord, Rate
+from .metrics import EpisodeRecord, Mean, Rate
 
 
 def print_quickstart(out: Path, result: dict[str, Any]) -> None:
@@ -21,6 +21,7 @@ def print_quickstart(out: Path, result: dict[str, Any]) -> None:
         label = {"bc": "success", "blind": "blind policy", "expert": "expert"}.get(name, name)
         table.add_row(f"{label}, last step", _rate(policy["last"]))
         table.add_row(f"{label}, any step", _rate(policy["any"]))
+        table.add_row(f"{label}, suite's score", str(Mean(**policy["score"])))
     table.add_section()
     weights = " (RANDOM WEIGHTS, not pre-trained)" if result["weights"] == "random" else ""
     table.add_row("encoder", f"{result['encoder']}{weights}")
@@ -45,6 +46,7 @@ def print_evaluation(out: Path, row: EpisodeRecord, summary: dict[str, Any]) -> 
     table = Table(title=f"{row.task} · {row.policy}", show_header=False)
     table.add_row("success, last step", _rate(summary["last"]))
     table.add_row("success, any step", _rate(summary["any"]))
+    table.add_row("suite's score, mean of 0 to 100", str(Mean(**summary["score"])))
     table.add_row("encoder", f"{row.encoder}{' (RANDOM WEIGHTS)' if row.weights == 'random' else ''}")
     table.add_row("fusion", row.fusion)
     table.add_row("render quality", row.render)

@@ -13,7 +13,7 @@ from ..envs.registry import EnvRequest
 from ..envs.rendering import check_rendering
 from ..envs.rollout import Act, BatchRollout, EpisodePlan, EpisodeResult, in_workers, run_expert
 from ..errors import DataError
-from ..metrics import EpisodeRecord, append_episode, read_episodes, success_rate, write_episodes
+from ..metrics import EpisodeRecord, append_episode, mean_score, read_episodes, success_rate, write_episodes
 from ..progress import Progress
 from ..video import VideoWriter
 
@@ -39,10 +39,11 @@ class Evaluation:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
-        """Return rates with 95 % Wilson intervals, mean return and mean length."""
+        """Return rates with Wilson intervals, the suite's score with a bootstrap one (95 %), mean return and length."""
         rates = {rule: success_rate(getattr(row, f"success_{rule}") for row in self.rows) for rule in ("last", "any")}
         return {
             **{rule: {**rate._asdict(), "rate": rate.value} for rule, rate in rates.items()},
+            "score": mean_score(row.score for row in self.rows)._asdict(),
             "mean_return": float(np.mean([row.episode_return for row in self.rows])),
             "mean_length": float(np.mean([row.length for row in self.rows])),
         }

@@ -264,6 +264,14 @@ def test_the_blind_policy_is_compared_in_words(run: Path, blind: int, words: str
     assert words in text and f"succeeds in {blind} of 20" in text
 
 
+def test_a_suite_without_success_is_reported_by_its_score(run: Path) -> None:
+    write_rows(run, [episode("bc", index, False, score=40.0 + index) for index in range(5)])
+    text = page(run)
+    assert "bc: mean score" in text and ">42<" in text and "Success at" not in text
+    write_rows(run, [episode("bc", index, index > 2) for index in range(5)])
+    assert "bc: success at the last step" in page(run)
+
+
 def test_random_weights_are_said_loudly(run: Path) -> None:
     assert "random weights" not in page(run)
     write_result(run, weights="random")
