@@ -21,18 +21,10 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit status; errors become one message, never a traceback."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[_PresentStderr()])
+    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("pixio_robot").setLevel(logging.INFO)
     debug = "debug=true" in (argument.lower() for argument in arguments)
     return _in_words(lambda: _dispatch(arguments), debug)
-
-
-class _PresentStderr(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to what `sys.stderr` is now; what it was at first may be closed."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stderr
-        super().emit(record)
 
 
 def _in_words(work: Callable[[], int], debug: bool, about: str = "") -> int:
@@ -116,7 +108,7 @@ def _sweep(name: str, arguments: list[str]) -> int:
         if statuses[-1] > 128:  # a signal ends the whole sweep, not one job
             raise KeyboardInterrupt
 
-    before = sys.argv
+    before, handlers = sys.argv, logging.getLogger().handlers[:]
     sys.argv = ["pixio-robot", "--multirun", *overrides]
     try:
         hydra.main(config_path="pkg://pixio_robot.configs", config_name=name, version_base="1.3")(job)()
@@ -126,6 +118,9 @@ def _sweep(name: str, arguments: list[str]) -> int:
         raise
     finally:
         sys.argv = before
+        for handler in set(logging.getLogger().handlers) - set(handlers):  # Hydra's own, in place of ours
+            handler.close()
+        logging.getLogger().handlers[:] = handlers
     return max(statuses, default=1)
 
 
