@@ -94,7 +94,10 @@ class Adroit(Task):
 
     def expert_action(self) -> np.ndarray:
         if self._expert is None:
-            raise UnknownName("Adroit's experts are files: give a DAPG policy, e.g. expert=hand_dapg/pen-v0.pickle")
+            raise UnknownName(
+                "Adroit's experts are files; record demonstrations with: pixio-robot collect task=adroit/pen "
+                "expert=hand_dapg/pen-v0.pickle (a published DAPG policy)"
+            )
         return np.clip(self._expert.act(self.known_state()), -1, 1)
 
     def score(self, rewards: Sequence[float], success: Sequence[bool]) -> float:
