@@ -157,6 +157,23 @@ def resized_positions(table: Tensor, cls_tokens: int, rows: int, columns: int) -
     return torch.cat([cls, resized.permute(0, 2, 3, 1).reshape(1, rows * columns, dim).to(cls.dtype)], dim=1)
 
 
+def resized_patches(matrix: Tensor, patch: int, other: int) -> Tensor:
+    """Return weights for patches of another side: what they give for an enlarged patch is what they gave for the patch.
+
+    The pseudo-inverse of bilinear resizing, FlexiViT's (Beyer et al. 2022, arXiv 2212.08013, section 3.4).
+
+    Args:
+        matrix: (D, 3, patch, patch).
+        other: the new side [px].
+    """
+    if other == patch:
+        return matrix
+    basis = torch.eye(patch**2, dtype=torch.float64).reshape(-1, 1, patch, patch)
+    enlarge = F.interpolate(basis, size=(other, other), mode="bilinear", align_corners=False).flatten(1)  # (p*p, q*q)
+    inverse = torch.linalg.pinv(enlarge.T)  # (p*p, q*q)
+    return (matrix.double().flatten(2) @ inverse).reshape(*matrix.shape[:2], other, other).to(matrix.dtype)
+
+
 # width, depth, heads; b to 5b are the published sizes (arXiv 2512.15715, table 8), ti and s the ViT convention
 PRESETS: dict[str, tuple[int, int, int]] = {
     "ti": (192, 12, 3),

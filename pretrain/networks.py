@@ -7,7 +7,7 @@ import torch
 
 from ..backbones import load_encoder
 from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
-from ..encoder import PRESETS, PixioEncoder, resized_positions
+from ..encoder import PRESETS, PixioEncoder, resized_patches, resized_positions
 from ..errors import BadInput, CheckpointError, UnknownName, closest
 from ..files import sha256_of
 from ..hardware import combine
@@ -15,7 +15,7 @@ from ..schemas import Pretrain
 from .decoder import DECODERS, PixelDecoder
 from .mae import MaskedAutoencoder
 
-_MAY_DIFFER = ("image_size", "drop_path")  # between the weights a run begins with and its own networks
+_MAY_DIFFER = ("image_size", "patch", "drop_path")  # between the weights a run begins with and its own networks
 
 
 def sizes(command: Pretrain) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -91,7 +91,7 @@ def _autoencoder_file(start: str) -> Path | None:
 
 
 def _take_weights(model: MaskedAutoencoder, start: str) -> None:
-    """Replace weights by trained ones; position tables are resized to the images that are trained on.
+    """Replace weights by trained ones; position tables and patches are resized to the images that are trained on.
 
     Args:
         start: a run folder of ``pretrain`` or its ``autoencoder.safetensors``; or an encoder as `load_encoder` takes
@@ -115,7 +115,23 @@ def _take_weights(model: MaskedAutoencoder, start: str) -> None:
             raise CheckpointError(f"start={start} has an {name} with {'; '.join(different)}; change one or the other")
         side = part.arguments["image_size"] // part.patch
         table = resized_positions(given.pos_embed.detach(), part.cls_tokens, side, side)
-        part.load_state_dict({**given.state_dict(), "pos_embed": table})
+        part.load_state_dict({**given.state_dict(), **_resized_ends(given, part.patch), "pos_embed": table})
+
+
+def _resized_ends(part: PixioEncoder | PixelDecoder, patch: int) -> dict[str, torch.Tensor]:
+    """Return the weights that read or predict pixels, for patches of another side."""
+    if isinstance(part, PixioEncoder):
+        return {"patch_embed.proj.weight": resized_patches(part.patch_embed.proj.weight.detach(), part.patch, patch)}
+    return {
+        f"head.{key}": _resized_prediction(value, part.patch, patch) for key, value in part.head.state_dict().items()
+    }
+
+
+def _resized_prediction(rows: torch.Tensor, patch: int, other: int) -> torch.Tensor:
+    """Return a layer's rows (3 * patch^2, ...), ordered row, column, channel, for patches enlarged bilinearly."""
+    images = rows.reshape(patch, patch, -1).permute(2, 0, 1).unsqueeze(1)
+    larger = torch.nn.functional.interpolate(images, size=(other, other), mode="bilinear", align_corners=False)
+    return larger.squeeze(1).permute(1, 2, 0).reshape(3 * other**2, *rows.shape[1:])
 
 
 def blank_autoencoder(arguments: dict[str, Any]) -> MaskedAutoencoder:

@@ -21,6 +21,7 @@ from pixio_robot.cli import run
 from pixio_robot.errors import BadInput, CheckpointError, DataError, Stopped, UnknownName
 from pixio_robot.pretrain import train
 from pixio_robot.pretrain.guard import Guard
+from pixio_robot.pretrain.masking import PatchMask
 from pixio_robot.pretrain.networks import load_autoencoder, new_autoencoder
 from pixio_robot.pretrain.optim import lr_at, new_optimizer, peak_lr
 from pixio_robot.pretrain.parallel import World, micro_batches
@@ -146,6 +147,28 @@ def test_a_run_begins_with_given_weights_at_another_size(silent: Progress) -> No
     assert begun.encoder.pos_embed.shape[1] == 8 + 16 * 16
     again = begun.encoder.positions(8, 8)  # sixteen rows and columns thinned to eight
     assert torch.nn.functional.cosine_similarity(again, source.encoder.pos_embed, dim=-1).mean() > 0.9
+
+
+def test_a_run_begins_with_given_weights_at_another_patch(silent: Progress) -> None:
+    first, _ = run_pretrain(small(steps=40, out="first"), silent)
+    source, begun = load_autoencoder(first), new_autoencoder(small(start=str(first), image_size=128, patch=16))
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    larger = torch.nn.functional.interpolate(pixels, scale_factor=2, mode="bilinear")
+    # patch by patch enlarging is exact; across patches' borders bilinear resizing mixes neighbours a little
+    apart = pixels.reshape(2, 3, 8, 8, 8, 8).transpose(3, 4).reshape(-1, 3, 8, 8)
+    enlarged = torch.nn.functional.interpolate(apart, scale_factor=2, mode="bilinear").reshape(2, 3, 8, 8, 16, 16)
+    exact = enlarged.transpose(3, 4).reshape(2, 3, 128, 128)
+    with torch.inference_mode():
+        before, after, near = source.encoder(pixels), begun.encoder(exact), begun.encoder(larger)
+        assert torch.allclose(before.cls, after.cls, atol=1e-4) and torch.allclose(
+            before.patches, after.patches, atol=1e-4
+        )
+        assert torch.nn.functional.cosine_similarity(before.patches, near.patches, dim=-1).mean() > 0.9
+        mask = PatchMask.random((8, 8), 0.75, 2, [torch.Generator().manual_seed(seed) for seed in (0, 1)])
+        small_patch = source.decoder(source.encoder(pixels, visible=mask.visible), mask).reshape(-1, 8, 8, 3)
+        large_patch = begun.decoder(begun.encoder(exact, visible=mask.visible), mask).reshape(-1, 16, 16, 3)
+    wanted = torch.nn.functional.interpolate(small_patch.permute(0, 3, 1, 2), scale_factor=2, mode="bilinear")
+    assert torch.allclose(large_patch, wanted.permute(0, 2, 3, 1), atol=1e-4)
 
 
 def test_given_weights_shorten_the_way(silent: Progress) -> None:
