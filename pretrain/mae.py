@@ -19,9 +19,9 @@ EPSILON = 1e-6  # on the variance of a patch (He et al. 2021)
 class Reconstruction(NamedTuple):
     """What the autoencoder makes of a batch."""
 
-    loss: Tensor  # () fp32, mean over the hidden patches of the batch
+    loss: Tensor  # () fp32, mean of the images' losses
     prediction: Tensor  # (B, N, P); normalised patch by patch where the target is
-    per_image_loss: Tensor  # (B,) fp32, without gradient
+    per_image_loss: Tensor  # (B,) fp32, mean over the patches that count; without gradient
 
 
 class MaskedAutoencoder(nn.Module):
@@ -77,7 +77,8 @@ class MaskedAutoencoder(nn.Module):
         Args:
             pixels: (B, 3, H, W) float as `preprocess` returns them.
             mask: of the images' grid, hiding at least one patch.
-            cls_only: (B,) bool, images that are decoded from their class tokens alone; None means none.
+            cls_only: (B,) bool, images that are decoded from their class tokens alone; None means none. Their visible
+                patches count in the loss as the hidden ones do, for the decoder sees neither.
 
         Raises:
             BadInput: if the mask is of another grid or hides nothing.
@@ -91,10 +92,18 @@ class MaskedAutoencoder(nn.Module):
         if not mask.hidden.shape[1]:
             raise BadInput("nothing is hidden, so there is nothing to predict")
         prediction = self.decoder(self.encoder(pixels, visible=mask.visible), mask, cls_only)
-        target = self.target(pixels, mask.hidden)
-        rows = mask.hidden.unsqueeze(-1).expand(-1, -1, target.shape[2])
-        per_image = (prediction.gather(1, rows).float() - target).square().mean(dim=(1, 2))
+        per_image = self._errors(prediction, pixels, mask.hidden)
+        if cls_only is not None:
+            seen = self._errors(prediction, pixels, mask.visible)
+            share = mask.visible.shape[1] / prediction.shape[1]
+            per_image = torch.where(cls_only, torch.lerp(per_image, seen, share), per_image)
         return Reconstruction(per_image.mean(), prediction, per_image.detach())
+
+    def _errors(self, prediction: Tensor, pixels: Tensor, indices: Tensor) -> Tensor:
+        """Return the mean squared error over some patches of each image, (B,) fp32."""
+        target = self.target(pixels, indices)
+        rows = indices.unsqueeze(-1).expand(-1, -1, target.shape[2])
+        return (prediction.gather(1, rows).float() - target).square().mean(dim=(1, 2))
 
     def target(self, pixels: Tensor, indices: Tensor) -> Tensor:
         """Return the patches to predict, (B, M, P) fp32 whatever the precision around it.

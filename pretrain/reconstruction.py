@@ -26,7 +26,7 @@ class Reconstruction(Objective):
     Args:
         model: freshly initialised, the same in every process.
         shape: of the masks.
-        cls_only: share of the training images that are decoded from their class tokens alone.
+        cls_only: share of the images that are decoded from their class tokens alone.
     """
 
     name = "pretrain"
@@ -41,19 +41,15 @@ class Reconstruction(Objective):
         self.flops = training_flops(model, shape)
 
     def losses(self, trained: nn.Module, batch: Batch, device: torch.device) -> dict[str, Tensor]:
-        noise = batch.mask_noise.to(device, non_blocking=True)
-        # which images: a function of each one's own noise, as its mask is, and spread as evenly over [0, 1)
-        cls_only = noise.sum(dim=1) % 1 < self.cls_only if self.cls_only else None
-        mask = PatchMask.from_noise(noise, self.shape)
-        return {"pixels": trained(self._pixels(batch.images, device), mask, cls_only).loss}
+        hiding = self._hiding(batch.mask_noise.to(device, non_blocking=True))
+        return {"pixels": trained(self._pixels(batch.images, device), *hiding).loss}
 
     def parts(self, trained: nn.Module) -> list[nn.Module]:
         return [trained]
 
     def measure(self, trained: nn.Module, monitor: Monitor) -> tuple[dict[str, float], Matrix]:
         def losses(images: Tensor, noise: Tensor) -> dict[str, Tensor]:
-            pixels, mask = self._pixels(images, images.device), PatchMask.from_noise(noise, self.shape)
-            return {"valid/loss": trained(pixels, mask).per_image_loss}
+            return {"valid/loss": trained(self._pixels(images, images.device), *self._hiding(noise)).per_image_loss}
 
         def encode(images: Tensor) -> Tokens:
             return unwrapped(trained).encoder(self._pixels(images, images.device))
@@ -64,8 +60,8 @@ class Reconstruction(Objective):
 
     def picture(self, trained: nn.Module, monitor: Monitor, path: Path, first: bool) -> None:
         images, noise = monitor.shown
-        pixels, mask = self._pixels(images, images.device), PatchMask.from_noise(noise, self.shape)
-        prediction = trained(pixels, mask).prediction
+        pixels, (mask, cls_only) = self._pixels(images, images.device), self._hiding(noise)
+        prediction = trained(pixels, mask, cls_only).prediction
         if first:
             mask = mask.to(torch.device("cpu"))
             draw_reconstructions(path, pixels.cpu(), prediction.float().cpu(), mask, unwrapped(trained).norm_pixels)
@@ -77,6 +73,14 @@ class Reconstruction(Objective):
 
     def blank(self) -> nn.Module:
         return blank_autoencoder(self.arguments)
+
+    def _hiding(self, noise: Tensor) -> tuple[PatchMask, Tensor | None]:
+        """Return the images' masks, and which of them, (B,) bool, are decoded from their class tokens alone.
+
+        Which they are is a function of each one's own noise, as its mask is, and spread as evenly over [0, 1).
+        """
+        cls_only = noise.sum(dim=1) % 1 < self.cls_only if self.cls_only else None
+        return PatchMask.from_noise(noise, self.shape), cls_only
 
     def _pixels(self, images: Tensor, device: torch.device) -> Tensor:
         return preprocess(images.to(device, non_blocking=True), Preprocessing(size=(self.size, self.size)))

@@ -167,6 +167,14 @@ def test_images_may_be_decoded_from_their_class_tokens_alone() -> None:
     assert torch.equal(model.decoder(tokens, mask)[1], first[1])
 
 
+def test_where_class_tokens_alone_are_decoded_visible_patches_count_too() -> None:
+    model, pixels, mask = small(norm_pixels=False).eval(), noise(2, 3, 64, 64), masks((8, 8), 2)
+    out = model(pixels, mask, torch.tensor([True, False]))
+    whole = (images_of(out.prediction, (8, 8)) - pixels).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(out.per_image_loss[0], whole[0].detach())
+    torch.testing.assert_close(out.per_image_loss[1], model(pixels, mask).per_image_loss[1])
+
+
 def test_every_parameter_learns() -> None:
     model = small()
     model(noise(2, 3, 32, 32), masks((4, 4), 2)).loss.backward()
