@@ -23,7 +23,8 @@ from ..progress import Progress
 from ..run_folder import settings_digest
 from ..schemas import RenderFrames
 from .randomisation import Look, add_clutter, random_eye
-from .rendering import QUALITIES, check_rendering, new_renderer, quality
+from .registry import tasks
+from .rendering import QUALITIES, check_rendering, new_renderer, quality, set_quality
 from .rollout import default_width, in_workers
 from .scenes import Scene, open_scene, scene_names
 
@@ -88,8 +89,8 @@ def render_frames(
     numbers = range(-(-settings.frames // settings.shard))
     waiting = [number for number in numbers if not _shard(out, number).is_file()]
     if waiting:
-        for name in names:  # what does not open is said before any work
-            open_scene(name)
+        for name in {name.split("/")[0] if name in tasks() else name: name for name in names}.values():
+            open_scene(name)  # what does not open, a file or a suite, is said before any work
     with (progress or Progress()).stage("render frames", settings.frames) as bar:
         bar.advance(settings.frames - sum(_in_shard(settings, number) for number in waiting))
         write = partial(_write_shard, settings, names, out)
@@ -120,6 +121,8 @@ def _claim(settings: FrameSettings, names: list[str], out: Path) -> None:
     text = json.dumps({**asdict(settings), "names": names}, indent=1)
     if about.is_file() and about.read_text() != text:
         raise DataError(f"{out} holds pictures made with other settings; delete it or choose another out=")
+    for left in out.glob(".frames-*.tmp"):  # by a worker that was killed while it wrote
+        left.unlink()
     with replacing(about) as temporary:
         temporary.write_text(text)
 
@@ -174,18 +177,11 @@ class _Photographer:
         import mujoco  # not before open_scene, which chooses the GL backend
 
         self.render = settings.render[int(rng.integers(len(settings.render)))]
-        model, chosen = self.scene.model, quality(self.render)
-        if chosen.shadow_map is not None:
-            model.vis.quality.shadowsize = chosen.shadow_map
-        if chosen.samples is not None:
-            model.vis.quality.offsamples = chosen.samples
-        size = settings.image_size
-        model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
-        model.vis.global_.offheight = max(model.vis.global_.offheight, size)
+        model, size = self.scene.model, settings.image_size
+        chosen = set_quality(model, size, self.render)
         self.look, self.own_look, self.taken = Look(model), True, 0
         self.scene.reset(rng)
-        self.renderer = new_renderer(model, size)
-        self.renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = chosen.reflections
+        self.renderer = new_renderer(model, size, chosen)
         self.shown = mujoco.MjvOption()
         self.shown.flags[mujoco.mjtVisFlag.mjVIS_RANGEFINDER] = False  # its rays are no part of the world
 

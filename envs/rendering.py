@@ -84,14 +84,7 @@ class View:
 
     def __init__(self, model: Any, camera: str | int, size: int, quality_name: str) -> None:
         self.model, self.camera, self.size = model, camera, size
-        chosen = quality(quality_name)
-        if chosen.shadow_map is not None:
-            model.vis.quality.shadowsize = chosen.shadow_map
-        if chosen.samples is not None:
-            model.vis.quality.offsamples = chosen.samples
-        model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
-        model.vis.global_.offheight = max(model.vis.global_.offheight, size)
-        self._reflections = chosen.reflections
+        self._quality = set_quality(model, size, quality_name)
         self._renderer: Any = None
 
     def rgb(self, data: Any) -> np.ndarray:
@@ -126,16 +119,25 @@ class View:
 
     def _ready(self, data: Any) -> Any:
         if self._renderer is None:
-            self._renderer = new_renderer(self.model, self.size)
-            import mujoco
-
-            self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = self._reflections
+            self._renderer = new_renderer(self.model, self.size, self._quality)
         self._renderer.update_scene(data, camera=self.camera)
         return self._renderer
 
 
-def new_renderer(model: Any, size: int) -> Any:
-    """Return a `mujoco.Renderer`.
+def set_quality(model: Any, size: int, name: str) -> Quality:
+    """Write a render quality into a model's visual settings, with room for square pictures of `size` px; return it."""
+    chosen = quality(name)
+    if chosen.shadow_map is not None:
+        model.vis.quality.shadowsize = chosen.shadow_map
+    if chosen.samples is not None:
+        model.vis.quality.offsamples = chosen.samples
+    model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
+    model.vis.global_.offheight = max(model.vis.global_.offheight, size)
+    return chosen
+
+
+def new_renderer(model: Any, size: int, chosen: Quality) -> Any:
+    """Return a `mujoco.Renderer` for a model that `set_quality` prepared.
 
     Raises:
         RenderingUnavailable: if no GL context can be made, with what to install.
@@ -146,7 +148,9 @@ def new_renderer(model: Any, size: int) -> Any:
         mujoco.Renderer._gl_context = mujoco.Renderer._mjr_context = None  # else a failed one complains when deleted
         with warnings.catch_warnings():  # the error below says it
             warnings.simplefilter("ignore")
-            return mujoco.Renderer(model, size, size)
+            renderer = mujoco.Renderer(model, size, size)
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = chosen.reflections
+        return renderer
     except Exception as error:  # MuJoCo raises whatever its GL backend raised
         raise RenderingUnavailable(
             f"no OpenGL context with MUJOCO_GL={os.environ.get('MUJOCO_GL', '(unset)')} "
@@ -170,7 +174,7 @@ def check_rendering() -> None:
             f"use MUJOCO_GL=egl after: apt-get install -y {EGL_PACKAGES}"
         ) from error
     model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='.1'/></worldbody></mujoco>")
-    renderer = new_renderer(model, 16)
+    renderer = new_renderer(model, 16, QUALITIES["fast"])
     renderer.update_scene(mujoco.MjData(model))
     renderer.render()
     renderer.close()
