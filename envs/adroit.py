@@ -3,6 +3,8 @@
 What gymnasium-robotics changed is put right here: the pen's episode has 100 steps and ends when the pen drops.
 """
 
+import contextlib
+import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -50,7 +52,8 @@ class Adroit(Task):
 
     def __init__(self, task: str) -> None:
         try:
-            from gymnasium_robotics.envs import adroit_hand
+            with contextlib.redirect_stderr(io.StringIO()):  # it prints that its rewards changed; we count successes
+                from gymnasium_robotics.envs import adroit_hand
         except ImportError as error:
             raise MissingExtra(f"adroit/{task}", "adroit") from error
         self._facts = _TASKS[task]
@@ -91,7 +94,10 @@ class Adroit(Task):
 
     def expert_action(self) -> np.ndarray:
         if self._expert is None:
-            raise UnknownName("Adroit's experts are files: give a DAPG policy, e.g. expert=hand_dapg/pen-v0.pickle")
+            raise UnknownName(
+                "Adroit's experts are files; record demonstrations with: pixio-robot collect task=adroit/pen "
+                "expert=hand_dapg/pen-v0.pickle (a published DAPG policy)"
+            )
         return np.clip(self._expert.act(self.known_state()), -1, 1)
 
     def score(self, rewards: Sequence[float], success: Sequence[bool]) -> float:

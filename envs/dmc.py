@@ -17,11 +17,10 @@ TASKS = tuple(
     dog_trot dog_run dog_fetch finger_spin finger_turn_easy finger_turn_hard fish_upright fish_swim hopper_stand
     hopper_hop humanoid_stand humanoid_walk humanoid_run humanoid_run_pure_state humanoid_CMU_stand
     humanoid_CMU_walk humanoid_CMU_run manipulator_bring_ball manipulator_bring_peg manipulator_insert_ball
-    manipulator_insert_peg pendulum_swingup point_mass_easy point_mass_hard quadruped_walk quadruped_run
-    quadruped_escape quadruped_fetch reacher_easy reacher_hard stacker_stack_2 stacker_stack_4 swimmer_swimmer6
-    swimmer_swimmer15 walker_stand walker_walk walker_run
+    manipulator_insert_peg pendulum_swingup point_mass_easy point_mass_hard reacher_easy reacher_hard stacker_stack_2
+    stacker_stack_4 swimmer_swimmer6 swimmer_swimmer15 walker_stand walker_walk walker_run
     """.split()  # noqa: SIM905
-)
+)  # without lqr, whose solution is known, and quadruped, which fails with NumPy 2.4 (it calls np.in1d)
 _DOMAINS = ("ball_in_cup", "humanoid_CMU", "point_mass")  # those with an underscore in their own name
 _REPEAT = 2  # control steps that take the same action
 
@@ -39,6 +38,7 @@ class DMControl(Task):
     """
 
     proprio_dim = 0
+    far, empty = 20.0, 0.875  # some cameras stand back, before an empty sky
     good_score = 0.0  # every episode of an expert counts, as good as it is
 
     def __init__(self, task: str) -> None:

@@ -1,8 +1,8 @@
 """Pictures of simulated scenes with random looks, viewpoints, clutter and robot states, as tar shards to pre-train on.
 
 A shard is a function of the settings, the seed and its number, whatever the number of workers; a finished one is not
-made again. Beside each ``KEY.jpg`` lies ``KEY.json``: scene, start, camera pose and intrinsics, whether the look is the
-scene's own.
+made again. Beside each ``KEY.jpg`` lies ``KEY.json``: scene, start, render quality, camera ("free", "close" or the
+model's name of its own), and whether the look is the scene's own.
 """
 
 import io
@@ -85,12 +85,12 @@ def render_frames(
     names = scene_names(list(settings.scenes))
     _check(settings)
     check_rendering()
-    _claim(settings, names, out)
     numbers = range(-(-settings.frames // settings.shard))
     waiting = [number for number in numbers if not _shard(out, number).is_file()]
     if waiting:
         for name in {name.split("/")[0] if name in tasks() else name: name for name in names}.values():
-            open_scene(name)  # what does not open, a file or a suite, is said before any work
+            open_scene(name)  # what does not open, a file or a suite, is said before anything is written
+    _claim(settings, names, out)
     with (progress or Progress()).stage("render frames", settings.frames) as bar:
         bar.advance(settings.frames - sum(_in_shard(settings, number) for number in waiting))
         write = partial(_write_shard, settings, names, out)

@@ -35,6 +35,8 @@ class Task(abc.ABC):
     proprio_dim: int  # 0 where a suite has none
     state_dim: int
     control_hz: float  # [1/s]
+    far = 5.0  # its pictures' median depth is nearer [m]
+    empty = 0.75  # and nothing is hit in a smaller share of them
     good_score = 100.0  # from here on an expert's episode is a demonstration
     cameras: tuple[str, ...]  # the first is the default
     model: Any  # mujoco.MjModel; None where another simulator is behind

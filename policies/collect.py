@@ -69,7 +69,7 @@ def collect(
         return CollectReport(out, reused=True, attempts=wanted, seconds={})
     if {"rgb", "depth"} & set(request.observe):
         check_rendering()
-    cameras = _cameras(request, expert)  # also the first to say that the request makes no sense
+    cameras = _try_out(request, expert)
     parts = out.with_name(out.name + ".parts")
     _claim(parts, request)
     workers = workers or default_width()
@@ -104,7 +104,8 @@ def _part(parts: Path, seed: int) -> Path:
     return parts / f"seed_{seed}.hdf5"
 
 
-def _cameras(request: EnvRequest, expert: str | None) -> tuple[str, ...]:
+def _try_out(request: EnvRequest, expert: str | None) -> tuple[str, ...]:
+    """Return the cameras; what cannot be, or has no expert, is said here, before any work."""
     env = replace(request, observe=("proprio",)).make()
     if expert is not None:
         env.task.use_expert(expert)

@@ -97,7 +97,7 @@ def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> 
             spent |= cache.seconds
 
     kind = policy_kind(command.encoder)
-    names = [kind] if kind == "blind" else [kind, "blind"]
+    names = [kind, "blind"] if kind != "blind" and "proprio" in demos.widths else [kind]
     checkpoints = {}
     with stages.timed("train") as spent:
         for name in names:

@@ -185,6 +185,9 @@ def test_sources(arm: Path) -> None:
             scene_names([source])
     with pytest.raises(BadInput, match=r"cannot read .*broken\.xml"):
         open_scene(str(arm.parent / "broken.xml"))
+    with pytest.raises(BadInput, match="cannot read"):
+        render_frames(replace(SMALL, scenes=(str(arm.parent / "broken.xml"),)), arm.parent / "frames")
+    assert not (arm.parent / "frames").exists()
 
 
 @pytest.mark.skipif("metaworld/reach" in registry.installed(), reason="needs metaworld to be missing")
