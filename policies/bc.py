@@ -117,6 +117,7 @@ def train_bc(
         UnknownName: for an unknown loss or optimiser.
         BadInput: for impossible settings.
         DataError: if the demonstrations do not fit, or the loss stops being finite.
+        CheckpointError: if the folder is of a run with other settings, or one that kept other epochs.
     """
     pictures = demos.pictures(embedding.cameras)
     policy = new_policy(tokens, embedding, demos.widths, settings, seed, kind, pictures).to(device)
@@ -128,6 +129,8 @@ def train_bc(
     optimizer = _optimizer(policy, settings, device)
     state = _resume(folder / "state.safetensors", policy, optimizer, digest(training, embedder.arguments(), kind))
     kept = {epoch: folder / f"epoch-{epoch:04d}.safetensors" for epoch in keep}
+    if lost := [path.name for epoch, path in kept.items() if epoch <= state.epoch and not path.is_file()]:
+        raise CheckpointError(f"{folder} is {state.epoch} epochs on without {', '.join(lost)}; delete it to begin anew")
     if state.epoch == settings.epochs and all(path.is_file() for path in (last, best, *kept.values())):
         return BCResult(last, best, state.train_loss, state.valid_loss, reused=True, kept=list(kept.values()))
     seconds = {"learning": 0.0}

@@ -1,125 +1,94 @@
-"""Runs cells, each in a process of its own: a crash ends one cell, a stop ends none that is finished.
+"""Runs cells side by side within a budget of jobs and memory, says how long it will take, and stops when asked."""
 
-Engines differ in who starts the processes: this machine, Ray or Slurm. Cells, files and results are the same.
-"""
-
-import json
-import os
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import asdict
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import MissingExtra
-from ...progress import Progress
-from ...run_folder import write_json
-from .cell import Cell
+from rich.console import Console
 
-ENGINES = ("local", "ray", "slurm")
-Run = Callable[[Path, int], int]  # a cell's folder and threads to the exit status
+from ...errors import Stopped
+from ...stopping import Stopping
+from .engines import Engine, Job
 
 
-def describe(cells: Sequence[Cell], root: Path, experts: dict[str, str]) -> list[Path]:
-    """Write each cell's ``cell.json`` and return the folders of those that have no result yet."""
-    waiting = []
-    for cell in cells:
-        folder = root / "cells" / cell.name
-        write_json(folder / "cell.json", {"cell": asdict(cell), "root": str(root.resolve()), "experts": experts})
-        if not (folder / "result.json").is_file():
-            waiting.append(folder)
-    return waiting
+@dataclass(frozen=True)
+class Task:
+    """A cell to run."""
+
+    folder: Path
+    memory: float  # it needs about [GB]
+    work: float  # it takes about, of one core [s]
 
 
-def run_cells(
-    folders: Sequence[Path], jobs: int, threads: int, progress: Progress, begin: "Begin", watch: Callable[[], None]
-) -> dict[str, str]:
-    """Run cells and return what went wrong, by the folder's name.
+@dataclass(frozen=True)
+class Room:
+    """What may run at once."""
 
-    Args:
-        folders: as `describe` returns them.
-        jobs: cells at a time.
-        threads: threads of each.
-        begin: starts a cell; see `local`, `ray` and `slurm`.
-        watch: called after each cell.
+    jobs: int
+    memory: float  # [GB]
+
+
+def run_tasks(tasks: Sequence[Task], engine: Engine, room: Room, console: Console) -> dict[str, str]:
+    """Run cells and return why some failed, by the folder's name; the others go on.
+
+    A cell that needs more memory than there is runs alone.
+
+    Raises:
+        Stopped: after SIGTERM or Ctrl-C, once the cells under way are ended.
     """
-    failures = {}
-    with begin(jobs, threads) as submit, progress.stage("benchmark", len(folders)) as bar:
-        futures: dict[Future[int], Path] = {submit(folder): folder for folder in folders}
-        for future in as_completed(futures):
-            folder = futures[future]
-            error = future.exception()
-            if error is not None or future.result() != 0 or not (folder / "result.json").is_file():
-                failures[folder.name] = str(error) if error is not None else last_words(folder)
-            bar.advance(1)
-            watch()
+    waiting, running, failures = list(tasks), dict[Task, Job](), dict[str, str]()
+    began, done, worked = time.monotonic(), 0, 0.0
+    with Stopping() as stopping:
+        try:
+            while waiting or running:
+                if stopping.asked:
+                    name = signal.Signals(stopping.signal).name
+                    raise Stopped(
+                        f"stopped by {name} after {done} of {len(tasks)} cells; the same command goes on",
+                        stopping.signal,
+                    )
+                while task := _next(waiting, running, room):
+                    waiting.remove(task)
+                    running[task] = engine.start(task.folder, task.memory)
+                ended = {task: why for task, job in running.items() if (why := job.poll()) is not None}
+                for task, why in ended.items():
+                    del running[task]
+                    done, worked = done + 1, worked + task.work
+                    if why:
+                        failures[task.folder.name] = why
+                    left = (time.monotonic() - began) * sum(each.work for each in (*waiting, *running)) / worked
+                    said = f"FAILED: {why}" if why else "done"
+                    hours = f", about {duration(left)} left" if waiting or running else ""
+                    console.print(
+                        f"{done}/{len(tasks)} cells{hours}; {task.folder.name}: {said}",
+                        soft_wrap=True,
+                        markup=False,
+                        highlight=False,
+                    )
+                if not ended:
+                    time.sleep(0.2)
+        finally:
+            for job in running.values():
+                job.stop()
     return failures
 
 
-def last_words(folder: Path) -> str:
-    """Return the last line that a cell logged."""
-    log = folder / "log.txt"
-    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    return next((line for line in reversed(lines) if line.strip()), "it ended without a word")
+def _next(waiting: Sequence[Task], running: dict[Task, Job], room: Room) -> Task | None:
+    """Return the first waiting cell that there is room for."""
+    if len(running) >= room.jobs:
+        return None
+    free = room.memory - sum(task.memory for task in running)
+    return next((task for task in waiting if task.memory <= free or not running), None)
 
 
-def run_folder(folder: str, threads: int, stopping: threading.Event | None = None) -> int:
-    """Run one cell in a new process and return its exit status; its words go to ``log.txt``."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "LP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "pixio_robot.policies.benchmark.cell", folder]
-    with (Path(folder) / "log.txt").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        while True:
-            try:
-                return process.wait(timeout=0.5)
-            except subprocess.TimeoutExpired:
-                if stopping is not None and stopping.is_set():
-                    process.terminate()
+def duration(seconds: float) -> str:
+    """Return a duration as one would say it.
 
-
-Submit = Callable[[Path], "Future[int]"]
-Begin = Callable[[int, int], "contextmanager[Submit]"]
-
-
-@contextmanager
-def local(jobs: int, threads: int) -> Iterator[Submit]:
-    """Run cells on this machine."""
-    stopping = threading.Event()
-    pool = ThreadPoolExecutor(jobs)
-    try:
-        yield lambda folder: pool.submit(run_folder, str(folder), threads, stopping)
-    except BaseException:
-        stopping.set()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def ray(jobs: int, threads: int) -> Iterator[Submit]:
-    """Run cells on a Ray cluster, or on this machine where there is none.
-
-    Raises:
-        MissingExtra: if Ray is not installed.
+    >>> duration(20), duration(600), duration(9000), duration(400000)
+    ('1 min', '10 min', '2.5 h', '4.6 days')
     """
-    try:
-        import ray as engine
-    except ImportError as error:
-        raise MissingExtra("engine=ray", "ray") from error
-    begun = not engine.is_initialized()
-    if begun:
-        engine.init(log_to_driver=False)
-    remote = engine.remote(num_cpus=threads, max_retries=0)(run_folder)
-    try:
-        yield lambda folder: remote.remote(str(folder.resolve()), threads).future()
-    finally:
-        if begun:
-            engine.shutdown()
-
-
-def cost(folder: Path) -> float:
-    """Return the seconds a finished cell took."""
-    return float(json.loads((folder / "result.json").read_text()).get("seconds", 0.0))
+    if seconds < 5400:
+        return f"{max(1, round(seconds / 60))} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"
