@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector.async_vector_env import AsyncState
 
 from ..errors import DataError, WorkerLost
 from .registry import EnvRequest
@@ -108,9 +108,13 @@ class BatchRollout:
         if kind is None:
             spent = self._envs.get_attr("seconds")
             self.seconds = {key: sum(each[key] for each in spent) / self.width for key in spent[0]}
-        with warnings.catch_warnings():  # it warns of the step that an interruption left pending
-            warnings.simplefilter("ignore")
-            self._envs.close(terminate=kind is not None)
+            self._envs.close()
+            return
+        for process in self._envs.processes:  # not waited for: a step may be pending, a worker may be dead
+            process.terminate()
+            process.join()
+        self._envs._state = AsyncState.DEFAULT
+        self._envs.close(terminate=True)
 
     def run(
         self,

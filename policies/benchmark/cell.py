@@ -18,7 +18,6 @@ import torch
 from filelock import FileLock
 
 from ...envs.registry import EnvRequest, new_task
-from ...envs.rendering import use_headless_gl
 from ...envs.rollout import plan_episodes
 from ...errors import PixioError
 from ...files import explain
@@ -262,7 +261,6 @@ def main(folder: Path) -> int:
     """Run the cell that a folder describes; return the exit status. What went wrong is the last line printed."""
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    use_headless_gl()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     about = read_json(folder / "cell.json")
     try:

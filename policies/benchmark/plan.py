@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from ...embedding import Embedder
-from ...envs.rendering import use_headless_gl
 from ...errors import PixioError
 from ..bc import new_policy
 from ..cache import encode
@@ -148,7 +147,6 @@ class Plan:
 
 def make_plan(grid: Grid, jobs: int, threads: int, root: Path) -> Plan:
     """Measure unit costs on this machine, one thread, and add up what is not finished yet."""
-    use_headless_gl()
     cells = [pair for pair in grid.cells if not (folder_of(pair[0], root) / "result.json").is_file()]
     by_task = {cell.task: _measured_task(cell, places) for cell, places in reversed(cells)}
     by_encoder = {name: _measured_encoder(name) for name in {cell.encoder for cell, _ in cells if cell.weights}}

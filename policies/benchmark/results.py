@@ -112,14 +112,22 @@ class Results:
     def task_score(self, task: str, policy: Policy) -> Mean | None:
         """Return the honest score of a task with its interval: Wilson's for successes, else resampled."""
         if (rate := self.rate(task, policy)) is not None:
-            return Mean(*(100 * each for each in (rate.value, rate.low, rate.high)))
+            return _in_percent(rate)
         scores = self.scores(task, policy)
         return None if scores is None else resampled([scores])
 
     def suite_score(self, tasks: Sequence[str], policy: Policy) -> Mean | None:
-        """Return the mean over tasks, seeds and starts drawn anew for its interval; None unless all tasks are there."""
+        """Return the mean over tasks, seeds and starts drawn anew for its interval; None unless all tasks are there.
+
+        Where all episodes succeed or all fail there is nothing to draw from; the interval is Wilson's then.
+        """
         grids = [grid for task in tasks if (grid := self.scores(task, policy)) is not None]
-        return resampled(grids) if grids and len(grids) == len(tasks) else None
+        if not grids or len(grids) < len(tasks):
+            return None
+        score = resampled(grids)
+        if score.low == score.high and all(task.split("/")[0] in SUCCESS for task in tasks):
+            return _in_percent(success_rate((np.concatenate([grid.ravel() for grid in grids]) > 50).tolist()))
+        return score
 
     def released(self, tasks: Sequence[str], policy: Policy) -> tuple[float, float] | None:
         """Return mean and deviation over seeds of the best of each run's evaluations; None unless all tasks are there.
@@ -169,6 +177,10 @@ class Results:
         if not starts:
             return None
         return np.array([[ours[seed][start] - theirs[seed][start] for start in starts] for seed in seeds])
+
+
+def _in_percent(rate: Rate) -> Mean:
+    return Mean(100 * rate.value, 100 * rate.low, 100 * rate.high)
 
 
 def _compared(first: Policy, second: Policy, suite: str, gaps: Sequence[np.ndarray]) -> Comparison:

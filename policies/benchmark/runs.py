@@ -159,12 +159,12 @@ def notes(command: Benchmark, results: Results, unfinished: int) -> list[str]:
             f"protocol, and other pictures. {purpose}"
         )
     lines.append(
-        "honest: the policy after the last epoch, on starts that neither training nor any choice has seen, the same for "
-        "all. as released: the best of a run's evaluations on the same starts, which is biased upwards; ± is over seeds."
+        "honest: the policy after the last epoch, on starts that neither training nor any choice has seen, the same "
+        "for all. as released: the best of a run's evaluations on the same starts, biased upwards; ± is over seeds."
     )
     lines.append(
-        "Intervals are 95 %: Wilson's for a task's successes over all seeds, else bootstrap over seeds and starts. With "
-        "one seed they know nothing of training's chance. p values are not corrected for their number."
+        "Intervals are 95 %: Wilson's for a task's successes over all seeds, else bootstrap over seeds and starts. "
+        "With one seed they know nothing of training's chance. p values are not corrected for their number."
     )
     if any(each.about["scale"] != 1 for each in cells):
         lines.append("Episodes of the Control Suite are cut; its score is then the mean reward of a step, in percent.")

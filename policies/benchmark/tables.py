@@ -20,7 +20,8 @@ NONE = "–"  # noqa: RUF001
 def main_table(results: Results, protocol: str) -> Table:
     """Return the table of suites: our policies in both columns of the protocol, then the published rows.
 
-    A suite is given when all of its tasks asked for have run; the mean when all of CortexBench's have.
+    A suite is given when all of its tasks asked for have run; the mean, and published rows beside a suite, when all of
+    CortexBench's have.
     """
     rows = []
     suites = _suites(results)
@@ -29,20 +30,17 @@ def main_table(results: Results, protocol: str) -> Table:
             if protocol not in (column, COLUMNS[0]) or (policy.encoder == EXPERT and column != "honest"):
                 continue
             row = {"policy": str(policy), "protocol": "honest" if column == "honest" else "as released"}
-            scores = {}
-            for suite, tasks in suites.items():
-                score = _suite(results, tasks, policy, column)
-                scores[suite] = score
-                row[_headed(suite, tasks)] = score
+            row |= {_headed(suite, tasks): _suite(results, tasks, policy, column) for suite, tasks in suites.items()}
             if set(SUITES) <= set(suites):
                 row["mean"] = _overall(results, policy, column)
             rows.append(row)
-    if rows:
-        headings = {suite: _headed(suite, tasks) for suite, tasks in suites.items()}
+    headings = {suite: _headed(suite, tasks) for suite, tasks in suites.items()}
+    comparable = [suite for suite in SUITES if suite in suites and headings[suite] == NAMES[suite]]
+    if rows and comparable:
         for each in ROWS:
             row = {"policy": f"{each.name} {each.backbone}", "protocol": "published"}
-            row |= {heading: f"{getattr(each, suite):.1f}" for suite, heading in headings.items() if suite in SUITES}
-            row |= {heading: NONE for suite, heading in headings.items() if suite not in SUITES}
+            for suite, heading in headings.items():
+                row[heading] = f"{getattr(each, suite):.1f}" if suite in comparable else NONE
             if set(SUITES) <= set(suites):
                 row["mean"] = f"{each.mean:.1f}"
             rows.append(row)
@@ -59,15 +57,11 @@ def _suites(results: Results) -> dict[str, list[str]]:
 
 
 def _headed(suite: str, tasks: Sequence[str]) -> str:
-    """Return a suite's heading, which says so where not all of its tasks are meant."""
+    """Return a suite's heading, which says so where fewer or other tasks than CortexBench's are meant."""
     whole = {f"{suite}/{name}" for name in SUITES.get(suite, ())}
     if not whole or set(tasks) == whole:
         return NAMES[suite]
-    return (
-        f"{NAMES[suite]}, {len(tasks)} tasks of {len(whole)}"
-        if set(tasks) < whole
-        else f"{NAMES[suite]}, {len(tasks)} tasks"
-    )
+    return f"{NAMES[suite]} ({', '.join(task.split('/')[1] for task in tasks)})"
 
 
 def _suite(results: Results, tasks: Sequence[str], policy: Policy, column: str) -> str:

@@ -45,4 +45,4 @@ def token_use(policy: Visuomotor, demos: DemoSet, cache: TokenCache) -> list[flo
             errors[left_out] += float((policy(seen, proprio) - data.actions[rows]).square().sum())
     if float(errors[-1]) == 0:
         return None
-    return [round(float(error / errors[-1] - 1), 4) for error in errors[:-1]]
+    return [float(error / errors[-1] - 1) for error in errors[:-1]]
