@@ -587,7 +587,7 @@ def test_adroit_without_experts_is_said_and_the_rest_runs(monkeypatch: pytest.Mo
     found = make_grid(Benchmark(encoders=["none", "state"], tasks="all"), Path("b"))
     assert {each.task for each in found.skipped} >= {"adroit/pen", "adroit/relocate"}
     why = next(each.why for each in found.skipped if each.task == "adroit/pen")
-    assert "experts=FOLDER with pen-v0.pickle" in why and "experts={adroit/pen: FILE}" in why
+    assert "experts=FOLDER with pen-v0.pickle" in why and "experts={adroit/pen: FILE" in why
     blind = [each for each in found.skipped if each.policy == "none"]
     assert {each.task.split("/")[0] for each in blind} == {"dmc"} and "no proprioception" in blind[0].why
     assert len(found.cells) == 7 + 12

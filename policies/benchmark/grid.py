@@ -19,7 +19,7 @@ from .protocol import BUDGETS, COLUMNS, FEELING, SUITES, TASKS, TRIAL, protocol_
 DAPG = "https://github.com/aravindr93/hand_dapg"  # where Adroit's experts are
 ADROIT = (
     f"Adroit's demonstrations need its published experts ({DAPG}, Apache-2.0): add experts=FOLDER with pen-v0.pickle "
-    "and relocate-v0.pickle, or experts={{{task}: FILE}}; or demos=FOLDER with demonstrations that you have"
+    "and relocate-v0.pickle, or experts={adroit/pen: FILE, ...}; or demos=FOLDER with demonstrations that you have"
 )
 
 
@@ -39,6 +39,19 @@ class Skipped:
     task: str
     policy: str
     why: str
+
+
+def grouped(skipped: Sequence[Skipped]) -> list[Skipped]:
+    """Return one entry for tasks of a suite that are left out for the same reason.
+
+    >>> grouped([Skipped("dmc/a", "none", "no"), Skipped("dmc/b", "none", "no"), Skipped("dmc/b", "state", "no")])[0]
+    Skipped(task='dmc/a, b', policy='none', why='no')
+    """
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for each in skipped:
+        suite, name = each.task.split("/")
+        found.setdefault((suite, each.policy, each.why), []).append(name)
+    return [Skipped(f"{suite}/{', '.join(names)}", policy, why) for (suite, policy, why), names in found.items()]
 
 
 @dataclass(frozen=True)
@@ -141,7 +154,7 @@ def _places(tasks: Sequence[str], command: Benchmark, root: Path, skipped: list[
         if task not in there and suite != TRIAL:
             skipped.append(Skipped(task, "all", str(MissingExtra(task, suite))))
         elif suite == "adroit" and not place.demos and not place.expert:
-            skipped.append(Skipped(task, "all", ADROIT.format(task=task)))
+            skipped.append(Skipped(task, "all", ADROIT))
         else:
             found[task] = place
     return found
@@ -153,7 +166,7 @@ def _can_run(task: str, encoder: str, place: Places, skipped: list[Skipped]) -> 
     if encoder == "none" and suite not in FEELING:
         why = "the suite has no proprioception, so a blind policy would know nothing"
     elif encoder == EXPERT and suite == "adroit" and not place.expert:
-        why = ADROIT.format(task=task)
+        why = ADROIT
     elif place.demos and encoder != EXPERT:
         demos = DemoSet(place.demos)
         if encoder == "state" and "state" not in demos.widths:

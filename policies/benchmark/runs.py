@@ -16,7 +16,7 @@ from ...run_folder import environment, write_json
 from ...schemas import Benchmark
 from .cell import EXPERT, describe, folder_of
 from .engines import ENGINES, Resources, engine
-from .grid import Grid, make_grid
+from .grid import Grid, grouped, make_grid
 from .plan import Plan, make_plan, memory_of, rough_costs, work_of
 from .protocol import TASKS
 from .published import CAVEATS
@@ -68,7 +68,7 @@ def run_benchmark(command: Benchmark, progress: Progress) -> BenchmarkReport:
     with replacing(root / "config.yaml") as temporary:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(command)))
     write_json(root / "environment.json", environment())
-    for each in grid.skipped:
+    for each in grouped(grid.skipped):
         progress.console.print(f"not run: {each.task}, {each.policy}: {each.why}", soft_wrap=True, markup=False)
     work = work_of(grid.cells, lambda cell: rough_costs(cell, grid.visions.get(cell.encoder)))
     tasks = []
@@ -114,7 +114,7 @@ def _write(command: Benchmark, grid: Grid, root: Path, failures: dict[str, str])
         "settings": setting_table(results),
         "cost": cost_table(results),
     }
-    missing = [{"task": each.task, "policy": each.policy, "why": each.why} for each in grid.skipped]
+    missing = [{"task": each.task, "policy": each.policy, "why": each.why} for each in grouped(grid.skipped)]
     missing += [{"task": "", "policy": name, "why": f"failed: {why}"} for name, why in failures.items()]
     result: dict[str, Any] = {
         "title": f"CortexBench · {command.budget}",
