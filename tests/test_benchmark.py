@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from rich.console import Console
 
@@ -242,6 +243,26 @@ def test_every_policy_meets_the_same_honest_episodes(done: BenchmarkReport) -> N
     assert len(found) == 2 * 3 + 1 and len({tuple(each) for each in found.values()}) == 1
 
 
+def test_no_policy_but_state_is_told_the_goal(
+    done: BenchmarkReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pixio_robot.policies import runs as policy_runs
+
+    seen: list[tuple[str, ...]] = []
+
+    def watched(act: object, request: EnvRequest, *arguments: Any, **more: Any) -> None:
+        seen.append(request.observe)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(policy_runs, "evaluate", watched)
+    monkeypatch.setitem(BUDGETS, "smoke", TINY)
+    shutil.copytree(done.out / "demos", tmp_path / "demos")
+    for encoder in ("none", "state", "cnn"):
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(_cell(encoder=encoder), Places(str(tmp_path)), SILENT)
+    assert seen == [("proprio",), ("state",), ("rgb", "proprio")]
+
+
 def test_what_was_needed_to_judge_is_cleared_away(done: BenchmarkReport) -> None:
     folder, _ = _result(done, "tiny-mean-100")
     assert [path.name for path in folder.glob("checkpoints/*/*")] == ["last.safetensors"]
@@ -299,6 +320,16 @@ def test_an_interrupted_cell_goes_on_to_the_same_result(
     }
     rows = [read_episodes(each / "honest" / "episodes.jsonl") for each in (folder, folder_of(cell, tmp_path))]
     assert [row.episode_return for row in rows[0]] == [row.episode_return for row in rows[1]]
+
+
+def test_each_column_can_be_had_alone(toy_file: Path, inline: Inline) -> None:
+    Path("mine").mkdir()
+    shutil.copy(toy_file, "mine")
+    command = Benchmark(encoders=["none", "expert"], tasks="toy/reach", demos="mine", out="b", protocol="cortexbench")
+    report = run_benchmark(command, SILENT)
+    assert [row["protocol"] for row in report.result["tables"]["CortexBench"]] == ["as released"]
+    assert not list(Path("b/cells").glob("*/honest")) and Path("b/report.html").is_file()
+    assert [row["policy"] for row in report.result["tables"]["Not run"]] == ["expert"]
 
 
 def test_given_demonstrations_are_used_as_they_are(toy_file: Path, tmp_path: Path, inline: Inline) -> None:
@@ -432,16 +463,20 @@ def test_a_worker_killed_in_mid_episode_is_said() -> None:
 
 
 @pytest.mark.slow
-def test_stopped_by_sigterm_the_same_command_goes_on() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_the_same_command_goes_on_and_no_process_stays(number: int) -> None:
     command = [sys.executable, "-m", "pixio_robot", "benchmark", "tasks=toy/reach", "encoders=[none,state]", "jobs=1"]
     first = subprocess.Popen([*command, "out=b"], stderr=subprocess.PIPE, text=True)
     assert first.stderr is not None
     while "1/2 cells" not in (line := first.stderr.readline()):
         assert line
     time.sleep(3.0)
-    first.send_signal(signal.SIGTERM)
+    under_way = psutil.Process(first.pid).children(recursive=True)
+    first.send_signal(number)
     said = first.communicate(timeout=100)[1]
-    assert first.returncode == 143 and "stopped by SIGTERM after 1 of 2 cells" in said
+    if number == signal.SIGTERM:
+        assert first.returncode == 143 and "stopped by SIGTERM after 1 of 2 cells" in said
+    assert under_way and not psutil.wait_procs(under_way, timeout=60)[1]
     again = subprocess.run([*command, "out=b"], capture_output=True, text=True, check=False)
     assert again.returncode == 0 and "1 of 2 cells are finished already" in again.stderr, again.stderr
 

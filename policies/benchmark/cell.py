@@ -178,7 +178,9 @@ def _policy(cell: Cell, places: Places, request: EnvRequest, stages: Stages, pro
     out, protocol, threads = folder_of(cell, Path(places.root)), cell.learning, torch.get_num_threads()
     device = choose_device(places.device)
     precision = choose_precision(cell.precision, device)
-    plans = {"honest": plan_episodes(request, cell.limits.honest_episodes, HELD_OUT_SEED)}
+    plans = {}
+    if cell.protocol != "cortexbench":
+        plans["honest"] = plan_episodes(request, cell.limits.honest_episodes, HELD_OUT_SEED)
     if cell.protocol != "honest":
         first = cell.seed if protocol.first_start is None else protocol.first_start
         plans["released"] = plan_episodes(request, protocol.episodes, first)

@@ -93,7 +93,7 @@ def make_grid(command: Benchmark, root: Path) -> Grid:
     cells = []
     for encoder in encoders:
         for fusion in command.fusions if encoder in visions else [""]:
-            runs = [task for task in places if _can_run(task, encoder, places[task], skipped)]
+            runs = [task for task in places if _can_run(task, encoder, places[task], command.protocol, skipped)]
             for seed in seeds[:1] if encoder == EXPERT else dict.fromkeys(seeds):
                 for task in runs:
                     weights = visions[encoder].weights if encoder in visions else ""
@@ -160,11 +160,13 @@ def _places(tasks: Sequence[str], command: Benchmark, root: Path, skipped: list[
     return found
 
 
-def _can_run(task: str, encoder: str, place: Places, skipped: list[Skipped]) -> bool:
+def _can_run(task: str, encoder: str, place: Places, protocol: str, skipped: list[Skipped]) -> bool:
     """Return whether a policy makes sense on a task; if not, say why."""
     suite, why = task.split("/")[0], ""
     if encoder == "none" and suite not in FEELING:
         why = "the suite has no proprioception, so a blind policy would know nothing"
+    elif encoder == EXPERT and protocol == "cortexbench":
+        why = "it does not learn, so there is nothing to judge while it learns; protocol=honest has it"
     elif encoder == EXPERT and suite == "adroit" and not place.expert:
         why = ADROIT
     elif place.demos and encoder != EXPERT:

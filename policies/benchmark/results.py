@@ -42,6 +42,11 @@ class Outcome:
         """The row it belongs to."""
         return Policy(self.cell.encoder, self.cell.fusion)
 
+    @property
+    def mean(self) -> float:
+        """The mean of its honest scores."""
+        return sum(self.scores.values()) / len(self.scores)
+
 
 def read_outcome(cell: Cell, root: Path) -> Outcome | None:
     """Return what a cell came to, or None if it is not finished."""

@@ -1,7 +1,7 @@
 """``pixio-robot benchmark``: from what was asked to cells, from finished cells to tables and a report."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ def folder(command: Benchmark) -> Path:
 def run_plan(command: Benchmark) -> Plan:
     """Say what a benchmark would cost, from short measurements."""
     root = folder(command)
-    return make_plan(make_grid(command, root), _room(command).jobs, command.threads, root)
+    jobs = command.jobs or _room(replace(command, engine="local")).jobs
+    return make_plan(make_grid(command, root), jobs, command.threads, root)
 
 
 def run_benchmark(command: Benchmark, progress: Progress) -> BenchmarkReport:

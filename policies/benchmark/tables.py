@@ -92,7 +92,7 @@ def task_table(results: Results) -> Table:
         for policy in results.policies:
             cells = results.cells(task, policy)
             score = results.task_score(task, policy)
-            if not cells or score is None:
+            if not cells:
                 continue
             rate, best = results.rate(task, policy), results.released([task], policy)
             last = [each.released[-1] for each in cells if each.released]
@@ -100,8 +100,8 @@ def task_table(results: Results) -> Table:
                 {
                     "task": task,
                     "policy": str(policy),
-                    "honest": f"{rate}" if rate is not None else str(score),
-                    "per seed": ", ".join(f"{sum(each.scores.values()) / len(each.scores):.0f}" for each in cells),
+                    "honest": NONE if score is None else str(rate or score),
+                    "per seed": ", ".join(f"{each.mean:.0f}" for each in cells if each.scores) or NONE,
                     "released, best": NONE if best is None else _spread(*best),
                     "released, last": f"{sum(last) / len(last):.1f}" if last else NONE,
                     "seeds": len(cells),
@@ -276,5 +276,5 @@ def _seed_means(results: Results, tasks: Sequence[str], policy: Policy) -> list[
     by_seed: dict[int, list[float]] = {}
     for task in tasks:
         for each in results.cells(task, policy):
-            by_seed.setdefault(each.cell.seed, []).append(sum(each.scores.values()) / len(each.scores))
+            by_seed.setdefault(each.cell.seed, []).append(each.mean)
     return [sum(values) / len(values) for values in by_seed.values() if len(values) == len(tasks)]
