@@ -155,7 +155,7 @@ class Inline:
 
     def start(self, folder: Path, memory: float) -> Job:
         self.started.append(folder.name)
-        return Ended(cells.main(folder), folder)
+        return Ended(cells.main(folder, os.getppid()), folder)
 
 
 class Ended:

@@ -6,4 +6,4 @@ from pathlib import Path
 if __name__ == "__main__":
     from .cell import main
 
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

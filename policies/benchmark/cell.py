@@ -1,5 +1,5 @@
 """One cell of the benchmark: one policy on one task, learned and judged. ``python -m pixio_robot.policies.benchmark
-FOLDER`` runs the cell that ``FOLDER/cell.json`` describes; all it needs and leaves is in files.
+FOLDER PARENT`` runs the cell that ``FOLDER/cell.json`` describes; all it needs and leaves is in files.
 """
 
 import logging
@@ -19,14 +19,14 @@ from filelock import FileLock
 
 from ...envs.registry import EnvRequest, new_task
 from ...envs.rollout import plan_episodes
-from ...errors import PixioError
+from ...errors import CheckpointError, PixioError
 from ...files import explain
 from ...hardware import choose_device, choose_precision
 from ...memory import PeakMemory
 from ...progress import Progress
 from ...run_folder import digest, read_json, write_json
 from ...schemas import HELD_OUT_SEED
-from ..bc import BCResult, train_bc
+from ..bc import train_bc
 from ..cache import TokenCache
 from ..collect import collect
 from ..demos import DemoSet
@@ -168,8 +168,8 @@ def _expert(cell: Cell, places: Places, request: EnvRequest, stages: Stages, pro
     plans = plan_episodes(request, count, HELD_OUT_SEED)
     with stages.timed("evaluate") as spent:
         out = folder_of(cell, Path(places.root)) / "honest"
-        evaluate_expert(request, plans, out, torch.get_num_threads(), progress, places.expert_or_none)
-        spent["physics"] = 0.0
+        found = evaluate_expert(request, plans, out, torch.get_num_threads(), progress, places.expert_or_none)
+        spent["episodes"] = sum(row.wall_s for row in found.rows)
     return {"weights": "none", "demos": 0}
 
 
@@ -189,6 +189,8 @@ def _policy(cell: Cell, places: Places, request: EnvRequest, stages: Stages, pro
         check_held_out(demos.starts, each)
 
     backbone = load_backbone(cell.encoder)
+    if backbone is not None and backbone.fingerprint() != cell.weights:
+        raise CheckpointError(f"{cell.encoder} has other weights than when the benchmark was begun; begin it anew")
     cache: TokenCache | None = None
     if backbone is not None:
         with stages.timed("encode") as spent:
@@ -214,8 +216,9 @@ def _policy(cell: Cell, places: Places, request: EnvRequest, stages: Stages, pro
         spent |= trained.seconds
 
     released = []
-    for column, checkpoints in _columns(trained, plans):
-        for checkpoint in checkpoints:
+    checkpoints = {"honest": [trained.last], "released": trained.kept}
+    for column in plans:
+        for checkpoint in checkpoints[column]:
             folder = out / column / (checkpoint.stem if column == "released" else "")
             with stages.timed("evaluate") as spent:
                 evaluation = evaluate_policy(
@@ -242,12 +245,6 @@ def _policy(cell: Cell, places: Places, request: EnvRequest, stages: Stages, pro
     }
 
 
-def _columns(trained: BCResult, plans: dict[str, Any]) -> list[tuple[str, list[Path]]]:
-    """Return which policies each column judges; the honest one first, since it stands alone."""
-    checkpoints = {"honest": [trained.last], "released": trained.kept}
-    return [(column, checkpoints[column]) for column in plans]
-
-
 def _mean_score(evaluation: Evaluation) -> float:
     return sum(row.score for row in evaluation.rows) / len(evaluation.rows)
 
@@ -259,10 +256,14 @@ def describe(cell: Cell, places: Places) -> Path:
     return folder
 
 
-def main(folder: Path) -> int:
-    """Run the cell that a folder describes; return the exit status. What went wrong is the last line printed."""
+def main(folder: Path, parent: int) -> int:
+    """Run the cell that a folder describes; return the exit status. What went wrong is the last line printed.
+
+    Args:
+        parent: number of the process that started this one, with which it ends.
+    """
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     about = read_json(folder / "cell.json")
     try:

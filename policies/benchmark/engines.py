@@ -69,7 +69,7 @@ def engine(name: str, resources: Resources, root: Path) -> Iterator[Engine]:
 def start_process(folder: Path | str, threads: int) -> "subprocess.Popen[bytes]":
     """Start a cell in a new session; what it says goes to ``log.txt``."""
     given = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "LP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pixio_robot.policies.benchmark", str(folder)]
+    command = [sys.executable, "-m", "pixio_robot.policies.benchmark", str(folder), str(os.getpid())]
     with (Path(folder) / "log.txt").open("wb") as log:
         return subprocess.Popen(
             command,

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,10 +161,9 @@ def cost_table(results: Results) -> Table:
 
 
 def _spent(about: dict[str, Any], stage: str) -> float:
+    """Return the seconds of a stage; 0 where another cell did it and this one waited."""
     entry = about["stages"].get(stage, {})
-    if stage in ("demonstrations", "encode"):  # else waiting for another cell that does it would count
-        return float(sum(entry.get("spent", {}).values()))
-    return float(entry.get("seconds", 0.0))
+    return float(entry["seconds"]) if entry.get("spent") else 0.0
 
 
 def setting_table(results: Results) -> Table:
@@ -175,8 +174,8 @@ def setting_table(results: Results) -> Table:
             cells = [each for task in tasks for each in results.cells(task, policy)]
             if not cells or policy.encoder == EXPERT:
                 continue
-            learning, request = cells[0].cell.learning, cells[0].about["request"]
-            size = (cells[0].about.get("preprocessing") or {}).get("size")
+            learning = cells[0].cell.learning
+            pixels = cells[0].about.get("preprocessing")
             rows.append(
                 {
                     "policy": str(policy),
@@ -184,16 +183,24 @@ def setting_table(results: Results) -> Table:
                     "tokens": f"{policy.fusion} of normed class tokens" if policy.fusion else NONE,
                     "frames": f"{learning.embedding.frames}"
                     + (f" of {learning.embedding.history}" if learning.embedding.frames != "single" else ""),
-                    "picture [px]": f"{request['image_size']}" + (f" to {size[0]}x{size[1]}" if size else ""),
-                    "render": request["render"],
-                    "steps": request["horizon"],
+                    "picture [px]": _each(each.about["request"]["image_size"] for each in cells),
+                    "for the encoder": NONE
+                    if pixels is None
+                    else f"{pixels['resize']} to {pixels['size'][0]}x{pixels['size'][1]}, {pixels['interpolation']}",
+                    "render": _each(each.about["request"]["render"] for each in cells),
+                    "steps": _each(each.about["request"]["horizon"] for each in cells),
                     "head": "-".join(map(str, learning.policy.layers)),
                     "optimiser": f"{learning.policy.optimizer} {learning.policy.lr:g}, batch {learning.policy.batch}",
-                    "epochs": learning.policy.epochs,
-                    "evaluations": len(cells[0].about.get("moments") or []),
+                    "epochs": _each(each.cell.learning.policy.epochs for each in cells),
+                    "evaluations": _each(len(each.about["moments"]) for each in cells),
                 }
             )
     return rows
+
+
+def _each(values: Iterable[Any]) -> str:
+    """Return the different values there are."""
+    return ", ".join(dict.fromkeys(map(str, values)))
 
 
 def write_tables(out: Path, tables: dict[str, Table]) -> None:
