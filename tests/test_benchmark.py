@@ -6,6 +6,7 @@ import errno
 import importlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,8 @@ import psutil
 import pytest
 from rich.console import Console
 
-from pixio_robot.cli import run
+import pixio_robot
+from pixio_robot.cli import compose, run
 from pixio_robot.embedding import TokenShape
 from pixio_robot.envs import registry
 from pixio_robot.envs.registry import EnvRequest
@@ -626,6 +628,25 @@ def test_adroit_without_experts_is_said_and_the_rest_runs(monkeypatch: pytest.Mo
     blind = [each for each in found.skipped if each.policy == "none"]
     assert {each.task.split("/")[0] for each in blind} == {"dmc"} and "no proprioception" in blind[0].why
     assert len(found.cells) == 7 + 12
+
+
+GUIDE = Path(pixio_robot.__file__).resolve().parent.parent / "docs" / "benchmark.md"
+
+
+@pytest.mark.skipif(not GUIDE.is_file(), reason="runs in a checkout")
+def test_the_guides_commands_and_budgets_are_true() -> None:
+    text = GUIDE.read_text()
+    lines = [line for line in text.splitlines() if line.startswith("pixio-robot benchmark")]
+    assert len(lines) >= 4
+    for line in lines:
+        command = compose("benchmark", shlex.split(line, comments=True)[2:])
+        assert task_names(command.tasks) and command.budget in BUDGETS
+    for name, budget in BUDGETS.items():
+        suites = ("adroit", "dmc", "metaworld", "trifinger")
+        wholes = [protocol_of(next(task for task in TASKS if task.startswith(suite))).demos for suite in suites]
+        demos = ", ".join(str(budget.demos.get(suite, whole)) for suite, whole in zip(suites, wholes, strict=True))
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}`"))
+        assert f"| {demos} |" in row and f"| {budget.honest_episodes} |" in row
 
 
 def test_two_files_of_a_task_are_refused(toy_file: Path) -> None:
