@@ -200,7 +200,7 @@ def _benchmark(command: schemas.Benchmark) -> int:
     from .tables import print_benchmark, print_plan
 
     if command.plan:
-        plan = run_plan(command)
+        plan = run_plan(command, Progress())
         print_plan(plan.rows, plan.assumptions)
         return 0
     report = run_benchmark(command, Progress())

@@ -667,7 +667,7 @@ def test_neighbouring_cells_are_of_different_tasks(monkeypatch: pytest.MonkeyPat
 
 def test_a_plan_measures_and_writes_nothing(monkeypatch: pytest.MonkeyPatch, tiny_file: Path) -> None:
     found = make_grid(Benchmark(encoders=[str(tiny_file), "none", "expert"], tasks="toy/reach"), Path("b"))
-    plan = make_plan(found, 2, 1, Path("b"))
+    plan = make_plan(found, 2, 1, Path("b"), SILENT)
     rows = dict(plan.rows)
     assert rows["cells"] == "3" and "all, 2 jobs of 1 threads" in rows and plan.assumptions and not Path("b").exists()
     costly = make_grid(Benchmark(encoders=[str(tiny_file), "none"], tasks="toy/reach", budget="full"), Path("b"))

@@ -10,6 +10,8 @@ import torch
 
 from ...embedding import Embedder
 from ...errors import PixioError
+from ...hardware import threads as one_thread
+from ...progress import Progress
 from ..bc import new_policy
 from ..cache import encode
 from ..demos import DemoSet
@@ -145,18 +147,27 @@ class Plan:
     assumptions: list[str] = field(default_factory=list)
 
 
-def make_plan(grid: Grid, jobs: int, threads: int, root: Path) -> Plan:
+def make_plan(grid: Grid, jobs: int, threads: int, root: Path, progress: Progress) -> Plan:
     """Measure unit costs on this machine, one thread, and add up what is not finished yet."""
     cells = [pair for pair in grid.cells if not (folder_of(pair[0], root) / "result.json").is_file()]
-    by_task = {cell.task: _measured_task(cell, places) for cell, places in reversed(cells)}
-    by_encoder = {name: _measured_encoder(name) for name in {cell.encoder for cell, _ in cells if cell.weights}}
-    learning: dict[tuple[str, str, str], float] = {}
+    firsts = {cell.task: (cell, places) for cell, places in reversed(cells)}
+    encoders = {cell.encoder for cell, _ in cells if cell.weights}
+    learners = {(cell.suite, cell.encoder, cell.fusion): cell for cell, _ in cells}
+    by_task, by_encoder, learning = dict[str, Costs](), dict[str, float](), dict[tuple[str, str, str], float]()
+    with one_thread(1), progress.stage("measure", len(firsts) + len(encoders) + len(learners)) as bar:
+        for task, (cell, places) in firsts.items():
+            by_task[task] = _measured_task(cell, places)
+            bar.advance(1)
+        for name in encoders:
+            by_encoder[name] = _measured_encoder(name)
+            bar.advance(1)
+        for key, cell in learners.items():
+            learning[key] = _measured_learning(cell, grid.visions.get(cell.encoder))
+            bar.advance(1)
 
     def costs_of(cell: Cell) -> Costs:
-        key = (cell.suite, cell.encoder, cell.fusion)
-        if key not in learning:
-            learning[key] = _measured_learning(cell, grid.visions.get(cell.encoder))
-        return replace(by_task[cell.task], encoding=by_encoder.get(cell.encoder, 0.0), learning=learning[key])
+        encoding = by_encoder.get(cell.encoder, 0.0)
+        return replace(by_task[cell.task], encoding=encoding, learning=learning[cell.suite, cell.encoder, cell.fusion])
 
     work = work_of(cells, costs_of)
     plan = Plan()
@@ -168,9 +179,9 @@ def make_plan(grid: Grid, jobs: int, threads: int, root: Path) -> Plan:
     for encoder in dict.fromkeys(cell.encoder for cell, _ in cells):
         spent = sum(each for each, (cell, _) in zip(work, cells, strict=True) if cell.encoder == encoder)
         plan.rows.append((f"{encoder}, one core", duration(spent)))
-    firsts = {cell.task: (cell, places) for cell, places in reversed(cells) if cell.encoder != EXPERT}
+    learning_from = {cell.task: (cell, places) for cell, places in reversed(cells) if cell.encoder != EXPERT}
     planned = 0.0
-    for cell, places in firsts.values():
+    for cell, places in learning_from.values():
         if cell.suite == "dmc" and not places.demos:
             planned += load_of(cell, places).recorded * by_task[cell.task].expert
     if planned:
@@ -179,7 +190,7 @@ def make_plan(grid: Grid, jobs: int, threads: int, root: Path) -> Plan:
     plan.rows.append((f"all, {jobs} jobs of {threads} threads", duration(sum(work) / max(jobs, 1))))
     pictures = sum(
         load_of(cell, places).recorded * load_of(cell, places).pictures * cell.learning.image_size**2
-        for cell, places in firsts.values()
+        for cell, places in learning_from.values()
         if not places.demos
     )
     plan.rows.append(("disk for demonstrations", f"{3 * _COMPRESSED * pictures / 1e9:.1f} GB"))

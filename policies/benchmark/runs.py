@@ -48,11 +48,11 @@ def folder(command: Benchmark) -> Path:
     return Path(command.out or f"runs/benchmark-{command.budget}")
 
 
-def run_plan(command: Benchmark) -> Plan:
+def run_plan(command: Benchmark, progress: Progress) -> Plan:
     """Say what a benchmark would cost, from short measurements."""
     root = folder(command)
     jobs = command.jobs or _room(replace(command, engine="local")).jobs
-    return make_plan(make_grid(command, root), jobs, command.threads, root)
+    return make_plan(make_grid(command, root), jobs, command.threads, root, progress)
 
 
 def run_benchmark(command: Benchmark, progress: Progress) -> BenchmarkReport:
