@@ -4,9 +4,9 @@ import multiprocessing
 import os
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -14,14 +14,19 @@ from typing import TypeVar
 
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector.async_vector_env import AsyncState
 
-from ..errors import DataError
+from ..errors import DataError, WorkerLost
 from .registry import EnvRequest
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 # from observations (B, ...), which environments just started (B,) bool and which run (B,) bool, to actions (B, A)
 Act = Callable[[dict[str, np.ndarray], np.ndarray, np.ndarray], np.ndarray]
+_LOST = (
+    "a simulator's process ended in mid-episode, killed from outside, often for lack of memory; finished episodes are "
+    "kept: run the same command again, with fewer environments or jobs if it was memory"
+)
 
 
 @dataclass(frozen=True)
@@ -103,9 +108,13 @@ class BatchRollout:
         if kind is None:
             spent = self._envs.get_attr("seconds")
             self.seconds = {key: sum(each[key] for each in spent) / self.width for key in spent[0]}
-        with warnings.catch_warnings():  # it warns of the step that an interruption left pending
-            warnings.simplefilter("ignore")
-            self._envs.close(terminate=kind is not None)
+            self._envs.close()
+            return
+        for process in self._envs.processes:  # not waited for: a step may be pending, a worker may be dead
+            process.terminate()
+            process.join()
+        self._envs._state = AsyncState.DEFAULT
+        self._envs.close(terminate=True)
 
     def run(
         self,
@@ -122,6 +131,7 @@ class BatchRollout:
 
         Raises:
             DataError: if a seed no longer gives the planned start.
+            WorkerLost: if an environment's process was killed.
         """
         envs = self._envs
         assert envs is not None, "enter the context first"
@@ -142,7 +152,10 @@ class BatchRollout:
                     if result is not None:
                         watch(result.plan, {key: value[row] for key, value in observations.items()})
             actions = act(observations, starting, np.array([result is not None for result in running]))
-            observations, rewards, terminated, truncated, infos = envs.step(actions)
+            try:
+                observations, rewards, terminated, truncated, infos = envs.step(actions)
+            except (EOFError, ConnectionError) as error:
+                raise WorkerLost(f"{self.request.task}: {_LOST}") from error
             if on_step is not None:
                 on_step(sum(result is not None for result in running))
             free = np.zeros(self.width, bool)
@@ -195,6 +208,8 @@ def in_workers(
         with starting_workers():
             results = pool.map(function, items)
         yield from zip(items, results, strict=True)
+    except BrokenProcessPool as error:
+        raise WorkerLost(_LOST) from error
     except BaseException:  # do not wait for episodes that nobody wants any more
         _end_at_once(pool)
         raise
@@ -213,9 +228,11 @@ def _end_at_once(pool: ProcessPoolExecutor) -> None:
         threading.excepthook = hook
 
 
-def run_expert(request: EnvRequest, plan: EpisodePlan) -> EpisodeResult:
-    """Run one episode with the task's expert and no pictures; a function for `in_workers`."""
+def run_expert(request: EnvRequest, plan: EpisodePlan, expert: str | None = None) -> EpisodeResult:
+    """Run one episode with the task's expert, or that of a file, and no pictures; a function for `in_workers`."""
     env = replace(request, observe=("proprio",)).make()
+    if expert is not None:
+        env.task.use_expert(expert)
     started = perf_counter()
     env.reset(seed=plan.seed)
     result = EpisodeResult(plan)

@@ -164,6 +164,33 @@ class Evaluate(Hardware):
 
 
 @dataclass
+class Benchmark(Hardware):
+    """Run CortexBench: tasks, encoders and seeds as independent cells, and the table they give."""
+
+    encoders: list[str] = key(
+        ["random:ti:0", "none", "cnn", "state", "expert"],
+        "policies to compare: encoders, as load_encoder takes them, and the references none (blind), cnn (learns to "
+        "see), state (is told), expert",
+    )
+    tasks: Any = key("all", "all (14 tasks), a suite (adroit, dmc, metaworld, trifinger), SUITE/TASK, or a list")
+    seeds: list[int] | None = key(None, "seeds of training; null is the budget's: 100, of full 100, 200 and 300")
+    fusions: list[str] = key(["mean"], f"fusions of an encoder's tokens, each a row: {', '.join(FUSIONS)}")
+    protocol: str = key("both", "columns: cortexbench (best of all evaluations), honest (last policy), or both")
+    budget: str = key("smoke", "how much of it: smoke (does it run), small (two cores, hours), full (as published)")
+    precision: str = key("fp32", "auto, fp32, bf16 (autocast)")
+    plan: bool = key(False, "only measure and print what it would cost", free=True)
+    experts: Any = key(None, "Adroit's experts: folder of DAPG policies, or {adroit/pen: FILE, ...}", free=True)
+    demos: str | None = key(None, "folder of demonstrations (*.hdf5) to use where it has a task's", free=True)
+    engine: str = key("local", "who runs cells: local, ray, slurm", free=True)
+    jobs: int | None = key(None, "cells at a time; null is one for each `threads` cores, of ray and slurm all", 1, True)
+    threads: int = key(1, "threads of a cell", least=1, free=True)
+    memory: float | None = key(None, "memory for all cells together [GB]; null is 80 % of what is free", free=True)
+    gpus: float = key(0, "GPUs of a cell under ray (shares too) and slurm", free=True)
+    slurm: Any = key(None, "further settings of submitit, e.g. {slurm_partition: gpu, timeout_min: 600}", free=True)
+    out: str | None = key(None, "folder; null means runs/benchmark-<budget>", free=True)
+
+
+@dataclass
 class Quickstart(Hardware):
     """Demonstrations, cached tokens, behaviour cloning, evaluation, report: all of it on one task."""
 
@@ -366,6 +393,7 @@ COMMANDS: dict[str, type] = {
     "embed": Embed,
     "train_bc": TrainBC,
     "evaluate": Evaluate,
+    "benchmark": Benchmark,
     "pretrain": Pretrain,
     "distill": Distill,
     "score": Score,

@@ -97,14 +97,19 @@ def evaluate(
 
 
 def evaluate_expert(
-    request: EnvRequest, plans: Sequence[EpisodePlan], out: Path, workers: int, progress: Progress | None = None
+    request: EnvRequest,
+    plans: Sequence[EpisodePlan],
+    out: Path,
+    workers: int,
+    progress: Progress | None = None,
+    expert: str | None = None,
 ) -> Evaluation:
-    """Run the task's expert on the planned episodes, without pictures."""
+    """Run the task's expert, or the one in the file `expert`, on the planned episodes, without pictures."""
     label = Label("expert")
     waiting = _waiting(plans, label, out)
     if waiting:
         with (progress or Progress()).stage("evaluate expert", len(waiting)) as bar:
-            for _, result in in_workers(partial(run_expert, request), waiting, workers):
+            for _, result in in_workers(partial(run_expert, request, expert=expert), waiting, workers):
                 append_episode(out / "episodes.jsonl", _record(result, request, label, ""))
                 bar.advance(1)
     return Evaluation(_rows(label, out), len(plans) - len(waiting))

@@ -187,3 +187,40 @@ def test_a_demonstration_is_what_scores_well(tmp_path: Path, monkeypatch: pytest
 def test_unknown_tasks_are_refused_in_words(task: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["collect", f"task={task}", "out=x.hdf5"]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "camera"),
+    [
+        ("walker_stand", "side"),
+        ("walker_walk", "side"),
+        ("reacher_easy", "fixed"),
+        ("cheetah_run", "side"),
+        ("finger_spin", "cam0"),
+    ],
+)
+def test_the_control_suite_is_seen_through_camera_0(task: str, camera: str) -> None:
+    needs(f"dmc/{task}")
+    env = make(f"dmc/{task}", observe=("state",))
+    assert env.cameras == (camera,) == (env.task.model.camera(0).name,)
+    env.close()
+
+
+@pytest.mark.parametrize("task", ["pen", "relocate"])
+def test_adroits_goal_is_in_the_picture_and_not_in_proprioception(task: str) -> None:
+    needs(f"adroit/{task}")
+    env = make(f"adroit/{task}", observe=("rgb", "proprio"), render="fast", image_size=128)
+    before, _ = env.reset(seed=0)
+    import mujoco
+
+    model = env.task.model
+    if task == "pen":
+        model.body("target").quat = [0.7071, 0.7071, 0.0, 0.0]
+    else:
+        model.site_pos[env.task._env.target_obj_site_id] += [0.1, 0.0, 0.0]  # [m]
+    mujoco.mj_forward(model, env.task.data)
+    after = env._observe()
+    assert np.array_equal(before["proprio"], after["proprio"])
+    changed = np.abs(before["rgb"].astype(int) - after["rgb"]).max(2) > 30
+    assert changed.sum() > 20, "the goal is drawn"
+    env.close()
