@@ -195,6 +195,17 @@ def _train_bc(command: schemas.TrainBC) -> int:
     return 0
 
 
+def _train_rl(command: schemas.TrainRL) -> int:
+    from .policies.rl.run import run_train_rl
+    from .progress import Progress
+    from .tables import print_evaluation
+
+    out, last, evaluation = run_train_rl(command, Progress())
+    print_evaluation(out, evaluation.rows[0], evaluation.summary())
+    print(f"evaluate it with: pixio-robot evaluate checkpoint={last}")
+    return 0
+
+
 def _evaluate(command: schemas.Evaluate) -> int:
     from .policies.runs import run_evaluate
     from .progress import Progress
@@ -291,6 +302,7 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "render_frames": _render_frames,
     "embed": _embed,
     "train_bc": _train_bc,
+    "train_rl": _train_rl,
     "evaluate": _evaluate,
     "pretrain": _pretrain,
     "distill": _distill,

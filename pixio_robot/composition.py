@@ -135,6 +135,7 @@ def _register() -> None:
     for name, schema in schemas.COMMANDS.items():
         store.store(name=f"{name}_schema", node=schema)
     store.store(group="policy", name="policy_schema", node=schemas.PolicySettings)
+    store.store(group="algorithm", name="algorithm_schema", node=schemas.AlgorithmSettings)
 
 
 def _config_error(name: str, overrides: list[str], error: Exception) -> PixioError:

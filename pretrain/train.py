@@ -23,7 +23,7 @@ from .optim import lr_at, new_optimizer, peak_lr
 from .order import ImageOrder, Split
 from .parallel import World, accumulating, distribute, micro_batches
 from .states import Position, States, save_trained
-from .stopping import Stopping
+from ..stopping import Stopping
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from time import monotonic
 from types import FrameType, TracebackType
 from typing import Any
 
-from ..errors import Stopped
+from .errors import Stopped
 
 ECHO = 1.0  # [s] in which a repeated signal is the same request: launchers and schedulers both send it
 
