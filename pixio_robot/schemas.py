@@ -80,7 +80,9 @@ class Collect:
     cameras: list[str] = key([], "cameras; empty means the task's default")
     image_size: int = key(256, "side of the pictures [px]")
     horizon: int | None = key(None, "steps of an episode; null means the task's own", least=1)
-    expert: str | None = key(None, "file of the expert: Adroit's need a DAPG policy; null means the task's own")
+    expert: str | None = key(
+        None, "file of the expert: a policy of train_rl obs=state, for Adroit a DAPG policy; null means the task's"
+    )
     workers: int | None = key(None, "worker processes; null means one a core", least=1, free=True)
     out: str | None = key(None, "file to write; null means runs/demos/<task>-<demos>-<render>.hdf5", free=True)
     debug: bool = key(False, "show tracebacks", free=True)
@@ -187,7 +189,7 @@ class TrainRL(Hardware):
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     finetune: bool = key(False, "let the encoder learn too; pictures are then replayed, and encoded each time")
     shift: bool = key(True, "move replayed pictures by a few pixels, as DrQ-v2; obs=rgb of sac and td3 only")
-    steps: int = key(100_000, "environment steps, over all environments", least=1)
+    steps: int = key(100_000, "environment steps, over all environments; a run may be made longer", least=1, free=True)
     envs: int = key(1, "environments in parallel", least=1)
     processes: bool | None = key(None, "run each in a process of its own; null means if pictures are drawn", free=True)
     seed: int = key(0, "seed of networks, actions and episodes", least=0)

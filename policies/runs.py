@@ -200,4 +200,6 @@ def check_held_out(starts: Sequence[str], plans: Sequence[EpisodePlan], seeds: S
     """
     known, trained = set(starts), range(seeds[0], seeds[1])
     if shared := [plan.seed for plan in plans if plan.start in known or plan.seed in trained]:
-        raise DataError(f"evaluation seeds {shared[:5]} start where training episodes start; choose another first_seed=")
+        raise DataError(
+            f"evaluation seeds {shared[:5]} start where training episodes start; choose another first_seed="
+        )

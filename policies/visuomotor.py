@@ -198,7 +198,7 @@ class Perception:
         """Return what is kept of pictures (B, H, W, 3) uint8, of each camera the encoder called once.
 
         Returns:
-            (B, K or N, D) float16 with cameras along D; or (B, S, S, 3 a camera) uint8 of a policy that sees for itself.
+            (B, K or N, D) float16 with cameras along D; or (B, S, S, 3 a camera) uint8 where it sees for itself.
         """
         if self.policy.pixels is not None:
             small = np.concatenate([shrunk(observations[key]) for key in self.policy.pictures], axis=-1)

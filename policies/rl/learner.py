@@ -231,14 +231,16 @@ def begin_from(model: Any, policy: Visuomotor, source: str) -> None:
     theirs = [layer for layer in policy.head.layers if isinstance(layer, nn.Linear)]
     found = [tuple(layer.weight.shape) for layer in theirs]
     extractor = extractor_of(model)
-    if found != wanted or settings.squash != squashed or not isinstance(
-        extractor.embedder.pool, type(policy.embedder.pool)
+    if (
+        found != wanted
+        or settings.squash != squashed
+        or not isinstance(extractor.embedder.pool, type(policy.embedder.pool))
     ):
         raise CheckpointError(
-            f"{source} has layers {found}, squash={settings.squash}, fusion={policy.embedder.settings.fusion}; the actor "
-            f"has {wanted}, squash={squashed}, fusion={extractor.embedder.settings.fusion}; clone with policy.layers="
-            f"[{','.join(str(shape[0]) for shape in wanted[:-1])}] policy.squash={str(squashed).lower()} and the same "
-            "embedding"
+            f"{source} has layers {found}, squash={settings.squash}, fusion={policy.embedder.settings.fusion}; the "
+            f"actor has {wanted}, squash={squashed}, fusion={extractor.embedder.settings.fusion}; clone with "
+            f"policy.layers=[{','.join(str(shape[0]) for shape in wanted[:-1])}] policy.squash={str(squashed).lower()} "
+            "and the same embedding"
         )
     extractor.embedder.load_state_dict(policy.embedder.state_dict())
     if extractor.pixels is not None and policy.pixels is not None:
@@ -274,7 +276,10 @@ def newest_embeddings(model: Any, steps: int) -> Tensor:
     """Return the embeddings (n, E), not normalised, of the newest `steps` vector steps' observations, at most 4096."""
     if isinstance(model, PPO):
         stored = model.rollout_buffer.observations
-        rows = {key: values.reshape(-1, *values.shape[-len(model.observation_space[key].shape) :]) for key, values in stored.items()}
+        rows = {
+            key: values.reshape(-1, *values.shape[-len(model.observation_space[key].shape) :])
+            for key, values in stored.items()
+        }
     else:
         buffer = model.replay_buffer
         places = (buffer.pos - 1 - np.arange(min(steps, buffer.size()))) % buffer.buffer_size

@@ -40,7 +40,12 @@ class Replay(DictReplayBuffer):
     """
 
     def __init__(
-        self, *arguments: Any, demos: Transitions | None = None, demo_ratio: float = 0.0, shift: bool = False, **named: Any
+        self,
+        *arguments: Any,
+        demos: Transitions | None = None,
+        demo_ratio: float = 0.0,
+        shift: bool = False,
+        **named: Any,
     ) -> None:
         super().__init__(*arguments, **named)
         self.demos, self.demo_ratio, self.shift = demos, demo_ratio, shift

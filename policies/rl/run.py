@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from ...backbones import Backbone, save_encoder
-from ...embedding import Embedder
 from ...envs.registry import EnvRequest
 from ...envs.rendering import check_rendering
 from ...envs.rollout import EpisodePlan, plan_episodes
@@ -39,6 +38,11 @@ def run_train_rl(command: TrainRL, progress: Progress) -> tuple[Path, Path, Eval
     """Train, evaluate and report; return the run folder, the last policy's file and its evaluation."""
     if importlib.util.find_spec("stable_baselines3") is None:
         raise MissingExtra("train_rl", "rl")
+    with _own_randomness():
+        return _run(command, progress)
+
+
+def _run(command: TrainRL, progress: Progress) -> tuple[Path, Path, Evaluation]:
     from .embedded_env import EmbeddedVecEnv
     from .learner import begin_from, check_algorithm, new_learner
     from .states import latest_state
@@ -57,7 +61,9 @@ def run_train_rl(command: TrainRL, progress: Progress) -> tuple[Path, Path, Eval
     begun = None if command.init is None else load_policy(command.init)
     if begun is not None:
         _check_same_encoder(identity, begun.encoder, f"init={command.init}")
-    inputs = [sha256_of(Path(each)) for each in (command.demos, command.init) if each is not None and Path(each).is_file()]
+    inputs = [
+        sha256_of(Path(each)) for each in (command.demos, command.init) if each is not None and Path(each).is_file()
+    ]
     out = Path(command.out or f"runs/train_rl/{settings_digest(command, *map(str, inputs[:1]))}")
     name = command.algorithm.name
     folder = out / "checkpoints" / name
@@ -83,63 +89,61 @@ def run_train_rl(command: TrainRL, progress: Progress) -> tuple[Path, Path, Eval
     )
     pictures = "rgb" in request.observe
     processes = pictures if command.processes is None else command.processes
-    with _own_randomness():
-        tasks = TaskVecEnv(request, command.envs, first_seed, processes)
-        try:
-            perception = Perception(policy, None if command.finetune else backbone, precision, device)
-            venv = EmbeddedVecEnv(tasks, perception, pictures=command.finetune)
-            model = new_learner(
-                command.algorithm,
-                venv,
-                policy,
-                normalise=normalise,
-                backbone=backbone if command.finetune else None,
-                demos=transitions,
-                demo_ratio=command.demo_ratio,
-                shift=command.shift and kind == "cnn",
-                begun=begun is not None,
-                seed=command.seed,
-                device=device,
-            )
-            if begun is not None:
-                begin_from(model, begun.policy.to(device), f"init={command.init}")
-            seeing = _Seeing(model, backbone, identity) if command.finetune else _Frozen(backbone, identity)
+    width = command.envs if pictures else 1  # a worker takes longer to start than a few episodes without pictures
+    tasks = TaskVecEnv(request, command.envs, first_seed, processes)
+    try:
+        perception = Perception(policy, None if command.finetune else backbone, precision, device)
+        venv = EmbeddedVecEnv(tasks, perception, pictures=command.finetune)
+        model = new_learner(
+            command.algorithm,
+            venv,
+            policy,
+            normalise=normalise,
+            backbone=backbone if command.finetune else None,
+            demos=transitions,
+            demo_ratio=command.demo_ratio,
+            shift=command.shift and kind == "cnn",
+            begun=begun is not None,
+            seed=command.seed,
+            device=device,
+        )
+        if begun is not None:
+            begin_from(model, begun.policy.to(device), f"init={command.init}")
+        seeing = _Seeing(model, backbone, identity) if command.finetune else _Frozen(backbone, identity)
 
-            def measure(trained: Visuomotor, step: int) -> dict[str, float]:
-                loaded = LoadedPolicy(trained, seeing.identity, request, training, step)
-                where = out / "curve" / f"{step:09d}"
-                rows = evaluate_policy(
-                    loaded, seeing.backbone, request, curve, device, where, command.envs, False, Progress.silent()
-                ).rows
-                score, rate = mean_score(row.score for row in rows), success_rate(row.success_last for row in rows)
-                mean_return = float(np.mean([row.episode_return for row in rows]))
-                return {"eval/score": score.value, "eval/success": rate.value, "eval/return": mean_return}
+        def measure(trained: Visuomotor, step: int) -> dict[str, float]:
+            loaded = LoadedPolicy(trained, seeing.identity, request, training, step)
+            where = out / "curve" / f"{step:09d}"
+            rows = evaluate_policy(
+                loaded, seeing.backbone, request, curve, device, where, width, False, Progress.silent()
+            ).rows
+            score, rate = mean_score(row.score for row in rows), success_rate(row.success_last for row in rows)
+            mean_return = float(np.mean([row.episode_return for row in rows]))
+            return {"eval/score": score.value, "eval/success": rate.value, "eval/return": mean_return}
 
-            def save(trained: Visuomotor, path: Path, step: int) -> None:
-                described = {**training, "seeds": [first_seed, first_seed + tasks.begun], "environment_steps": step}
-                trained.save(path, seeing.saved(path), request, described, step)
+        def save(trained: Visuomotor, path: Path, step: int) -> None:
+            described = {**training, "seeds": [first_seed, first_seed + tasks.begun], "environment_steps": step}
+            trained.save(path, seeing.saved(path), request, described, step)
 
-            seconds = train(
-                model,
-                venv,
-                policy,
-                Schedule(command.steps, command.log_every, command.eval_every, command.save_every),
-                name=name,
-                normalise=normalise and begun is None,
-                measure=measure,
-                save=save,
-                folder=folder,
-                out=out,
-                identity={"encoder": None if identity is None else asdict(identity)},
-                progress=progress,
-            )
-        finally:
-            tasks.close()
+        seconds = train(
+            model,
+            venv,
+            policy,
+            Schedule(command.steps, command.log_every, command.eval_every, command.save_every),
+            name=name,
+            normalise=normalise and begun is None,
+            measure=measure,
+            save=save,
+            folder=folder,
+            out=out,
+            identity={"encoder": None if identity is None else asdict(identity)},
+            progress=progress,
+        )
+    finally:
+        tasks.close()
     last = folder / "last.safetensors"
     loaded = load_policy(last)
-    evaluation = evaluate_policy(
-        loaded, seeing.backbone, request, plans, device, out, command.envs, command.videos, progress
-    )
+    evaluation = evaluate_policy(loaded, seeing.backbone, request, plans, device, out, width, command.videos, progress)
     _report(command, out, evaluation, seconds)
     return out, last, evaluation
 
@@ -151,7 +155,9 @@ def _check(command: TrainRL) -> None:
             f"no obs {command.obs!r}{closest(command.obs, OBSERVATIONS)}; there are: {', '.join(OBSERVATIONS)}"
         )
     if command.obs == "tokens" and command.encoder in ("cnn", "state"):
-        raise BadInput(f"encoder={command.encoder} is no encoder; use obs={'rgb' if command.encoder == 'cnn' else 'state'}")
+        raise BadInput(
+            f"encoder={command.encoder} is no encoder; use obs={'rgb' if command.encoder == 'cnn' else 'state'}"
+        )
     if command.finetune and (command.obs != "tokens" or command.encoder == "none"):
         raise BadInput("finetune=true needs obs=tokens and an encoder; obs=rgb learns to see anyway")
     if command.demos is not None and command.algorithm.name == "ppo":
@@ -174,9 +180,7 @@ def _request(command: TrainRL, kind: str) -> EnvRequest:
     )
 
 
-def _new_policy(
-    command: TrainRL, request: EnvRequest, kind: str, backbone: Backbone | None
-) -> tuple[Visuomotor, bool]:
+def _new_policy(command: TrainRL, request: EnvRequest, kind: str, backbone: Backbone | None) -> tuple[Visuomotor, bool]:
     """Return the policy that the actor is written into, and whether embeddings are scaled by running statistics."""
     from .learner import head_settings
 
@@ -280,11 +284,11 @@ def _own_randomness() -> Iterator[None]:
 
 
 def _report(command: TrainRL, out: Path, evaluation: Evaluation, seconds: dict[str, float]) -> None:
-    label = evaluation.rows[0]
+    label, algorithm = evaluation.rows[0], command.algorithm.name
     write_json(
         out / "result.json",
         {
-            "title": f"{command.task} · {command.algorithm.name} from {command.obs}, {command.steps:,} environment steps",
+            "title": f"{command.task} · {algorithm} from {command.obs}, {command.steps:,} environment steps",
             "task": command.task,
             "headline": label.policy,
             "success_rule": "last",

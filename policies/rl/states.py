@@ -1,6 +1,6 @@
 """All that a learner needs to go on exactly: networks, optimisers, buffer, random states, episodes under way.
 
-A state is a folder of arrays and JSON, without pickles, for the run that wrote it; policies to share are separate files.
+A state is a folder of arrays and JSON, without pickles, for the run that wrote it; policies to share are other files.
 """
 
 import shutil
@@ -172,4 +172,3 @@ def _under_way(model: Any, venv: EmbeddedVecEnv) -> dict[str, np.ndarray]:
     arrays |= {f"last/{key}": value for key, value in model._last_obs.items()}
     arrays["starts"] = np.asarray(model._last_episode_starts)
     return arrays if venv.frames is None else {**arrays, "frames": venv.frames}
-

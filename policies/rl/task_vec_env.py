@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from ...envs.registry import EnvRequest
-from ...envs.rollout import starting_workers
+from ...envs.rollout import vector_env
 from ...errors import DataError
 
 
@@ -29,13 +28,7 @@ class TaskVecEnv(VecEnv):
     """
 
     def __init__(self, request: EnvRequest, count: int, first_seed: int, processes: bool) -> None:
-        makers, mode = [request.make] * count, AutoresetMode.DISABLED
-        self._envs: AsyncVectorEnv | SyncVectorEnv
-        if processes:
-            with starting_workers():
-                self._envs = AsyncVectorEnv(makers, copy=False, context="spawn", autoreset_mode=mode)
-        else:
-            self._envs = SyncVectorEnv(makers, copy=False, autoreset_mode=mode)
+        self._envs = vector_env(request, count, processes)
         self.request, self.first_seed = request, first_seed
         self.begun, self.steps = 0, 0  # episodes; environment steps, over all environments
         self._seeds_now = [0] * count

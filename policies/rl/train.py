@@ -153,6 +153,6 @@ def _noting_failure(out: Path, model: Any) -> Iterator[None]:
     except (PixioError, ValueError) as error:
         write_json(out / "failure.json", {"step": model.num_timesteps, "error": str(error)})
         raise DataError(
-            f"{error}; stopped at environment step {model.num_timesteps}, written to {out / 'failure.json'}; the newest "
-            "state before it is kept"
+            f"{error}; stopped at environment step {model.num_timesteps}, written to {out / 'failure.json'}; the "
+            "newest state before it is kept"
         ) from error
