@@ -206,6 +206,13 @@ def _train_rl(command: schemas.TrainRL) -> int:
     return 0
 
 
+def _learning_curves(command: schemas.LearningCurves) -> int:
+    from .policies.rl.learning_curves import run_learning_curves
+
+    print(run_learning_curves(command))
+    return 0
+
+
 def _evaluate(command: schemas.Evaluate) -> int:
     from .policies.runs import run_evaluate
     from .progress import Progress
@@ -303,6 +310,7 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "embed": _embed,
     "train_bc": _train_bc,
     "train_rl": _train_rl,
+    "learning_curves": _learning_curves,
     "evaluate": _evaluate,
     "pretrain": _pretrain,
     "distill": _distill,

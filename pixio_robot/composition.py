@@ -122,6 +122,7 @@ _EXAMPLES = {
     "students": "students=[s,ti] or students={small:{size:128x6x4}}",
     "teacher": "teacher=runs/pretrain/.../encoder.safetensors",
     "run": "run=runs/quickstart/...",
+    "runs": "runs=[runs/train_rl/...,runs/train_rl/...]",
     "model": "model=runs/pretrain/... (a run folder of pixio-robot pretrain)",
     "encoder": "encoder=runs/pretrain/.../encoder.safetensors or encoder=random:ti",
     "images": "images=photos (a folder of images, shards or videos) or images=procedural",

@@ -210,6 +210,15 @@ class TrainRL(Hardware):
 
 
 @dataclass
+class LearningCurves:
+    """Draw learning curves of several train_rl runs: interquartile means and intervals over their seeds."""
+
+    runs: list[str] = key(MISSING, "run folders of train_rl; those that differ in their seed alone are one curve")
+    out: str = key("runs/learning_curves", "folder of the report", free=True)
+    debug: bool = key(False, "show tracebacks", free=True)
+
+
+@dataclass
 class Evaluate(Hardware):
     """Run a trained policy on a fixed list of held-out episodes."""
 
@@ -425,6 +434,7 @@ COMMANDS: dict[str, type] = {
     "embed": Embed,
     "train_bc": TrainBC,
     "train_rl": TrainRL,
+    "learning_curves": LearningCurves,
     "evaluate": Evaluate,
     "pretrain": Pretrain,
     "distill": Distill,
