@@ -61,10 +61,9 @@ def _run(command: TrainRL, progress: Progress) -> tuple[Path, Path, Evaluation]:
     begun = None if command.init is None else load_policy(command.init)
     if begun is not None:
         _check_same_encoder(identity, begun.encoder, f"init={command.init}")
-    inputs = [
-        sha256_of(Path(each)) for each in (command.demos, command.init) if each is not None and Path(each).is_file()
-    ]
-    out = Path(command.out or f"runs/train_rl/{settings_digest(command, *map(str, inputs[:1]))}")
+    files = [Path(each) for each in (command.demos, command.init) if each is not None and Path(each).is_file()]
+    inputs = " ".join(map(sha256_of, files))
+    out = Path(command.out or f"runs/train_rl/{settings_digest(command, inputs)}")
     name = command.algorithm.name
     folder = out / "checkpoints" / name
     if found := latest_state(folder):
@@ -72,7 +71,7 @@ def _run(command: TrainRL, progress: Progress) -> tuple[Path, Path, Evaluation]:
         _check_same_encoder(identity, None if theirs is None else EncoderIdentity(**theirs), str(found))
     if "rgb" in request.observe:
         check_rendering()
-    open_run(out, command, " ".join(inputs))
+    open_run(out, command, inputs)
     first_seed = SEEDS * (command.seed + 1)
     demos = None if command.demos is None else DemoSet(command.demos)
     curve = plan_episodes(request, command.eval_episodes, CURVE_SEED)
