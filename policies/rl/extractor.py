@@ -35,6 +35,10 @@ class RunningNorm(nn.Module):
     Names begin with ``running_``: stable-baselines3 copies such buffers to its target networks.
     """
 
+    running_mean: Tensor  # (E,)
+    running_var: Tensor  # (E,)
+    running_count: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("running_mean", torch.zeros(width))
@@ -111,7 +115,7 @@ class Extractor(BaseFeaturesExtractor):
 class Borrowed(BaseFeaturesExtractor):
     """Another network's extractor, used without a gradient: critics teach it, the actor only looks (DrQ's way)."""
 
-    def __init__(self, extractor: Extractor) -> None:
+    def __init__(self, extractor: BaseFeaturesExtractor) -> None:
         super().__init__(extractor._observation_space, extractor.features_dim)
         self._owner = (extractor,)  # in a tuple, so that its weights are not registered twice
 
@@ -129,8 +133,9 @@ class SharedSACPolicy(SACPolicy):
         self.critic_target = self.make_critic()
         self.critic_target.load_state_dict(self.critic.state_dict())
         self.actor = self.make_actor(Borrowed(self.critic.features_extractor))
+        optimizer: Any = self.optimizer_class
         for network in (self.actor, self.critic):
-            network.optimizer = self.optimizer_class(network.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+            network.optimizer = optimizer(network.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
         self.critic_target.set_training_mode(False)
 
 
@@ -144,8 +149,9 @@ class SharedTD3Policy(TD3Policy):
         self.actor = self.make_actor(Borrowed(self.critic.features_extractor))
         self.actor_target = self.make_actor(Borrowed(self.critic_target.features_extractor))
         self.actor_target.load_state_dict(self.actor.state_dict())
+        optimizer: Any = self.optimizer_class
         for network in (self.actor, self.critic):
-            network.optimizer = self.optimizer_class(network.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+            network.optimizer = optimizer(network.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
         self.actor_target.set_training_mode(False)
         self.critic_target.set_training_mode(False)
 

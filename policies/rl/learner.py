@@ -182,7 +182,8 @@ class _BegunTD3(TD3):
 
 def extractor_of(model: Any) -> Extractor:
     """Return the extractor that learns."""
-    return model.policy.features_extractor if isinstance(model, PPO) else model.critic.features_extractor
+    extractor: Any = (model.policy if isinstance(model, PPO) else model.critic).features_extractor
+    return extractor
 
 
 def _layers(model: Any) -> list[nn.Linear]:
@@ -262,26 +263,22 @@ def _fold(first: nn.Linear, norm: nn.BatchNorm1d, extractor: Extractor) -> None:
     mean, var = norm.running_mean, norm.running_var
     scale, shift = norm.weight.clone(), norm.bias.clone()
     if extractor.norm is not None:
-        extractor.norm.running_mean.copy_(mean)  # type: ignore[operator]
-        extractor.norm.running_var.copy_(var)  # type: ignore[operator]
+        extractor.norm.running_mean.copy_(mean)
+        extractor.norm.running_var.copy_(var)
     else:
         deviation = torch.sqrt(var + EPSILON)
         scale, shift = scale / deviation, shift - scale * mean / deviation
-    first.bias += first.weight @ shift
-    first.weight *= scale
+    first.bias.add_(first.weight @ shift)
+    first.weight.mul_(scale)
 
 
 @torch.no_grad()
 def newest_embeddings(model: Any, steps: int) -> Tensor:
     """Return the embeddings (n, E), not normalised, of the newest `steps` vector steps' observations, at most 4096."""
-    if isinstance(model, PPO):
-        stored = model.rollout_buffer.observations
-        rows = {
-            key: values.reshape(-1, *values.shape[-len(model.observation_space[key].shape) :])
-            for key, values in stored.items()
-        }
+    buffer: Any = model.rollout_buffer if isinstance(model, PPO) else model.replay_buffer
+    if isinstance(model, PPO):  # its update has laid steps and environments out in one row
+        rows = dict(buffer.observations)
     else:
-        buffer = model.replay_buffer
         places = (buffer.pos - 1 - np.arange(min(steps, buffer.size()))) % buffer.buffer_size
         rows = {key: values[places].reshape(-1, *values.shape[2:]) for key, values in buffer.observations.items()}
     thinned = slice(None, None, max(1, len(next(iter(rows.values()))) // 4096))

@@ -50,7 +50,7 @@ class Replay(DictReplayBuffer):
         super().__init__(*arguments, **named)
         self.demos, self.demo_ratio, self.shift = demos, demo_ratio, shift
 
-    def sample(self, batch_size: int, env: Any = None) -> DictReplayBufferSamples:
+    def sample(self, batch_size: int, env: Any = None) -> DictReplayBufferSamples:  # type: ignore[override]
         """Return a batch of B transitions."""
         shown = 0 if self.demos is None else round(self.demo_ratio * batch_size)
         batch = super().sample(batch_size - shown, env)

@@ -79,7 +79,7 @@ class TaskVecEnv(VecEnv):
             infos.append({"success": success, "is_success": success, "score": float(told["score"][row])})
         ended = terminated | truncated
         if ended.any():
-            for row in np.flatnonzero(ended):
+            for row in np.flatnonzero(ended).tolist():
                 infos[row]["terminal_observation"] = {key: value[row].copy() for key, value in observations.items()}
                 infos[row]["TimeLimit.truncated"] = bool(truncated[row] and not terminated[row])
                 infos[row]["episode"] = {"r": float(self._returns[row]), "l": len(self._taken[row])}
