@@ -57,8 +57,8 @@ def measure() -> Section:
         "SAC on tokens",
         f"{TASK}, one environment in this process, pictures of {SIDE} px, {ENCODER} frozen, one frame and "
         f"proprioception, mean of the class tokens, 2 x 256, one gradient step of {BATCH} an environment step. Ours: "
-        "`EmbeddedVecEnv`, tokens in the buffer. Theirs: stable-baselines3's SAC with the encoder as features extractor "
-        "and pictures in the buffer. Peak memory is each in a process of its own, everything it loads included.",
+        "`EmbeddedVecEnv`, tokens in the buffer. Theirs: stable-baselines3's SAC with the encoder as features "
+        "extractor, pictures in the buffer. Peak memory is each in a process of its own, everything it loads included.",
         rows=rows,
     )
 

@@ -231,12 +231,13 @@ def test_an_encoder_that_learns_keeps_its_weights_at_first_and_then_moves(
     world: World, tiny: Backbone, name: str
 ) -> None:
     """PPO's orthogonal initialisation must not touch it."""
-    policy = _policy("bc", tiny, head_settings(_settings(name), False))
-    model = world.learner(name, policy, tiny, False, learned=tiny)
+    settings = _settings(name, batch=4, rollout=8, epochs=1)
+    policy = _policy("bc", tiny, head_settings(settings, False))
+    model = world.learner(name, policy, tiny, False, learned=tiny, settings=settings)
     mine = extractor_of(model).backbone
     assert mine is not tiny and mine.fingerprint() == tiny.fingerprint()
     assert model.observation_space[TOKENS].dtype == np.uint8
-    model.learn(60, log_interval=None)
+    model.learn(48, log_interval=None)
     assert mine.fingerprint() != tiny.fingerprint()
 
 
@@ -412,7 +413,8 @@ def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path: Path) -> None:
 
 
 def test_a_learned_encoder_is_named_by_its_policy(tmp_path: Path, tiny_file: Path) -> None:
-    command = _command(tmp_path / "rl", obs="tokens", encoder=str(tiny_file), finetune=True, steps=96, episodes=1)
+    command = _command(tmp_path / "rl", obs="tokens", encoder=str(tiny_file), finetune=True, steps=48, episodes=1)
+    command = replace(command, algorithm=_settings("sac", batch=4), eval_every=1000, eval_episodes=1)
     _, last, evaluation = run_train_rl(command, Progress.silent())
     loaded = load_policy(last)
     assert loaded.encoder is not None and loaded.encoder.fingerprint != load_encoder(str(tiny_file)).fingerprint()
