@@ -348,7 +348,10 @@ def _rows(out: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 
 
-@pytest.mark.parametrize(("name", "obs"), [("sac", "tokens"), ("td3", "state"), ("ppo", "state"), ("ppo", "tokens")])
+@pytest.mark.parametrize(
+    ("name", "obs"),
+    [("sac", "tokens"), ("td3", "state"), ("ppo", "state"), pytest.param("ppo", "tokens", marks=pytest.mark.slow)],
+)
 def test_a_stopped_run_goes_on_to_the_same_end(
     name: str, obs: str, tmp_path: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,6 +415,7 @@ def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path: Path) -> None:
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_a_learned_encoder_is_named_by_its_policy(tmp_path: Path, tiny_file: Path) -> None:
     command = _command(tmp_path / "rl", obs="tokens", encoder=str(tiny_file), finetune=True, steps=48, episodes=1)
     command = replace(command, algorithm=_settings("sac", batch=4), eval_every=1000, eval_episodes=1)
