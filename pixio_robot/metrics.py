@@ -92,7 +92,7 @@ def interquartile_mean(values: Iterable[float]) -> Mean:
     Agarwal et al. 2021, arXiv 2108.13264. Give one value a seed: seeds, not their episodes, are what varies by chance.
 
     >>> str(interquartile_mean([0.0, 40.0, 60.0, 1000.0]))
-    '50.0 [10.0, 765.0]'
+    '50.0 [0.0, 1000.0]'
     """
     given = np.array(list(values), dtype=float)
     drawn = np.random.default_rng(0).choice(given, (2000, len(given)))
