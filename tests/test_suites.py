@@ -123,10 +123,10 @@ def test_adroit_proprioception_is_the_hand_alone(task: str) -> None:
 
 
 def test_planning_disturbs_nothing_and_repeats_itself() -> None:
-    needs("dmc/finger_spin")
+    needs("dmc/cheetah_run")
     actions = []
     for _ in range(2):
-        env = make("dmc/finger_spin", observe=("state",))
+        env = make("dmc/cheetah_run", observe=("state",))
         env.reset(seed=3)
         before = env.task.state()
         actions.append([env.task.expert_action() for _ in range(3)])
