@@ -29,7 +29,7 @@ PACKAGES = (
     "metaworld",
     "transformers",
     "robomimic",
-    "stable-baselines3",
+    "stable_baselines3",
     "gymnasium",
     "simplejpeg",
     "webdataset",
