@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import TypeVar
 
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 
 from ..errors import DataError, WorkerLost
@@ -79,6 +79,18 @@ def starting_workers() -> Iterator[None]:
             del os.environ["LP_NUM_THREADS"]
 
 
+def vector_env(request: EnvRequest, count: int, processes: bool) -> AsyncVectorEnv | SyncVectorEnv:
+    """Return `count` environments that are reset by hand; each in a spawned worker, or all in this process.
+
+    Arrays that they return are valid until the next step.
+    """
+    makers, mode = [request.make] * count, AutoresetMode.DISABLED
+    if not processes:
+        return SyncVectorEnv(makers, copy=False, autoreset_mode=mode)
+    with starting_workers():
+        return AsyncVectorEnv(makers, copy=False, context="spawn", autoreset_mode=mode)
+
+
 class BatchRollout:
     """Runs planned episodes in lockstep, several environments wide, so that a policy sees whole batches.
 
@@ -86,21 +98,19 @@ class BatchRollout:
         request: the environment.
         plans: the episodes; each runs once, in this order, whatever the lengths of the others.
         width: environments in parallel, each in a worker.
+        processes: False runs them here, which is sooner done for a few episodes without pictures.
 
     Use as a context manager; `seconds` holds physics and rendering afterwards, mean over workers [s].
     """
 
-    def __init__(self, request: EnvRequest, plans: Sequence[EpisodePlan], width: int) -> None:
-        self.request, self.plans = request, list(plans)
+    def __init__(self, request: EnvRequest, plans: Sequence[EpisodePlan], width: int, processes: bool = True) -> None:
+        self.request, self.plans, self.processes = request, list(plans), processes
         self.width = max(1, min(width, len(self.plans)))
         self.seconds: dict[str, float] = {}
-        self._envs: AsyncVectorEnv | None = None
+        self._envs: AsyncVectorEnv | SyncVectorEnv | None = None
 
     def __enter__(self) -> "BatchRollout":
-        with starting_workers():
-            self._envs = AsyncVectorEnv(
-                [self.request.make] * self.width, copy=False, context="spawn", autoreset_mode=AutoresetMode.DISABLED
-            )
+        self._envs = vector_env(self.request, self.width, self.processes)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -108,6 +118,7 @@ class BatchRollout:
         if kind is None:
             spent = self._envs.get_attr("seconds")
             self.seconds = {key: sum(each[key] for each in spent) / self.width for key in spent[0]}
+        if kind is None or isinstance(self._envs, SyncVectorEnv):
             self._envs.close()
             return
         for process in self._envs.processes:  # not waited for: a step may be pending, a worker may be dead
@@ -180,7 +191,7 @@ class BatchRollout:
         return starting
 
     def _reset(
-        self, envs: AsyncVectorEnv, starting: np.ndarray, running: list[EpisodeResult | None]
+        self, envs: AsyncVectorEnv | SyncVectorEnv, starting: np.ndarray, running: list[EpisodeResult | None]
     ) -> dict[str, np.ndarray]:
         seeds: list[int | None] = [None if result is None else result.plan.seed for result in running]
         observations, infos = envs.reset(seed=seeds, options={"reset_mask": starting})

@@ -184,6 +184,24 @@ def _train_bc(command: schemas.TrainBC) -> int:
     return 0
 
 
+def _train_rl(command: schemas.TrainRL) -> int:
+    from .policies.rl.run import run_train_rl
+    from .progress import Progress
+    from .tables import print_evaluation
+
+    out, last, evaluation = run_train_rl(command, Progress())
+    print_evaluation(out, evaluation.rows[0], evaluation.summary())
+    print(f"evaluate it with: pixio-robot evaluate checkpoint={last}")
+    return 0
+
+
+def _learning_curves(command: schemas.LearningCurves) -> int:
+    from .policies.rl.learning_curves import run_learning_curves
+
+    print(run_learning_curves(command))
+    return 0
+
+
 def _evaluate(command: schemas.Evaluate) -> int:
     from .policies.runs import run_evaluate
     from .progress import Progress
@@ -294,6 +312,8 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "render_frames": _render_frames,
     "embed": _embed,
     "train_bc": _train_bc,
+    "train_rl": _train_rl,
+    "learning_curves": _learning_curves,
     "evaluate": _evaluate,
     "benchmark": _benchmark,
     "pretrain": _pretrain,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, trim_mean
 
 from .files import replacing
 
@@ -108,6 +108,20 @@ def resampled(grids: Sequence[np.ndarray], weights: Sequence[float] | None = Non
         value += weight * float(grid.mean())
     low, high = np.quantile(means, [0.025, 0.975])
     return Mean(value, float(low), float(high))
+
+
+def interquartile_mean(values: Iterable[float]) -> Mean:
+    """Return the mean of the middle half with its 95 % percentile bootstrap interval, the same on every call.
+
+    Agarwal et al. 2021, arXiv 2108.13264. Give one value a seed: seeds, not their episodes, are what varies by chance.
+
+    >>> str(interquartile_mean([0.0, 40.0, 60.0, 1000.0]))
+    '50.0 [0.0, 1000.0]'
+    """
+    given = np.array(list(values), dtype=float)
+    drawn = np.random.default_rng(0).choice(given, (2000, len(given)))
+    low, high = np.quantile(trim_mean(drawn, 0.25, axis=1), [0.025, 0.975])
+    return Mean(float(trim_mean(given, 0.25)), float(low), float(high))
 
 
 class PairedTest(NamedTuple):

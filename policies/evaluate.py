@@ -77,7 +77,7 @@ def evaluate(
     if waiting:
         if "rgb" in request.observe:
             check_rendering()
-        rollout = BatchRollout(request, waiting, width)
+        rollout = BatchRollout(request, waiting, width, processes=width > 1 or "rgb" in request.observe)
         film = _Film(out, label, _rows(label, out)) if videos and "rgb" in request.observe else None
         horizon = plans_length(request)
         with (
