@@ -50,6 +50,18 @@ class Unreadable(DataError):
     """One image whose bytes are no whole picture; others of the same set may be fine."""
 
 
+class CameraError(PixioError):
+    """A camera that cannot be opened, gives no frame in time, or is gone."""
+
+
+class EndOfStream(CameraError):
+    """A recording has no more frames."""
+
+
+class StaleFrame(CameraError):
+    """The newest frame of a camera is older than was asked for."""
+
+
 class Stopped(PixioError):
     """A run ended early because it was asked to, after it had saved what it needs to go on."""
 

@@ -1,0 +1,278 @@
+"""Intel RealSense cameras and their recordings, through the maker's library (extra ``realsense``).
+
+`frame_of` turns a set of frames of that library into ours; it serves live cameras, recordings and `software_device`.
+"""
+
+import ctypes
+import importlib.util
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CameraError, DataError, MissingExtra
+from .camera import Camera, CameraRequest, CameraSpec
+from .frame import Frame, Intrinsics, metric
+from .playback import Playback
+
+_MODELS = {
+    "none": "none",
+    "brown_conrady": "opencv",
+    "inverse_brown_conrady": "inverse_brown_conrady",
+    "modified_brown_conrady": "inverse_brown_conrady",
+}
+_OPEN_WAIT = 5000  # longest wait for the first set of a recording [ms]
+
+
+def realsense_library() -> Any:
+    """Import pyrealsense2. Where the system has no libusb-1.0, the one in the package libusb-package is loaded first.
+
+    Raises:
+        MissingExtra: if pyrealsense2 is not installed.
+        CameraError: if there is no libusb.
+    """
+    if importlib.util.find_spec("pyrealsense2") is None:
+        raise MissingExtra("a RealSense camera or recording", "realsense")
+    try:
+        import pyrealsense2
+    except ImportError as error:
+        if "usb" not in str(error):
+            raise CameraError(f"pyrealsense2 does not import: {error}") from error
+        try:
+            import libusb_package
+
+            ctypes.CDLL(str(libusb_package.get_library_path()), mode=ctypes.RTLD_GLOBAL)
+            import pyrealsense2
+        except (ImportError, OSError) as second:
+            raise CameraError(
+                f"pyrealsense2 needs libusb ({error}); on Debian or Ubuntu: apt-get install -y libusb-1.0-0, or "
+                "anywhere: pip install libusb-package"
+            ) from second
+    return pyrealsense2
+
+
+class RealSense(Camera):
+    """A connected camera.
+
+    Args:
+        serial: which one; empty for the only or first one.
+        request: size and rate; 640x480 at 30 by default.
+    """
+
+    def __init__(self, serial: str, request: CameraRequest) -> None:
+        self._rs = realsense_library()
+        self._serial, self._request = serial, request
+        self._pipeline: Any = None
+        self._spec: CameraSpec | None = None
+        self._unit = 0.001
+
+    def open(self) -> None:
+        if self._pipeline is not None:
+            return
+        rs, request, config = self._rs, self._request, self._rs.config()
+        there = [device.get_info(rs.camera_info.serial_number) for device in rs.context().query_devices()]
+        if not there or (self._serial and self._serial not in there):
+            asked = f" with serial number {self._serial}" if self._serial else ""
+            raise CameraError(f"no RealSense camera{asked} is connected; connected are: {', '.join(there) or 'none'}")
+        if self._serial:
+            config.enable_device(self._serial)
+        width, height, fps = request.width or 640, request.height or 480, round(request.fps or 30)
+        config.enable_stream(rs.stream.color, width, height, rs.format.rgb8, fps)
+        if request.depth:
+            config.enable_stream(rs.stream.depth, width, height, rs.format.z16, fps)
+        pipeline = rs.pipeline()
+        try:
+            profile = pipeline.start(config)
+        except RuntimeError as error:
+            raise CameraError(
+                f"the RealSense camera does not start with {width}x{height} at {fps}/s: {error}; realsense-viewer "
+                "lists what it can"
+            ) from error
+        self._pipeline = pipeline
+        self._unit = _unit(profile) if request.depth else 0.001
+        self._spec = _describe(
+            rs, profile, f"realsense:{there[0] if not self._serial else self._serial}", True, self._unit
+        )
+
+    @property
+    def spec(self) -> CameraSpec:
+        if self._spec is None:
+            raise CameraError("the camera is not open")
+        return self._spec
+
+    def read(self) -> Frame:
+        if self._pipeline is None:
+            raise CameraError("the camera is not open")
+        try:
+            there, frames = self._pipeline.try_wait_for_frames(round(1000 * self._request.timeout))
+        except RuntimeError as error:
+            raise CameraError(f"the RealSense camera is gone: {error}") from error
+        if not there:
+            raise CameraError(
+                f"the RealSense camera gave no frame for {self._request.timeout:.1f} s; is it plugged in?"
+            )
+        return frame_of(self._rs, frames, self._unit)
+
+    def close(self) -> None:
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
+            try:
+                pipeline.stop()
+            except RuntimeError:  # it is gone already
+                return
+
+
+class RealSenseFile(Playback):
+    """A recording of the maker's library (.bag, or .db3 since 2026), every set of it, as fast as it is read.
+
+    Args:
+        path: the file.
+    """
+
+    numbered = True
+
+    def __init__(self, path: str, request: CameraRequest) -> None:
+        super().__init__(request)
+        self._rs = realsense_library()
+        self.path = Path(path)
+        self._pipeline: Any = None
+        self._unit = 0.001
+
+    def start(self) -> CameraSpec:
+        rs, config, pipeline = self._rs, self._rs.config(), self._rs.pipeline()
+        try:
+            config.enable_device_from_file(str(self.path), repeat_playback=False)
+            profile = pipeline.start(config)
+        except RuntimeError as error:
+            raise DataError(f"{self.path} is no RealSense recording that can be played: {error}") from error
+        self._pipeline = pipeline
+        profile.get_device().as_playback().set_real_time(False)
+        self._unit = _unit(profile)
+        return _describe(rs, profile, str(self.path), False, self._unit)
+
+    def frames(self) -> Iterator[Frame]:
+        rs = self._rs
+        wait = _OPEN_WAIT
+        while True:
+            there, frames = self._pipeline.try_wait_for_frames(wait)
+            if there:
+                wait = 1000
+                yield frame_of(rs, frames, self._unit, self.request.depth)
+            elif (
+                self._pipeline.get_active_profile().get_device().as_playback().current_status()
+                != rs.playback_status.playing
+            ):
+                return
+
+    def stop(self) -> None:
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
+            pipeline.stop()
+
+
+def frame_of(rs: Any, frames: Any, unit: float, depth: bool = True) -> Frame:
+    """Turn a composite of colour and depth into a `Frame`; what the set lacks is None.
+
+    Args:
+        rs: the library.
+        frames: `rs.composite_frame` or `rs.frameset`.
+        unit: of depth [m].
+        depth: whether depth is wanted.
+
+    Raises:
+        CameraError: if the set holds neither.
+    """
+    color = frames.get_color_frame()
+    deep = frames.get_depth_frame() if depth else None
+    main = color or deep
+    if not main:
+        raise CameraError("a set of the camera holds neither colour nor depth")
+    metres, valid, pose, depth_intrinsics = None, None, None, None
+    if deep:
+        metres, valid = metric(np.asanyarray(deep.get_data()), unit)
+        depth_intrinsics = _intrinsics(deep.profile)
+        pose = _pose(deep.profile.get_extrinsics_to(color.profile)) if color else None
+    one_clock = not (color and deep) or color.get_frame_timestamp_domain() == deep.get_frame_timestamp_domain()
+    return Frame(
+        rgb=_rgb(rs, color) if color else None,
+        depth=metres,
+        valid=valid,
+        intrinsics=_intrinsics(color.profile) if color else None,
+        depth_intrinsics=depth_intrinsics,
+        depth_to_color=pose,
+        unit=unit if deep else None,
+        sensor_time=_when(rs, main, one_clock),
+        depth_time=_when(rs, deep, one_clock) if deep else None,
+        arrival_time=time.monotonic(),
+        sequence=main.get_frame_number(),
+    )
+
+
+def _rgb(rs: Any, color: Any) -> np.ndarray:
+    values = np.asanyarray(color.get_data())
+    kind = color.profile.format()
+    if kind == rs.format.bgr8:
+        return values[..., ::-1].copy()
+    if kind != rs.format.rgb8:
+        raise CameraError(f"colour comes as {kind}; rgb8 and bgr8 are understood")
+    return values.copy()  # the library takes its buffer back
+
+
+def _when(rs: Any, frame: Any, one_clock: bool) -> float:
+    """Return when a frame was taken [s]; on the computer's clock where two sensors have clocks of their own."""
+    arrival = rs.frame_metadata_value.time_of_arrival
+    if not one_clock and frame.supports_frame_metadata(arrival):
+        return frame.get_frame_metadata(arrival) / 1000
+    return frame.get_timestamp() / 1000
+
+
+def _unit(profile: Any) -> float:
+    try:
+        return float(np.float32(profile.get_device().first_depth_sensor().get_depth_scale()))
+    except RuntimeError:  # no depth
+        return 0.001
+
+
+def _describe(rs: Any, profile: Any, name: str, live: bool, unit: float) -> CameraSpec:
+    device = profile.get_device()
+    found = {stream.stream_type(): stream.as_video_stream_profile() for stream in profile.get_streams()}
+    color, depth = found.get(rs.stream.color), found.get(rs.stream.depth)
+    info = {
+        what: device.get_info(kind)
+        for what, kind in (("model", rs.camera_info.name), ("serial", rs.camera_info.serial_number))
+        if device.supports(kind)
+    }
+    main = color or depth
+    return CameraSpec(
+        name=name,
+        driver="realsense" if live else "realsense-file",
+        live=live,
+        color_size=(color.height(), color.width()) if color else None,
+        depth_size=(depth.height(), depth.width()) if depth else None,
+        fps=float(main.fps()) if main else None,
+        unit=unit if depth else None,
+        intrinsics=_intrinsics(color) if color else None,
+        details=info,
+    )
+
+
+def _intrinsics(profile: Any) -> Intrinsics:
+    known = profile.as_video_stream_profile().get_intrinsics()
+    model = known.model.name
+    coefficients = tuple(map(float, known.coeffs))
+    if not any(coefficients) or model == "none":
+        model, coefficients = "none", ()
+    elif model not in _MODELS:
+        raise CameraError(f"lens model {model!r} of the camera is not known; there are: {', '.join(_MODELS)}")
+    else:
+        model = _MODELS[model]
+    return Intrinsics(known.width, known.height, known.fx, known.fy, known.ppx, known.ppy, model, coefficients)
+
+
+def _pose(extrinsics: Any) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array(extrinsics.rotation).reshape(3, 3).T  # stored by columns
+    matrix[:3, 3] = extrinsics.translation
+    return matrix
