@@ -245,10 +245,13 @@ class Capture(Camera):
         with self._changed:
             counted = self._counters
             counted.received += 1
+            self._count_times(frame)
+            if self._is_repeated(frame):
+                counted.repeated += 1
+                return
             counted.not_finite += healed is not frame
             counted.skews.append(frame.skew)
-            self._count_times(frame)
-            if not self._is_good(frame):
+            if not self._is_pair(frame):
                 return
             buffer = next(each for each in self._buffers if each is not self._newest and each is not self._lent)
         buffer.fill(healed)  # without the lock: nobody else has this one
@@ -265,15 +268,19 @@ class Capture(Camera):
             self._counters.stalls += frame.arrival_time - self._last_arrival > _STALL / self._spec.fps
         self._last_arrival = frame.arrival_time
 
-    def _is_good(self, frame: Frame) -> bool:
-        counted, spec = self._counters, self._spec
-        assert spec is not None and self._max_skew is not None
+    def _is_repeated(self, frame: Frame) -> bool:
+        """Return whether it is not newer than the one before; else remember it."""
         if self._last_sequence is not None and self._last_sensor is not None:
             back = self._last_sensor - frame.sensor_time
             if back == 0 or (frame.sequence <= self._last_sequence and 0 < back < _RESTART):
-                counted.repeated += 1
-                return False
+                return True
         self._last_sequence, self._last_sensor = frame.sequence, frame.sensor_time
+        return False
+
+    def _is_pair(self, frame: Frame) -> bool:
+        """Return whether it has what the camera promised, near enough in time; count it if not."""
+        counted, spec = self._counters, self._spec
+        assert spec is not None and self._max_skew is not None
         if (spec.color_size and frame.rgb is None) or (spec.depth_size and frame.depth is None):
             counted.incomplete += 1
             return False

@@ -68,15 +68,16 @@ class Faulty(Camera):
                 self.injected[kind] += 1
                 return self._before
             frame = self._camera.read()
-            self._before = frame
             if kind == "drop":
                 self.injected[kind] += 1
                 continue
             if kind == "unplug":
                 self.injected[kind] += 1
                 self._gone_until = time.monotonic() + self._faults.gone_seconds
+                self._before = None
                 raise CameraError("unplugged on purpose")
-            return self._changed(frame, kind)
+            self._before = self._changed(frame, kind)
+            return self._before
 
     def _changed(self, frame: Frame, kind: str) -> Frame:
         if kind == "stall":

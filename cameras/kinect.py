@@ -4,10 +4,8 @@ The layout is the public "record file format" of the Azure Kinect Sensor SDK. Th
 the whole sensor; a camera mode is a scaled and cropped part of it.
 """
 
-import heapq
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy as np
 from ..errors import DataError
 from .camera import CameraRequest, CameraSpec
 from .frame import Frame, Intrinsics, metric
+from .pairing import nearest_pairs
 from .playback import Playback
 
 _UNIT = 0.001  # [m]
@@ -29,7 +28,7 @@ _BINNED = {
 
 
 class KinectFile(Playback):
-    """Colour and depth of a recording, paired by time; depth is in the depth camera's own geometry.
+    """Each colour picture of a recording with the nearest depth, which is in the depth camera's own geometry.
 
     Args:
         path: the .mkv.
@@ -86,25 +85,8 @@ class KinectFile(Playback):
                     raise DataError(f"{self.path} has a calibration that cannot be read: {error!r}") from error
 
     def frames(self) -> Iterator[Frame]:
-        """Yield colour with the depth nearest in time; one without the other where it is alone."""
-        waiting: dict[str, Frame] = {}
-        period = 1 / (self.spec.fps or 30.0)
-        for frame in heapq.merge(self._pictures(), key=lambda each: each.sensor_time):
-            kind = "COLOR" if frame.rgb is not None else "DEPTH"
-            other = "DEPTH" if kind == "COLOR" else "COLOR"
-            if other not in self._tracks:
-                yield frame
-                continue
-            partner = waiting.pop(other, None)
-            if partner is not None and abs(partner.sensor_time - frame.sensor_time) < period / 2:
-                yield _joined(*((frame, partner) if kind == "COLOR" else (partner, frame)))
-                continue
-            if partner is not None:
-                yield partner
-            if kind in waiting:
-                yield waiting[kind]
-            waiting[kind] = frame
-        yield from waiting.values()
+        """Yield a frame a colour picture, or a depth map where there is no colour."""
+        return nearest_pairs(self._pictures()) if len(self._tracks) == 2 else self._pictures()
 
     def _pictures(self) -> Iterator[Frame]:
         try:
@@ -129,18 +111,6 @@ class KinectFile(Playback):
 
 def _track_name(stream: Any) -> str:
     return stream.metadata.get("title", stream.metadata.get("TITLE", "")).upper()
-
-
-def _joined(color: Frame, depth: Frame) -> Frame:
-    return replace(
-        color,
-        depth=depth.depth,
-        valid=depth.valid,
-        depth_intrinsics=depth.depth_intrinsics,
-        depth_to_color=depth.depth_to_color,
-        unit=depth.unit,
-        depth_time=depth.sensor_time,
-    )
 
 
 def _scaled(camera: dict[str, Any], across: float, down: float, left: float, top: float, stream: Any) -> Intrinsics:

@@ -8,6 +8,7 @@ import importlib.util
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from queue import Empty, Full, Queue
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from ..errors import CameraError, DataError, MissingExtra
 from .camera import Camera, CameraRequest, CameraSpec
 from .frame import Frame, Intrinsics, metric
+from .pairing import nearest_pairs
 from .playback import Playback
 
 _MODELS = {
@@ -23,7 +25,7 @@ _MODELS = {
     "inverse_brown_conrady": "inverse_brown_conrady",
     "modified_brown_conrady": "inverse_brown_conrady",
 }
-_OPEN_WAIT = 5000  # longest wait for the first set of a recording [ms]
+_WAITING = 4  # frames of a recording that wait to be read
 
 
 def realsense_library() -> Any:
@@ -91,10 +93,10 @@ class RealSense(Camera):
                 "lists what it can"
             ) from error
         self._pipeline = pipeline
-        self._unit = _unit(profile) if request.depth else 0.001
-        self._spec = _describe(
-            rs, profile, f"realsense:{there[0] if not self._serial else self._serial}", True, self._unit
-        )
+        device = profile.get_device()
+        self._unit = _unit(device)
+        streams = {stream.stream_type(): stream for stream in profile.get_streams()}
+        self._spec = _describe(rs, device, streams, f"realsense:{self._serial or there[0]}", True, self._unit)
 
     @property
     def spec(self) -> CameraSpec:
@@ -125,7 +127,10 @@ class RealSense(Camera):
 
 
 class RealSenseFile(Playback):
-    """A recording of the maker's library (.bag, or .db3 since 2026), every set of it, as fast as it is read.
+    """A recording of the maker's library (.bag, or .db3 since 2026): every colour picture with the nearest depth.
+
+    The library's own pairing is not used: of the colour picture and the two depth maps in its published D435
+    recording it pairs those that are 268 ms apart.
 
     Args:
         path: the file.
@@ -137,74 +142,120 @@ class RealSenseFile(Playback):
         super().__init__(request)
         self._rs = realsense_library()
         self.path = Path(path)
-        self._pipeline: Any = None
+        self._device: Any = None
+        self._sensors: list[Any] = []
+        self._streams: dict[Any, Any] = {}  # profiles by stream type
         self._unit = 0.001
+        self._queue: Queue[Frame | Exception] = Queue(_WAITING)
 
     def start(self) -> CameraSpec:
-        rs, config, pipeline = self._rs, self._rs.config(), self._rs.pipeline()
+        rs = self._rs
         try:
-            config.enable_device_from_file(str(self.path), repeat_playback=False)
-            profile = pipeline.start(config)
+            self._device = rs.context().load_device(str(self.path))
         except RuntimeError as error:
             raise DataError(f"{self.path} is no RealSense recording that can be played: {error}") from error
-        self._pipeline = pipeline
-        profile.get_device().as_playback().set_real_time(False)
-        self._unit = _unit(profile)
-        return _describe(rs, profile, str(self.path), False, self._unit)
+        self._device.as_playback().set_real_time(False)
+        self._unit = _unit(self._device)
+        wanted = (rs.stream.color, rs.stream.depth) if self.request.depth else (rs.stream.color,)
+        by_sensor = []
+        for sensor in self._device.query_sensors():
+            profiles = [each for each in sensor.get_stream_profiles() if each.stream_type() in wanted]
+            chosen = list({each.stream_type(): each for each in profiles}.values())
+            self._streams |= {each.stream_type(): each for each in chosen}
+            if chosen:
+                by_sensor.append((sensor, chosen))
+        if not by_sensor:
+            raise DataError(f"{self.path} holds neither colour nor depth")
+        self._queue = Queue(_WAITING)
+        for sensor, chosen in by_sensor:
+            sensor.open(chosen)
+            self._sensors.append(sensor)
+        for sensor in self._sensors:
+            sensor.start(self._take)
+        return _describe(rs, self._device, self._streams, str(self.path), False, self._unit)
+
+    def _take(self, frame: Any) -> None:
+        """Take a frame from the library's thread, which waits while nobody reads."""
+        rs = self._rs
+        try:
+            kind = frame.profile.stream_type()
+            color = frame.as_video_frame() if kind == rs.stream.color else None
+            deep = frame.as_depth_frame() if kind == rs.stream.depth else None
+            item: Frame | Exception = _frame(rs, color, deep, self._unit, self._streams.get(rs.stream.color))
+        except Exception as error:  # an exception in the library's thread would end the process
+            item = error
+        queue = self._queue
+        while self._device is not None:
+            try:
+                queue.put(item, timeout=0.1)
+                return
+            except Full:
+                continue
 
     def frames(self) -> Iterator[Frame]:
-        rs = self._rs
-        wait = _OPEN_WAIT
+        """Yield a frame a colour picture, or a depth map where there is no colour."""
+        return nearest_pairs(self._single()) if len(self._streams) == 2 else self._single()
+
+    def _single(self) -> Iterator[Frame]:
+        over = False
         while True:
-            there, frames = self._pipeline.try_wait_for_frames(wait)
-            if there:
-                wait = 1000
-                yield frame_of(rs, frames, self._unit, self.request.depth)
-            elif (
-                self._pipeline.get_active_profile().get_device().as_playback().current_status()
-                != rs.playback_status.playing
-            ):
-                return
+            try:
+                item = self._queue.get(timeout=0.1)
+            except Empty:
+                if over:  # it had stopped before this wait
+                    return
+                over = self._device.as_playback().current_status() == self._rs.playback_status.stopped
+                continue
+            if isinstance(item, Exception):
+                raise item
+            yield item
 
     def stop(self) -> None:
-        pipeline, self._pipeline = self._pipeline, None
-        if pipeline is not None:
-            pipeline.stop()
+        device, self._device = self._device, None
+        sensors, self._sensors = self._sensors, []
+        for sensor in sensors:
+            sensor.stop()
+            sensor.close()
+        del device
 
 
-def frame_of(rs: Any, frames: Any, unit: float, depth: bool = True) -> Frame:
-    """Turn a composite of colour and depth into a `Frame`; what the set lacks is None.
+def frame_of(rs: Any, frames: Any, unit: float) -> Frame:
+    """Turn a set of the library into a `Frame`; what the set lacks is None.
 
     Args:
         rs: the library.
         frames: `rs.composite_frame` or `rs.frameset`.
         unit: of depth [m].
-        depth: whether depth is wanted.
 
     Raises:
-        CameraError: if the set holds neither.
+        CameraError: if the set holds neither colour nor depth.
     """
-    color = frames.get_color_frame()
-    deep = frames.get_depth_frame() if depth else None
-    main = color or deep
-    if not main:
+    color, deep = frames.get_color_frame(), frames.get_depth_frame()
+    if not (color or deep):
         raise CameraError("a set of the camera holds neither colour nor depth")
+    return _frame(rs, color or None, deep or None, unit, color.profile if color else None)
+
+
+def _frame(rs: Any, color: Any, deep: Any, unit: float, beside: Any) -> Frame:
+    """Return a frame of colour, depth or both; `beside` is the profile of colour, to which depth's pose is told."""
     metres, valid, pose, depth_intrinsics = None, None, None, None
-    if deep:
+    if deep is not None:
         metres, valid = metric(np.asanyarray(deep.get_data()), unit)
         depth_intrinsics = _intrinsics(deep.profile)
-        pose = _pose(deep.profile.get_extrinsics_to(color.profile)) if color else None
-    one_clock = not (color and deep) or color.get_frame_timestamp_domain() == deep.get_frame_timestamp_domain()
+        pose = None if beside is None else _pose(deep.profile.get_extrinsics_to(beside))
+    both = color is not None and deep is not None
+    one_clock = not both or color.get_frame_timestamp_domain() == deep.get_frame_timestamp_domain()
+    main = deep if color is None else color
     return Frame(
-        rgb=_rgb(rs, color) if color else None,
+        rgb=None if color is None else _rgb(rs, color),
         depth=metres,
         valid=valid,
-        intrinsics=_intrinsics(color.profile) if color else None,
+        intrinsics=None if color is None else _intrinsics(color.profile),
         depth_intrinsics=depth_intrinsics,
         depth_to_color=pose,
-        unit=unit if deep else None,
+        unit=None if deep is None else unit,
         sensor_time=_when(rs, main, one_clock),
-        depth_time=_when(rs, deep, one_clock) if deep else None,
+        depth_time=None if deep is None else _when(rs, deep, one_clock),
         arrival_time=time.monotonic(),
         sequence=main.get_frame_number(),
     )
@@ -228,16 +279,15 @@ def _when(rs: Any, frame: Any, one_clock: bool) -> float:
     return frame.get_timestamp() / 1000
 
 
-def _unit(profile: Any) -> float:
+def _unit(device: Any) -> float:
     try:
-        return float(np.float32(profile.get_device().first_depth_sensor().get_depth_scale()))
+        return float(np.float32(device.first_depth_sensor().get_depth_scale()))
     except RuntimeError:  # no depth
         return 0.001
 
 
-def _describe(rs: Any, profile: Any, name: str, live: bool, unit: float) -> CameraSpec:
-    device = profile.get_device()
-    found = {stream.stream_type(): stream.as_video_stream_profile() for stream in profile.get_streams()}
+def _describe(rs: Any, device: Any, streams: dict[Any, Any], name: str, live: bool, unit: float) -> CameraSpec:
+    found = {kind: stream.as_video_stream_profile() for kind, stream in streams.items()}
     color, depth = found.get(rs.stream.color), found.get(rs.stream.depth)
     info = {
         what: device.get_info(kind)

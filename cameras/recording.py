@@ -37,7 +37,8 @@ class _Track:
 
     def __init__(self, folder: Path, name: str, codec: str, pixels: str, options: dict[str, str]) -> None:
         self._container = av.open(str(folder / name), "w")
-        self._stream: Any = self._container.add_stream(codec, rate=30)
+        stream: Any = self._container.add_stream(codec, rate=30)
+        self._stream = stream
         self._stream.pix_fmt = pixels
         self._stream.options = options
         self._stream.codec_context.thread_count = 1

@@ -2,9 +2,8 @@
 
 import logging
 import struct
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from ..errors import DataError, PixioError, UnknownName, Unreadable, closest
 from ..ros_images import COMPRESSED, RAW, colour_picture, depth_picture, is_colour, is_depth, open_recording
 from .camera import CameraRequest, CameraSpec
 from .frame import Frame, Intrinsics, metric
+from .pairing import nearest_pairs
 from .playback import Playback
 
 if TYPE_CHECKING:
@@ -113,25 +113,7 @@ class RosRecording(Playback):
 
     def frames(self) -> Iterator[Frame]:
         """Yield a frame a colour picture, or a depth map where there is no colour."""
-        waiting: Frame | None = None
-        depths: deque[Frame] = deque(maxlen=2)
-        for frame in self._pictures():
-            if self._color is None or self._depth is None:
-                yield frame
-            elif frame.rgb is None:
-                depths.append(frame)
-                if waiting is not None and frame.sensor_time >= waiting.sensor_time:
-                    yield _paired(waiting, depths)
-                    waiting = None
-            else:
-                if waiting is not None:
-                    yield _paired(waiting, depths)
-                waiting = frame
-                if depths and depths[-1].sensor_time >= frame.sensor_time:
-                    yield _paired(waiting, depths)
-                    waiting = None
-        if waiting is not None:
-            yield _paired(waiting, depths)
+        return self._pictures() if self._color is None or self._depth is None else nearest_pairs(self._pictures())
 
     def _pictures(self) -> Iterator[Frame]:
         reader, unreadable = self._reader, 0
@@ -177,22 +159,6 @@ def _rgb(picture: bytes | np.ndarray) -> np.ndarray:
     if values is None:
         raise Unreadable("a compressed picture that OpenCV cannot decode")
     return cv2.cvtColor(values, cv2.COLOR_BGR2RGB)
-
-
-def _paired(color: Frame, depths: deque[Frame]) -> Frame:
-    """Return colour with the depth that is nearest in time."""
-    if not depths:
-        return color
-    depth = min(depths, key=lambda each: abs(each.sensor_time - color.sensor_time))
-    return replace(
-        color,
-        depth=depth.depth,
-        valid=depth.valid,
-        depth_intrinsics=depth.depth_intrinsics,
-        depth_to_color=depth.depth_to_color,
-        unit=depth.unit,
-        depth_time=depth.sensor_time,
-    )
 
 
 def _stamp(raw: bytes, time: int) -> float:

@@ -6,25 +6,12 @@ Hydra composes the YAML in ``configs/``, checks it against these, and ``cli.py``
 from dataclasses import dataclass, field
 from typing import Any
 
+from .camera_schemas import Calibrate, CameraCheck, CameraView, Record
+from .keys import MISSING, key
+
 FUSIONS = ("mean", "concat", "first", "attention", "spatial")
 FRAMES = ("single", "stack", "flare")
-MISSING: Any = "???"  # Hydra's mark for a key without a default
 HELD_OUT_SEED = 10_000  # of the first evaluated episode; demonstrations count up from 0
-
-
-def key(default: Any, help: str, least: int | None = None, free: bool = False) -> Any:
-    """Return a dataclass field.
-
-    Args:
-        default: its value, or `MISSING`.
-        help: a line for ``--help``.
-        least: the least value it may have.
-        free: it says where, how fast or how to show; a run may go on with another value.
-    """
-    metadata = {"help": help, "least": least, "free": free}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -371,6 +358,10 @@ COMMANDS: dict[str, type] = {
     "score": Score,
     "curate": Curate,
     "probe": Probe,
+    "record": Record,
+    "camera_view": CameraView,
+    "camera_check": CameraCheck,
+    "calibrate": Calibrate,
     "report": Report,
     "doctor": Doctor,
 }

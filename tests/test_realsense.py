@@ -180,22 +180,34 @@ def _along_colour_axis(depth: np.ndarray, known: Intrinsics, depth_to_color: np.
     return np.where(depth > 0, (depth - back[2, 3]) / (looks @ back[2, :3]).reshape(depth.shape), 0)
 
 
+def _library_set() -> tuple[Any, Any]:
+    """Return a pipeline and the set that it makes of the recording; so short a file may be over before it is asked."""
+    for _ in range(20):
+        config, pipeline = rs.config(), rs.pipeline()
+        config.enable_device_from_file(BAG, repeat_playback=False)
+        pipeline.start(config)
+        there, found = pipeline.try_wait_for_frames(1000)
+        if there and found.get_color_frame() and found.get_depth_frame():
+            return pipeline, found
+        pipeline.stop()
+    raise AssertionError("the library made no set")
+
+
 @needs_bag
 def test_the_real_recording_plays_registers_and_agrees_with_the_library() -> None:
     with find_camera(BAG) as camera:
         frames, spec = list(camera), camera.spec
     assert spec.details["model"].endswith("D435") and len(frames) == 1 and spec.depth_size == (480, 640)
     frame = frames[0]
-    assert frame.valid is not None and frame.skew == pytest.approx(0.268, abs=0.001), "the library's pair is no pair"
+    assert frame.valid is not None and frame.skew == pytest.approx(0.102, abs=0.001), "the nearest in time"
     assert 1 - frame.valid.mean() == pytest.approx(0.067, abs=0.001)
-    mine = registered(frame)
-    config, pipeline = rs.config(), rs.pipeline()
-    config.enable_device_from_file(BAG, repeat_playback=False)
-    pipeline.start(config)
-    theirs = rs.align(rs.stream.color).process(pipeline.try_wait_for_frames(5000)[1])
+    pipeline, found = _library_set()
+    theirs = rs.align(rs.stream.color).process(found)
+    mine = registered(frame_of(rs, found, frame.unit or 0.001))
     aligned = metric(np.asanyarray(theirs.get_depth_frame().get_data()), frame.unit)[0]
     pipeline.stop()
-    assert mine.depth is not None and mine.intrinsics is not None and frame.depth_to_color is not None
+    assert mine.depth is not None and mine.intrinsics is not None and mine.skew > 0.2
+    assert frame.depth_to_color is not None
     aligned = _along_colour_axis(aligned, mine.intrinsics, frame.depth_to_color)
     both = (mine.depth > 0) & (aligned > 0)
     assert ((mine.depth > 0) == (aligned > 0)).mean() > 0.98
@@ -219,4 +231,4 @@ def test_two_readers_of_the_real_recording_agree() -> None:
     assert np.allclose(library.intrinsics[:6], ros.intrinsics[:6]) and np.allclose(
         library.depth_to_color, ros.depth_to_color, atol=1e-6
     )
-    assert ros.skew < library.skew, "ours is the depth that is nearest in time"
+    assert np.array_equal(library.depth, ros.depth) and ros.skew == pytest.approx(library.skew, abs=1e-6)
