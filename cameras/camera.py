@@ -17,9 +17,11 @@ class CameraRequest:
     width: int | None = None  # of the pictures [px]; None is the source's own
     height: int | None = None  # [px]
     fps: float | None = None  # None is the source's own [1/s]
+    color: bool = True  # with colour; without it recordings give every depth map
     depth: bool = True  # with depth, where the source has it
     repeat: bool = False  # begin again at the end of a recording
     render: str = "benchmark"  # render quality of a simulated task
+    depth_sensor: str = "exact"  # of a simulated task
     seed: int = 0  # of a simulated task's first episode
     calibration: str | None = None  # camera.json of `calibrate`, for sources that know no intrinsics
     color_topic: str | None = None  # of a ROS recording that holds several

@@ -14,6 +14,7 @@ from ..errors import BadInput
 from .frame import Frame, Intrinsics
 
 _LEAST_SHARE = 0.5  # of valid depth under a resized pixel, for it to be valid
+_NEAREST = 1e-6  # nearer than this is behind the camera [m]
 _WIDEST = 16  # the largest square that one depth pixel fills in the colour picture [px]
 
 
@@ -102,34 +103,58 @@ def register(depth: np.ndarray, source: Intrinsics, target: Intrinsics, transfor
         BadInput: if the intrinsics are of another size than `depth`.
     """
     _check_size("depth", depth, source)
-    flat = np.flatnonzero(depth)
-    inverse = 1 / depth.ravel()[flat].astype(np.float32)
-    corners, far = [], np.zeros(len(flat), np.float32)
-    for turned in _corner_rays(source, np.ascontiguousarray(transform[:3, :3], float).tobytes()):
-        x, y, z = (
-            axis[flat] + np.float32(shift) * inverse for axis, shift in zip(turned, transform[:3, 3], strict=True)
-        )
-        far += z / inverse / 2
-        z = np.maximum(z, np.float32(1e-6))
-        corners.append(project(target, np.stack([x, y, z], axis=1)))
+    flat = depth.ravel().astype(np.float32)
+    inverse = np.divide(1, flat, out=np.zeros_like(flat), where=flat > 0)
+    rotation = np.ascontiguousarray(transform[:3, :3], float).tobytes()
+    corners = [_seen_at(target, turned, inverse, transform[:3, 3]) for turned in _corner_rays(source, rotation)]
+    far = flat * (corners[0][2] + corners[1][2]) / 2
+    where = np.flatnonzero((flat > 0) & (far > _NEAREST))
     edge = _WIDEST + 1  # a rim around the picture takes what falls outside, so that no pass must look
-    least, most = np.array([-edge, -edge], np.float32), np.array([target.width, target.height], np.float32)
-    first = np.floor(np.clip(np.minimum(*corners), least, most) + 0.5).astype(np.int32)
-    spans = np.floor(np.clip(np.maximum(*corners), least, most) + 0.5).astype(np.int32) - first
-    spans = np.minimum(spans, _WIDEST - 1)
-    shape = (target.height + 2 * edge + 1, target.width + 2 * edge + 1)
-    places = (first[:, 1] + edge) * shape[1] + first[:, 0] + edge
-    nearest = np.full(shape, np.inf, np.float32)
-    behind = far <= 1e-6
-    far[behind] = np.inf
-    drawn = nearest.ravel()
-    for down in range(int(spans[:, 1].max(initial=-1)) + 1):
-        rows = np.flatnonzero(spans[:, 1] >= down)
-        for right in range(int(spans[rows, 0].max(initial=-1)) + 1):
-            which = rows[spans[rows, 0] >= right]
-            np.minimum.at(drawn, places[which] + np.int32(down * shape[1] + right), far[which])
-    nearest = nearest[edge : edge + target.height, edge : edge + target.width]
+    shape = (target.height + 2 * edge, target.width + 2 * edge)
+    begins, spans = [], []
+    for axis, size in ((0, target.width), (1, target.height)):
+        one, other = (each[axis][where] for each in corners)
+        first, last = (
+            np.floor(np.clip(each, -edge, size)).astype(np.int32)
+            for each in (np.minimum(one, other), np.maximum(one, other))
+        )
+        begins.append(first + edge)
+        spans.append(np.minimum(last - first, _WIDEST - 1))
+    places = begins[1].astype(np.int64) * shape[1] + begins[0]
+    drawn, far = np.full(shape[0] * shape[1], np.inf, np.float32), far[where]
+    for down in range(int(spans[1].max(initial=-1)) + 1):
+        high = spans[1] >= down
+        for right in range(int(spans[0].max(initial=-1)) + 1):
+            which = np.flatnonzero(high & (spans[0] >= right))
+            if which.size:
+                np.minimum.at(drawn, places[which] + (down * shape[1] + right), far[which])
+    nearest = drawn.reshape(shape)[edge : edge + target.height, edge : edge + target.width]
     return np.where(np.isfinite(nearest), nearest, np.float32(0))
+
+
+def _seen_at(
+    target: Intrinsics, looks: np.ndarray, inverse: np.ndarray, shift: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return columns and rows [px] plus a half, and distance over distance, where a camera sees points along rays.
+
+    Args:
+        looks: (3, n) float32 rays in the target's axes.
+        inverse: (n,) float32, one over the points' depth [1/m].
+        shift: (3,) from one camera to the other [m].
+    """
+    x, y, z = (axis + np.float32(moved) * inverse for axis, moved in zip(looks, shift, strict=True))
+    positive = np.maximum(z, np.float32(1e-6))
+    if target.distorted:
+        columns, rows = project(target, np.stack([x, y, positive], axis=1)).T.astype(np.float32) + np.float32(0.5)
+        return columns, rows, z
+    np.divide(np.float32(1), positive, out=positive)
+    x *= positive
+    x *= np.float32(target.fx)
+    x += np.float32(target.cx + 0.5)
+    y *= positive
+    y *= np.float32(target.fy)
+    y += np.float32(target.cy + 0.5)
+    return x, y, z
 
 
 @lru_cache(maxsize=8)

@@ -156,7 +156,8 @@ class RealSenseFile(Playback):
             raise DataError(f"{self.path} is no RealSense recording that can be played: {error}") from error
         self._device.as_playback().set_real_time(False)
         self._unit = _unit(self._device)
-        wanted = (rs.stream.color, rs.stream.depth) if self.request.depth else (rs.stream.color,)
+        asked = ((rs.stream.color, self.request.color), (rs.stream.depth, self.request.depth))
+        wanted = [kind for kind, yes in asked if yes]
         by_sensor = []
         for sensor in self._device.query_sensors():
             profiles = [each for each in sensor.get_stream_profiles() if each.stream_type() in wanted]

@@ -61,7 +61,7 @@ class RosRecording(Playback):
         self._reader = open_recording(self.path)
         try:
             topics = _picture_topics(self._reader)
-            self._color = _choose(topics, False, self.request.color_topic, self.path)
+            self._color = _choose(topics, False, self.request.color_topic, self.path) if self.request.color else None
             self._depth = _choose(topics, True, self.request.depth_topic, self.path) if self.request.depth else None
             if self._color is None and self._depth is None:
                 raise DataError(f"{self.path} holds neither colour nor depth pictures")

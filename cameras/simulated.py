@@ -37,6 +37,7 @@ class TaskCamera(Playback):
             cameras=(camera,) if camera else (),
             image_size=request.width or request.height or _SIDE,
             render=request.render,
+            depth_sensor=request.depth_sensor,
         )
         self.env: TaskEnv | None = None
         self.observation: dict[str, np.ndarray] = {}  # of the newest frame

@@ -62,6 +62,9 @@ class Collect:
     first_seed: int = key(0, "seed of the first episode; they count up", least=0)
     render: str = key("benchmark", "render quality: benchmark, balanced, fast")
     depth: bool = key(False, "record depth too")
+    depth_sensor: str = key(
+        "exact", "what depth is measured with: exact, or d435 (noise, holes, edges of a real camera)"
+    )
     cameras: list[str] = key([], "cameras; empty means the task's default")
     image_size: int = key(256, "side of the pictures [px]")
     horizon: int | None = key(None, "steps of an episode; null means the task's own", least=1)

@@ -36,6 +36,7 @@ def run_collect(command: Collect, progress: Progress) -> CollectReport:
         image_size=command.image_size,
         render=command.render,
         horizon=command.horizon,
+        depth_sensor=command.depth_sensor,
     )
     out = command.out or f"runs/demos/{command.task.replace('/', '-')}-{command.demos}-{command.render}.hdf5"
     return collect(
