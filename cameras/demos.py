@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,9 @@ class Demonstrations(Playback):
             for step in range(len(group["actions"])):
                 depth = group[f"obs/{self._camera}_depth"][step, ..., 0] if self.spec.depth_size else None
                 rgb = group[f"obs/{self._camera}_image"][step]
-                yield rgbd_frame(rgb, depth, known, None, count / rate, 0, pose, starts=step == 0)
+                frame = rgbd_frame(rgb, depth, known, None, count / rate, 0, pose, starts=step == 0)
+                felt = group["obs/proprio"][step] if "proprio" in group["obs"] else None
+                yield replace(frame, proprio=felt)
                 count += 1
 
     def stop(self) -> None:

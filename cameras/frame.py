@@ -68,6 +68,7 @@ class Frame:
     arrival_time: float = 0.0  # when it came here, on `time.monotonic`'s clock [s]
     sequence: int = 0  # counts what the camera sent, so gaps can be seen
     starts: bool = False  # the first of an episode, where a source has episodes
+    proprio: np.ndarray | None = None  # (P,) float32 what the robot felt, where a source knows
 
     @property
     def skew(self) -> float:

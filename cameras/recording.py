@@ -121,6 +121,7 @@ class RecordingWriter:
             "rgb": frame.rgb is not None,
             "depth": frame.depth is not None,
             "camera_to_world": pose,
+            "proprio": None if frame.proprio is None else np.asarray(frame.proprio, float).tolist(),
         }
         self._rows.write(json.dumps(row) + "\n")
         self.count += 1
@@ -263,6 +264,7 @@ class Recording(Playback):
                     depth_time=row["depth_time"],
                     sequence=row["sequence"],
                     starts=row["starts"],
+                    proprio=None if row["proprio"] is None else np.array(row["proprio"], np.float32),
                 )
         except (av.FFmpegError, StopIteration) as error:
             raise DataError(f"{self.path} is damaged: {error or 'its videos are shorter than its rows'}") from error

@@ -34,7 +34,8 @@ _SQUARE = 120  # side of a printed board's squares [px]
 def asked_camera(command: CameraSettings) -> Camera:
     """Return the camera that a command names, not open yet."""
     names = {each.name for each in fields(CameraRequest)} & {each.name for each in fields(command)}
-    return find_camera(command.camera, CameraRequest(**{name: getattr(command, name) for name in names}))
+    asked = {name: value for name in names if (value := getattr(command, name)) is not None}
+    return find_camera(command.camera, CameraRequest(**asked))
 
 
 def run_record(command: Record, progress: Progress) -> tuple[Path, int, int]:

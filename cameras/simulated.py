@@ -1,6 +1,7 @@
 """A simulated task as a camera: ``task:metaworld/drawer-open``, ``task:toy/reach@top``."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -91,9 +92,10 @@ class TaskCamera(Playback):
         intrinsics = Intrinsics.from_matrix(known.intrinsics, side, side)
         when = count / float(env.task.control_hz)
         depth = self.observation.get("depth")
-        return rgbd_frame(
+        frame = rgbd_frame(
             self.observation["rgb"], depth, intrinsics, None, when, count, known.camera_to_world, starts=starts
         )
+        return replace(frame, proprio=self.observation.get("proprio"))
 
     def stop(self) -> None:
         env, self.env = self.env, None

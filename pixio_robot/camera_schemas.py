@@ -19,7 +19,9 @@ class CameraSettings:
     calibration: str | None = key(None, "camera.json of calibrate, for sources that know no intrinsics")
     color_topic: str | None = key(None, "topic of a ROS recording that holds several; null takes the likeliest")
     depth_topic: str | None = key(None, "topic of a ROS recording that holds several; null takes the likeliest")
-    render: str = key("benchmark", "render quality of a task: benchmark, balanced, fast")
+    render: str | None = key(
+        None, "render quality of a task: benchmark, balanced, fast; null is benchmark, in stream the policy's own"
+    )
     depth_sensor: str = key("exact", "what a task's depth is measured with: exact, d435")
     seed: int = key(0, "seed of a task's first episode", least=0)
     debug: bool = key(False, "show tracebacks", free=True)

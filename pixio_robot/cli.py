@@ -323,6 +323,18 @@ def _calibrate(command: schemas.Calibrate) -> int:
     return 0
 
 
+def _stream(command: schemas.Stream) -> int:
+    from .policies.runs import run_stream
+
+    moments, table = run_stream(command)
+    for name, times in table.items():
+        what = {"prepare": "register, crop, resize", "act": "encoder and policy", "age": "frame's age at the action"}
+        print(f"{what[name]:<26}" + "  ".join(f"{at} {value:7.1f} ms" for at, value in times.items()))
+    stale = sum(each.action is None for each in moments)
+    print(f"{command.camera}: {len(moments) - stale} actions, {stale} steps without a frame that was new enough")
+    return int(stale == len(moments))
+
+
 def _report(command: schemas.Report) -> int:
     from pathlib import Path
 
@@ -355,6 +367,7 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "camera_view": _camera_view,
     "camera_check": _camera_check,
     "calibrate": _calibrate,
+    "stream": _stream,
     "report": _report,
     "doctor": _doctor,
 }

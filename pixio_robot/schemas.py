@@ -6,7 +6,7 @@ Hydra composes the YAML in ``configs/``, checks it against these, and ``cli.py``
 from dataclasses import dataclass, field
 from typing import Any
 
-from .camera_schemas import Calibrate, CameraCheck, CameraView, Record
+from .camera_schemas import Calibrate, CameraCheck, CameraSettings, CameraView, Record
 from .keys import MISSING, key
 
 FUSIONS = ("mean", "concat", "first", "attention", "spatial")
@@ -151,6 +151,22 @@ class Evaluate(Hardware):
     render: str | None = key(None, "render quality; null means the demonstrations'")
     videos: bool = key(True, "keep videos of the first success and the first failure")
     out: str | None = key(None, "run folder; null means runs/evaluate/<digest of the settings>", free=True)
+
+
+@dataclass
+class Stream(Hardware, CameraSettings):
+    """Run a trained policy on a camera, live, recorded or simulated; tell how long it takes and how old frames are."""
+
+    checkpoint: str = key(MISSING, "policy checkpoint, e.g. runs/.../checkpoints/bc/last.safetensors")
+    frames: int = key(200, "control steps", least=1)
+    rate: float | None = key(None, "control steps a second; null is as fast as frames come")
+    max_age: float | None = key(
+        None, "oldest frame to act on [s]; null is 0.1 for a live camera, else every frame in turn"
+    )
+    max_skew: float | None = key(None, "most that colour and depth may be apart [s]; null is half a frame period")
+    real_time: bool = key(False, "play a recording at its own pace, as a live camera")
+    zeros: bool = key(False, "give zeros for proprioception that the camera does not know, to time a policy")
+    out: str | None = key(None, "file of the actions (.jsonl); null writes none", free=True)
 
 
 @dataclass
@@ -365,6 +381,7 @@ COMMANDS: dict[str, type] = {
     "camera_view": CameraView,
     "camera_check": CameraCheck,
     "calibrate": Calibrate,
+    "stream": Stream,
     "report": Report,
     "doctor": Doctor,
 }

@@ -1,27 +1,34 @@
 """What each command does, from its settings to its files. Reads downwards; the work is in the files it calls."""
 
+import json
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from ..backbones import WITHOUT_ENCODER, Backbone, load_encoder
+from ..cameras.camera import Camera
+from ..cameras.capture import Capture
+from ..cameras.playback import Paced
+from ..cameras.runs import asked_camera
 from ..envs.registry import EnvRequest
 from ..envs.rollout import EpisodePlan, default_width, plan_episodes
 from ..errors import DataError
-from ..files import sha256_of
+from ..files import replacing, sha256_of
 from ..hardware import choose_device, choose_precision
 from ..progress import Progress
 from ..report import write_report
 from ..run_folder import open_run, settings_digest, write_json
-from ..schemas import Collect, Embed, EmbeddingSettings, Evaluate, TrainBC
+from ..schemas import Collect, Embed, EmbeddingSettings, Evaluate, Stream, TrainBC
 from .bc import BCResult, new_policy, train_bc
 from .cache import TokenCache, side_by_side, token_cache
 from .collect import CollectReport, collect
 from .demos import DemoSet
 from .evaluate import Evaluation, Label, evaluate
+from .stream import Moment, check_policy, stream, timing
 from .visuomotor import Agent, EncoderIdentity, LoadedPolicy, load_policy, load_policy_encoder, policy_kind
 
 log = logging.getLogger(__name__)
@@ -128,6 +135,35 @@ def run_evaluate(command: Evaluate, progress: Progress) -> tuple[Path, Evaluatio
     )
     write_report(out)
     return out, evaluation
+
+
+def run_stream(command: Stream) -> tuple[list[Moment], dict[str, dict[str, float]]]:
+    """Run a policy on a camera; return its steps and percentiles of their times [ms]."""
+    device = choose_device(command.device)
+    loaded = load_policy(command.checkpoint)
+    check_policy(loaded)
+    backbone = None if loaded.encoder is None else load_policy_encoder(loaded.encoder)
+    agent = Agent(loaded, backbone, device)
+    if command.camera.startswith("task:"):  # as it was trained
+        own = loaded.request
+        command = replace(command, width=command.width or own.image_size, render=command.render or own.render)
+    source = asked_camera(command)
+    source.open()
+    live = source.spec.live or command.real_time
+    camera: Camera = Capture(Paced(source) if command.real_time else source, command.max_skew) if live else source
+    max_age = command.max_age or (0.1 if live else None)
+    with camera:
+        moments = list(islice(stream(agent, camera, max_age, command.rate, command.zeros), command.frames))
+    if not moments:
+        raise DataError(f"{command.camera} gave no frame")
+    if command.out is not None:
+        with replacing(Path(command.out)) as temporary:
+            temporary.write_text("".join(f"{json.dumps(_row(each))}\n" for each in moments))
+    return moments, timing(moments)
+
+
+def _row(moment: Moment) -> dict[str, object]:
+    return {**asdict(moment), "action": None if moment.action is None else moment.action.tolist()}
 
 
 def load_backbone(name: str) -> Backbone | None:
