@@ -31,6 +31,7 @@ _OURS = {
     "images": "folders:ImageFolder",
     "demos": "demos:Demonstrations",
 }
+_NEED_A_NAME = set(_OURS) - {"realsense", "opencv", "oak"}  # without one it is a folder of that name
 KINDS = """a recording of `pixio-robot record`; RealSense .bag and .db3; ROS bags (ROS 1, .db3, .mcap, rosbag2 folders);
 Azure Kinect .mkv; videos; TUM folders (rgb.txt, depth.txt); folders of pictures; HDF5 demonstrations"""
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -50,18 +51,21 @@ def find_camera(name: str, request: CameraRequest = CameraRequest()) -> Camera:
         MissingExtra: if a driver's package is not installed.
     """
     driver, colon, argument = name.partition(":")
-    if Path(name).exists():
+    known = drivers()
+    if driver not in known or not (colon or driver not in _NEED_A_NAME):
+        if not Path(name).exists():
+            raise _unknown(name, driver if colon else "", known)
         driver, argument = kind_of(Path(name)), name
-    elif driver not in drivers():
-        if colon and not _looks_like_path(name):
-            raise UnknownName(
-                f"no camera driver {driver!r}{closest(driver, drivers())}; there are: {', '.join(drivers())}"
-            )
-        raise DataError(
-            f"no camera {name!r}: it is neither a file or folder nor a driver{closest(name, drivers())}; drivers are "
-            f"{', '.join(drivers())}, e.g. realsense, opencv:0, task:toy/reach"
-        )
     return _maker(driver)(argument, request)
+
+
+def _unknown(name: str, driver: str, known: list[str]) -> PixioError:
+    if driver and "/" not in driver and "." not in driver:
+        return UnknownName(f"no camera driver {driver!r}{closest(driver, known)}; there are: {', '.join(known)}")
+    return DataError(
+        f"no camera {name!r}: it is neither a file or folder nor a driver{closest(name, known)}; drivers are "
+        f"{', '.join(known)}, e.g. realsense, opencv:0, task:toy/reach"
+    )
 
 
 def kind_of(path: Path) -> str:
@@ -85,10 +89,6 @@ def _maker(driver: str) -> Maker:
                 raise PixioError(f"the camera driver {driver!r} of {entry.value} does not load: {error}") from error
     module, _, name = _OURS[driver].partition(":")
     return getattr(importlib.import_module(f".{module}", __package__), name)
-
-
-def _looks_like_path(name: str) -> bool:
-    return "/" in name.partition(":")[0] or "." in name.partition(":")[0]
 
 
 def _kind_of_folder(path: Path) -> str | None:

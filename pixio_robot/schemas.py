@@ -11,6 +11,7 @@ from .keys import MISSING, key
 
 FUSIONS = ("mean", "concat", "first", "attention", "spatial")
 FRAMES = ("single", "stack", "flare")
+DEPTHS = ("none", "late", "channels")
 HELD_OUT_SEED = 10_000  # of the first evaluated episode; demonstrations count up from 0
 
 
@@ -24,6 +25,10 @@ class EmbeddingSettings:
     history: int = key(3, "frames that stack and flare span [steps]", least=1)
     proprio: bool = key(True, "append proprioception")
     cameras: list[str] = key([], "cameras whose tokens stand side by side; empty means the first that was recorded")
+    depth: str = key("none", f"depth beside colour: {', '.join(DEPTHS)} (learned network; pictures for the encoder)")
+    depth_code: str = key("inverse", "how depth becomes numbers: inverse, log, metres; with channels also colours")
+    depth_range: list[float] = key([0.25, 4.0], "nearest and farthest depth that is told apart [m]")
+    depth_dropout: float = key(0.1, "late: share of training samples without depth, and share without colour")
 
 
 @dataclass

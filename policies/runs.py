@@ -82,7 +82,7 @@ def run_train_bc(command: TrainBC, progress: Progress) -> tuple[Path, BCResult]:
     backbone, kind = load_backbone(command.encoder), policy_kind(command.encoder)
     tokens = None if backbone is None else backbone.token_shape
     log.info("%d demonstrations of %s", len(demos.names), demos.request.task)
-    pictures = demos.pictures(command.embedding.cameras)
+    pictures = demos.pictures(command.embedding.cameras, command.embedding.depth)
     new_policy(tokens, command.embedding, demos.widths, command.policy, command.seed, kind, pictures)  # refuses early
     open_run(out, command)
     precision = choose_precision(command.precision, device)
@@ -191,10 +191,11 @@ def cache_for(
                 normed=embedding.normed,
                 patches=embedding.fusion == "spatial",
                 precision=precision,
+                depth_code=(embedding.depth_code, embedding.depth_range[0], embedding.depth_range[1]),
                 device=device,
                 progress=progress,
             )
-            for key in demos.pictures(embedding.cameras)
+            for key in demos.pictures(embedding.cameras, embedding.depth)
         ]
     )
 
@@ -214,9 +215,11 @@ def evaluate_policy(
     identity, kind = loaded.encoder, loaded.policy.kind
     label = Label(kind)
     if identity is not None:
-        label = Label(kind, identity.name, identity.weights, loaded.policy.embedder.settings.fusion)
-    seen = ("rgb", loaded.policy.felt) if kind in ("bc", "cnn") else (loaded.policy.felt,)
-    request = replace(request, observe=seen)
+        settings = loaded.policy.embedder.settings
+        fusion = settings.fusion if settings.depth == "none" else f"{settings.fusion}, depth {settings.depth}"
+        label = Label(kind, identity.name, identity.weights, fusion)
+    seen = [*(["rgb"] if kind in ("bc", "cnn") else []), *(["depth"] if loaded.policy.needs_depth else [])]
+    request = replace(request, observe=(*seen, loaded.policy.felt))
     agent = Agent(loaded, None if identity is None else backbone, device)
     width = width or 2 * default_width()
     evaluation = evaluate(agent.act, request, plans, label, out, width=width, videos=videos, progress=progress)

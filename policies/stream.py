@@ -5,7 +5,7 @@ Shapes: H side of the pictures, P proprioception, A action.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from ..cameras.frame import Frame
 from ..cameras.geometry import registered, squared
 from ..cameras.simulated import TaskCamera
 from ..errors import BadInput, EndOfStream, StaleFrame
+from .demos import depth_key
 from .visuomotor import Agent, LoadedPolicy
 
 
@@ -39,10 +40,8 @@ def check_policy(loaded: LoadedPolicy) -> None:
     policy = loaded.policy
     if policy.kind == "state":
         raise BadInput("this policy is told the known state, which no camera gives; train one that sees")
-    if len(policy.pictures) > 1:
-        raise BadInput(
-            f"this policy sees {len(policy.pictures)} cameras, {', '.join(policy.pictures)}; a stream is one"
-        )
+    if len(colours := [key for key in policy.pictures if key.startswith("rgb")]) > 1:
+        raise BadInput(f"this policy sees {len(colours)} cameras, {', '.join(colours)}; a stream is one")
 
 
 def observation_of(frame: Frame, loaded: LoadedPolicy, zeros: bool = False) -> dict[str, np.ndarray]:
@@ -54,16 +53,22 @@ def observation_of(frame: Frame, loaded: LoadedPolicy, zeros: bool = False) -> d
         zeros: give zeros for proprioception that the source does not know, to time a policy.
 
     Raises:
-        BadInput: if the frame has no colour, or no proprioception where the policy needs it.
+        BadInput: if the frame lacks colour, depth or proprioception that the policy needs.
     """
     policy = loaded.policy
     seen: dict[str, np.ndarray] = {}
-    if policy.kind != "blind":
-        if frame.rgb is None:
-            raise BadInput(f"frame {frame.sequence} has no colour, which the policy sees by")
-        rgb = squared(registered(frame) if frame.depth is not None else frame, loaded.request.image_size).rgb
-        assert rgb is not None
-        seen[policy.pictures[0]] = rgb[None]
+    sees = policy.kind != "blind"
+    if not policy.needs_depth:
+        frame = replace(frame, depth=None, valid=None, depth_time=None)
+    if (sees and frame.rgb is None) or (policy.needs_depth and frame.depth is None):
+        missing = "colour" if sees and frame.rgb is None else "depth"
+        raise BadInput(f"frame {frame.sequence} has no {missing}, which the policy looks at")
+    if sees or policy.needs_depth:
+        square = squared(registered(frame), loaded.request.image_size)
+        if sees and square.rgb is not None:
+            seen[policy.pictures[0]] = square.rgb[None]
+        if square.depth is not None:
+            seen[depth_key(policy.pictures[0])] = square.depth[None]
     if width := policy.embedder.proprio_dim:
         felt = np.zeros(width, np.float32) if frame.proprio is None and zeros else frame.proprio
         if felt is None or felt.shape != (width,):

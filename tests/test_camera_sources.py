@@ -493,8 +493,17 @@ def test_what_cannot_be_a_camera_says_why(name: str, error: type[PixioError], me
     Path("bad.db3").write_bytes(b"SQLite format 3\0 and nothing")
     Path("bad.mp4").write_bytes(b"\0\0\0\x20ftypisom and nothing")
     Path("bad.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n and nothing")
+    if name == "bad.bag":
+        pytest.importorskip("rosbags")
     with pytest.raises(error, match=message), find_camera(name, CameraRequest(width=8, render="fast")) as camera:
         camera.read()
+
+
+def test_a_folder_may_be_called_like_a_driver_of_files() -> None:
+    assert len(_all(_record(_frames(2), "recording"))) == 2 and len(_all(_record(_frames(3), "images"))) == 3
+    with pytest.raises(DataError, match="no recording that is known"):
+        Path("tum").mkdir()
+        find_camera("tum")
 
 
 def test_an_absent_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

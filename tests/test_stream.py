@@ -148,6 +148,7 @@ def test_what_a_camera_cannot_give_is_said(checkpoint: Path, tiny: Backbone) -> 
 def test_the_real_recording_drives_a_policy(
     toy_demos: DemoSet, toy_cache: TokenCache, tiny: Backbone, tmp_path: Path
 ) -> None:
+    pytest.importorskip("pyrealsense2")
     blind_to_body = _train(toy_demos, toy_cache, tiny, tmp_path / "seeing", proprio=False)
     words = [f"camera={BAG}", f"checkpoint={blind_to_body}", "device=cpu", "out=actions.jsonl"]
     assert cli.run(["stream", *words]) == 0
