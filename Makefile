@@ -54,7 +54,8 @@ extras:  ## into the environment `wheel` left: install every extra and run the t
 	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls dist/*.whl)[all]"
 	.venv-wheel/bin/python -m pip check
 	$(call elsewhere,.venv-wheel,tests/test_extras.py tests/test_backbones.py tests/test_baselines.py tests/test_demos.py \
-	  tests/test_images.py tests/test_frames.py tests/test_curation.py tests/test_examples.py)
+	  tests/test_images.py tests/test_frames.py tests/test_curation.py tests/test_examples.py tests/test_camera_sources.py \
+	  tests/test_camera_tools.py tests/test_realsense.py tests/test_rl.py)
 
 bench: setup  ## side-by-side timings against peers; writes benchmarks/README.md
 	$(PIP) -e '.[metaworld,hf,robomimic,rl]'

@@ -50,6 +50,7 @@ class EnvRequest:
     image_size: int = 256
     render: str = "benchmark"
     horizon: int | None = None
+    depth_sensor: str = "exact"
 
     def make(self) -> TaskEnv:
         """Build the environment."""
@@ -63,6 +64,7 @@ def make(
     image_size: int = 256,
     render: str = "benchmark",
     horizon: int | None = None,
+    depth_sensor: str = "exact",
     render_mode: str | None = None,
 ) -> TaskEnv:
     """Build an environment by name; the arguments are `TaskEnv`'s. `env.spec` records them.
@@ -79,6 +81,7 @@ def make(
         image_size=image_size,
         render=render,
         horizon=horizon,
+        depth_sensor=depth_sensor,
         render_mode=render_mode,
     )
     env = TaskEnv(new_task(task), task, **settings)

@@ -8,13 +8,16 @@ import abc
 import hashlib
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
 import numpy as np
 
 from ..errors import BadInput, UnknownName
 from .rendering import Calibration, CameraView, View
+
+if TYPE_CHECKING:
+    from .depth_noise import NoisyDepth, StereoSensor
 
 MODALITIES = ("rgb", "depth", "proprio", "state")
 
@@ -113,6 +116,14 @@ def start_digest(task: Task) -> str:
     return hashlib.sha256(task.start_bytes()).hexdigest()[:12]
 
 
+def _sensor(name: str) -> "StereoSensor | None":
+    if name == "exact":
+        return None
+    from .depth_noise import depth_sensor
+
+    return depth_sensor(name)
+
+
 class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     """A task behind the gymnasium contract that `contract.py` states. `registry.make` builds it and holds the defaults.
 
@@ -127,6 +138,7 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         image_size: side of the pictures [px].
         render: render quality: benchmark, balanced or fast.
         horizon: steps until truncation; None for the task's own.
+        depth_sensor: what depth is measured with: exact, or a sensor with noise and holes such as d435.
         render_mode: None or "rgb_array".
     """
 
@@ -140,6 +152,7 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         image_size: int,
         render: str,
         horizon: int | None,
+        depth_sensor: str,
         render_mode: str | None,
     ) -> None:
         if unknown := [key for key in observe if key not in MODALITIES]:
@@ -156,6 +169,8 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(task.control_hz)}
         self.render_mode = render_mode
         self.seconds = {"physics": 0.0, "rendering": 0.0}  # spent so far [s]
+        self._sensor = _sensor(depth_sensor)
+        self._measured: dict[str, NoisyDepth] = {}  # of this episode
         self._views = {camera: task.view(camera, image_size, render) for camera in self.cameras}
         self._ended = (False, True)  # terminated, truncated
         self._rewards: list[float] = []
@@ -188,6 +203,7 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.task.reset(self.np_random)
         self._ended, self._rewards, self._success = (False, False), [], []
         start = start_digest(self.task)
+        self._measured = self._sensors(start)
         self._last = self._observe()
         return self._last, {"success": False, "is_success": False, "start": start}
 
@@ -223,13 +239,27 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             if "rgb" in self.observe:
                 observation[self._key("rgb", camera)] = view.rgb(self.task.data)
             if "depth" in self.observe:
-                observation[self._key("depth", camera)] = view.depth(self.task.data)
+                depth = view.depth(self.task.data)
+                measured = self._measured[camera].measure(depth) if self._measured else depth
+                observation[self._key("depth", camera)] = measured
         self.seconds["rendering"] += time.perf_counter() - started
         if "proprio" in self.observe and self.task.proprio_dim:
             observation["proprio"] = self.task.proprio().astype(np.float32)
         if "state" in self.observe:
             observation["state"] = self.task.known_state().astype(np.float32)
         return observation
+
+    def _sensors(self, start: str) -> dict[str, "NoisyDepth"]:
+        """Return each camera's depth sensor for an episode; its errors are a function of the start."""
+        if self._sensor is None or "depth" not in self.observe:
+            return {}
+        from .depth_noise import NoisyDepth
+
+        focals = {camera: known.intrinsics[0, 0] for camera, known in self.calibration().items()}
+        return {
+            camera: NoisyDepth(self._sensor, float(focal), (int(start, 16), number))
+            for number, (camera, focal) in enumerate(focals.items())
+        }
 
     def render(self) -> np.ndarray | None:
         """Return the default camera's picture in render mode "rgb_array"."""

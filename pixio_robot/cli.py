@@ -290,6 +290,72 @@ def _probe(command: schemas.Probe) -> int:
     return 0
 
 
+def _record(command: schemas.Record) -> int:
+    from .cameras.runs import run_record
+    from .progress import Progress
+
+    path, frames, missing = run_record(command, Progress())
+    lost = f"; the camera left out {missing}" if missing else ""
+    print(f"{path}: {frames} frames, lossless{lost}")
+    print(f"look at it with: pixio-robot camera_view camera={path}")
+    return 0
+
+
+def _camera_view(command: schemas.CameraView) -> int:
+    from .cameras.runs import run_view
+    from .progress import Progress
+
+    path, frames = run_view(command, Progress())
+    print(f"{path or 'rerun'}: {frames} frames of {command.camera}")
+    return 0
+
+
+def _camera_check(command: schemas.CameraCheck) -> int:
+    from .cameras.check import summary
+    from .cameras.runs import run_check
+
+    found = run_check(command)
+    for finding in found:
+        print(f"{'ok     ' if finding.fine else 'PROBLEM'} {finding.what:<10} {finding.detail}")
+    print(f"{command.camera}: {summary(found)}")
+    return int(not all(finding.fine for finding in found))
+
+
+def _calibrate(command: schemas.Calibrate) -> int:
+    from .cameras.runs import run_calibrate
+    from .progress import Progress
+
+    result, eye = run_calibrate(command, Progress())
+    if result is None:
+        side = 1000 * command.square
+        print(f"{command.board}: print it so that a square's side is {side:g} mm, and measure it")
+        return 0
+    known = result.intrinsics
+    print(f"focal lengths {known.fx:.2f} and {known.fy:.2f} px, centre ({known.cx:.2f}, {known.cy:.2f})")
+    worst = max(result.view_errors)
+    print(f"reprojection error {result.error:.3f} px over {len(result.used)} views, {worst:.3f} in the worst one")
+    if result.covered < 0.6:
+        print(f"corners cover {result.covered:.0%} of the picture; hold the board into its corners too")
+    if eye is not None:
+        x, y, z = eye.camera_pose[:3, 3]
+        print(f"camera at ({x:.4f}, {y:.4f}, {z:.4f}) m in the {'gripper' if command.mounting == 'hand' else 'base'}")
+        print(f"the views disagree by {eye.turn_error:.2f} degrees and {1000 * eye.shift_error:.1f} mm (median)")
+    print(f"{command.out}: written; use it with calibration={command.out}")
+    return 0
+
+
+def _stream(command: schemas.Stream) -> int:
+    from .policies.runs import run_stream
+
+    moments, table = run_stream(command)
+    for name, times in table.items():
+        what = {"prepare": "register, crop, resize", "act": "encoder and policy", "age": "frame's age at the action"}
+        print(f"{what[name]:<26}" + "  ".join(f"{at} {value:7.1f} ms" for at, value in times.items()))
+    stale = sum(each.action is None for each in moments)
+    print(f"{command.camera}: {len(moments) - stale} actions, {stale} steps without a frame that was new enough")
+    return int(stale == len(moments))
+
+
 def _report(command: schemas.Report) -> int:
     from pathlib import Path
 
@@ -321,6 +387,11 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "score": _score,
     "curate": _curate,
     "probe": _probe,
+    "record": _record,
+    "camera_view": _camera_view,
+    "camera_check": _camera_check,
+    "calibrate": _calibrate,
+    "stream": _stream,
     "report": _report,
     "doctor": _doctor,
 }

@@ -116,6 +116,7 @@ def check_least(settings: Any, prefix: str) -> None:
 _EXAMPLES = {
     "task": "task=metaworld/drawer-open",
     "source": "source=metaworld-expert-v1.0.zip",
+    "camera": "camera=realsense, camera=opencv:0, camera=recording.bag or camera=task:toy/reach",
     "scenes": "scenes=[metaworld,robot.xml]",
     "demos": "demos=runs/demos/toy-reach-25-fast.hdf5 (made by: pixio-robot collect)",
     "checkpoint": "checkpoint=runs/train_bc/.../checkpoints/bc/last.safetensors",

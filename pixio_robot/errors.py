@@ -54,6 +54,18 @@ class WorkerLost(PixioError):
     """A process that worked for this one was killed."""
 
 
+class CameraError(PixioError):
+    """A camera that cannot be opened, gives no frame in time, or is gone."""
+
+
+class EndOfStream(CameraError):
+    """A recording has no more frames."""
+
+
+class StaleFrame(CameraError):
+    """The newest frame of a camera is older than was asked for."""
+
+
 class Stopped(PixioError):
     """A run ended early because it was asked to, after it had saved what it needs to go on."""
 

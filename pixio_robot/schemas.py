@@ -6,26 +6,14 @@ Hydra composes the YAML in ``configs/``, checks it against these, and ``cli.py``
 from dataclasses import dataclass, field
 from typing import Any
 
+from .camera_schemas import Calibrate, CameraCheck, CameraSettings, CameraView, Record
+from .keys import MISSING, key
+
 FUSIONS = ("mean", "concat", "first", "attention", "spatial")
 FRAMES = ("single", "stack", "flare")
-MISSING: Any = "???"  # Hydra's mark for a key without a default
+DEPTHS = ("none", "late", "channels")
 HELD_OUT_SEED = 10_000  # of the first evaluated episode; demonstrations count up from 0
 CURVE_SEED = 50_000  # of the episodes of a learning curve, which choose checkpoints and are not reported
-
-
-def key(default: Any, help: str, least: int | None = None, free: bool = False) -> Any:
-    """Return a dataclass field.
-
-    Args:
-        default: its value, or `MISSING`.
-        help: a line for ``--help``.
-        least: the least value it may have.
-        free: it says where, how fast or how to show; a run may go on with another value.
-    """
-    metadata = {"help": help, "least": least, "free": free}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -38,6 +26,10 @@ class EmbeddingSettings:
     history: int = key(3, "frames that stack and flare span [steps]", least=1)
     proprio: bool = key(True, "append proprioception")
     cameras: list[str] = key([], "cameras whose tokens stand side by side; empty means the first that was recorded")
+    depth: str = key("none", f"depth beside colour: {', '.join(DEPTHS)} (learned network; pictures for the encoder)")
+    depth_code: str = key("inverse", "how depth becomes numbers: inverse, log, metres; with channels also colours")
+    depth_range: list[float] = key([0.25, 4.0], "nearest and farthest depth that is told apart [m]")
+    depth_dropout: float = key(0.1, "late: share of training samples without depth, and share without colour")
 
 
 @dataclass
@@ -77,6 +69,9 @@ class Collect:
     first_seed: int = key(0, "seed of the first episode; they count up", least=0)
     render: str = key("benchmark", "render quality: benchmark, balanced, fast")
     depth: bool = key(False, "record depth too")
+    depth_sensor: str = key(
+        "exact", "what depth is measured with: exact, or d435 (noise, holes, edges of a real camera)"
+    )
     cameras: list[str] = key([], "cameras; empty means the task's default")
     image_size: int = key(256, "side of the pictures [px]")
     horizon: int | None = key(None, "steps of an episode; null means the task's own", least=1)
@@ -256,6 +251,22 @@ class Benchmark(Hardware):
     gpus: float = key(0, "GPUs of a cell under ray (shares too) and slurm", free=True)
     slurm: Any = key(None, "further settings of submitit, e.g. {slurm_partition: gpu, timeout_min: 600}", free=True)
     out: str | None = key(None, "folder; null means runs/benchmark-<budget>", free=True)
+
+
+@dataclass
+class Stream(Hardware, CameraSettings):
+    """Run a trained policy on a camera, live, recorded or simulated; tell how long it takes and how old frames are."""
+
+    checkpoint: str = key(MISSING, "policy checkpoint, e.g. runs/.../checkpoints/bc/last.safetensors")
+    frames: int = key(200, "control steps", least=1)
+    rate: float | None = key(None, "control steps a second; null is as fast as frames come")
+    max_age: float | None = key(
+        None, "oldest frame to act on [s]; null is 0.1 for a live camera, else every frame in turn"
+    )
+    max_skew: float | None = key(None, "most that colour and depth may be apart [s]; null is half a frame period")
+    real_time: bool = key(False, "play a recording at its own pace, as a live camera")
+    zeros: bool = key(False, "give zeros for proprioception that the camera does not know, to time a policy")
+    out: str | None = key(None, "file of the actions (.jsonl); null writes none", free=True)
 
 
 @dataclass
@@ -469,6 +480,11 @@ COMMANDS: dict[str, type] = {
     "score": Score,
     "curate": Curate,
     "probe": Probe,
+    "record": Record,
+    "camera_view": CameraView,
+    "camera_check": CameraCheck,
+    "calibrate": Calibrate,
+    "stream": Stream,
     "report": Report,
     "doctor": Doctor,
 }

@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
+from ..depth_encoding import check_code
 from ..embedding import Embedder, TokenShape, frame_indices, history_of
 from ..errors import BadInput, CheckpointError, DataError, UnknownName, closest
 from ..hardware import seeded, threads
 from ..progress import Progress
 from ..run_folder import MetricsLog, digest
-from ..schemas import EmbeddingSettings, PolicySettings
+from ..schemas import DEPTHS, EmbeddingSettings, PolicySettings
 from .cache import TokenCache
-from .demos import DemoSet
+from .demos import DemoSet, depth_key
 from .pixel_network import PixelNetwork, shrunk
 from .visuomotor import EncoderIdentity, Visuomotor
 
@@ -42,6 +43,7 @@ class BCData:
     train: Tensor  # rows of the training split
     valid: Tensor  # rows of the validation split, may be empty
     fingerprint: str  # of the demonstrations and tokens
+    depth: np.ndarray | None = None  # (F, S, S, 2) uint8, of a policy with a network for depth
 
 
 @dataclass
@@ -73,9 +75,17 @@ def bc_data(demos: DemoSet, cache: TokenCache | None, policy: Visuomotor) -> BCD
     if cache is not None:
         tokens = cache.patches if embedder.needs_patches else cache.cls
     elif policy.pixels is not None:
-        views = [np.concatenate([shrunk(part) for part in demos.batches(key, 0, 256)]) for key in policy.pictures]
+        views = [
+            np.concatenate([shrunk(policy.as_pictures(key, part)) for part in demos.batches(key, 0, 256)])
+            for key in policy.pictures
+        ]
         tokens = np.concatenate(views, axis=-1)
+    depth = None
+    if policy.depth is not None:
+        parts = demos.batches(depth_key(policy.pictures[0]), 0, 256)
+        depth = np.concatenate([policy.small_depth(part) for part in parts])
     return BCData(
+        depth=depth,
         tokens=tokens,
         history=frame_indices(demos.frame_starts, policy.history),
         proprio=torch.from_numpy(demos.read(policy.felt)) if embedder.proprio_dim else None,
@@ -119,7 +129,7 @@ def train_bc(
         DataError: if the demonstrations do not fit, or the loss stops being finite.
         CheckpointError: if the folder is of a run with other settings, or one that kept other epochs.
     """
-    pictures = demos.pictures(embedding.cameras)
+    pictures = demos.pictures(embedding.cameras, embedding.depth)
     policy = new_policy(tokens, embedding, demos.widths, settings, seed, kind, pictures).to(device)
     embedder = policy.embedder
     data = bc_data(demos, cache, policy)
@@ -203,6 +213,7 @@ def new_policy(
         DataError: if there is no observation that the policy needs.
     """
     _check(settings)
+    _check_depth(embedding)
     frames = history_of(embedding)
     if kind == "cnn":
         tokens, embedding = PixelNetwork.tokens, replace(embedding, fusion="mean", frames="single")
@@ -216,6 +227,23 @@ def new_policy(
     with seeded(seed, 0):
         embedder = Embedder(tokens, embedding, widths.get(felt, 0) if embedding.proprio else 0)
         return Visuomotor(embedder, widths["actions"], settings, kind, frames, pictures)
+
+
+def _check_depth(embedding: EmbeddingSettings) -> None:
+    if embedding.depth not in DEPTHS:
+        known = ", ".join(DEPTHS)
+        raise UnknownName(
+            f"no embedding.depth {embedding.depth!r}{closest(embedding.depth, DEPTHS)}; there are: {known}"
+        )
+    if embedding.depth == "none":
+        return
+    if len(embedding.depth_range) != 2:
+        raise BadInput(f"embedding.depth_range={embedding.depth_range}: two distances are needed, e.g. [0.25,4]")
+    check_code(embedding.depth_code, *embedding.depth_range)
+    if embedding.depth == "late" and embedding.depth_code == "colours":
+        raise BadInput("embedding.depth=late takes codes of one number; choose depth_code=inverse, log or metres")
+    if not 0 <= embedding.depth_dropout <= 0.45:
+        raise BadInput(f"embedding.depth_dropout={embedding.depth_dropout}: it must be between 0 and 0.45")
 
 
 def _check(settings: PolicySettings) -> None:
@@ -271,7 +299,12 @@ class _Batches:
         return tokens, proprio
 
     def predict(self, policy: Visuomotor, rows: Tensor) -> Tensor:
-        return policy.head(self.table[rows]) if self.table is not None else policy(*self._inputs(rows))
+        if self.table is not None:
+            return policy.head(self.table[rows])
+        depth = None
+        if self.data.depth is not None:
+            depth = torch.from_numpy(self.data.depth[self.data.history[rows.numpy()]]).to(self.device)
+        return policy(*self._inputs(rows), depth)
 
 
 @torch.no_grad()

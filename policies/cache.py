@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .. import token_statistics
 from ..backbones import Backbone
+from ..depth_encoding import depth_pictures
 from ..errors import DataError
 from ..files import require_space, reserve, sha256_of
 from ..hardware import autocast
@@ -59,6 +60,7 @@ def token_cache(
     normed: bool = True,
     patches: bool = False,
     precision: str = "fp32",
+    depth_code: tuple[str, float, float] = ("inverse", 0.25, 4.0),
     device: torch.device | None = None,
     batch: int | None = None,
     progress: Progress | None = None,
@@ -69,10 +71,11 @@ def token_cache(
 
     Args:
         root: folder of all caches.
-        image_key: which camera, e.g. "rgb" or "rgb_side".
+        image_key: which camera, e.g. "rgb" or "rgb_side"; "depth" or "depth_side" for its depth.
         normed: tokens after the encoder's final norm.
         patches: store patch tokens too.
         precision: "fp32" or "bf16", how the encoder computes.
+        depth_code: how the depth of an `image_key` such as "depth" becomes pictures: code, nearest, farthest [m].
         batch: images an encoder call, not part of the cache's identity; None is 8 on a CPU, where activations then
             stay in its caches, and 128 elsewhere.
 
@@ -88,6 +91,8 @@ def token_cache(
         data=demos.sha256(),
         image_key=image_key,
     )
+    if image_key.startswith("depth"):
+        identity["depth_code"] = list(depth_code)
     device, progress = device or torch.device("cpu"), progress or Progress()
     batch = batch or (8 if device.type == "cpu" else 128)
     folder = root / digest(identity)
@@ -180,6 +185,8 @@ def _fill(
         bar.advance(done)
         began = perf_counter()
         for images in demos.batches(identity["image_key"], done, batch):
+            if "depth_code" in identity:
+                images = depth_pictures(images, *identity["depth_code"])
             read = perf_counter()
             tokens = encode(backbone, torch.from_numpy(images).to(device), identity["normed"], identity["precision"])
             for name, values in zip(("cls", "patches"), tokens, strict=True):

@@ -50,6 +50,15 @@ def disk_key(key: str, cameras: Sequence[str]) -> str:
     return key if suffix is None else f"{camera or cameras[0]}_{suffix}"
 
 
+def depth_key(picture: str) -> str:
+    """Return the observation key of the depth of a camera's picture.
+
+    >>> depth_key("rgb"), depth_key("rgb_wrist")
+    ('depth', 'depth_wrist')
+    """
+    return "depth" + picture.removeprefix("rgb")
+
+
 def write_demo(path: Path, demo: Demo) -> None:
     """Write one demonstration to a file of its own, whole or not at all.
 
@@ -179,7 +188,9 @@ class DemoSet:
             DataError: if another tool recorded the file, or there is no such task here.
         """
         arguments = dict(self.environment.get("env_kwargs") or {})
-        if set(arguments) != {each.name for each in fields(EnvRequest)}:
+        added = {"depth_sensor"}  # after the first files were written
+        known = {each.name for each in fields(EnvRequest)}
+        if not known - added <= set(arguments) <= known:
             raise DataError(f"{self.path} was recorded by another tool; its environment cannot be made here")
         if self.task not in tasks():
             raise DataError(f"{self.path} is of {self.task}, which cannot be simulated here; it can be embedded only")
@@ -187,16 +198,25 @@ class DemoSet:
         arguments["cameras"] = tuple(arguments["cameras"])
         return EnvRequest(**arguments)
 
-    def pictures(self, cameras: Sequence[str]) -> tuple[str, ...]:
+    def pictures(self, cameras: Sequence[str], depth: str = "none") -> tuple[str, ...]:
         """Return the observation keys of cameras' pictures; no camera means the first that was recorded.
+
+        Args:
+            depth: "channels" adds their depth; "late" and "none" do not, but "late" wants it to be there.
 
         Raises:
             UnknownName: for a camera that was not recorded.
+            DataError: if depth is wanted and was not recorded.
         """
         recorded = self.environment.get("cameras") or []
         if unknown := [camera for camera in cameras if camera not in recorded]:
             raise UnknownName(f"{self.path} has no camera {', '.join(unknown)}; it has: {', '.join(recorded)}")
-        return tuple("rgb" if camera == recorded[0] else f"rgb_{camera}" for camera in cameras) or ("rgb",)
+        pictures = tuple("rgb" if camera == recorded[0] else f"rgb_{camera}" for camera in cameras) or ("rgb",)
+        depths = () if depth == "none" else tuple(depth_key(key) for key in pictures)
+        for key in depths:
+            if disk_key(key, recorded) not in self.disk_keys:
+                raise DataError(f"{self.path} holds no {key!r}; record it with: pixio-robot collect depth=true")
+        return pictures + (depths if depth == "channels" else ())
 
     @property
     def widths(self) -> dict[str, int]:

@@ -26,14 +26,15 @@ class PixelNetwork(nn.Module):
     Args:
         frames: T.
         cameras: pictures side by side.
+        channels: of a picture.
     """
 
     tokens = TokenShape(cls=1, grid=(1, 1), dim=_WIDTHS[-1])
 
-    def __init__(self, frames: int, cameras: int = 1) -> None:
+    def __init__(self, frames: int, cameras: int = 1, channels: int = 3) -> None:
         super().__init__()
         self.frames = frames
-        self.stem = nn.Conv2d(3 * frames * cameras, _WIDTHS[0], 5, stride=2, padding=2)
+        self.stem = nn.Conv2d(channels * frames * cameras, _WIDTHS[0], 5, stride=2, padding=2)
         self.stages = nn.Sequential(*[_Stage(*pair) for pair in itertools.pairwise(_WIDTHS)])
         side = SIDE // 2 ** len(_WIDTHS)
         self.project = nn.Linear(_WIDTHS[-1] * side**2, _WIDTHS[-1])
@@ -42,7 +43,7 @@ class PixelNetwork(nn.Module):
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return one token a sample, (B, 1, 1, D), of pictures (B, T, S, S, 3 * cameras) uint8."""
+        """Return one token a sample, (B, 1, 1, D), of pictures (B, T, S, S, channels * cameras) uint8."""
         x = images.permute(0, 1, 4, 2, 3).flatten(1, 2).float() / 255 - 0.5
         if self.training:
             x = moved(x)

@@ -107,7 +107,7 @@ def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> 
                 cache if seeing else None,
                 EncoderIdentity.of(backbone, precision) if backbone is not None and seeing else None,
                 backbone.token_shape if backbone is not None and seeing else None,
-                embedding=command.embedding,
+                embedding=command.embedding if name == kind else replace(command.embedding, depth="none"),
                 settings=command.policy,
                 seed=command.seed,
                 device=device,
@@ -157,7 +157,8 @@ def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> 
 
 def _request(command: Quickstart) -> EnvRequest:
     """Return the environment, its horizon at most the task's own."""
-    request = EnvRequest(command.task, ("rgb", "proprio", "state"), render=command.render)
+    depth = () if command.embedding.depth == "none" else ("depth",)
+    request = EnvRequest(command.task, ("rgb", *depth, "proprio", "state"), render=command.render)
     env = request.make()
     env.close()
     own = env.horizon

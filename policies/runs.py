@@ -1,27 +1,34 @@
 """What each command does, from its settings to its files. Reads downwards; the work is in the files it calls."""
 
+import json
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from ..backbones import WITHOUT_ENCODER, Backbone, load_encoder
+from ..cameras.camera import Camera
+from ..cameras.capture import Capture
+from ..cameras.playback import Paced
+from ..cameras.runs import asked_camera
 from ..envs.registry import EnvRequest
 from ..envs.rollout import EpisodePlan, default_width, plan_episodes
 from ..errors import DataError
-from ..files import sha256_of
+from ..files import replacing, sha256_of
 from ..hardware import choose_device, choose_precision
 from ..progress import Progress
 from ..report import write_report
 from ..run_folder import open_run, settings_digest, write_json
-from ..schemas import Collect, Embed, EmbeddingSettings, Evaluate, TrainBC
+from ..schemas import Collect, Embed, EmbeddingSettings, Evaluate, Stream, TrainBC
 from .bc import BCResult, new_policy, train_bc
 from .cache import TokenCache, side_by_side, token_cache
 from .collect import CollectReport, collect
 from .demos import DemoSet
 from .evaluate import Evaluation, Label, evaluate
+from .stream import Moment, check_policy, stream, timing
 from .visuomotor import Agent, EncoderIdentity, LoadedPolicy, load_policy, load_policy_encoder, policy_kind
 
 log = logging.getLogger(__name__)
@@ -36,6 +43,7 @@ def run_collect(command: Collect, progress: Progress) -> CollectReport:
         image_size=command.image_size,
         render=command.render,
         horizon=command.horizon,
+        depth_sensor=command.depth_sensor,
     )
     out = command.out or f"runs/demos/{command.task.replace('/', '-')}-{command.demos}-{command.render}.hdf5"
     return collect(
@@ -74,7 +82,7 @@ def run_train_bc(command: TrainBC, progress: Progress) -> tuple[Path, BCResult]:
     backbone, kind = load_backbone(command.encoder), policy_kind(command.encoder)
     tokens = None if backbone is None else backbone.token_shape
     log.info("%d demonstrations of %s", len(demos.names), demos.request.task)
-    pictures = demos.pictures(command.embedding.cameras)
+    pictures = demos.pictures(command.embedding.cameras, command.embedding.depth)
     new_policy(tokens, command.embedding, demos.widths, command.policy, command.seed, kind, pictures)  # refuses early
     open_run(out, command)
     precision = choose_precision(command.precision, device)
@@ -129,6 +137,35 @@ def run_evaluate(command: Evaluate, progress: Progress) -> tuple[Path, Evaluatio
     return out, evaluation
 
 
+def run_stream(command: Stream) -> tuple[list[Moment], dict[str, dict[str, float]]]:
+    """Run a policy on a camera; return its steps and percentiles of their times [ms]."""
+    device = choose_device(command.device)
+    loaded = load_policy(command.checkpoint)
+    check_policy(loaded)
+    backbone = None if loaded.encoder is None else load_policy_encoder(loaded.encoder)
+    agent = Agent(loaded, backbone, device)
+    if command.camera.startswith("task:"):  # as it was trained
+        own = loaded.request
+        command = replace(command, width=command.width or own.image_size, render=command.render or own.render)
+    source = asked_camera(command)
+    source.open()
+    live = source.spec.live or command.real_time
+    camera: Camera = Capture(Paced(source) if command.real_time else source, command.max_skew) if live else source
+    max_age = command.max_age or (0.1 if live else None)
+    with camera:
+        moments = list(islice(stream(agent, camera, max_age, command.rate, command.zeros), command.frames))
+    if not moments:
+        raise DataError(f"{command.camera} gave no frame")
+    if command.out is not None:
+        with replacing(Path(command.out)) as temporary:
+            temporary.write_text("".join(f"{json.dumps(_row(each))}\n" for each in moments))
+    return moments, timing(moments)
+
+
+def _row(moment: Moment) -> dict[str, object]:
+    return {**asdict(moment), "action": None if moment.action is None else moment.action.tolist()}
+
+
 def load_backbone(name: str) -> Backbone | None:
     """Load an encoder, or return None for a kind of policy without one: none, cnn, state."""
     return None if name in WITHOUT_ENCODER else load_encoder(name)
@@ -154,10 +191,11 @@ def cache_for(
                 normed=embedding.normed,
                 patches=embedding.fusion == "spatial",
                 precision=precision,
+                depth_code=(embedding.depth_code, embedding.depth_range[0], embedding.depth_range[1]),
                 device=device,
                 progress=progress,
             )
-            for key in demos.pictures(embedding.cameras)
+            for key in demos.pictures(embedding.cameras, embedding.depth)
         ]
     )
 
@@ -178,9 +216,11 @@ def evaluate_policy(
     name = loaded.training.get("algorithm", kind)  # policies of train_rl are called after what trained them
     label = Label(name)
     if identity is not None:
-        label = Label(name, identity.name, identity.weights, loaded.policy.embedder.settings.fusion)
-    seen = ("rgb", loaded.policy.felt) if kind in ("bc", "cnn") else (loaded.policy.felt,)
-    request = replace(request, observe=seen)
+        settings = loaded.policy.embedder.settings
+        fusion = settings.fusion if settings.depth == "none" else f"{settings.fusion}, depth {settings.depth}"
+        label = Label(name, identity.name, identity.weights, fusion)
+    seen = [*(["rgb"] if kind in ("bc", "cnn") else []), *(["depth"] if loaded.policy.needs_depth else [])]
+    request = replace(request, observe=(*seen, loaded.policy.felt))
     agent = Agent(loaded, None if identity is None else backbone, device)
     width = width or 2 * default_width()
     evaluation = evaluate(agent.act, request, plans, label, out, width=width, videos=videos, progress=progress)

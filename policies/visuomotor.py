@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..backbones import WITHOUT_ENCODER, Backbone, load_encoder
 from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
+from ..depth_encoding import depth_pictures, small_depth
 from ..embedding import Embedder, FrameHistory
 from ..envs.registry import EnvRequest
 from ..errors import CheckpointError
@@ -22,8 +23,9 @@ from ..hardware import threads
 from ..preprocessing import Preprocessing
 from ..schemas import PolicySettings
 from .cache import encode
+from .demos import depth_key
 from .heads import MlpHead
-from .pixel_network import PixelNetwork, shrunk
+from .pixel_network import SIDE, PixelNetwork, shrunk
 
 
 @dataclass
@@ -73,8 +75,10 @@ class Visuomotor(nn.Module):
         super().__init__()
         self.actions, self.settings, self.kind, self.pictures = actions, settings, kind, tuple(pictures)
         self.embedder = embedder
-        self.head = MlpHead(embedder.dim, actions, settings)
         self.pixels = PixelNetwork(frames, len(pictures)) if kind == "cnn" else None
+        late = embedder.settings.depth == "late"
+        self.depth = PixelNetwork(max(frames, embedder.history), channels=2) if late else None
+        self.head = MlpHead(embedder.dim + (self.depth.tokens.dim if self.depth else 0), actions, settings)
 
     @property
     def history(self) -> int:
@@ -84,24 +88,55 @@ class Visuomotor(nn.Module):
     @property
     def learns_to_see(self) -> bool:
         """Whether anything before the head learns; if not, embeddings can be computed once for a whole dataset."""
-        return self.pixels is not None or self.embedder.trainable
+        return self.pixels is not None or self.depth is not None or self.embedder.trainable
+
+    @property
+    def needs_depth(self) -> bool:
+        """Whether it looks at depth."""
+        return self.depth is not None or (
+            self.kind in ("bc", "cnn") and any(key.startswith("depth") for key in self.pictures)
+        )
+
+    def as_pictures(self, key: str, values: np.ndarray) -> np.ndarray:
+        """Return an observation as pictures (B, H, W, 3) uint8: colour as it is, depth as its codes."""
+        settings = self.embedder.settings
+        if not key.startswith("depth"):
+            return values
+        return depth_pictures(values, settings.depth_code, *settings.depth_range)
+
+    def small_depth(self, values: np.ndarray) -> np.ndarray:
+        """Return depth (B, H, W) [m] as its network takes it, (B, S, S, 2) uint8."""
+        settings = self.embedder.settings
+        return small_depth(values, SIDE, settings.depth_code, *settings.depth_range)
 
     @property
     def felt(self) -> str:
         """The observation that stands beside the tokens: proprioception, or the known state."""
         return "state" if self.kind == "state" else "proprio"
 
-    def forward(self, tokens: Tensor | None, proprio: Tensor | None) -> Tensor:
+    def forward(self, tokens: Tensor | None, proprio: Tensor | None, depth: Tensor | None = None) -> Tensor:
         """Return actions (B, A).
 
         Args:
             tokens: (B, T, K or N, D), of several cameras along D; or pictures (B, T, S, S, 3 a camera) uint8 of a
                 policy that sees for itself.
             proprio: (B, P), or the known state.
+            depth: (B, T, S, S, 2) uint8 of a policy with a network for depth. In training it, or what stands beside it,
+                is left out of some samples, so that neither is leant on alone.
         """
         if self.pixels is not None and tokens is not None:
             tokens = self.pixels(tokens)
-        return self.head(self.embedder(tokens, proprio))
+        seen = self.embedder(tokens, proprio)
+        if self.depth is None:
+            return self.head(seen)
+        assert depth is not None, "this policy looks at depth"
+        felt = self.depth(depth)[:, 0, 0]
+        if self.training:
+            draw = torch.rand(len(seen), 1, device=seen.device)
+            share, visual = self.embedder.settings.depth_dropout, self.embedder.dim - self.embedder.proprio_dim
+            felt = felt * (draw >= share)
+            seen = torch.cat([seen[:, :visual] * (draw < 1 - share), seen[:, visual:]], dim=1)
+        return self.head(torch.cat([seen, felt], dim=1))
 
     def save(
         self,
@@ -201,12 +236,13 @@ class Perception:
             (B, K or N, D) float16 with cameras along D; or (B, S, S, 3 a camera) uint8 where it sees for itself.
         """
         if self.policy.pixels is not None:
-            small = np.concatenate([shrunk(observations[key]) for key in self.policy.pictures], axis=-1)
+            pictures = [shrunk(self.policy.as_pictures(key, observations[key])) for key in self.policy.pictures]
+            small = np.concatenate(pictures, axis=-1)
             return torch.from_numpy(small).to(self.device)
         assert self.backbone is not None, "this policy does not see"
         embedder, views = self.policy.embedder, []
         for key in self.policy.pictures:
-            images = torch.from_numpy(observations[key]).to(self.device)
+            images = torch.from_numpy(self.policy.as_pictures(key, observations[key])).to(self.device)
             cls, patches = encode(self.backbone, images, embedder.settings.normed, self.precision)
             views.append(patches if embedder.needs_patches else cls)
         return torch.cat(views, dim=-1)
@@ -227,6 +263,7 @@ class Agent:
         precision = "fp32" if loaded.encoder is None else loaded.encoder.precision
         self._perception = Perception(self.policy, backbone if loaded.encoder else None, precision, device)
         self._history = FrameHistory(self.policy.history)
+        self._depths = FrameHistory(1 if self.policy.depth is None else self.policy.depth.frames)
         self.seconds = {"encoding": 0.0, "policy": 0.0}
 
     @torch.inference_mode()
@@ -247,8 +284,12 @@ class Agent:
         proprio = None
         if self.policy.embedder.proprio_dim:
             proprio = torch.from_numpy(np.array(observations[self.policy.felt])).to(self.device)
+        depth = None
+        if self.policy.depth is not None:
+            small = self.policy.small_depth(observations[depth_key(self.policy.pictures[0])])
+            depth = self._depths.push(torch.from_numpy(small).to(self.device), starting)
         with threads(1):
-            actions = self.policy(tokens, proprio).clamp(-1, 1).cpu().numpy()
+            actions = self.policy(tokens, proprio, depth).clamp(-1, 1).cpu().numpy()
         self.seconds["encoding"] += encoded - began
         self.seconds["policy"] += perf_counter() - encoded
         return actions

@@ -118,6 +118,15 @@ def _realsense(folder: Path) -> None:
     assert device.add_sensor("Depth").get_stream_profiles() is not None
 
 
+def _oak(folder: Path) -> None:
+    """The library is there, and without a camera the driver says so."""
+    from pixio_robot.cameras.registry import find_camera
+    from pixio_robot.errors import CameraError
+
+    with pytest.raises(CameraError, match="no Luxonis camera"):
+        find_camera("oak:127.0.0.9").open()
+
+
 def _export(folder: Path) -> None:
     import onnxruntime
 
@@ -256,6 +265,7 @@ EXERCISES: dict[str, Callable[[Path], None]] = {
     "curation": _curation,
     "recordings": _recordings,
     "realsense": _realsense,
+    "oak": _oak,
     "export": _export,
     "openvino": _openvino,
     "ray": _ray,

@@ -456,6 +456,7 @@ def test_demonstrations_and_a_clone_are_taken(tmp_path: Path, toy_file: Path, ti
         ({"algorithm": _settings("sac", buffer=10**12)}, BadInput, r"needs [\d.]+ GB, [\d.]+ GB are free"),
         ({"obs": "tokens", "encoder": "cnn"}, BadInput, "use obs=rgb"),
         ({"finetune": True}, BadInput, "needs obs=tokens"),
+        ({"embedding": EmbeddingSettings(depth="late")}, BadInput, "looks at colour alone"),
         ({"algorithm": _settings("ppo"), "demos": "d.hdf5"}, BadInput, "cannot be replayed"),
         ({"demos": "d.hdf5", "demo_ratio": 1.0}, BadInput, "below 1"),
         ({"task": "toy/reahc"}, UnknownName, "did you mean 'toy/reach'"),

@@ -163,6 +163,8 @@ def _check(command: TrainRL) -> None:
         raise BadInput("ppo learns from its own steps alone, demos cannot be replayed; take algorithm=sac, or init=")
     if command.demos is not None and command.finetune:
         raise BadInput("demos= and finetune=true do not go together: demonstrations are kept as tokens")
+    if command.embedding.depth != "none":
+        raise BadInput(f"embedding.depth={command.embedding.depth} is for cloning; train_rl looks at colour alone")
     if not 0 <= command.demo_ratio < 1:
         raise BadInput(f"demo_ratio={command.demo_ratio} must be at least 0 and below 1")
 

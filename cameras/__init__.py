@@ -1,0 +1,1 @@
+"""Colour and depth cameras, live, recorded and simulated, behind one interface."""

@@ -1,0 +1,100 @@
+"""A camera that goes wrong on purpose, to see that nothing behind it does."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..errors import CameraError
+from .camera import Camera, CameraSpec
+from .frame import Frame
+
+
+@dataclass(frozen=True)
+class Faults:
+    """How often what happens, as shares of the frames."""
+
+    drop: float = 0.0  # the frame is lost
+    stall: float = 0.0  # it comes `stall_seconds` late
+    skew: float = 0.0  # its depth is `skew_seconds` older than its colour
+    nan: float = 0.0  # a part of its depth is NaN
+    incomplete: float = 0.0  # its depth is missing
+    repeat: float = 0.0  # the frame before comes once more
+    unplug: float = 0.0  # the camera is gone for `gone_seconds`
+    stall_seconds: float = 0.2  # [s]
+    skew_seconds: float = 0.1  # [s]
+    gone_seconds: float = 0.3  # [s]
+
+
+class Faulty(Camera):
+    """A camera with faults. At most one happens to a frame; `injected` counts them by name.
+
+    Args:
+        camera: the source; while unplugged it stays open and its frames are lost.
+        faults: how often.
+        seed: of what happens when.
+    """
+
+    def __init__(
+        self, camera: Camera, faults: Faults, seed: int = 0, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._camera, self._faults, self._sleep = camera, faults, sleep
+        self._rng = np.random.default_rng(seed)
+        self._gone_until = 0.0
+        self._before: Frame | None = None
+        self.injected: Counter[str] = Counter()
+
+    def open(self) -> None:
+        if time.monotonic() < self._gone_until:
+            self.injected["refusal"] += 1
+            raise CameraError("unplugged on purpose")
+        self._camera.open()
+
+    @property
+    def spec(self) -> CameraSpec:
+        return self._camera.spec
+
+    def read(self) -> Frame:
+        kinds = ("drop", "stall", "skew", "nan", "incomplete", "repeat", "unplug")
+        while True:
+            if time.monotonic() < self._gone_until:
+                raise CameraError("unplugged on purpose")
+            rates = np.array([getattr(self._faults, kind) for kind in kinds])
+            draw = self._rng.random()
+            kind = next((kind for kind, upper in zip(kinds, rates.cumsum(), strict=True) if draw < upper), "")
+            if kind == "repeat" and self._before is not None:
+                self.injected[kind] += 1
+                return self._before
+            frame = self._camera.read()
+            if kind == "drop":
+                self.injected[kind] += 1
+                continue
+            if kind == "unplug":
+                self.injected[kind] += 1
+                self._gone_until = time.monotonic() + self._faults.gone_seconds
+                self._before = None
+                raise CameraError("unplugged on purpose")
+            self._before = self._changed(frame, kind)
+            return self._before
+
+    def _changed(self, frame: Frame, kind: str) -> Frame:
+        if kind == "stall":
+            self.injected[kind] += 1
+            self._sleep(self._faults.stall_seconds)
+            return replace(frame, arrival_time=time.monotonic())
+        if frame.depth is None or kind not in ("skew", "nan", "incomplete"):
+            return frame
+        self.injected[kind] += 1
+        if kind == "skew":
+            return replace(frame, depth_time=frame.sensor_time - self._faults.skew_seconds)
+        if kind == "incomplete":
+            return replace(frame, depth=None, valid=None, depth_time=None)
+        depth = frame.depth.copy()
+        depth[: max(1, len(depth) // 4)] = np.nan
+        return replace(frame, depth=depth)
+
+    def close(self) -> None:
+        if time.monotonic() >= self._gone_until:  # an unplugged camera has nothing to close
+            self._camera.close()

@@ -1,0 +1,137 @@
+"""The simulated depth sensor: its laws, and that it errs as the real camera it was fitted to does."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pixio_robot.cameras.camera import CameraRequest
+from pixio_robot.cameras.noise_fit import fit_sensor, noise_figures, simulated_figures
+from pixio_robot.cameras.registry import find_camera
+from pixio_robot.envs.contract import check_contract
+from pixio_robot.envs.depth_noise import SENSORS, NoisyDepth, depth_sensor, edges
+from pixio_robot.envs.registry import make
+from pixio_robot.errors import DataError, UnknownName
+
+D435 = SENSORS["d435"]
+QUIET = replace(D435, sigma=0.0, edge_share=1e-9, hole_share=1e-9, margin=0.0)
+BAG = os.environ.get("REALSENSE_BAG", "")
+
+
+def _wall(distance: float, shape: tuple[int, int] = (120, 160)) -> np.ndarray:
+    return np.full(shape, distance, np.float32)
+
+
+@pytest.mark.parametrize("distance", [0.5, 1.0, 2.0, 4.0])
+def test_errors_are_even_in_disparity(distance: float) -> None:
+    """Noise and steps grow with the square of the distance: sigma z^2 / (f b)."""
+    camera = NoisyDepth(replace(D435, edge_share=1e-9, hole_share=1e-9), D435.focal, 0)
+    seen = np.stack([camera.measure(_wall(distance)) for _ in range(20)])
+    valid = seen > 0
+    error = (seen - distance)[valid]
+    expected = np.hypot(D435.sigma, D435.step / 12**0.5) * distance**2 / (D435.focal * D435.baseline)
+    assert error.std() == pytest.approx(expected, rel=0.12) and abs(error.mean()) < 0.15 * expected
+    steps = np.diff(np.unique(seen[valid]))
+    assert np.median(steps) == pytest.approx(
+        max(0.001, D435.step * distance**2 / (D435.focal * D435.baseline)), rel=0.25
+    )
+
+
+def test_holes_are_zero_and_stay_and_flicker() -> None:
+    camera = NoisyDepth(replace(D435, hole_share=0.1), D435.focal, 1)
+    seen = np.stack([camera.measure(_wall(1.2)) for _ in range(12)])
+    inner = seen[:, :, 40:] == 0
+    assert inner.mean() == pytest.approx(0.1, abs=0.03)
+    changed = (inner[1:] != inner[:-1]).mean()
+    assert 0.005 < changed < 0.12, "they flicker, but are no new holes in each frame (which would be 0.18)"
+    still = NoisyDepth(replace(D435, hole_share=0.1, flicker=0.0), D435.focal, 1)
+    frames = [still.measure(_wall(1.2)) == 0 for _ in range(3)]
+    assert np.array_equal(frames[0], frames[2])
+
+
+def test_the_second_camera_is_blind_on_the_left_and_behind_near_things() -> None:
+    exact = _wall(2.0)
+    exact[40:80, 80:120] = 0.5
+    seen = NoisyDepth(QUIET, D435.focal, 0).measure(exact)
+    near, far = (D435.focal * D435.baseline / z for z in (0.5, 2.0))
+    assert (seen[:, : int(far)] == 0).all() and (seen[:, int(far) + 2 : 40] > 0).all()
+    shadow = int(near - far)
+    assert shadow == 29 and (seen[50:70, 80 - shadow + 1 : 79] == 0).all() and (seen[50:70, 82:118] > 0).all()
+    assert (seen[:30, 40:] > 0).all(), "nothing is hidden where nothing stands before it"
+
+
+def test_what_is_nothing_stays_nothing_and_the_range_ends() -> None:
+    exact = np.array([[0.0, 0.1, 1.0, 20.0]] * 40, np.float32).repeat(8, 1)
+    seen = NoisyDepth(replace(QUIET, focal=10.0, baseline=0.05), 10.0, 0).measure(exact)
+    assert (seen[:, :8] == 0).all() and (seen[:, 8:16] == 0).all() and (seen[:, 24:] == 0).all()
+    assert not NoisyDepth(D435, 100.0, 0).measure(np.zeros((20, 20), np.float32)).any()
+    assert edges(np.zeros((9, 9), np.float32), 2).sum() == 0
+
+
+def test_a_task_can_have_the_sensor() -> None:
+    settings = dict(observe=("rgb", "depth"), image_size=64, render="fast", horizon=5)
+    exact, noisy = (make("toy/reach", depth_sensor=name, **settings) for name in ("exact", "d435"))  # type: ignore[arg-type]
+    first, again = noisy.reset(seed=3)[0]["depth"], noisy.reset(seed=3)[0]["depth"]
+    truth = exact.reset(seed=3)[0]
+    assert np.array_equal(first, again), "a function of the start"
+    assert np.array_equal(noisy.reset(seed=3)[0]["rgb"], truth["rgb"]), "colour is as it was"
+    valid = (first > 0) & (truth["depth"] > 0)
+    assert 0.5 < valid.sum() / (truth["depth"] > 0).sum() < 0.999
+    error = np.abs(first - truth["depth"])[valid]
+    assert 0 < np.median(error) < 0.02 and not first[truth["depth"] == 0].any()
+    step = np.zeros(3, np.float32)
+    assert not np.array_equal(noisy.step(step)[0]["depth"], first), "noise is new in every frame"
+    assert noisy.spec is not None and noisy.spec.kwargs["depth_sensor"] == "d435"
+    exact.close()
+    noisy.close()
+    with find_camera("task:toy/reach", CameraRequest(width=64, render="fast", seed=3, depth_sensor="d435")) as camera:
+        assert np.array_equal(camera.read().depth, first)
+    with pytest.raises(UnknownName, match="did you mean 'd435'"):
+        make("toy/reach", depth_sensor="d436")
+    assert depth_sensor("exact") is None
+    check_contract("toy/reach")
+
+
+def test_fitting_finds_the_sensor_that_made_the_frames() -> None:
+    """Frames of a made-up sensor in a made-up scene: the fit has their figures, whatever it began with."""
+    rows, columns = np.mgrid[0:240, 0:320]
+    scene = (1.4 + 0.002 * columns + 0.001 * rows).astype(np.float32)
+    scene[80:160, 150:230] = 0.9
+    truth = replace(D435, sigma=0.06, blob=(4.0, 3.0), margin=18.0, edge_share=0.2, hole_share=0.02, flicker=0.3)
+    camera = NoisyDepth(truth, D435.focal, 5)
+    frames = np.stack([camera.measure(scene) for _ in range(3)])
+    from pixio_robot.cameras.frame import Intrinsics
+
+    known = Intrinsics(320, 240, D435.focal, D435.focal, 159.5, 119.5)
+    found = fit_sensor(frames, known, D435.baseline, D435)
+    assert found.sigma == pytest.approx(0.06, rel=0.1) and found.blob == pytest.approx((4.0, 3.0), rel=0.25)
+    assert found.margin == pytest.approx(18, abs=4) and found.hole_share == pytest.approx(0.02, rel=0.5)
+    with pytest.raises(DataError, match="two frames"):
+        noise_figures(frames[:1], known.fx, D435.baseline)
+
+
+@pytest.mark.skipif(not Path(BAG).is_file(), reason="set REALSENSE_BAG to librealsense's unit-test recording")
+def test_the_sensor_errs_as_the_real_camera_does() -> None:
+    pytest.importorskip("pyrealsense2")
+    with find_camera(BAG, CameraRequest(color=False)) as camera:
+        frames = list(camera)
+    known, depths = frames[0].depth_intrinsics, np.stack([frame.depth for frame in frames if frame.depth is not None])
+    assert len(depths) == 2 and known is not None
+    real = noise_figures(depths, known.fx, D435.baseline)
+    assert real.step == pytest.approx(1 / 32, rel=0.05) and real.invalid == pytest.approx(0.067, abs=0.001)
+    for seed in range(3):
+        ours = simulated_figures(replace(D435, focal=known.fx), depths, D435.baseline, seed)
+        print(f"\nreal {real}\nours {ours}")
+        assert ours.step == pytest.approx(real.step, rel=0.05)
+        assert ours.sigma == pytest.approx(real.sigma, rel=0.05)
+        assert ours.across_1 == pytest.approx(real.across_1, abs=0.02)
+        assert ours.across_8 == pytest.approx(real.across_8, abs=0.06)
+        assert ours.across_16 == pytest.approx(real.across_16, abs=0.12)
+        assert ours.down_8 == pytest.approx(real.down_8, abs=0.08)
+        assert ours.invalid == pytest.approx(real.invalid, abs=0.008)
+        assert ours.border == pytest.approx(real.border, abs=0.03)
+        assert ours.edge == pytest.approx(real.edge, abs=0.05)
+        assert ours.inside == pytest.approx(real.inside, abs=0.005)
+        assert ours.flicker == pytest.approx(real.flicker, abs=0.004)
