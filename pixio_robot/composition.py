@@ -123,7 +123,7 @@ _EXAMPLES = {
     "teacher": "teacher=runs/pretrain/.../encoder.safetensors",
     "run": "run=runs/quickstart/...",
     "model": "model=runs/pretrain/... (a run folder of pixio-robot pretrain)",
-    "encoder": "encoder=runs/pretrain/.../encoder.safetensors or encoder=random:ti",
+    "encoder": "encoder=runs/pretrain/.../encoder.safetensors or encoder=pixio-robot-ti",
     "images": "images=photos (a folder of images, shards or videos) or images=procedural",
 }
 

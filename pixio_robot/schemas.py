@@ -127,7 +127,7 @@ class Embed(Hardware):
     """Encode every frame of a demonstration file once, into the token cache."""
 
     demos: str = key(MISSING, "demonstration file")
-    encoder: str = key("random:ti:0", "encoder, as load_encoder takes it")
+    encoder: str = key("pixio-robot-ti", "encoder, as load_encoder takes it")
     normed: bool = key(True, "tokens after the encoder's final norm")
     patches: bool = key(False, "store patch tokens too (32 times the size)")
     batch: int | None = key(None, "images an encoder call; null means 8 on a CPU, 128 elsewhere", least=1)
@@ -140,7 +140,7 @@ class TrainBC(Hardware):
 
     demos: str = key(MISSING, "demonstration file")
     encoder: str = key(
-        "random:ti:0", "encoder; or none (blind), cnn (learns to see, end to end), state (is told what there is)"
+        "pixio-robot-ti", "encoder; or none (blind), cnn (learns to see, end to end), state (is told what there is)"
     )
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
@@ -173,7 +173,7 @@ class Quickstart(Hardware):
     episodes: int = key(25, "held-out episodes", least=1)
     horizon: int | None = key(200, "steps of an episode, at most; null means the task's own", least=1)
     render: str = key("fast", "render quality: benchmark, balanced, fast")
-    encoder: str = key("random:ti:0", "encoder, as load_encoder takes it")
+    encoder: str = key("pixio-robot-ti", "encoder, as load_encoder takes it")
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
     seed: int = key(0, "seed of the policies", least=0)
