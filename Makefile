@@ -57,7 +57,7 @@ extras:  ## into the environment `wheel` left: install every extra and run the t
 	  tests/test_images.py tests/test_frames.py tests/test_curation.py tests/test_examples.py)
 
 bench: setup  ## side-by-side timings against peers; writes benchmarks/README.md
-	$(PIP) -e '.[metaworld,hf,robomimic]'
+	$(PIP) -e '.[metaworld,hf,robomimic,rl]'
 	$(BIN)/pixio-robot quickstart
 	$(BIN)/python benchmarks/run.py --quickstart "$$(ls -td runs/quickstart/metaworld-drawer-open-* | head -n 1)"
 

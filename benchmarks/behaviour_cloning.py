@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pixio_robot.envs.registry import EnvRequest
-from pixio_robot.metrics import EpisodeRecord, mcnemar, read_episodes, success_rate
+from pixio_robot.metrics import EpisodeRecord, mcnemar, read_episodes, resampled, success_rate
 from pixio_robot.policies.collect import collect
 from pixio_robot.policies.runs import run_evaluate, run_train_bc
 from pixio_robot.progress import Progress
@@ -19,7 +19,6 @@ from pixio_robot.schemas import Evaluate, PolicySettings, TrainBC
 
 TASKS = ("button-press-topdown", "hammer", "assembly", "bin-picking")
 END_TO_END = PolicySettings(batch=64, epochs=20)  # about as many steps as the others take
-RESAMPLED = 10_000
 
 
 def run_cell(out: Path, task: str, encoder: str, seed: int, envs: int) -> None:
@@ -70,29 +69,14 @@ def table(out: Path, encoders: list[str], seeds: list[int], rule: str) -> list[s
     for other in encoders[1:]:
         pairs = [(grids[task, encoders[0]], grids[task, other]) for task in TASKS]
         if all(first.size and first.shape == second.shape for first, second in pairs):
-            low, high = resampled(pairs)
-            difference = np.mean([first.mean() - second.mean() for first, second in pairs])
+            gap = resampled([100.0 * first - 100.0 * second for first, second in pairs])
             first, second = (np.concatenate([pair[side].ravel() for pair in pairs]).tolist() for side in (0, 1))
             test = mcnemar(first, second)
             lines.append(
-                f"| {other} | {100 * difference:+.0f} [{100 * low:+.0f}, {100 * high:+.0f}] points | "
+                f"| {other} | {gap.value:+.0f} [{gap.low:+.0f}, {gap.high:+.0f}] points | "
                 f"{test.only_first}, {test.only_second} | {test.p:.2g} |"
             )
     return lines
-
-
-def resampled(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the mean difference, seeds and starts drawn anew in every task."""
-    rng, means = np.random.default_rng(0), []
-    for _ in range(RESAMPLED):
-        differences = []
-        for first, second in pairs:
-            seeds, starts = (rng.integers(0, size, size) for size in first.shape)
-            gap = first.astype(float) - second.astype(float)
-            differences.append(gap[np.ix_(seeds, starts)].mean())
-        means.append(np.mean(differences))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def main() -> None:

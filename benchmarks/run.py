@@ -16,6 +16,7 @@ import encoder
 import evaluation
 import loader
 import pretraining
+import reinforcement_learning
 import stages
 from timing import Section, markdown
 
@@ -28,6 +29,7 @@ PACKAGES = (
     "metaworld",
     "transformers",
     "robomimic",
+    "stable_baselines3",
     "gymnasium",
     "simplejpeg",
     "webdataset",
@@ -55,6 +57,7 @@ def main() -> None:
         "loader": loader,
         "bc_steps": bc_steps,
         "evaluation": evaluation,
+        "reinforcement_learning": reinforcement_learning,
     }
     for name, benchmark in benchmarks.items():
         parts.append(_run(name, benchmark))

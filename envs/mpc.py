@@ -67,10 +67,6 @@ def _running(model: Any, seen: Trajectories) -> np.ndarray:
     return _sensor(model, "torso_subtreelinvel", seen, 3)[..., 0] / 10
 
 
-def _spinning(model: Any, seen: Trajectories) -> np.ndarray:
-    return np.minimum(-_sensor(model, "hinge_velocity", seen, 1)[..., 0] / 15, 1)
-
-
 def _reaching(model: Any, seen: Trajectories) -> np.ndarray:
     shoulder, wrist = seen.qpos[..., 0], seen.qpos[..., 0] + seen.qpos[..., 1]
     tip = 0.12 * np.stack([np.cos(shoulder) + np.cos(wrist), np.sin(shoulder) + np.sin(wrist)], axis=-1)
@@ -83,7 +79,6 @@ _TASKS: dict[str, tuple[Reward, Search]] = {
     "walker_stand": (_standing, Search(plans=32, horizon=13, iterations=2, replan=1, knots=5)),
     "walker_walk": (_walking(1.0), Search(plans=48, horizon=20, iterations=2, replan=1, knots=8)),
     "cheetah_run": (_running, Search(plans=48, horizon=25, iterations=2, replan=2, knots=10)),
-    "finger_spin": (_spinning, Search(plans=64, horizon=20, iterations=3, replan=1, knots=8)),
 }
 
 

@@ -73,7 +73,6 @@ def make(
     """
     check_task(task)
     quality(render)
-    use_headless_gl()
     settings: dict[str, Any] = dict(
         observe=tuple(observe),
         cameras=tuple(cameras),
@@ -115,6 +114,7 @@ def _listed(names: list[str]) -> str:
 
 def new_task(name: str) -> Task:
     """Return the bare simulator of a task in the table."""
+    use_headless_gl()  # before MuJoCo is imported
     suite, task = name.split("/")
     makers: dict[str, Callable[[str], Task]] = {
         "toy": lambda _: toy.Reach(),

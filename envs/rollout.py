@@ -4,24 +4,29 @@ import multiprocessing
 import os
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TypeVar
 
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector.async_vector_env import AsyncState
 
-from ..errors import DataError
+from ..errors import DataError, WorkerLost
 from .registry import EnvRequest
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 # from observations (B, ...), which environments just started (B,) bool and which run (B,) bool, to actions (B, A)
 Act = Callable[[dict[str, np.ndarray], np.ndarray, np.ndarray], np.ndarray]
+_LOST = (
+    "a simulator's process ended in mid-episode, killed from outside, often for lack of memory; finished episodes are "
+    "kept: run the same command again, with fewer environments or jobs if it was memory"
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,18 @@ def starting_workers() -> Iterator[None]:
             del os.environ["LP_NUM_THREADS"]
 
 
+def vector_env(request: EnvRequest, count: int, processes: bool) -> AsyncVectorEnv | SyncVectorEnv:
+    """Return `count` environments that are reset by hand; each in a spawned worker, or all in this process.
+
+    Arrays that they return are valid until the next step.
+    """
+    makers, mode = [request.make] * count, AutoresetMode.DISABLED
+    if not processes:
+        return SyncVectorEnv(makers, copy=False, autoreset_mode=mode)
+    with starting_workers():
+        return AsyncVectorEnv(makers, copy=False, context="spawn", autoreset_mode=mode)
+
+
 class BatchRollout:
     """Runs planned episodes in lockstep, several environments wide, so that a policy sees whole batches.
 
@@ -81,21 +98,19 @@ class BatchRollout:
         request: the environment.
         plans: the episodes; each runs once, in this order, whatever the lengths of the others.
         width: environments in parallel, each in a worker.
+        processes: False runs them here, which is sooner done for a few episodes without pictures.
 
     Use as a context manager; `seconds` holds physics and rendering afterwards, mean over workers [s].
     """
 
-    def __init__(self, request: EnvRequest, plans: Sequence[EpisodePlan], width: int) -> None:
-        self.request, self.plans = request, list(plans)
+    def __init__(self, request: EnvRequest, plans: Sequence[EpisodePlan], width: int, processes: bool = True) -> None:
+        self.request, self.plans, self.processes = request, list(plans), processes
         self.width = max(1, min(width, len(self.plans)))
         self.seconds: dict[str, float] = {}
-        self._envs: AsyncVectorEnv | None = None
+        self._envs: AsyncVectorEnv | SyncVectorEnv | None = None
 
     def __enter__(self) -> "BatchRollout":
-        with starting_workers():
-            self._envs = AsyncVectorEnv(
-                [self.request.make] * self.width, copy=False, context="spawn", autoreset_mode=AutoresetMode.DISABLED
-            )
+        self._envs = vector_env(self.request, self.width, self.processes)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -103,9 +118,14 @@ class BatchRollout:
         if kind is None:
             spent = self._envs.get_attr("seconds")
             self.seconds = {key: sum(each[key] for each in spent) / self.width for key in spent[0]}
-        with warnings.catch_warnings():  # it warns of the step that an interruption left pending
-            warnings.simplefilter("ignore")
-            self._envs.close(terminate=kind is not None)
+        if kind is None or isinstance(self._envs, SyncVectorEnv):
+            self._envs.close()
+            return
+        for process in self._envs.processes:  # not waited for: a step may be pending, a worker may be dead
+            process.terminate()
+            process.join()
+        self._envs._state = AsyncState.DEFAULT
+        self._envs.close(terminate=True)
 
     def run(
         self,
@@ -122,6 +142,7 @@ class BatchRollout:
 
         Raises:
             DataError: if a seed no longer gives the planned start.
+            WorkerLost: if an environment's process was killed.
         """
         envs = self._envs
         assert envs is not None, "enter the context first"
@@ -142,7 +163,10 @@ class BatchRollout:
                     if result is not None:
                         watch(result.plan, {key: value[row] for key, value in observations.items()})
             actions = act(observations, starting, np.array([result is not None for result in running]))
-            observations, rewards, terminated, truncated, infos = envs.step(actions)
+            try:
+                observations, rewards, terminated, truncated, infos = envs.step(actions)
+            except (EOFError, ConnectionError) as error:
+                raise WorkerLost(f"{self.request.task}: {_LOST}") from error
             if on_step is not None:
                 on_step(sum(result is not None for result in running))
             free = np.zeros(self.width, bool)
@@ -167,7 +191,7 @@ class BatchRollout:
         return starting
 
     def _reset(
-        self, envs: AsyncVectorEnv, starting: np.ndarray, running: list[EpisodeResult | None]
+        self, envs: AsyncVectorEnv | SyncVectorEnv, starting: np.ndarray, running: list[EpisodeResult | None]
     ) -> dict[str, np.ndarray]:
         seeds: list[int | None] = [None if result is None else result.plan.seed for result in running]
         observations, infos = envs.reset(seed=seeds, options={"reset_mask": starting})
@@ -195,6 +219,8 @@ def in_workers(
         with starting_workers():
             results = pool.map(function, items)
         yield from zip(items, results, strict=True)
+    except BrokenProcessPool as error:
+        raise WorkerLost(_LOST) from error
     except BaseException:  # do not wait for episodes that nobody wants any more
         _end_at_once(pool)
         raise
@@ -213,9 +239,11 @@ def _end_at_once(pool: ProcessPoolExecutor) -> None:
         threading.excepthook = hook
 
 
-def run_expert(request: EnvRequest, plan: EpisodePlan) -> EpisodeResult:
-    """Run one episode with the task's expert and no pictures; a function for `in_workers`."""
+def run_expert(request: EnvRequest, plan: EpisodePlan, expert: str | None = None) -> EpisodeResult:
+    """Run one episode with the task's expert, or that of a file, and no pictures; a function for `in_workers`."""
     env = replace(request, observe=("proprio",)).make()
+    if expert is not None:
+        env.task.use_expert(expert)
     started = perf_counter()
     env.reset(seed=plan.seed)
     result = EpisodeResult(plan)

@@ -95,11 +95,12 @@ class Backbone(nn.Module):
     def fingerprint(self) -> str:
         """Return the hex SHA-256 of the weights and the network's arguments, whatever file or device they are on.
 
-        It identifies token caches. Taken once for a state of the weights: changed weights give another.
+        It identifies token caches. Taken once for a state of frozen weights: changed weights give another.
         """
         state = sorted(self.network.state_dict().items())
         seen = tuple((name, tensor.data_ptr(), tensor._version, tensor.dtype) for name, tensor in state)
-        if self._fingerprint[0] != seen:
+        learns = any(parameter.requires_grad for parameter in self.network.parameters())
+        if learns or self._fingerprint[0] != seen:  # fused optimisers change weights without counting it
             arguments = dict(getattr(self.network, "arguments", {}))
             arguments.pop("drop_path", None)  # of training alone
             digest = hashlib.sha256(repr(sorted(arguments.items())).encode())

@@ -1,8 +1,6 @@
 """The command line: ``pixio-robot COMMAND key=value ...``. One branch a command; each imports what it needs."""
 
-import errno
 import logging
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 from . import schemas
 from .composition import check_least, command_help, compose, first_job
 from .errors import PixioError, Stopped, UnknownName, closest
+from .files import explain
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
@@ -48,7 +47,7 @@ def _message(error: Exception) -> str:
     if isinstance(error, PixioError):
         return str(error)
     if isinstance(error, OSError):
-        return _explain(error)
+        return explain(error)
     return (
         f"{type(error).__name__}: {error}\nthis is not a message we wrote, so it may be a bug; "
         "run again with debug=true and report the traceback"
@@ -124,16 +123,6 @@ def _sweep(name: str, arguments: list[str]) -> int:
     return max(statuses, default=1)
 
 
-def _explain(error: OSError) -> str:
-    """Say in words what an operating system error means; HDF5 hides the number in its message."""
-    if error.errno == errno.ENOSPC or f"errno = {errno.ENOSPC}" in str(error):
-        place = os.path.abspath(error.filename or ".")
-        return f"no space left for {place} ({error.strerror or error}); free some, or choose another out= or cache="
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return f"may not write {error.filename}; choose another out="
-    return str(error)
-
-
 def _quickstart(command: schemas.Quickstart) -> int:
     from .policies.quickstart import run_quickstart
     from .progress import Progress
@@ -195,6 +184,24 @@ def _train_bc(command: schemas.TrainBC) -> int:
     return 0
 
 
+def _train_rl(command: schemas.TrainRL) -> int:
+    from .policies.rl.run import run_train_rl
+    from .progress import Progress
+    from .tables import print_evaluation
+
+    out, last, evaluation = run_train_rl(command, Progress())
+    print_evaluation(out, evaluation.rows[0], evaluation.summary())
+    print(f"evaluate it with: pixio-robot evaluate checkpoint={last}")
+    return 0
+
+
+def _learning_curves(command: schemas.LearningCurves) -> int:
+    from .policies.rl.learning_curves import run_learning_curves
+
+    print(run_learning_curves(command))
+    return 0
+
+
 def _evaluate(command: schemas.Evaluate) -> int:
     from .policies.runs import run_evaluate
     from .progress import Progress
@@ -203,6 +210,20 @@ def _evaluate(command: schemas.Evaluate) -> int:
     out, evaluation = run_evaluate(command, Progress())
     print_evaluation(out, evaluation.rows[0], evaluation.summary())
     return 0
+
+
+def _benchmark(command: schemas.Benchmark) -> int:
+    from .policies.benchmark.runs import run_benchmark, run_plan
+    from .progress import Progress
+    from .tables import print_benchmark, print_plan
+
+    if command.plan:
+        plan = run_plan(command, Progress())
+        print_plan(plan.rows, plan.assumptions)
+        return 0
+    report = run_benchmark(command, Progress())
+    print_benchmark(report.out, report.result, report.failures)
+    return 1 if report.failures else 0
 
 
 def _pretrain(command: schemas.Pretrain) -> int:
@@ -291,7 +312,10 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "render_frames": _render_frames,
     "embed": _embed,
     "train_bc": _train_bc,
+    "train_rl": _train_rl,
+    "learning_curves": _learning_curves,
     "evaluate": _evaluate,
+    "benchmark": _benchmark,
     "pretrain": _pretrain,
     "distill": _distill,
     "score": _score,

@@ -122,6 +122,7 @@ _EXAMPLES = {
     "students": "students=[s,ti] or students={small:{size:128x6x4}}",
     "teacher": "teacher=runs/pretrain/.../encoder.safetensors",
     "run": "run=runs/quickstart/...",
+    "runs": "runs=[runs/train_rl/...,runs/train_rl/...]",
     "model": "model=runs/pretrain/... (a run folder of pixio-robot pretrain)",
     "encoder": "encoder=runs/pretrain/.../encoder.safetensors or encoder=pixio-robot-ti",
     "images": "images=photos (a folder of images, shards or videos) or images=procedural",
@@ -135,6 +136,7 @@ def _register() -> None:
     for name, schema in schemas.COMMANDS.items():
         store.store(name=f"{name}_schema", node=schema)
     store.store(group="policy", name="policy_schema", node=schemas.PolicySettings)
+    store.store(group="algorithm", name="algorithm_schema", node=schemas.AlgorithmSettings)
 
 
 def _config_error(name: str, overrides: list[str], error: Exception) -> PixioError:

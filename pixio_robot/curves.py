@@ -26,6 +26,9 @@ class Curve(NamedTuple):
     values: list[float]
     colour: str  # as drawn by matplotlib
     dashed: bool
+    band: tuple[list[float], list[float]] | None = (
+        None  # its interval, where ``<tag>_low`` and ``<tag>_high`` are logged
+    )
 
     @property
     def style(self) -> Markup:
@@ -60,9 +63,14 @@ def curve_panels(path: Path, headline: str) -> list[Panel]:
     names = sorted(dict.fromkeys(policy for policy, _ in logged), key=lambda name: name != headline)
     panels: dict[str, list[Curve]] = {}
     for (policy, tag), values in sorted(logged.items(), key=lambda item: names.index(item[0][0])):
+        if tag.endswith(("_low", "_high")) and (policy, tag.rpartition("_")[0]) in logged:
+            continue
         colour = list(COLOURS)[names.index(policy) % 3]
         steps = sorted(values)
         curve = Curve(policy, tag, steps, [values[step] for step in steps], colour, tag.startswith("train/"))
+        bounds = [logged.get((policy, f"{tag}_{side}"), {}) for side in ("low", "high")]
+        if all(bound.keys() == values.keys() for bound in bounds):
+            curve = curve._replace(band=([bounds[0][step] for step in steps], [bounds[1][step] for step in steps]))
         panel = panels.setdefault(tag.rpartition("/")[2], [])
         if len(names) == 1 and not curve.dashed:  # nothing else tells one learner's curves apart
             curve = curve._replace(colour=list(COLOURS)[sum(not each.dashed for each in panel) % 3])
@@ -94,6 +102,8 @@ def _draw(title: str, curves: list[Curve]) -> Markup:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         for curve in reversed(curves):  # the headline is drawn last, on top
             dashes, marker = ((0, (4, 2.5)) if curve.dashed else "-"), ("o" if len(curve.steps) == 1 else "")
+            if curve.band is not None:
+                axes.fill_between(curve.steps, *curve.band, color=curve.colour, alpha=0.15, lw=0)
             axes.plot(curve.steps, curve.values, color=curve.colour, lw=1.8, ls=dashes, marker=marker)
         axes.set_xlabel("step", color=muted)
         axes.tick_params(color=line, labelcolor=ink, length=3)

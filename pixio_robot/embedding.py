@@ -190,6 +190,25 @@ class FrameHistory:
         self.history = history
         self._frames: Tensor | None = None  # (B, T, ...)
 
+    def after(self, newest: Tensor, rows: np.ndarray) -> Tensor:
+        """Return what `push` would give for running episodes, (R, T, ...), and keep nothing.
+
+        Args:
+            newest: (R, ...), the newest frames of the episodes `rows`.
+            rows: (R,) int64.
+        """
+        assert self._frames is not None, "no episode has started"
+        return torch.cat([self._frames[torch.from_numpy(rows)][:, 1:], newest.unsqueeze(1)], dim=1)
+
+    @property
+    def frames(self) -> Tensor | None:
+        """The frames kept, (B, T, ...); None before the first."""
+        return self._frames
+
+    @frames.setter
+    def frames(self, frames: Tensor | None) -> None:
+        self._frames = frames
+
     def push(self, newest: Tensor, starting: Sequence[bool] | np.ndarray) -> Tensor:
         """Add the newest frame (B, ...) and return (B, T, ...); where `starting`, the past is forgotten."""
         fresh = newest.unsqueeze(1).expand(-1, self.history, *newest.shape[1:])

@@ -50,6 +50,10 @@ class Unreadable(DataError):
     """One image whose bytes are no whole picture; others of the same set may be fine."""
 
 
+class WorkerLost(PixioError):
+    """A process that worked for this one was killed."""
+
+
 class Stopped(PixioError):
     """A run ended early because it was asked to, after it had saved what it needs to go on."""
 

@@ -56,3 +56,13 @@ def reserve(path: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def explain(error: OSError) -> str:
+    """Return in words what an operating system error means; HDF5 hides the number in its message."""
+    if error.errno == errno.ENOSPC or f"errno = {errno.ENOSPC}" in str(error):
+        place = os.path.abspath(error.filename or ".")
+        return f"no space left for {place} ({error.strerror or error}); free some, or choose another out= or cache="
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return f"may not write {error.filename}; choose another out="
+    return str(error)

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, trim_mean
 
 from .files import replacing
+
+_RESAMPLED = 4000
 
 
 @dataclass
@@ -84,6 +86,42 @@ def mean_score(scores: Iterable[float]) -> Mean:
     means = np.random.default_rng(0).choice(values, (2000, len(values))).mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Mean(float(values.mean()), float(low), float(high))
+
+
+def resampled(grids: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> Mean:
+    """Return the mean over tasks with its 95 % percentile bootstrap interval, the same on every call.
+
+    Training seeds and starts are both drawn anew, in every task by itself. With one seed the interval knows nothing of
+    training's chance.
+
+    Args:
+        grids: of each task scores, or differences of scores, (seeds, starts); seeds share their starts.
+        weights: of the tasks, which sum to 1; None weighs them alike.
+
+    >>> str(resampled([np.array([[0.0, 100.0, 0.0, 100.0]]), np.array([[50.0, 50.0, 50.0, 50.0]])]))
+    '50.0 [25.0, 75.0]'
+    """
+    rng, means, value = np.random.default_rng(0), np.zeros(_RESAMPLED), 0.0
+    for grid, weight in zip(grids, weights or [1 / len(grids)] * len(grids), strict=True):
+        seeds, starts = (rng.integers(0, size, (_RESAMPLED, size)) for size in grid.shape)
+        means += weight * grid[seeds[:, :, None], starts[:, None, :]].mean((1, 2))
+        value += weight * float(grid.mean())
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Mean(value, float(low), float(high))
+
+
+def interquartile_mean(values: Iterable[float]) -> Mean:
+    """Return the mean of the middle half with its 95 % percentile bootstrap interval, the same on every call.
+
+    Agarwal et al. 2021, arXiv 2108.13264. Give one value a seed: seeds, not their episodes, are what varies by chance.
+
+    >>> str(interquartile_mean([0.0, 40.0, 60.0, 1000.0]))
+    '50.0 [0.0, 1000.0]'
+    """
+    given = np.array(list(values), dtype=float)
+    drawn = np.random.default_rng(0).choice(given, (2000, len(given)))
+    low, high = np.quantile(trim_mean(drawn, 0.25, axis=1), [0.025, 0.975])
+    return Mean(float(trim_mean(given, 0.25)), float(low), float(high))
 
 
 class PairedTest(NamedTuple):

@@ -49,6 +49,15 @@ class Stage(NamedTuple):
     shares: list[tuple[str, float]]
 
 
+class Film(NamedTuple):
+    """A video that the result names, carried inside the page."""
+
+    title: str
+    caption: str
+    video: Markup  # data URI
+    strip: Markup  # data URI of a filmstrip, "" if the video cannot be decoded
+
+
 class Clip(NamedTuple):
     """An episode's video, carried inside the page."""
 
@@ -123,6 +132,8 @@ def write_report(run: Path) -> Path:
         peak_memory_mb=result.get("peak_memory_mb"),
         cosine=result.get("class_token_cosine"),
         clips=clips,
+        strips=result.get("strips") or [],
+        films=_films(run, result.get("films") or []),
         several_tasks=len({row.task for row in episodes}) > 1,
         rows=[(row, *_link(run, row, clips)) for row in episodes],
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
@@ -231,6 +242,16 @@ def _clips(run: Path, episodes: list[EpisodeRecord], rule: str) -> list[Clip]:
                 clips.append(Clip(row, outcome, f"video-{outcome}", video, _strip(path)))
                 break
     return clips
+
+
+def _films(run: Path, listed: list[dict[str, str]]) -> list[Film]:
+    """Return the videos that are there."""
+    paths = [(each, run / each["file"]) for each in listed]
+    return [
+        Film(each["title"], each["caption"], _data_uri("video/mp4", path.read_bytes()), _strip(path))
+        for each, path in paths
+        if path.is_file() and path.resolve().is_relative_to(run.resolve())
+    ]
 
 
 def _pictures(run: Path, listed: list[dict[str, str]]) -> list[tuple[str, Markup]]:

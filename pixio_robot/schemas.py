@@ -10,6 +10,7 @@ FUSIONS = ("mean", "concat", "first", "attention", "spatial")
 FRAMES = ("single", "stack", "flare")
 MISSING: Any = "???"  # Hydra's mark for a key without a default
 HELD_OUT_SEED = 10_000  # of the first evaluated episode; demonstrations count up from 0
+CURVE_SEED = 50_000  # of the episodes of a learning curve, which choose checkpoints and are not reported
 
 
 def key(default: Any, help: str, least: int | None = None, free: bool = False) -> Any:
@@ -48,6 +49,7 @@ class PolicySettings:
     batch_norm: bool = key(True, "batch normalisation of the whole input, proprioception too")
     dropout: float = key(0.0, "dropout rate before each activation")
     last_scale: float = key(0.01, "factor on the last layer's initial weights")
+    squash: bool = key(False, "end in a tanh, as the actors of SAC and TD3 do; what they begin with must have it")
     loss: str = key("mse", "loss on actions: mse, l1, huber")
     optimizer: str = key("adam", "optimiser: adam, adamw, sgd")
     lr: float = key(1e-3, "learning rate")
@@ -78,7 +80,9 @@ class Collect:
     cameras: list[str] = key([], "cameras; empty means the task's default")
     image_size: int = key(256, "side of the pictures [px]")
     horizon: int | None = key(None, "steps of an episode; null means the task's own", least=1)
-    expert: str | None = key(None, "file of the expert: Adroit's need a DAPG policy; null means the task's own")
+    expert: str | None = key(
+        None, "file of the expert: a policy of train_rl obs=state, for Adroit a DAPG policy; null means the task's"
+    )
     workers: int | None = key(None, "worker processes; null means one a core", least=1, free=True)
     out: str | None = key(None, "file to write; null means runs/demos/<task>-<demos>-<render>.hdf5", free=True)
     debug: bool = key(False, "show tracebacks", free=True)
@@ -151,6 +155,70 @@ class TrainBC(Hardware):
 
 
 @dataclass
+class AlgorithmSettings:
+    """An algorithm of stable-baselines3 and its numbers; configs/algorithm/ has them by suite, with their sources."""
+
+    name: str = key("sac", "sac, td3, ppo")
+    layers: list[int] = key([256, 256], "widths of the hidden layers of actor and critics")
+    activation: str = key("relu", "activation: relu, gelu, tanh")
+    normalise: bool = key(True, "scale what the networks see by running statistics; never after a network that learns")
+    lr: float = key(3e-4, "learning rate (Adam)")
+    gamma: float = key(0.99, "discount")
+    batch: int = key(256, "steps a gradient step learns from", least=2)
+    buffer: int = key(1_000_000, "steps kept for replay (sac, td3)", least=1)
+    warmup: int = key(5_000, "environment steps before learning, with uniform actions unless init is given (sac, td3)")
+    updates: float = key(1.0, "gradient steps an environment step (sac, td3)")
+    tau: float = key(0.005, "share by which target networks follow at each gradient step (sac, td3)")
+    entropy: str = key("auto", "temperature: auto, auto_<first value> or a number (sac)")
+    noise: float = key(0.1, "standard deviation of exploration (td3)")
+    rollout: int = key(2048, "environment steps between updates, over all environments (ppo)", least=2)
+    epochs: int = key(10, "passes over a rollout (ppo)", least=1)
+    gae_lambda: float = key(0.95, "decay of generalised advantage estimation (ppo)")
+    clip: float = key(0.2, "most change of an action's probability, as a ratio (ppo)")
+    entropy_bonus: float = key(0.0, "weight of the entropy in the objective (ppo)")
+
+
+@dataclass
+class TrainRL(Hardware):
+    """Train a policy by reinforcement, on tokens that are encoded once; its checkpoint is one for evaluate."""
+
+    task: str = key(MISSING, "task, e.g. toy/reach or dmc/cheetah_run")
+    algorithm: AlgorithmSettings = field(default_factory=AlgorithmSettings)
+    obs: str = key("tokens", "what is seen: tokens of an encoder, state (is told what there is), rgb (learns to see)")
+    encoder: str = key("random:ti:0", "encoder of obs=tokens, as load_encoder takes it; none is blind")
+    embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
+    finetune: bool = key(False, "let the encoder learn too; pictures are then replayed, and encoded each time")
+    shift: bool = key(True, "move replayed pictures by a few pixels, as DrQ-v2; obs=rgb of sac and td3 only")
+    steps: int = key(100_000, "environment steps, over all environments; a run may be made longer", least=1, free=True)
+    envs: int = key(1, "environments in parallel", least=1)
+    processes: bool | None = key(None, "run each in a process of its own; null means if pictures are drawn", free=True)
+    seed: int = key(0, "seed of networks, actions and episodes", least=0)
+    render: str = key("fast", "render quality: benchmark, balanced, fast")
+    image_size: int = key(256, "side of the pictures [px]")
+    horizon: int | None = key(None, "steps of an episode; null means the task's own", least=1)
+    demos: str | None = key(None, "demonstration file to replay from too (sac, td3)")
+    demo_ratio: float = key(0.5, "share of each batch that comes from demos")
+    init: str | None = key(None, "policy checkpoint to begin the actor from, e.g. of train_bc")
+    eval_every: int = key(10_000, "environment steps between evaluations of the learning curve", least=1)
+    eval_episodes: int = key(10, "episodes of each; the best of them chooses best.safetensors", least=1)
+    episodes: int = key(25, "held-out episodes of the last policy, those of evaluate", least=1)
+    videos: bool = key(True, "keep videos of the first success and the first failure of these", free=True)
+    log_every: int = key(1_000, "environment steps between rows of metrics.jsonl", least=1)
+    save_every: int = key(20_000, "environment steps between states that can go on", least=1, free=True)
+    cache: str = key("runs/cache", "folder of the token caches, for demos", free=True)
+    out: str | None = key(None, "run folder; null means runs/train_rl/<digest of the settings>", free=True)
+
+
+@dataclass
+class LearningCurves:
+    """Draw learning curves of several train_rl runs: interquartile means and intervals over their seeds."""
+
+    runs: list[str] = key(MISSING, "run folders of train_rl; those that differ in their seed alone are one curve")
+    out: str = key("runs/learning_curves", "folder of the report", free=True)
+    debug: bool = key(False, "show tracebacks", free=True)
+
+
+@dataclass
 class Evaluate(Hardware):
     """Run a trained policy on a fixed list of held-out episodes."""
 
@@ -161,6 +229,33 @@ class Evaluate(Hardware):
     render: str | None = key(None, "render quality; null means the demonstrations'")
     videos: bool = key(True, "keep videos of the first success and the first failure")
     out: str | None = key(None, "run folder; null means runs/evaluate/<digest of the settings>", free=True)
+
+
+@dataclass
+class Benchmark(Hardware):
+    """Run CortexBench: tasks, encoders and seeds as independent cells, and the table they give."""
+
+    encoders: list[str] = key(
+        ["random:ti:0", "none", "cnn", "state", "expert"],
+        "policies to compare: encoders, as load_encoder takes them, and the references none (blind), cnn (learns to "
+        "see), state (is told), expert",
+    )
+    tasks: Any = key("all", "all (14 tasks), a suite (adroit, dmc, metaworld, trifinger), SUITE/TASK, or a list")
+    seeds: list[int] | None = key(None, "seeds of training; null is the budget's: 100, of full 100, 200 and 300")
+    fusions: list[str] = key(["mean"], f"fusions of an encoder's tokens, each a row: {', '.join(FUSIONS)}")
+    protocol: str = key("both", "columns: cortexbench (best of all evaluations), honest (last policy), or both")
+    budget: str = key("smoke", "how much of it: smoke (does it run), small (two cores, hours), full (as published)")
+    precision: str = key("fp32", "auto, fp32, bf16 (autocast)")
+    plan: bool = key(False, "only measure and print what it would cost", free=True)
+    experts: Any = key(None, "Adroit's experts: folder of DAPG policies, or {adroit/pen: FILE, ...}", free=True)
+    demos: str | None = key(None, "folder of demonstrations (*.hdf5) to use where it has a task's", free=True)
+    engine: str = key("local", "who runs cells: local, ray, slurm", free=True)
+    jobs: int | None = key(None, "cells at a time; null is one for each `threads` cores, of ray and slurm all", 1, True)
+    threads: int = key(1, "threads of a cell", least=1, free=True)
+    memory: float | None = key(None, "memory for all cells together [GB]; null is 80 % of what is free", free=True)
+    gpus: float = key(0, "GPUs of a cell under ray (shares too) and slurm", free=True)
+    slurm: Any = key(None, "further settings of submitit, e.g. {slurm_partition: gpu, timeout_min: 600}", free=True)
+    out: str | None = key(None, "folder; null means runs/benchmark-<budget>", free=True)
 
 
 @dataclass
@@ -365,7 +460,10 @@ COMMANDS: dict[str, type] = {
     "render_frames": RenderFrames,
     "embed": Embed,
     "train_bc": TrainBC,
+    "train_rl": TrainRL,
+    "learning_curves": LearningCurves,
     "evaluate": Evaluate,
+    "benchmark": Benchmark,
     "pretrain": Pretrain,
     "distill": Distill,
     "score": Score,

@@ -82,17 +82,40 @@ def print_curation(out: Path, result: dict[str, Any]) -> None:
     console.print(sources)
 
 
+def print_benchmark(out: Path, result: dict[str, Any], failures: dict[str, str]) -> None:
+    """Print the table of suites, what did not run, and where the rest is."""
+    console = _console()
+    for title in ("CortexBench", "Not run"):
+        if rows := result["tables"][title]:
+            _print_rows(console, title, rows)
+    for note in result["notes"]:
+        console.print(f"- {escape(note)}")
+    for name, why in failures.items():
+        console.print(f"FAILED {name}: {why}", soft_wrap=True, markup=False)
+    if (out / "report.html").is_file():
+        console.print(
+            f"{out / 'report.html'}: tasks, comparisons, videos; as CSV, LaTeX and Markdown in {out / 'tables'}",
+            soft_wrap=True,
+        )
+    if failures:
+        console.print("the same command runs what failed again", soft_wrap=True)
+
+
+def _print_rows(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:
+    table = Table(title=title)
+    for name in rows[0]:
+        table.add_column(escape(name), overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(value) if isinstance(value, str) else number(value) for value in row.values()))
+    console.print(table)
+
+
 def print_probes(out: Path, result: dict[str, Any]) -> None:
     """Print what ``probe`` measured: headlines, and where encoders are compared their paired tests."""
     console = _console()
     for title, rows in result["tables"].items():
         if rows and title != "All":
-            table = Table(title=title.lower())
-            for name in rows[0]:
-                table.add_column(escape(name), overflow="fold")
-            for row in rows:
-                table.add_row(*(escape(value) if isinstance(value, str) else number(value) for value in row.values()))
-            console.print(table)
+            _print_rows(console, title.lower(), rows)
     for note in result["notes"]:
         console.print(f"- {escape(note)}")
     console.print(f"{out / 'report.html'}: all tokens and layers; rows in {out / 'probe.jsonl'}", soft_wrap=True)

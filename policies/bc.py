@@ -53,6 +53,7 @@ class BCResult:
     train_loss: float
     valid_loss: float  # NaN without a validation split
     reused: bool
+    kept: list[Path] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -98,6 +99,7 @@ def train_bc(
     out: Path,
     kind: str = "bc",
     save_every: int = 10,
+    keep: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> BCResult:
     """Fit a policy head to demonstrations by regression on actions.
@@ -109,11 +111,13 @@ def train_bc(
         out: folder for ``checkpoints/<label>/``, ``metrics.jsonl`` and TensorBoard events.
         kind: of policy, as `visuomotor.policy_kind` says; also its name in files and displays.
         save_every: epochs between resumable states.
+        keep: epochs whose policies stay, as ``epoch-0005.safetensors``.
 
     Raises:
         UnknownName: for an unknown loss or optimiser.
         BadInput: for impossible settings.
         DataError: if the demonstrations do not fit, or the loss stops being finite.
+        CheckpointError: if the folder is of a run with other settings, or one that kept other epochs.
     """
     pictures = demos.pictures(embedding.cameras)
     policy = new_policy(tokens, embedding, demos.widths, settings, seed, kind, pictures).to(device)
@@ -124,8 +128,11 @@ def train_bc(
     last, best = folder / "last.safetensors", folder / "best.safetensors"
     optimizer = _optimizer(policy, settings, device)
     state = _resume(folder / "state.safetensors", policy, optimizer, digest(training, embedder.arguments(), kind))
-    if state.epoch == settings.epochs and last.is_file() and best.is_file():
-        return BCResult(last, best, state.train_loss, state.valid_loss, reused=True)
+    kept = {epoch: folder / f"epoch-{epoch:04d}.safetensors" for epoch in keep}
+    if lost := [path.name for epoch, path in kept.items() if epoch <= state.epoch and not path.is_file()]:
+        raise CheckpointError(f"{folder} is {state.epoch} epochs on without {', '.join(lost)}; delete it to begin anew")
+    if state.epoch == settings.epochs and all(path.is_file() for path in (last, best, *kept.values())):
+        return BCResult(last, best, state.train_loss, state.valid_loss, reused=True, kept=list(kept.values()))
     seconds = {"learning": 0.0}
     loss_of = _LOSSES[settings.loss]
     one_thread = device.type == "cpu" and not policy.learns_to_see
@@ -162,14 +169,15 @@ def train_bc(
             metrics.write(epoch, state.step, values)
             bar.advance(1)
             described = {**training, "epoch": epoch}
-            due = epoch % save_every == 0 or epoch == settings.epochs
+            due = epoch % save_every == 0 or epoch == settings.epochs or epoch in kept
             if state.valid_loss < state.best_loss or (due and not len(data.valid)):
                 state.best_loss = state.valid_loss
                 policy.save(best, encoder, demos.request, described, state.step)
             if due:
-                policy.save(last, encoder, demos.request, described, state.step)
+                for path in (last, *([kept[epoch]] if epoch in kept else [])):
+                    policy.save(path, encoder, demos.request, described, state.step)
                 state.save(policy, optimizer)
-    return BCResult(last, best, state.train_loss, state.valid_loss, reused=False, seconds=seconds)
+    return BCResult(last, best, state.train_loss, state.valid_loss, False, list(kept.values()), seconds)
 
 
 def new_policy(

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from ..envs.registry import EnvRequest, check_task
 from ..envs.rendering import check_rendering
 from ..envs.rollout import default_width, in_workers
+from ..envs.state_actor import expert_of
 from ..envs.task import TaskEnv
 from ..errors import BadInput, DataError
 from ..files import replacing, sha256_of
@@ -46,8 +48,8 @@ def collect(
     """Record successful expert episodes into one robomimic file.
 
     Seeds count up from `first_seed`; the first `demos` successful ones become the train split, the next `valid` the
-    valid split, so the result does not depend on the number of workers. `expert` is the file of a task's expert, for
-    tasks that have none of their own.
+    valid split, so the result does not depend on the number of workers. `expert` is the file of an expert: a
+    policy on the known state, or for Adroit a DAPG policy.
 
     Raises:
         DataError: if `out` holds other demonstrations, or the expert fails too often.
@@ -107,10 +109,9 @@ def _part(parts: Path, seed: int) -> Path:
 def _try_out(request: EnvRequest, expert: str | None) -> tuple[str, ...]:
     """Return the cameras; what cannot be, or has no expert, is said here, before any work."""
     env = replace(request, observe=("proprio",)).make()
-    if expert is not None:
-        env.task.use_expert(expert)
+    act = expert_of(env, expert)
     env.reset(seed=0)
-    env.task.expert_action()
+    act()
     env.close()
     return env.cameras
 
@@ -141,10 +142,8 @@ def _record(request: EnvRequest, parts: Path, expert: str | None, seed: int) -> 
     if path.is_file():
         return {}
     env = request.make()
-    if expert is not None:
-        env.task.use_expert(expert)
     try:
-        demo = _run(env, seed)
+        demo = _run(env, expert_of(env, expert), seed)
         started = perf_counter()
         write_demo(path, demo)
         return {**env.seconds, "storing": perf_counter() - started}
@@ -152,14 +151,14 @@ def _record(request: EnvRequest, parts: Path, expert: str | None, seed: int) -> 
         env.close()
 
 
-def _run(env: TaskEnv, seed: int) -> Demo:
+def _run(env: TaskEnv, act: Callable[[], np.ndarray], seed: int) -> Demo:
     observation, info = env.reset(seed=seed)
     cameras = env.calibration()
     seen: dict[str, list[np.ndarray]] = {key: [] for key in observation}
     actions, rewards, success, states = [], [], [], []
     ended = False
     while not ended:
-        action = env.task.expert_action().astype(np.float32)
+        action = act().astype(np.float32)
         for key, value in observation.items():
             seen[key].append(value)
         states.append(env.task.state())

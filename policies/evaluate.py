@@ -77,7 +77,7 @@ def evaluate(
     if waiting:
         if "rgb" in request.observe:
             check_rendering()
-        rollout = BatchRollout(request, waiting, width)
+        rollout = BatchRollout(request, waiting, width, processes=width > 1 or "rgb" in request.observe)
         film = _Film(out, label, _rows(label, out)) if videos and "rgb" in request.observe else None
         horizon = plans_length(request)
         with (
@@ -97,14 +97,19 @@ def evaluate(
 
 
 def evaluate_expert(
-    request: EnvRequest, plans: Sequence[EpisodePlan], out: Path, workers: int, progress: Progress | None = None
+    request: EnvRequest,
+    plans: Sequence[EpisodePlan],
+    out: Path,
+    workers: int,
+    progress: Progress | None = None,
+    expert: str | None = None,
 ) -> Evaluation:
-    """Run the task's expert on the planned episodes, without pictures."""
+    """Run the task's expert, or the one in the file `expert`, on the planned episodes, without pictures."""
     label = Label("expert")
     waiting = _waiting(plans, label, out)
     if waiting:
         with (progress or Progress()).stage("evaluate expert", len(waiting)) as bar:
-            for _, result in in_workers(partial(run_expert, request), waiting, workers):
+            for _, result in in_workers(partial(run_expert, request, expert=expert), waiting, workers):
                 append_episode(out / "episodes.jsonl", _record(result, request, label, ""))
                 bar.advance(1)
     return Evaluation(_rows(label, out), len(plans) - len(waiting))

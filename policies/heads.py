@@ -9,7 +9,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "t
 
 
 class MlpHead(nn.Module):
-    """CortexBench's head: BatchNorm1d over the whole input, an MLP, a last layer that starts small.
+    """CortexBench's head: BatchNorm1d over the whole input, an MLP, a last layer that starts small, perhaps a tanh.
 
     Args:
         inputs: width of the embedding.
@@ -37,7 +37,7 @@ class MlpHead(nn.Module):
         last = nn.Linear(inputs, actions)
         last.weight.data *= settings.last_scale
         last.bias.data *= settings.last_scale
-        self.layers = nn.Sequential(*layers, last)
+        self.layers = nn.Sequential(*layers, last, *([nn.Tanh()] if settings.squash else []))
 
     def forward(self, embedding: Tensor) -> Tensor:  # (B, E) -> (B, A)
         return self.layers(embedding)

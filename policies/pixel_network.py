@@ -45,7 +45,7 @@ class PixelNetwork(nn.Module):
         """Return one token a sample, (B, 1, 1, D), of pictures (B, T, S, S, 3 * cameras) uint8."""
         x = images.permute(0, 1, 4, 2, 3).flatten(1, 2).float() / 255 - 0.5
         if self.training:
-            x = _moved(x)
+            x = moved(x)
         x = self.stages(self.stem(x.contiguous(memory_format=torch.channels_last)))
         return self.project(F.relu(x).flatten(1))[:, None, None]
 
@@ -69,7 +69,7 @@ class _Stage(nn.Module):
         return self.layers(x) + self.past(x)
 
 
-def _moved(x: Tensor) -> Tensor:
+def moved(x: Tensor) -> Tensor:
     """Shift each sample by its own random number of pixels; edges repeat."""
     padded = F.pad(x, (_SHIFT,) * 4, mode="replicate")
     corners, side = torch.randint(0, 2 * _SHIFT + 1, (len(x), 2)).tolist(), x.shape[-1]

@@ -106,7 +106,7 @@ def run_evaluate(command: Evaluate, progress: Progress) -> tuple[Path, Evaluatio
     inputs = sha256_of(Path(command.checkpoint))
     out = Path(command.out or f"runs/evaluate/{settings_digest(command, inputs)}")
     plans = plan_episodes(request, command.episodes, command.first_seed)
-    check_held_out(loaded.training["starts"], plans)
+    check_held_out(loaded.training["starts"], plans, loaded.training.get("seeds", (0, 0)))
     open_run(out, command, inputs)
     backbone = None if loaded.encoder is None else load_policy_encoder(loaded.encoder)
     evaluation = evaluate_policy(loaded, backbone, request, plans, device, out, command.envs, command.videos, progress)
@@ -175,9 +175,10 @@ def evaluate_policy(
 ) -> Evaluation:
     """Run a loaded policy on planned episodes; without pictures where it does not look at them."""
     identity, kind = loaded.encoder, loaded.policy.kind
-    label = Label(kind)
+    name = loaded.training.get("algorithm", kind)  # policies of train_rl are called after what trained them
+    label = Label(name)
     if identity is not None:
-        label = Label(kind, identity.name, identity.weights, loaded.policy.embedder.settings.fusion)
+        label = Label(name, identity.name, identity.weights, loaded.policy.embedder.settings.fusion)
     seen = ("rgb", loaded.policy.felt) if kind in ("bc", "cnn") else (loaded.policy.felt,)
     request = replace(request, observe=seen)
     agent = Agent(loaded, None if identity is None else backbone, device)
@@ -187,15 +188,18 @@ def evaluate_policy(
     return evaluation
 
 
-def check_held_out(starts: Sequence[str], plans: Sequence[EpisodePlan]) -> None:
+def check_held_out(starts: Sequence[str], plans: Sequence[EpisodePlan], seeds: Sequence[int] = (0, 0)) -> None:
     """Refuse to evaluate on starts that were trained on.
 
     Args:
         starts: digests of the demonstrations' starts.
+        seeds: the first of reinforcement learning's episodes, and the one after its last.
 
     Raises:
         DataError: naming the seeds that are in both.
     """
-    known = set(starts)
-    if shared := [plan.seed for plan in plans if plan.start in known]:
-        raise DataError(f"evaluation seeds {shared[:5]} start where demonstrations start; choose another first_seed=")
+    known, trained = set(starts), range(seeds[0], seeds[1])
+    if shared := [plan.seed for plan in plans if plan.start in known or plan.seed in trained]:
+        raise DataError(
+            f"evaluation seeds {shared[:5]} start where training episodes start; choose another first_seed="
+        )

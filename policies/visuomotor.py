@@ -3,7 +3,7 @@
 Shapes: B batch, T frames of history, K class tokens, N patches, D width, P proprioception, A action.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -175,6 +175,43 @@ def load_policy_encoder(identity: EncoderIdentity) -> Backbone:
     return backbone
 
 
+class Perception:
+    """From pictures to what a policy keeps of them: an encoder's tokens, or small pictures for one that sees itself.
+
+    Args:
+        policy: what is kept depends on it.
+        backbone: its encoder; None for a policy without one.
+        precision: how the encoder computes.
+        device: where.
+    """
+
+    def __init__(self, policy: Visuomotor, backbone: Backbone | None, precision: str, device: torch.device) -> None:
+        self.policy, self.precision, self.device = policy, precision, device
+        self.backbone = None if backbone is None else backbone.to(device)
+
+    @property
+    def sees(self) -> bool:
+        """Whether there is anything to look with."""
+        return self.policy.pixels is not None or self.backbone is not None
+
+    def newest(self, observations: Mapping[str, np.ndarray]) -> Tensor:
+        """Return what is kept of pictures (B, H, W, 3) uint8, of each camera the encoder called once.
+
+        Returns:
+            (B, K or N, D) float16 with cameras along D; or (B, S, S, 3 a camera) uint8 where it sees for itself.
+        """
+        if self.policy.pixels is not None:
+            small = np.concatenate([shrunk(observations[key]) for key in self.policy.pictures], axis=-1)
+            return torch.from_numpy(small).to(self.device)
+        assert self.backbone is not None, "this policy does not see"
+        embedder, views = self.policy.embedder, []
+        for key in self.policy.pictures:
+            images = torch.from_numpy(observations[key]).to(self.device)
+            cls, patches = encode(self.backbone, images, embedder.settings.normed, self.precision)
+            views.append(patches if embedder.needs_patches else cls)
+        return torch.cat(views, dim=-1)
+
+
 class Agent:
     """A policy at work on a batch of environments: one encoder call a step, history kept per environment.
 
@@ -187,7 +224,8 @@ class Agent:
     def __init__(self, loaded: LoadedPolicy, backbone: Backbone | None, device: torch.device) -> None:
         self.loaded, self.device = loaded, device
         self.policy = loaded.policy.to(device).eval()
-        self.backbone = None if backbone is None else backbone.to(device)
+        precision = "fp32" if loaded.encoder is None else loaded.encoder.precision
+        self._perception = Perception(self.policy, backbone if loaded.encoder else None, precision, device)
         self._history = FrameHistory(self.policy.history)
         self.seconds = {"encoding": 0.0, "policy": 0.0}
 
@@ -216,17 +254,9 @@ class Agent:
         return actions
 
     def _tokens(self, observations: dict[str, np.ndarray], starting: np.ndarray, running: np.ndarray) -> Tensor | None:
-        if self.policy.pixels is not None:
-            small = np.concatenate([shrunk(observations[key]) for key in self.policy.pictures], axis=-1)
-            return self._history.push(torch.from_numpy(small).to(self.device), starting)
-        if self.backbone is None or self.loaded.encoder is None:
+        if not self._perception.sees:
             return None
-        embedder, views = self.policy.embedder, []
-        for key in self.policy.pictures:
-            images = torch.from_numpy(observations[key][running]).to(self.device)
-            cls, patches = encode(self.backbone, images, embedder.settings.normed, self.loaded.encoder.precision)
-            views.append(patches if embedder.needs_patches else cls)
-        seen = torch.cat(views, dim=-1)
+        seen = self._perception.newest({key: observations[key][running] for key in self.policy.pictures})
         newest = seen.new_zeros(len(running), *seen.shape[1:])
         newest[torch.from_numpy(running)] = seen
         return self._history.push(newest, starting)

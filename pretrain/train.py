@@ -12,6 +12,7 @@ from ..hardware import autocast, seeded
 from ..progress import Progress
 from ..run_folder import binding_settings
 from ..schemas import Training
+from ..stopping import Stopping
 from .guard import Guard
 from .images.crops import Cropping
 from .images.image_set import ImageSet
@@ -23,7 +24,6 @@ from .optim import lr_at, new_optimizer, peak_lr
 from .order import ImageOrder, Split
 from .parallel import World, accumulating, distribute, micro_batches
 from .states import Position, States, save_trained
-from .stopping import Stopping
 
 log = logging.getLogger(__name__)
 

@@ -268,3 +268,13 @@ def test_a_policy_of_two_cameras_acts_on_both(
         Evaluate(checkpoint=str(result.last), episodes=2, envs=1, videos=False, out=str(tmp_path / "eval")),
         Progress.silent(),
     )
+
+
+def test_kept_epochs_are_the_policy_of_that_moment(train: Trainer) -> None:
+    kept = train("kept", keep=(2, 4)).kept
+    assert [path.name for path in kept] == ["epoch-0002.safetensors", "epoch-0004.safetensors"]
+    assert _same(kept[0], train("short", replace(SMALL, epochs=2)).last) and not _same(*kept)
+    assert train("kept", keep=(2, 4)).reused
+    kept[0].unlink()
+    with pytest.raises(CheckpointError, match=r"4 epochs on without epoch-0002\.safetensors"):
+        train("kept", keep=(2, 4))

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ...errors import BadInput, MissingExtra, PixioError, Stopped, UnknownName, closest
+from ...stopping import Stopping
 from ..mae import MaskedAutoencoder
 from ..networks import load_autoencoder
-from ..stopping import Stopping
 from .score import Scoring, score_shard
 from .sidecar import write_sidecar
 from .statistics import UNREADABLE

@@ -1,11 +1,11 @@
-"""Stopping when asked: SIGTERM, which schedulers send, and Ctrl-C set a flag that the training loop reads."""
+"""Stopping when asked: SIGTERM, which schedulers send, and Ctrl-C set a flag that a loop reads."""
 
 import signal
 from time import monotonic
 from types import FrameType, TracebackType
 from typing import Any
 
-from ..errors import Stopped
+from .errors import Stopped
 
 ECHO = 1.0  # [s] in which a repeated signal is the same request: launchers and schedulers both send it
 

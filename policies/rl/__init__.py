@@ -1,0 +1,1 @@
+"""Reinforcement learning by stable-baselines3, with the encoder outside of the learner."""
