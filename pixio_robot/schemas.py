@@ -185,7 +185,7 @@ class TrainRL(Hardware):
     task: str = key(MISSING, "task, e.g. toy/reach or dmc/cheetah_run")
     algorithm: AlgorithmSettings = field(default_factory=AlgorithmSettings)
     obs: str = key("tokens", "what is seen: tokens of an encoder, state (is told what there is), rgb (learns to see)")
-    encoder: str = key("random:ti:0", "encoder of obs=tokens, as load_encoder takes it; none is blind")
+    encoder: str = key("pixio-robot-ti", "encoder of obs=tokens, as load_encoder takes it; none is blind")
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     finetune: bool = key(False, "let the encoder learn too; pictures are then replayed, and encoded each time")
     shift: bool = key(True, "move replayed pictures by a few pixels, as DrQ-v2; obs=rgb of sac and td3 only")
@@ -236,7 +236,7 @@ class Benchmark(Hardware):
     """Run CortexBench: tasks, encoders and seeds as independent cells, and the table they give."""
 
     encoders: list[str] = key(
-        ["random:ti:0", "none", "cnn", "state", "expert"],
+        ["pixio-robot-ti", "random:ti:0", "none", "cnn", "state", "expert"],
         "policies to compare: encoders, as load_encoder takes them, and the references none (blind), cnn (learns to "
         "see), state (is told), expert",
     )
