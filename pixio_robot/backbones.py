@@ -23,12 +23,14 @@ from .transformers_folders import read_transformers, write_transformers
 logger = logging.getLogger(__name__)
 
 PUBLISHED = tuple(f"facebook/pixio-{size}" for size in ("vitb16", "vitl16", "vith16", "vit1b16", "vit5b16"))
+BUNDLED = {"pixio-robot-ti": Path(__file__).parent / "weights" / "pixio-robot-ti.safetensors"}  # trained by us
 WITHOUT_ENCODER = {
     "none": "blind policy, which sees proprioception alone",
     "cnn": "policy that learns to see by itself",
     "state": "policy that is told what there is",
 }
 FORMS = f"""an encoder is one of
+  {", ".join(BUNDLED):<33} bundled with this package, Apache-2.0
   random:SIZE or random:SIZE:SEED   random weights; sizes {", ".join(PRESETS)}
   PATH.safetensors                  written by pixio-robot
   PATH.pth                          an official Pixio file
@@ -113,8 +115,8 @@ def load_encoder(name_or_path: str | Path) -> Backbone:
     """Load an encoder, frozen and in evaluation mode, on the CPU in fp32.
 
     Args:
-        name_or_path: one of the forms of `FORMS`: ``random:ti``, a ``.safetensors``, an official ``.pth``, a folder of
-            transformers, ``facebook/pixio-vitb16``, ``hf:...`` or ``timm:...``.
+        name_or_path: one of the forms of `FORMS`: ``pixio-robot-ti``, ``random:ti``, a ``.safetensors``, an official
+            ``.pth``, a folder of transformers, ``facebook/pixio-vitb16``, ``hf:...`` or ``timm:...``.
 
     Raises:
         UnknownName: if it is none of the forms.
@@ -134,6 +136,8 @@ def _load(name: str) -> tuple[PixioEncoder | baselines.Baseline, Preprocessing, 
         raise UnknownName(
             f"{name!r} is no encoder: it makes a {WITHOUT_ENCODER[name]}; train_bc and quickstart take it"
         )
+    if name in BUNDLED:
+        return _read_ours(BUNDLED[name])
     kind, _, rest = name.partition(":")
     if kind == "random" and rest:
         return *_random(rest), "random"
@@ -154,7 +158,7 @@ def _load(name: str) -> tuple[PixioEncoder | baselines.Baseline, Preprocessing, 
         return network, Preprocessing(size=(int(side), int(side))), "trained"
     if hub.REPOSITORY.fullmatch(name) and not path.exists():
         return *read_transformers(hub.fetch(name)), "trained"
-    known = [*PUBLISHED, *(f"random:{size}" for size in PRESETS), "none"]
+    known = [*BUNDLED, *PUBLISHED, *(f"random:{size}" for size in PRESETS), "none"]
     raise UnknownName(f"no encoder {name!r}{closest(name, known)}; {FORMS}")
 
 
@@ -196,6 +200,7 @@ def save_encoder(
     path: str | Path,
     settings: dict[str, Any] | None = None,
     step: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write a Pixio encoder to `path` (``.safetensors``) with its arguments and preprocessing.
 
@@ -204,13 +209,15 @@ def save_encoder(
         path: where to.
         settings: what trained it, ready for JSON.
         step: after how many training steps.
+        dtype: of the weights in the file; half precision halves it. They are fp32 again when loaded.
 
     Raises:
         CheckpointError: if it is not a Pixio encoder.
     """
     network, preprocessing, weights = _pixio(encoder)
     arguments = dict(encoder=network.arguments, preprocessing=preprocessing._asdict(), weights=weights)
-    save_checkpoint(path, Checkpoint("encoder", network.state_dict(), arguments, settings or {}, step))
+    tensors = {name: tensor.to(dtype) for name, tensor in network.state_dict().items()}
+    save_checkpoint(path, Checkpoint("encoder", tensors, arguments, settings or {}, step))
 
 
 def export_transformers(encoder: Backbone | PixioEncoder, folder: str | Path) -> None:

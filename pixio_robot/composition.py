@@ -125,7 +125,7 @@ _EXAMPLES = {
     "run": "run=runs/quickstart/...",
     "runs": "runs=[runs/train_rl/...,runs/train_rl/...]",
     "model": "model=runs/pretrain/... (a run folder of pixio-robot pretrain)",
-    "encoder": "encoder=runs/pretrain/.../encoder.safetensors or encoder=random:ti",
+    "encoder": "encoder=runs/pretrain/.../encoder.safetensors or encoder=pixio-robot-ti",
     "images": "images=photos (a folder of images, shards or videos) or images=procedural",
 }
 

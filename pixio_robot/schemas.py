@@ -126,7 +126,7 @@ class Embed(Hardware):
     """Encode every frame of a demonstration file once, into the token cache."""
 
     demos: str = key(MISSING, "demonstration file")
-    encoder: str = key("random:ti:0", "encoder, as load_encoder takes it")
+    encoder: str = key("pixio-robot-ti", "encoder, as load_encoder takes it")
     normed: bool = key(True, "tokens after the encoder's final norm")
     patches: bool = key(False, "store patch tokens too (32 times the size)")
     batch: int | None = key(None, "images an encoder call; null means 8 on a CPU, 128 elsewhere", least=1)
@@ -139,7 +139,7 @@ class TrainBC(Hardware):
 
     demos: str = key(MISSING, "demonstration file")
     encoder: str = key(
-        "random:ti:0", "encoder; or none (blind), cnn (learns to see, end to end), state (is told what there is)"
+        "pixio-robot-ti", "encoder; or none (blind), cnn (learns to see, end to end), state (is told what there is)"
     )
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
@@ -180,7 +180,7 @@ class TrainRL(Hardware):
     task: str = key(MISSING, "task, e.g. toy/reach or dmc/cheetah_run")
     algorithm: AlgorithmSettings = field(default_factory=AlgorithmSettings)
     obs: str = key("tokens", "what is seen: tokens of an encoder, state (is told what there is), rgb (learns to see)")
-    encoder: str = key("random:ti:0", "encoder of obs=tokens, as load_encoder takes it; none is blind")
+    encoder: str = key("pixio-robot-ti", "encoder of obs=tokens, as load_encoder takes it; none is blind")
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     finetune: bool = key(False, "let the encoder learn too; pictures are then replayed, and encoded each time")
     shift: bool = key(True, "move replayed pictures by a few pixels, as DrQ-v2; obs=rgb of sac and td3 only")
@@ -231,7 +231,7 @@ class Benchmark(Hardware):
     """Run CortexBench: tasks, encoders and seeds as independent cells, and the table they give."""
 
     encoders: list[str] = key(
-        ["random:ti:0", "none", "cnn", "state", "expert"],
+        ["pixio-robot-ti", "random:ti:0", "none", "cnn", "state", "expert"],
         "policies to compare: encoders, as load_encoder takes them, and the references none (blind), cnn (learns to "
         "see), state (is told), expert",
     )
@@ -279,7 +279,7 @@ class Quickstart(Hardware):
     episodes: int = key(25, "held-out episodes", least=1)
     horizon: int | None = key(200, "steps of an episode, at most; null means the task's own", least=1)
     render: str = key("fast", "render quality: benchmark, balanced, fast")
-    encoder: str = key("random:ti:0", "encoder, as load_encoder takes it")
+    encoder: str = key("pixio-robot-ti", "encoder, as load_encoder takes it")
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
     seed: int = key(0, "seed of the policies", least=0)

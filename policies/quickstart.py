@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..backbones import Backbone
+from ..backbones import BUNDLED, Backbone
 from ..envs.registry import EnvRequest
 from ..envs.rollout import default_width, plan_episodes
 from ..hardware import choose_device, choose_precision
@@ -180,6 +180,11 @@ def notes(command: Quickstart, request: EnvRequest, weights: str) -> list[str]:
         lines.append(
             f"The encoder {command.encoder} has random weights from a fixed seed: nothing was pre-trained. "
             "The success it reaches says what the task gives away, not what Pixio is worth."
+        )
+    if command.encoder in BUNDLED:
+        lines.append(
+            f"The encoder {command.encoder} was pre-trained on pictures of these simulators, from other starts: expect "
+            "less of it elsewhere."
         )
     lines.append(f"Demonstrations and episodes last {request.horizon} steps.")
     if command.render != "benchmark":

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# How pixio-robot-ti, the bundled encoder, was made: examples/bundled_encoder.sh PHOTOS OUT [scale]
+#
+# PHOTOS holds CC0 photographs as tar shards, or is "none". Needs the extras metaworld and curation, and some hours of two cores.
+# Run it again to go on after a stop. With scale=tiny, a minute on toy scenes shows that everything is in place.
+set -euo pipefail
+photos=$1 out=$2 scale=${3:-full}
+scenes=metaworld frames=10000 own=(task=metaworld/assembly task=metaworld/bin-picking) demos=6 held_out=256
+encoder=ti first=4500 second=4000 third=1000 batches=(64 32 32)
+if [ "$scale" = tiny ]; then
+  scenes=toy/reach frames=60 own=(task=toy/reach) demos=2 held_out=8
+  encoder=32x2x2 first=4 second=3 third=2 batches=(8 8 8)
+fi
+common=("encoder=$encoder" decoder=128x4x4 "cache=$out/cache" clip=1 workers=0 log_every=50 valid_every=250 save_every=250)
+photographs=()
+if [ "$photos" != none ]; then photographs=("$photos"); fi
+list() { local IFS=,; echo "[$*]"; }
+
+# Frames of scripted demonstrations, 128 px, for the first stage.
+recorded=()
+for task in "${own[@]}"; do
+  file=$out/$(basename "$task").hdf5
+  pixio-robot collect "$task" "demos=$demos" valid=0 image_size=128 render=fast "out=$file"
+  recorded+=("$file")
+done
+
+# Pictures of all scenes, most in their own look and from their own camera, for the others.
+pixio-robot render_frames "scenes=$scenes" "frames=$frames" render=[fast] own_look=0.8 own_camera=0.85 seed=7 "out=$out/frames"
+images=$(list "$out/frames" "${photographs[@]}")
+
+# 64 px: as published, but small. Class tokens become different from each other here.
+pixio-robot pretrain "images=$(list "${photographs[@]}" "${recorded[@]}")" image_size=64 patch=8 mask_block=2 \
+  "batch=${batches[0]}" "steps=$first" lr=1e-3 "held_out=$held_out" "${common[@]}" "out=$out/64px"
+
+# 128 px, raw pixels decoded from the class tokens alone: they learn to say what is where.
+pixio-robot pretrain "images=$images" "start=$out/64px" image_size=128 patch=16 mask_block=2 mask_ratio=0.5 cls_only=1 \
+  norm_pixels=false "batch=${batches[1]}" "steps=$second" lr=7e-4 warmup=0.05 "crop_scale=[0.5,1.0]" "held_out=$held_out" \
+  "${common[@]}" "out=$out/128px"
+
+# 256 px, the size it is used at.
+pixio-robot pretrain "images=$images" "start=$out/128px" image_size=256 patch=16 mask_block=2 mask_ratio=0.75 cls_only=1 \
+  norm_pixels=false "batch=${batches[2]}" "steps=$third" lr=5e-4 warmup=0.05 "crop_scale=[0.5,1.0]" "held_out=$held_out" \
+  "${common[@]}" "out=$out/256px"
+
+python "$(dirname "$0")/package_encoder.py" "$out/256px/encoder.safetensors" "$out/pixio-robot-ti.safetensors"
