@@ -239,7 +239,9 @@ def check_held_out(starts: Sequence[str], plans: Sequence[EpisodePlan], seeds: S
         DataError: naming the seeds that are in both.
     """
     known, trained = set(starts), range(seeds[0], seeds[1])
-    if shared := [plan.seed for plan in plans if plan.start in known or plan.seed in trained]:
-        raise DataError(
-            f"evaluation seeds {shared[:5]} start where training episodes start; choose another first_seed="
-        )
+    for what, shared in (
+        ("demonstrations", [plan.seed for plan in plans if plan.start in known]),
+        ("training episodes", [plan.seed for plan in plans if plan.seed in trained]),
+    ):
+        if shared:
+            raise DataError(f"evaluation seeds {shared[:5]} start where {what} start; choose another first_seed=")
