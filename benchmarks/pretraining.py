@@ -253,7 +253,7 @@ def _our_step(device: "torch.device", case: Case, side: Side, precision: str) ->
     from pixio_robot.pretrain.masking import PatchMask, mask_shape
     from pixio_robot.pretrain.optim import new_optimizer
     from pixio_robot.pretrain.train import clip_gradients
-    from pixio_robot.schemas import Pretrain
+    from pixio_robot.pretrain_schemas import Pretrain
 
     model = _ours(case, side.pixio).to(device).train()
     if side.compile is not None:

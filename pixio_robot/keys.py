@@ -1,6 +1,6 @@
-"""A key of a command: its default, its line of help, the least value it may have."""
+"""A key of a command: its default, its line of help, the least value it may have; and the keys that many share."""
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 MISSING: Any = "???"  # Hydra's mark for a key without a default
@@ -19,3 +19,12 @@ def key(default: Any, help: str, least: int | None = None, free: bool = False) -
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Hardware:
+    """Where and how exactly numbers are computed."""
+
+    device: str = key("auto", "auto, cpu, cuda, mps", free=True)
+    precision: str = key("auto", "auto, fp32, bf16 (autocast); auto is bf16 on CUDA devices that have it")
+    debug: bool = key(False, "show tracebacks", free=True)

@@ -11,10 +11,10 @@ from ..backbones import Backbone, load_encoder
 from ..encoder import PRESETS, PixioEncoder
 from ..errors import BadInput
 from ..hardware import combine
+from ..pretrain_schemas import Distill
 from ..progress import Progress
 from ..report import write_report
 from ..run_folder import settings_digest, write_json
-from ..schemas import Distill
 from .distillation import Distillation, StudentPlan, new_students
 from .images.image_set import fingerprint
 from .masking import mask_shape

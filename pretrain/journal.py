@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import MissingExtra
+from ..pretrain_schemas import Training
 from ..run_folder import MetricsLog
-from ..schemas import Training
 from .parallel import World
 from .states import Position
 

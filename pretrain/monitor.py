@@ -14,7 +14,7 @@ from torch import Tensor
 from ..encoder import Tokens
 from ..errors import DataError
 from ..hardware import autocast
-from ..schemas import Training
+from ..pretrain_schemas import Training
 from ..token_statistics import class_token_cosine, effective_rank, mean_off_diagonal
 from .images.image_set import ImageSet
 from .loader import held_out_batch

@@ -11,7 +11,7 @@ from ..encoder import PRESETS, PixioEncoder, resized_patches, resized_positions
 from ..errors import BadInput, CheckpointError, UnknownName, closest
 from ..files import sha256_of
 from ..hardware import combine
-from ..schemas import Pretrain
+from ..pretrain_schemas import Pretrain
 from .decoder import DECODERS, PixelDecoder
 from .mae import MaskedAutoencoder
 

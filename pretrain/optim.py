@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..errors import BadInput
-from ..schemas import Training
+from ..pretrain_schemas import Training
 
 
 def peak_lr(settings: Training) -> float:

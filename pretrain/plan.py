@@ -12,7 +12,7 @@ import torch
 
 from ..encoder import PixioEncoder
 from ..hardware import autocast
-from ..schemas import Pretrain
+from ..pretrain_schemas import Pretrain
 from .decoder import PixelDecoder
 from .mae import MaskedAutoencoder
 from .masking import MaskShape

@@ -25,8 +25,8 @@ from torch.distributed.checkpoint import state_dict as flat
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ..errors import CheckpointError, DataError
+from ..pretrain_schemas import Training
 from ..run_folder import binding_settings
-from ..schemas import Training
 from .objective import Objective
 from .parallel import World, unwrapped
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..hardware import autocast, seeded
+from ..pretrain_schemas import Training
 from ..progress import Progress
 from ..run_folder import binding_settings
-from ..schemas import Training
 from ..stopping import Stopping
 from .guard import Guard
 from .images.crops import Cropping

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ..errors import BadInput, UnknownName, closest
 from ..hardware import choose_precision, keep_memory
+from ..pretrain_schemas import Training
 from ..progress import Progress
 from ..run_folder import open_run
-from ..schemas import Training
 from .images.image_set import ImageSet
 from .images.sources import open_images
 from .objective import Objective

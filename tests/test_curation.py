@@ -49,8 +49,8 @@ from pixio_robot.pretrain.loader import train_batches
 from pixio_robot.pretrain.networks import load_autoencoder, new_autoencoder, save_autoencoder
 from pixio_robot.pretrain.order import hold_out
 from pixio_robot.pretrain.runs import run_pretrain
+from pixio_robot.pretrain_schemas import Curate, Pretrain, Score
 from pixio_robot.progress import Progress
-from pixio_robot.schemas import Curate, Pretrain, Score
 
 needs_arrow = pytest.mark.skipif(find_spec("pyarrow") is None, reason="needs the extra curation")
 SMALL = Pretrain(

@@ -23,8 +23,8 @@ from pixio_robot.pretrain.distillation import Distillation
 from pixio_robot.pretrain.guard import Guard
 from pixio_robot.pretrain.loader import Batch
 from pixio_robot.pretrain.students import matching_loss, on_grid
+from pixio_robot.pretrain_schemas import Distill
 from pixio_robot.progress import Progress
-from pixio_robot.schemas import Distill
 
 SILENT = Progress.silent()
 

@@ -22,7 +22,7 @@ import pixio_robot
 from pixio_robot.cli import compose
 from pixio_robot.pretrain.parallel import World, micro_batches
 from pixio_robot.pretrain.runs import check_settings
-from pixio_robot.schemas import Pretrain
+from pixio_robot.pretrain_schemas import Pretrain
 
 ROOT = Path(pixio_robot.__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "slurm_pretrain.py"

@@ -27,8 +27,8 @@ from pixio_robot.pretrain.optim import lr_at, new_optimizer, peak_lr
 from pixio_robot.pretrain.parallel import World, micro_batches
 from pixio_robot.pretrain.probes.knn import knn_accuracy
 from pixio_robot.pretrain.runs import check_settings, run_plan, run_pretrain
+from pixio_robot.pretrain_schemas import Pretrain
 from pixio_robot.progress import Progress
-from pixio_robot.schemas import Pretrain
 from pixio_robot.token_statistics import class_token_cosine, effective_rank, mean_off_diagonal
 
 WORDS = (

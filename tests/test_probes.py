@@ -22,8 +22,8 @@ from pixio_robot.pretrain.probes.features import Features, encode
 from pixio_robot.pretrain.probes.labelled import Part, open_labelled
 from pixio_robot.pretrain.probes.linear import linear_probe
 from pixio_robot.pretrain.probes.rows import read_rows
+from pixio_robot.pretrain_schemas import Probe
 from pixio_robot.progress import Progress
-from pixio_robot.schemas import Probe
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 

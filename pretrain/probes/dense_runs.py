@@ -16,7 +16,7 @@ import torch
 from ...backbones import Backbone
 from ...depth_estimation import DepthEstimator, DepthHead, save_depth
 from ...errors import BadInput, DataError, UnknownName, closest
-from ...schemas import DenseSettings, Probe
+from ...pretrain_schemas import DenseSettings, Probe
 from .dense import depth_errors
 from .dense_data import IGNORED, DenseSet, open_dense, split_dense, thinned
 from .dense_pictures import draw_dense

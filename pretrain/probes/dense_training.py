@@ -17,7 +17,7 @@ from ...depth_estimation import at_size
 from ...encoder import PixioEncoder, Tokens
 from ...errors import BadInput, DataError
 from ...hardware import autocast, seeded
-from ...schemas import DenseSettings
+from ...pretrain_schemas import DenseSettings
 from .dense import silog
 from .dense_data import IGNORED, DenseSet
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...curves import number
-from ...schemas import Probe
+from ...pretrain_schemas import Probe
 from .classification import PROBES
 from .dense_data import thinned
 from .dense_runs import PROBES as DENSE_PROBES

@@ -12,10 +12,10 @@ from ...dense_heads import WIDTHS
 from ...encoder import PixioEncoder
 from ...errors import BadInput, UnknownName, closest
 from ...hardware import choose_device, choose_precision
+from ...pretrain_schemas import Probe
 from ...progress import Progress
 from ...report import write_report
 from ...run_folder import open_run, settings_digest, write_json
-from ...schemas import Probe
 from .classification import PROBES, Subject
 from .dense_runs import PROBES as DENSE_PROBES
 from .dense_runs import DenseSplit, baseline_rows, dense_rows, open_dense_split, slug
