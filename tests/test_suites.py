@@ -194,7 +194,7 @@ def test_a_demonstration_is_what_scores_well(tmp_path: Path, monkeypatch: pytest
     env: TaskEnv = replace(EnvRequest("toy/reach", observe=("proprio",)), horizon=25).make()
     for least, good in ((100.0, True), (101.0, False)):
         env.task.good_score = least
-        demo = _run(env, seed=0)
+        demo = _run(env, env.task.expert_action, seed=0)
         write_demo(tmp_path / "demo.hdf5", demo)
         assert demo.score == 100 and demo_outcome(tmp_path / "demo.hdf5") is good
     env.close()
