@@ -18,20 +18,22 @@ from pixio_robot.progress import Progress
 from pixio_robot.schemas import Evaluate, PolicySettings, TrainBC
 
 TASKS = ("button-press-topdown", "hammer", "assembly", "bin-picking")
+EPISODES = 25  # of a cell
 END_TO_END = PolicySettings(batch=64, epochs=20)  # about as many steps as the others take
 
 
 def run_cell(out: Path, task: str, encoder: str, seed: int, envs: int) -> None:
     """Train and evaluate one policy, unless that is done."""
     cell = out / name_of(task, encoder, seed)
-    if len(read_episodes(cell / "eval/episodes.jsonl")) == 25:
+    if len(read_episodes(cell / "eval/episodes.jsonl")) == EPISODES:
         return
     command = TrainBC(demos=str(out / f"{task}.hdf5"), encoder=encoder, seed=seed, out=str(cell))
     command.cache = str(out / "cache")
     if encoder == "cnn":
         command.policy = END_TO_END
     _, result = run_train_bc(command, Progress())
-    run_evaluate(Evaluate(checkpoint=str(result.last), envs=envs, videos=False, out=str(cell / "eval")), Progress())
+    judged = Evaluate(checkpoint=str(result.last), episodes=EPISODES, envs=envs, videos=False, out=str(cell / "eval"))
+    run_evaluate(judged, Progress())
 
 
 def name_of(task: str, encoder: str, seed: int) -> str:
@@ -40,9 +42,9 @@ def name_of(task: str, encoder: str, seed: int) -> str:
 
 
 def read_cells(out: Path, task: str, encoder: str, seeds: list[int]) -> list[list[EpisodeRecord]]:
-    """Return the episodes of each seed; fewer seeds where some are not run yet."""
+    """Return the episodes of each seed; fewer seeds where some are not run to their end yet."""
     found = (read_episodes(out / name_of(task, encoder, seed) / "eval/episodes.jsonl") for seed in seeds)
-    return [rows for rows in found if rows]
+    return [rows for rows in found if len(rows) == EPISODES]
 
 
 def outcomes(cells: list[list[EpisodeRecord]], rule: str) -> np.ndarray:
