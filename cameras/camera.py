@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from ..errors import BadInput, EndOfStream, StaleFrame
+from ..errors import BadInput, CameraError, EndOfStream, StaleFrame
 from .frame import Frame, Intrinsics
 
 
@@ -51,6 +51,8 @@ class Camera(abc.ABC):
     One thread reads at a time. `close` may be called from another and at any time, also twice.
     """
 
+    _spec: CameraSpec | None = None  # what `spec` gives, from `open` on
+
     @abc.abstractmethod
     def open(self) -> None:
         """Start the camera; an open one is left as it is.
@@ -60,9 +62,11 @@ class Camera(abc.ABC):
         """
 
     @property
-    @abc.abstractmethod
     def spec(self) -> CameraSpec:
-        """Return what it gives; it must be open."""
+        """What it gives; it must be open, which sets `_spec`."""
+        if self._spec is None:
+            raise CameraError("the camera is not open")
+        return self._spec
 
     @abc.abstractmethod
     def read(self) -> Frame:

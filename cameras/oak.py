@@ -76,12 +76,6 @@ class Oak(Camera):
             intrinsics=Intrinsics.from_matrix(np.array(matrix), width, height),
         )
 
-    @property
-    def spec(self) -> CameraSpec:
-        if self._spec is None:
-            raise CameraError("the camera is not open")
-        return self._spec
-
     def read(self) -> Frame:
         if self._pipeline is None:
             raise CameraError("the camera is not open")

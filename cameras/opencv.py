@@ -70,12 +70,6 @@ class OpenCV(Camera):
             details={"backend": capture.getBackendName()},
         )
 
-    @property
-    def spec(self) -> CameraSpec:
-        if self._spec is None:
-            raise CameraError("the camera is not open")
-        return self._spec
-
     def read(self) -> Frame:
         if self._capture is None:
             raise CameraError("the camera is not open")

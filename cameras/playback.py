@@ -51,12 +51,6 @@ class Playback(Camera):
                 raise
             self._frames = self.frames()
 
-    @property
-    def spec(self) -> CameraSpec:
-        if self._spec is None:
-            raise CameraError("the camera is not open")
-        return self._spec
-
     def read(self) -> Frame:
         if self._frames is None:
             raise CameraError("the camera is not open")

@@ -98,12 +98,6 @@ class RealSense(Camera):
         streams = {stream.stream_type(): stream for stream in profile.get_streams()}
         self._spec = _describe(rs, device, streams, f"realsense:{self._serial or there[0]}", True, self._unit)
 
-    @property
-    def spec(self) -> CameraSpec:
-        if self._spec is None:
-            raise CameraError("the camera is not open")
-        return self._spec
-
     def read(self) -> Frame:
         if self._pipeline is None:
             raise CameraError("the camera is not open")
