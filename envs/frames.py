@@ -2,7 +2,8 @@
 
 A shard is a function of the settings, the seed and its number, whatever the number of workers; a finished one is not
 made again. Beside each ``KEY.jpg`` lies ``KEY.json``: scene, start, render quality, camera ("free", "close" or the
-model's name of its own), and whether the look is the scene's own.
+model's name of its own), and whether the look is the scene's own; with ``depth=true`` also ``KEY.depth.png``,
+uint16 [mm] along the optical axis, 0 where nothing is or it is farther than 65 m.
 """
 
 import io
@@ -12,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -22,33 +22,11 @@ from ..files import replacing
 from ..progress import Progress
 from ..run_folder import settings_digest
 from ..schemas import RenderFrames
-from .randomisation import Look, add_clutter, random_eye
+from .photographer import FrameSettings, Photograph, Photographer
 from .registry import tasks
-from .rendering import QUALITIES, check_rendering, new_renderer, quality, set_quality
+from .rendering import QUALITIES, check_rendering, quality
 from .rollout import default_width, in_workers
-from .scenes import Scene, open_scene, scene_names
-
-_LOOKS = 10  # pictures between changes of the look
-_BLANK = 4.0  # deviation of grey levels below which a picture shows nothing
-_TRIES = 5  # for a picture that shows something
-
-
-@dataclass(frozen=True)
-class FrameSettings:
-    """What decides every byte of the shards."""
-
-    scenes: tuple[str, ...]
-    frames: int
-    image_size: int  # side [px]
-    render: tuple[str, ...]  # qualities, one drawn for each visit to a scene
-    own_look: float  # share of pictures in the scene's own look
-    own_camera: float  # share taken with the scene's own cameras, shaken a little
-    close: float  # share of the others taken close to something that moves
-    clutter: int  # most bodies added to a picture
-    visit: int  # pictures taken before the next scene
-    shard: int  # pictures in a shard
-    quality: int  # JPEG quality
-    seed: int
+from .scenes import open_scene, scene_names
 
 
 def run_render_frames(command: RenderFrames, progress: Progress) -> "FramesReport":
@@ -137,17 +115,26 @@ def _in_shard(settings: FrameSettings, number: int) -> int:
 
 def _write_shard(settings: FrameSettings, names: list[str], out: Path, number: int) -> None:
     with replacing(_shard(out, number)) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for index, (picture, about) in enumerate(_pictures(settings, names, number)):
-            key = f"{number:05d}-{index:05d}"
-            jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, settings.quality])[1].tobytes()
-            for suffix, content in (("jpg", jpeg), ("json", json.dumps(about).encode())):
-                member = tarfile.TarInfo(f"{key}.{suffix}")
+        for index, photograph in enumerate(_photographs(settings, names, number)):
+            for suffix, content in _files(photograph, settings.quality).items():
+                member = tarfile.TarInfo(f"{number:05d}-{index:05d}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
 
 
-def _pictures(settings: FrameSettings, names: list[str], number: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """Yield the pictures of a shard and what is known of each."""
+def _files(photograph: Photograph, jpeg_quality: int) -> dict[str, bytes]:
+    """Return what is written of a picture, by suffix."""
+    jpeg = cv2.imencode(".jpg", photograph.rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])[1]
+    files = {"jpg": jpeg.tobytes(), "json": json.dumps(photograph.about).encode()}
+    if photograph.depth is not None:
+        millimetres = np.rint(photograph.depth * 1000)
+        unknown = millimetres > np.iinfo(np.uint16).max
+        files["depth.png"] = cv2.imencode(".png", np.where(unknown, 0, millimetres).astype(np.uint16))[1].tobytes()
+    return files
+
+
+def _photographs(settings: FrameSettings, names: list[str], number: int) -> Iterator[Photograph]:
+    """Yield the pictures of a shard."""
     left = _in_shard(settings, number)
     visits = -(-settings.shard // settings.visit)  # of a whole shard, so that the last one continues the order
     for visit in range(number * visits, (number + 1) * visits):
@@ -156,9 +143,9 @@ def _pictures(settings: FrameSettings, names: list[str], number: int) -> Iterato
         rng = np.random.default_rng([settings.seed, visit])
         name = _visited(names, visit, settings.seed)
         count = min(settings.visit, left)
-        with _Photographer(settings, name, rng) as photographer:
+        with Photographer(settings, name, rng) as photographer:
             for _ in range(count):
-                yield photographer.picture()
+                yield photographer.take()
         left -= count
 
 
@@ -166,87 +153,3 @@ def _visited(names: list[str], visit: int, seed: int) -> str:
     """Return the scene of a visit: every scene once in random order, then every scene again in another."""
     turn, place = divmod(visit, len(names))
     return names[int(np.random.default_rng([seed, 1, turn]).permutation(len(names))[place])]
-
-
-class _Photographer:
-    """Takes pictures of one scene, one after the other."""
-
-    def __init__(self, settings: FrameSettings, name: str, rng: np.random.Generator) -> None:
-        self.settings, self.name, self.rng = settings, name, rng
-        self.scene: Scene = open_scene(name)
-        import mujoco  # not before open_scene, which chooses the GL backend
-
-        self.render = settings.render[int(rng.integers(len(settings.render)))]
-        model, size = self.scene.model, settings.image_size
-        chosen = set_quality(model, size, self.render)
-        self.look, self.own_look, self.taken = Look(model), True, 0
-        self.scene.reset(rng)
-        self.renderer = new_renderer(model, size, chosen)
-        self.shown = mujoco.MjvOption()
-        self.shown.flags[mujoco.mjtVisFlag.mjVIS_RANGEFINDER] = False  # its rays are no part of the world
-
-    def __enter__(self) -> "_Photographer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.renderer.close()
-
-    def picture(self) -> tuple[np.ndarray, dict[str, Any]]:
-        """Let time pass, choose look and viewpoint, and take a picture; again, if it shows nothing."""
-        if self.taken % _LOOKS == 0:
-            self._new_look()
-        for _ in range(_TRIES):
-            self.scene.advance(self.rng)
-            own = bool(self.scene.cameras) and self.rng.random() < self.settings.own_camera
-            picture, about = self._through_own_camera() if own else self._from_anywhere()
-            if picture.std() > _BLANK:
-                break
-        self.taken += 1
-        return picture, {
-            "scene": self.name,
-            "start": self.scene.start,
-            "render": self.render,
-            "own_look": self.own_look,
-            **about,
-        }
-
-    def _new_look(self) -> None:
-        import mujoco
-
-        self.own_look = self.rng.random() < self.settings.own_look
-        for texture in self.look.restore() if self.own_look else self.look.draw(self.rng):
-            mujoco.mjr_uploadTexture(self.scene.model, self.renderer._mjr_context, texture)
-        if self.taken:
-            self.scene.reset(self.rng)
-
-    def _through_own_camera(self) -> tuple[np.ndarray, dict[str, Any]]:
-        import mujoco
-
-        model, data = self.scene.model, self.scene.data
-        name = self.scene.cameras[int(self.rng.integers(len(self.scene.cameras)))]
-        index = model.camera(name).id
-        own = model.cam_pos[index].copy()
-        model.cam_pos[index] += self.rng.normal(0, 0.03, 3) * max(float(np.linalg.norm(own)), 0.1)
-        mujoco.mj_camlight(model, data)
-        try:
-            return self._taken(name), {"camera": name}
-        finally:
-            model.cam_pos[index] = own
-
-    def _from_anywhere(self) -> tuple[np.ndarray, dict[str, Any]]:
-        import mujoco
-
-        model, data = self.scene.model, self.scene.data
-        close = self.rng.random() < self.settings.close
-        eye = random_eye(model, data, close, self.rng)
-        camera = mujoco.MjvCamera()
-        camera.lookat[:], camera.distance = eye.lookat, eye.distance
-        camera.azimuth, camera.elevation = eye.azimuth, eye.elevation
-        mujoco.mj_camlight(model, data)
-        return self._taken(camera), {"camera": "close" if close else "free"}
-
-    def _taken(self, camera: Any) -> np.ndarray:
-        self.renderer.update_scene(self.scene.data, camera=camera, scene_option=self.shown)
-        if self.settings.clutter and not self.own_look:
-            add_clutter(self.renderer.scene, self.scene.model, self.scene.data, self.settings.clutter, self.rng)
-        return self.renderer.render()

@@ -72,6 +72,13 @@ def quality(name: str) -> Quality:
     return QUALITIES[name]
 
 
+def rendered_depth(renderer: Any, model: Any) -> np.ndarray:
+    """Return depth of a renderer's scene, (size, size) float32 [m], 0 where nothing is; depth stays on."""
+    renderer.enable_depth_rendering()
+    depth = renderer.render()
+    return np.where(depth < 0.99 * model.vis.map.zfar * model.stat.extent, depth, 0).astype(np.float32)
+
+
 class View:
     """One camera of a MuJoCo model at one size and quality. The GL context is made with the first picture.
 
@@ -95,11 +102,7 @@ class View:
 
     def depth(self, data: Any) -> np.ndarray:
         """Return depth along the optical axis, (size, size) float32 [m]; 0 where nothing is hit."""
-        renderer = self._ready(data)
-        renderer.enable_depth_rendering()
-        depth = renderer.render()
-        far = self.model.vis.map.zfar * self.model.stat.extent
-        return np.where(depth < 0.99 * far, depth, 0).astype(np.float32)
+        return rendered_depth(self._ready(data), self.model)
 
     def calibration(self, data: Any) -> Calibration:
         """Return intrinsics and the camera's present pose."""

@@ -107,6 +107,7 @@ class RenderFrames:
     visit: int = key(50, "pictures of a scene before the next one", least=1)
     shard: int = key(1000, "pictures in a shard", least=1)
     quality: int = key(92, "JPEG quality, 1 to 100")
+    depth: bool = key(False, "write depth too, as `probe` reads it: KEY.depth.png, uint16 [mm]")
     seed: int = key(0, "seed of everything random", least=0)
     workers: int | None = key(None, "worker processes; null means one a core", least=1, free=True)
     out: str | None = key(None, "folder of the shards; null means runs/frames/<digest of the settings>", free=True)

@@ -13,12 +13,14 @@ import pytest
 
 from pixio_robot.cli import run
 from pixio_robot.envs import registry
-from pixio_robot.envs.frames import FrameSettings, render_frames
+from pixio_robot.envs.frames import render_frames
+from pixio_robot.envs.photographer import FrameSettings
 from pixio_robot.envs.randomisation import Look, random_eye, whereabouts
 from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.envs.rollout import plan_episodes
 from pixio_robot.envs.scenes import open_scene, scene_names
 from pixio_robot.errors import BadInput, DataError, MissingExtra, UnknownName
+from pixio_robot.pretrain.probes.dense_data import open_dense
 
 needs_metaworld = pytest.mark.skipif("metaworld/reach" not in registry.installed(), reason="needs the extra metaworld")
 
@@ -103,6 +105,22 @@ def test_pictures_show_something_and_differ(tmp_path: Path, arm: Path) -> None:
     assert images.shape == (24, 48, 48, 3)
     assert np.median(images.std(axis=(1, 2, 3))) > 10, "blank pictures"
     assert min(np.abs(a - b).mean() for a, b in itertools.pairwise(images)) > 0.1, "the same picture twice"
+
+
+def test_depth_lies_beside_the_same_pictures(tmp_path: Path, arm: Path) -> None:
+    settings = replace(SMALL, scenes=("toy/reach", str(arm)), frames=12, visit=4)
+    render_frames(settings, tmp_path / "colour", workers=1)
+    render_frames(replace(settings, depth=True), tmp_path / "depth", workers=1)
+    assert all(
+        (a == b).all() for (a, _), (b, _) in zip(_read(tmp_path / "colour"), _read(tmp_path / "depth"), strict=True)
+    )
+    images = open_dense(tmp_path / "depth", "depth")
+    depths = np.stack([images.read(index).target for index in range(len(images))])
+    known = depths > 0
+    assert len(images) == 12 and known.mean() > 0.5
+    assert np.median(depths[known]) > 0.1 and np.median(depths[known]) < 10
+    nearest = min(range(12), key=lambda index: np.median(depths[index][known[index]]))
+    assert depths[nearest].std() > 0.01, "flat depth"
 
 
 def test_without_randomisation_a_scene_looks_as_its_authors_made_it(tmp_path: Path) -> None:
