@@ -2,7 +2,7 @@
 
 For each task, 400 pictures at random moments of its expert's disturbed episodes; ridge regression from tokens to the
 first object's position on 300 of them, R squared on the others. Minutes instead of the hours that behaviour cloning
-takes, and blind to all that cloning needs besides. A suffix ``@256`` sets the side of the pictures.
+takes, and blind to all that cloning needs besides.
 """
 
 import sys
@@ -72,10 +72,7 @@ def main(names: list[str]) -> None:
     print("| encoder | tokens |", " | ".join(TASKS), "| mean |")
     print("|---" * (len(TASKS) + 3) + "|")
     for name in names:
-        source, _, side = name.partition("@")
-        encoder = load_encoder(source)
-        if side:
-            encoder.preprocessing = encoder.preprocessing._replace(size=(int(side), int(side)))
+        encoder = load_encoder(name)
         scores: dict[str, list[float]] = {"mean": [], "all": []}
         for task in TASKS:
             images, places = moments_of(task)

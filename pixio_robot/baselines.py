@@ -132,13 +132,19 @@ class TimmBaseline(Baseline):
         return cls, patches
 
 
-def _check(network: Baseline, preprocessing: Preprocessing, name: str) -> None:
+def check_size(network: Baseline, preprocessing: Preprocessing, name: str) -> None:
+    """Try a blank picture.
+
+    Raises:
+        CheckpointError: if the network cannot take pictures of that size, or gives no tokens.
+    """
     network.eval()
     try:
         network.token_shape(preprocessing.size)
     except Exception as error:  # any model of two libraries may end here, each with its own complaint
         reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{name!r} does not give tokens from pixels alone ({reason})") from error
+        size = "x".join(map(str, preprocessing.size))
+        raise CheckpointError(f"{name!r} does not give tokens from pictures of {size} px alone ({reason})") from error
 
 
 def load_transformers(place: str) -> tuple[Baseline, Preprocessing]:
@@ -186,7 +192,7 @@ def load_transformers(place: str) -> tuple[Baseline, Preprocessing]:
     square = (image_size, image_size) if isinstance(image_size, int) else (int(image_size[0]), int(image_size[1]))
     preprocessing = read_preprocessing(folder, square)
     network = TransformersBaseline(model)
-    _check(network, preprocessing, f"hf:{place}")
+    check_size(network, preprocessing, f"hf:{place}")
     return network, preprocessing
 
 
@@ -236,5 +242,5 @@ def load_timm(name: str, seed: int | None = None) -> tuple[Baseline, Preprocessi
     interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
     preprocessing = Preprocessing((height, width), mode, mean, std, shorter, interpolation)
     network = TimmBaseline(model, (height, width))
-    _check(network, preprocessing, f"timm:{name}")
+    check_size(network, preprocessing, f"timm:{name}")
     return network, preprocessing

@@ -145,6 +145,19 @@ def test_random_weights_are_those_of_the_seed_and_leave_the_global_generator_alo
     torch.set_rng_state(state)
 
 
+def test_a_side_behind_the_name_sets_the_size_of_pictures(encoder: PixioEncoder, tmp_path: Path) -> None:
+    path = tmp_path / "mine@v2.safetensors"  # an @ of a name is none of ours
+    save_encoder(encoder, path)
+    own, other = load_encoder(path), load_encoder(f"{path}@48")
+    images = torch.randint(0, 256, (2, 60, 80, 3), dtype=torch.uint8)
+    assert other.preprocess(images).shape == (2, 3, 48, 48) and other.name == f"{path}@48"
+    assert other(other.preprocess(images)).patches.shape[1] == (48 // encoder.patch) ** 2
+    assert other.fingerprint() == own.fingerprint() and other.preprocessing != own.preprocessing
+    for side in ("0", "50"):
+        with pytest.raises(BadInput, match=f"@{side} cannot be: its patches are"):
+            load_encoder(f"{path}@{side}")
+
+
 def test_random_weights_say_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         backbone = load_encoder("random:ti")

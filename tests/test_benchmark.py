@@ -37,7 +37,7 @@ from pixio_robot.policies.benchmark import grid as grids
 from pixio_robot.policies.benchmark import runs
 from pixio_robot.policies.benchmark.cell import Cell, Places, folder_of, run_cell
 from pixio_robot.policies.benchmark.engines import Job, Resources, engine, outcome, run_process
-from pixio_robot.policies.benchmark.grid import make_grid, task_names
+from pixio_robot.policies.benchmark.grid import _absolute, make_grid, task_names
 from pixio_robot.policies.benchmark.plan import Costs, make_plan, work_of
 from pixio_robot.policies.benchmark.protocol import BUDGETS, FEELING, TASKS, end_to_end, protocol_of, within
 from pixio_robot.policies.benchmark.results import Outcome, Policy, Results
@@ -647,6 +647,13 @@ def test_the_guides_commands_and_budgets_are_true() -> None:
         demos = ", ".join(str(budget.demos.get(suite, whole)) for suite, whole in zip(suites, wholes, strict=True))
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}`"))
         assert f"| {demos} |" in row and f"| {budget.honest_episodes} |" in row
+
+
+def test_an_encoders_file_is_named_in_full_with_its_size(tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_file.parent)
+    for name in (tiny_file.name, "random:ti:0@128", "pixio-robot-ti"):
+        assert _absolute(name) == (str(tiny_file) if name == tiny_file.name else name)
+    assert _absolute(f"{tiny_file.name}@32") == f"{tiny_file}@32"
 
 
 def test_two_files_of_a_task_are_refused(toy_file: Path) -> None:

@@ -139,7 +139,8 @@ def look_at(name: str) -> Vision:
 
 def _absolute(name: str) -> str:
     """Return an encoder's name so that it means the same from everywhere."""
-    return str(Path(name).absolute()) if Path(name).exists() else name
+    file = name if Path(name).exists() else name.rpartition("@")[0]
+    return str(Path(file).absolute()) + name.removeprefix(file) if file and Path(file).exists() else name
 
 
 def _places(tasks: Sequence[str], command: Benchmark, root: Path, skipped: list[Skipped]) -> dict[str, Places]:

@@ -130,11 +130,11 @@ def work_of(cells: Sequence[tuple[Cell, Places]], costs_of: Callable[[Cell], Cos
     result = []
     for cell, places in cells:
         recording = cell.encoder != EXPERT and cell.task not in recorded and not places.demos
-        encoding = (cell.task, cell.weights) not in encoded
+        encoding = (cell.task, cell.encoder) not in encoded
         if recording:
             recorded.add(cell.task)
         if cell.weights:
-            encoded.add((cell.task, cell.weights))
+            encoded.add((cell.task, cell.encoder))
         result.append(load_of(cell, places).seconds(cell, costs_of(cell), recording, encoding))
     return result
 
