@@ -363,6 +363,15 @@ def _export(command: schemas.Export) -> int:
     return 0
 
 
+def _serve(command: schemas.Serve) -> int:
+    from .policies.serving import new_server
+
+    with new_server(command) as server:
+        print(f"{server.card.task or server.card.kind} at {server.host}:{server.port}; stop it with Ctrl-C", flush=True)
+        server.wait()
+    return 0
+
+
 def _report(command: schemas.Report) -> int:
     from pathlib import Path
 
@@ -400,6 +409,7 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "calibrate": _calibrate,
     "stream": _stream,
     "export": _export,
+    "serve": _serve,
     "report": _report,
     "doctor": _doctor,
 }

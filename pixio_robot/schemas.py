@@ -10,6 +10,7 @@ from .camera_schemas import Calibrate, CameraCheck, CameraSettings, CameraView, 
 from .export_schemas import Export, Verify
 from .keys import MISSING, Hardware, key
 from .pretrain_schemas import Curate, Distill, Pretrain, Probe, Score
+from .serving_schemas import Serve
 
 FUSIONS = ("mean", "concat", "first", "attention", "spatial")
 FRAMES = ("single", "stack", "flare")
@@ -324,6 +325,7 @@ COMMANDS: dict[str, type] = {
     "stream": Stream,
     "export": Export,
     "verify": Verify,
+    "serve": Serve,
     "report": Report,
     "doctor": Doctor,
 }
