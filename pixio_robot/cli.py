@@ -372,6 +372,14 @@ def _serve(command: schemas.Serve) -> int:
     return 0
 
 
+def _latency(command: schemas.Latency) -> int:
+    from .latency.run import run_latency
+    from .latency.table import lines
+
+    print("\n".join(lines(*run_latency(command))))
+    return 0
+
+
 def _report(command: schemas.Report) -> int:
     from pathlib import Path
 
@@ -410,6 +418,7 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "stream": _stream,
     "export": _export,
     "serve": _serve,
+    "latency": _latency,
     "report": _report,
     "doctor": _doctor,
 }

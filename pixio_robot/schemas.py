@@ -10,7 +10,7 @@ from .camera_schemas import Calibrate, CameraCheck, CameraSettings, CameraView, 
 from .export_schemas import Export, Verify
 from .keys import MISSING, Hardware, key
 from .pretrain_schemas import Curate, Distill, Pretrain, Probe, Score
-from .serving_schemas import Serve
+from .serving_schemas import Latency, Serve
 
 FUSIONS = ("mean", "concat", "first", "attention", "spatial")
 FRAMES = ("single", "stack", "flare")
@@ -326,6 +326,7 @@ COMMANDS: dict[str, type] = {
     "export": Export,
     "verify": Verify,
     "serve": Serve,
+    "latency": Latency,
     "report": Report,
     "doctor": Doctor,
 }
