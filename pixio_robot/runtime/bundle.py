@@ -128,7 +128,9 @@ class Card:
                     f"{folder} is a bundle of format {values.get('format')!r}, this version reads {FORMAT!r}; "
                     "export it again"
                 )
-            ports = {name: [_port(each) for each in values.pop(name)] for name in ("observation", "outputs")}
+            ports: dict[str, Any] = {
+                name: [_port(each) for each in values.pop(name)] for name in ("observation", "outputs")
+            }
             memory = [Memory(each["name"], each["frames"], tuple(each["shape"])) for each in values.pop("memory")]
             card = cls(**ports, memory=memory, **values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
