@@ -1,23 +1,17 @@
 """Export: one program that acts as the eager policy does, whatever it looks at, in a bundle that says what it is."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pixio_robot import cli
 from pixio_robot.backbones import Backbone
 from pixio_robot.embedding import Embedder
 from pixio_robot.envs.registry import EnvRequest
-from pixio_robot.errors import BadInput, CheckpointError
 from pixio_robot.policies.eager import EagerPolicy
-from pixio_robot.policies.export.pixels import DepthPictures, Pixels, SmallDepth, SmallPictures
 from pixio_robot.policies.export.program import PolicyProgram, program_of
 from pixio_robot.policies.visuomotor import Agent, EncoderIdentity, LoadedPolicy, Visuomotor
-from pixio_robot.preprocessing import Preprocessing, preprocess
 from pixio_robot.runtime.bundle import STARTS
 from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 

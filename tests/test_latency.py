@@ -36,10 +36,10 @@ def test_products_are_those_that_torch_counts(size: tuple[int, int]) -> None:
 def test_every_way_to_multiply_gives_the_same_product(precision: str) -> None:
     found = {name: way() for name, way in multiplications(24, 32, 48, precision, "cpu").items()}
     assert len(found) >= (1 if precision == "int8" else 2)
-    dense = [each.to_dense() if isinstance(each, torch.Tensor) and each.is_mkldnn else each for each in found.values()]
-    first = torch.as_tensor(dense[0]).float()
+    first, *others = found.values()
+    first = torch.as_tensor(first).float()
     assert first.shape == (24, 48) and float(first.abs().max()) > 1
-    for other in dense[1:]:
+    for other in others:
         torch.testing.assert_close(torch.as_tensor(other).float(), first, rtol=2e-2, atol=0.3)
 
 
@@ -77,7 +77,7 @@ def test_aims_are_judged_by_the_best_bundle() -> None:
 
 
 def _sleeping(pipe: Connection, seconds: float) -> None:
-    pipe.send(os.environ["OMP_NUM_THREADS"])
+    pipe.send(int(os.environ["OMP_NUM_THREADS"]))
     while True:
         calls = pipe.recv()
         time.sleep(seconds)
@@ -94,7 +94,7 @@ def _failing(pipe: Connection, _: None) -> None:
 
 def test_workers_compute_when_it_is_their_turn_and_say_what_went_wrong(tiny_file: Path) -> None:
     with Worker(_sleeping, 0.01, threads=3) as worker:
-        assert worker.start == "3" and worker.turn(5) == 5
+        assert worker.start == 3 and worker.turn(5) == 5
     with pytest.raises(WorkerLost, match="ended"), Worker(_dying, None, 1):
         pass
     with pytest.raises(WorkerLost, match="ZeroDivisionError"), Worker(_failing, None, 1):
@@ -109,7 +109,8 @@ def test_peak_memory_is_a_peak() -> None:
     block[::4096] = b"x" * len(block[::4096])
     with_it = peak_memory()
     del block
-    assert before > 0 and peak_memory() >= with_it
+    assert before > 0 and with_it > before + 32 * 2**20
+    assert peak_memory() > with_it - 2**20  # the system counts in lots
 
 
 def test_transformers_and_we_compute_the_same(tiny_file: Path) -> None:

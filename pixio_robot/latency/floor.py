@@ -69,16 +69,11 @@ def multiplications(rows: int, inputs: int, outputs: int, precision: str, device
     x, w = x.to(device, dtype), w.to(device, dtype)
     found: dict[str, Callable[[], Any]] = {"torch": lambda: torch.nn.functional.linear(x, w)}
     if device == "cpu" and precision == "fp32":
-        a, b = x.numpy(), np.ascontiguousarray(w.numpy().T)
-        found["numpy"] = lambda: a @ b
+        left, right = x.numpy(), np.ascontiguousarray(w.numpy().T)
+        found["numpy"] = lambda: left @ right
     if device == "cpu" and precision in ("fp32", "bf16") and torch.backends.mkldnn.is_available():
-        from torch.utils.mkldnn import to_mkldnn
-
-        layer = torch.nn.Linear(inputs, outputs, bias=False).eval()
-        layer.weight.data = w.float()
-        packed = to_mkldnn(layer, dtype)
-        place = x.to_mkldnn()
-        found["oneDNN"] = lambda: packed(place)
+        packed = torch.ops.mkldnn._reorder_linear_weight(w.to_mkldnn(), rows)  # as torch.compile calls it
+        found["oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
     return found
 
 
