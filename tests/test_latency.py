@@ -2,12 +2,14 @@
 
 import os
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixio_robot import cli
@@ -26,7 +28,7 @@ def test_products_are_those_that_torch_counts(size: tuple[int, int]) -> None:
     encoder = PixioEncoder(dim=32, depth=3, heads=2)
     encoder.initialise(torch.Generator().manual_seed(0))
     products = Products.of(encoder.eval(), size)
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+    with FlopCounterMode(display=False) as counter, torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
         encoder(torch.zeros(1, 3, *size))
     assert products.flops == counter.get_total_flops()
     assert products.tokens == size[0] * size[1] // 256 + 8
@@ -92,14 +94,17 @@ def _failing(pipe: Connection, _: None) -> None:
     raise ZeroDivisionError
 
 
-def test_workers_compute_when_it_is_their_turn_and_say_what_went_wrong(tiny_file: Path) -> None:
+def test_workers_compute_when_it_is_their_turn_and_say_what_went_wrong() -> None:
     with Worker(_sleeping, 0.01, threads=3) as worker:
         assert worker.start == 3 and worker.turn(5) == 5
-    with pytest.raises(WorkerLost, match="ended"), Worker(_dying, None, 1):
-        pass
-    with pytest.raises(WorkerLost, match="ZeroDivisionError"), Worker(_failing, None, 1):
-        pass
     with pytest.raises(PixioError, match="nowhere"), Worker(time_contender, Spec("eager", "nowhere.safetensors"), 1):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("job", "message"), [(_dying, "ended"), (_failing, "ZeroDivisionError")])
+def test_a_worker_s_end_is_noticed(job: Callable[[Connection, None], None], message: str) -> None:
+    with pytest.raises(WorkerLost, match=message), Worker(job, None, 1):
         pass
 
 
@@ -122,6 +127,7 @@ def test_transformers_and_we_compute_the_same(tiny_file: Path) -> None:
     assert size == sum(each.numel() for each in PixioEncoder(dim=32, depth=2, heads=2).parameters()) * 4
 
 
+@pytest.mark.slow
 def test_a_bundle_is_timed_beside_its_encoder(tiny_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -72,7 +72,7 @@ def multiplications(rows: int, inputs: int, outputs: int, precision: str, device
         left, right = x.numpy(), np.ascontiguousarray(w.numpy().T)
         found["numpy"] = lambda: left @ right
     if device == "cpu" and precision in ("fp32", "bf16") and torch.backends.mkldnn.is_available():
-        packed = torch.ops.mkldnn._reorder_linear_weight(w.to_mkldnn(), rows)  # as torch.compile calls it
+        packed = torch.ops.mkldnn._reorder_linear_weight(w, rows)  # as torch.compile calls it
         found["oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
     return found
 

@@ -37,6 +37,8 @@ def run_latency(command: Latency) -> tuple[Path, dict[str, Any]]:
         for name in names:
             if name not in known:
                 raise UnknownName(f"no {what} {name!r}{closest(name, known)}; there are: {', '.join(known)}")
+    if "graph" in command.baselines and device != "cuda":
+        raise BadInput("CUDA graphs need device=cuda; leave graph out of baselines=")
     cards = {folder: Card.read(folder) for folder in command.bundle}
     encoder = _encoder_of(command, cards)
     out = Path(command.out or f"runs/latency/{settings_digest(command)}")
