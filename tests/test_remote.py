@@ -222,6 +222,18 @@ def test_places_are_limited_and_sessions_are_used_again(serve: Callable[..., Pol
     assert len(Counting.made) == 1
 
 
+def test_a_place_keeps_nothing_of_the_client_before(serve: Callable[..., PolicyServer]) -> None:
+    server = serve(limits=Limits(clients=1))
+    with RemotePolicy(_address(server)) as policy:
+        for _ in range(3):
+            policy.act(_observation())
+    _wait(lambda: server._clients == 0)
+    curious = _raw(server)
+    curious.send(_request(starts=False))
+    assert unpack(curious.recv(5, decode=False)).arrays["action"][0, 0] == 1
+    curious.close()
+
+
 def _wait(until: Callable[[], bool], seconds: float = 5.0) -> None:
     end = time.monotonic() + seconds
     while not until():
@@ -335,6 +347,16 @@ def test_fragments_without_end_are_refused(serve: Callable[..., PolicyServer]) -
     bad.socket.sendall(_frame(2, 0, last=False) + _frame(0, 0, last=False) * 1000)
     assert "one binary frame" in unpack(bad.recv(5, decode=False)).header["error"]
     _wait(lambda: server._clients == 0)
+    _still_serves(server)
+
+
+def test_compressed_messages_are_refused(serve: Callable[..., PolicyServer]) -> None:
+    server = serve()
+    bad = _raw(server)
+    bad.socket.sendall(_frame(0x40 | 2, 4, b"bomb"))
+    with pytest.raises(ConnectionClosed) as closed:
+        bad.recv(5)
+    assert closed.value.rcvd is not None and closed.value.rcvd.code == 1002 and Counting.made[0].calls == 0
     _still_serves(server)
 
 
@@ -465,8 +487,9 @@ def test_a_server_that_ends_is_noticed(serve: Callable[..., PolicyServer]) -> No
 
 def test_a_port_that_is_taken_is_named(serve: Callable[..., PolicyServer]) -> None:
     server = serve()
-    with pytest.raises(RemoteError, match=f"cannot listen on 127.0.0.1:{server.port}"):
-        PolicyServer(CARD, Counting, port=server.port).start()
+    for port in (server.port, 70_000):
+        with pytest.raises(RemoteError, match=f"cannot listen on 127.0.0.1:{port}"):
+            PolicyServer(CARD, Counting, port=port).start()
 
 
 # the command
@@ -515,7 +538,7 @@ def test_a_policy_acts_over_the_wire_as_it_does_here(toy_file: Path, tiny_file: 
         from pixio_robot.policies.export.run import run_export
         from pixio_robot.runtime.runtime import Runtime
 
-        bundle = run_export(Export(checkpoint=str(checkpoint), gate=False))
+        bundle = run_export(Export(checkpoint=str(checkpoint), gate=False), Progress.silent()).out
         here = Runtime.load(bundle, threads=1)
         serving = Serve(bundle=str(bundle), threads=1, port=0)
     pictures = [np.concatenate([*DemoSet(toy_file).batches("rgb", 0, 4)][:1])[row] for row in range(4)]

@@ -63,7 +63,7 @@ def run_episodes(
     rows = cache / f"eager-{digest(runtime.card.policy['sha256'], first_seed, episodes)}"
     width = min(width or 2 * default_width(), episodes)
     eager = evaluate_policy(
-        loaded, backbone, loaded.request, plans, torch.device("cpu"), rows, width, videos=False, progress=progress
+        loaded, backbone, loaded.request, plans, torch.device("cpu"), rows, width, False, progress, execute=1
     )
     label = Label(f"{runtime.card.target}-{runtime.card.precision}")
     act = Sessions(runtime, width).act

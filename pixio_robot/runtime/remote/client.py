@@ -61,7 +61,8 @@ class RemotePolicy:
         arrays = {port.name: observation[port.name] for port in self.card.observation}
         reply = self._exchange(pack(header, arrays))
         chunk = reply.arrays.get("action")
-        if reply.header.get("id") != self._number or chunk is None or chunk.shape[1:] != (self.card.actions,):
+        shape, dtype = (None, None) if chunk is None else (chunk.shape[1:], chunk.dtype)
+        if reply.header.get("id") != self._number or shape != (self.card.actions,) or dtype != np.float32:
             raise self._lost("it answered something else than was asked")
         self._starts = False
         self.server_seconds = float(reply.header.get("seconds", 0.0))

@@ -89,18 +89,25 @@ class PolicyServer:
         """Listen.
 
         Raises:
-            RemoteError: if the port is taken.
+            RemoteError: if it cannot, e.g. because the port is taken.
         """
         self._thread.start()
         self._ready.wait()
         if self._error is not None:
+            self._worker.shutdown()
             raise RemoteError(f"cannot listen on {self.host}:{self.port}: {self._error}") from self._error
         return self
 
     def wait(self) -> None:
-        """Wait until the server ends."""
+        """Wait until the server ends.
+
+        Raises:
+            RemoteError: if it did not end by itself.
+        """
         while self._thread.is_alive():
             self._thread.join(0.5)
+        if self._error is not None:
+            raise RemoteError(f"the server ended: {self._error!r}") from self._error
 
     def close(self) -> None:
         """Stop listening and let the clients go."""
@@ -118,7 +125,7 @@ class PolicyServer:
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except OSError as error:
+        except Exception as error:  # told to whoever waits
             self._error = error
         finally:
             self._ready.set()
@@ -166,6 +173,7 @@ class PolicyServer:
         policy: Policy | None = None
         try:
             policy = self._places.pop() if self._places else await self._compute(self._session)
+            await self._compute(policy.reset)  # what the one before has shown it is not for this one
             await self._send(socket, pack({"kind": "card", "card": asdict(self.card)}))
             while True:
                 await self._send(socket, await self._answer(policy, await self._message(socket)))
