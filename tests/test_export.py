@@ -167,7 +167,7 @@ def _types(path: Path) -> tuple[Any, dict[str, int]]:
     return model, known | {each.name: each.data_type for each in graph.initializer}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
 def test_types_are_written_into_the_graph(precision: str, tiny: Backbone, tmp_path: Path) -> None:
     """What TensorRT needs: uint8 is cast and nothing else; in half precision products are half, norms are not."""
     onnx = pytest.importorskip("onnx")

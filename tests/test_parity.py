@@ -11,7 +11,9 @@ import torch
 from pixio_robot import cli
 from pixio_robot.backbones import save_encoder
 from pixio_robot.encoder import PixioEncoder
+from pixio_robot.errors import BadInput
 from pixio_robot.metrics import EpisodeRecord
+from pixio_robot.policies.demos import DemoSet
 from pixio_robot.policies.export.parity import (
     LIMITS,
     Parity,
@@ -20,7 +22,9 @@ from pixio_robot.policies.export.parity import (
     compare_episodes,
     compare_tokens,
 )
-from pixio_robot.runtime.bundle import Card
+from pixio_robot.policies.export.recorded import read_recorded
+from pixio_robot.policies.visuomotor import load_policy
+from pixio_robot.runtime.bundle import Card, Port
 
 
 def _rows(outcomes: list[bool], scores: list[float] | None = None) -> list[EpisodeRecord]:
@@ -100,13 +104,44 @@ def test_figures_are_what_they_say(precision: str) -> None:
     assert not parity.passed
 
 
+def test_frames_come_from_demonstrations_and_from_recordings(
+    toy_file: Path, toy_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Stretches of one demonstration each."""
+    loaded = load_policy(toy_checkpoint)
+    ports = [Port("rgb", (256, 256, 3), "uint8"), Port("proprio", (3,), "float32")]
+    demos = DemoSet(toy_file)
+    gate, calibration = (read_recorded(str(toy_file), ports, 32, shift) for shift in (0.5, 0.0))
+    assert gate.frames == calibration.frames == 32 and gate.actions is not None
+    felt = demos.read("proprio")
+    ends = set(np.cumsum(demos.lengths).tolist())
+    for recorded in (gate, calibration):
+        for stretch in recorded.stretches:
+            rows = [int(np.flatnonzero((felt == each["proprio"]).all(1))[0]) for each in stretch]
+            assert rows == list(range(rows[0], rows[0] + 8)) and not ends & set(rows[1:])
+    row = int(np.flatnonzero((felt == gate.stretches[1][3]["proprio"]).all(1))[0])
+    assert np.array_equal(gate.actions[8 + 3], demos.read("actions")[row])
+    begins = [[each[0]["proprio"].tolist() for each in recorded.stretches] for recorded in (gate, calibration)]
+    assert begins[0] != begins[1], "int8 is not judged on what it was calibrated on"
+
+    folder = tmp_path / "recording"
+    words = ["camera=task:toy/reach", "width=64", "frames=9", "render=fast", "depth=false", f"out={folder}"]
+    assert cli.run(["record", *words]) == 0
+    recorded = read_recorded(str(folder), ports, 8, 0.0, loaded)
+    assert recorded.frames == 8 and recorded.actions is None
+    assert recorded.stretches[0][0]["rgb"].shape == (256, 256, 3) and recorded.stretches[0][0]["rgb"].std() > 1
+    assert all(each["proprio"].any() for each in recorded.stretches[0]), "recorded from a task, which knows it"
+    with pytest.raises(BadInput, match="which an encoder alone is compared on"):
+        read_recorded(str(folder), ports, 8, 0.0)
+
+
 def test_nothing_compared_is_no_pass() -> None:
     assert not Parity("fp32").passed
 
 
 def _encoder(path: Path, outliers: bool) -> Path:
-    """Three blocks; with outliers, six channels of every norm inside them come out forty times as large."""
-    encoder = PixioEncoder(dim=96, depth=3, heads=3, image_size=64)
+    """Two blocks; with outliers, six channels of every norm inside them come out forty times as large."""
+    encoder = PixioEncoder(dim=96, depth=2, heads=3, image_size=64)
     encoder.initialise(torch.Generator().manual_seed(0))
     if outliers:
         for block in encoder.blocks:
@@ -116,14 +151,18 @@ def _encoder(path: Path, outliers: bool) -> Path:
     return path
 
 
-def test_the_gate_catches_int8_that_outliers_break(toy_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("target", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_the_gate_catches_int8_that_outliers_break(
+    target: str, toy_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The same network, precision and calibration; large channels leave the others few of the 256 levels."""
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
+    for package in {"onnx": ("onnxscript", "onnxruntime"), "openvino": ("onnxscript", "nncf")}[target]:
+        pytest.importorskip(package)
     errors = {}
     for outliers in (False, True):
         name = _encoder(Path(f"encoder-{outliers}.safetensors"), outliers)
         words = [f"encoder={name}", "image_size=256", f"demos={toy_file}", "frames=16", "calibration_frames=24"]
+        words.append(f"target={target}")
         status = cli.run(["export", *words, "precision=int8", f"out={outliers}", "threads=1"])
         assert status == int(outliers), capsys.readouterr()
         where = Path("True-refused.json") if outliers else Path("False/parity.json")

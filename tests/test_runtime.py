@@ -93,8 +93,8 @@ class Blocked:
             raise ImportError(f"{name} is not installed here")
 
 sys.meta_path.insert(0, Blocked())
-from pixio_robot.runtime.runtime import Runtime
-runtime = Runtime.load(sys.argv[1], threads=1)
+import pixio_robot
+runtime = pixio_robot.Runtime.load(sys.argv[1], threads=1)
 with np.load(sys.argv[2]) as file:
     frames = {key: file[key] for key in file.files}
 actions = [runtime.act({key: each[row] for key, each in frames.items()}).tolist() for row in range(len(frames["rgb"]))]
