@@ -56,6 +56,9 @@ def write_onnx(program: Program, path: Path, batch: int | None) -> list[str]:
     assert exported is not None
     large = sum(each.numel() * each.element_size() for each in [*program.parameters(), *program.buffers()]) > _LARGEST
     exported.save(str(path), external_data=large)
+    first = exported.model.graph.inputs[0].shape
+    if batch is None and first is not None and isinstance(first[0], int):  # the exporter falls back in silence
+        raise BadInput("torch cannot leave this program's batch open; give batch=1")
     onnx.checker.check_model(str(path), full_check=True)  # types and shapes of every edge
     return sorted(file.name for file in path.parent.glob(f"{path.name}*"))
 

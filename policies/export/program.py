@@ -143,7 +143,7 @@ class PolicyProgram(Program):
             newest.append(self.small_depth(given[depth_key(self.policy.pictures[0])]))
             depth = self._remembered(self.memory[-1], newest[-1], given)
         actions = self.policy(tokens, given.get(self.policy.felt), depth).clamp(-1, 1)
-        return actions.reshape(len(actions), -1, self.policy.actions), *newest
+        return actions.reshape(actions.shape[0], -1, self.policy.actions), *newest
 
     def _view(self, key: str, values: Tensor) -> Tensor:
         """Return what is kept of a camera's picture."""

@@ -38,7 +38,7 @@ def read_recorded(
     """Read about `count` observations, in stretches evenly spaced over a file.
 
     Args:
-        path: a demonstration file, or a recording that cameras read; the latter knows no proprioception: zeros.
+        path: a demonstration file, or a recording that cameras read; zeros stand for proprioception it does not know.
         ports: what an observation must hold.
         count: frames.
         shift: place of the stretches in their share of the file, 0 to 1; other places give other frames.
