@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .envs.registry import make
     from .policies.visuomotor import Visuomotor, load_policy
     from .preprocessing import Preprocessing, preprocess
+    from .runtime.runtime import Runtime
     from .schemas import EmbeddingSettings
 
 _HOME = {
@@ -30,6 +31,7 @@ _HOME = {
     "load_policy": "policies.visuomotor",
     "Preprocessing": "preprocessing",
     "preprocess": "preprocessing",
+    "Runtime": "runtime.runtime",
 }
 
 __all__ = sorted(_HOME)

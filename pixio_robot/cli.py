@@ -356,6 +356,49 @@ def _stream(command: schemas.Stream) -> int:
     return int(stale == len(moments))
 
 
+def _export(command: schemas.Export) -> int:
+    from .policies.export.run import run_export
+    from .progress import Progress
+    from .tables import print_parity
+
+    result = run_export(command, Progress())
+    if result.parity is not None:
+        print_parity(result.parity.as_json())
+    if not result.placed:
+        print(f"refused: the bundle was not kept, {result.out} says why; force=true would keep it")
+        return 1
+    state = ", reused" if result.reused else ", not compared with the eager policy" if result.parity is None else ""
+    print(f"{result.out}: {command.target} {command.precision}{state}")
+    return int(result.parity is not None and not result.parity.passed)
+
+
+def _verify(command: schemas.Verify) -> int:
+    from .policies.export.run import run_verify
+    from .progress import Progress
+    from .tables import print_parity
+
+    parity = run_verify(command, Progress())
+    print_parity(parity.as_json())
+    return int(not parity.passed)
+
+
+def _serve(command: schemas.Serve) -> int:
+    from .policies.serving import new_server
+
+    with new_server(command) as server:
+        print(f"{server.card.task or server.card.kind} at {server.host}:{server.port}; stop it with Ctrl-C", flush=True)
+        server.wait()
+    return 0
+
+
+def _latency(command: schemas.Latency) -> int:
+    from .latency.run import run_latency
+    from .latency.table import lines
+
+    print("\n".join(lines(*run_latency(command))))
+    return 0
+
+
 def _report(command: schemas.Report) -> int:
     from pathlib import Path
 
@@ -392,6 +435,10 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "camera_check": _camera_check,
     "calibrate": _calibrate,
     "stream": _stream,
+    "export": _export,
+    "verify": _verify,
+    "serve": _serve,
+    "latency": _latency,
     "report": _report,
     "doctor": _doctor,
 }

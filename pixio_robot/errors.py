@@ -66,6 +66,10 @@ class StaleFrame(CameraError):
     """The newest frame of a camera is older than was asked for."""
 
 
+class RemoteError(PixioError):
+    """A policy on another machine that cannot be reached, refuses, or does not answer in time."""
+
+
 class Stopped(PixioError):
     """A run ended early because it was asked to, after it had saved what it needs to go on."""
 

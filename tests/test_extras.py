@@ -143,10 +143,13 @@ def _export(folder: Path) -> None:
 
 
 def _openvino(folder: Path) -> None:
+    import nncf
     import openvino as ov
 
     model = ov.convert_model(torch.nn.Linear(3, 2).eval(), example_input=torch.ones(1, 3))
-    assert ov.Core().compile_model(model, "CPU")(np.ones((1, 3), np.float32))[0].shape == (1, 2)
+    exact = ov.Core().compile_model(model, "CPU")(np.ones((1, 3), np.float32))[0]
+    small = nncf.quantize(model, nncf.Dataset([np.ones((1, 3), np.float32)]), subset_size=1)
+    assert np.abs(ov.Core().compile_model(small, "CPU")(np.ones((1, 3), np.float32))[0] - exact).max() < 0.05
 
 
 def _scores(folder: Path, engine: str) -> Path:
@@ -185,6 +188,18 @@ def _curation(folder: Path) -> None:
     words = ["encoder=32x2x2", "decoder=32x2x2", "batch=2", "steps=2", "held_out=2", "workers=0", "device=cpu"]
     words += [f"images={folder / 'data'}", f"weights={folder / 'curated/weights.parquet'}", f"out={folder / 'run'}"]
     assert run(["pretrain", *words]) == 0
+
+
+def _remote(folder: Path) -> None:
+    from pixio_robot.runtime.bundle import Card
+    from pixio_robot.runtime.remote.client import RemotePolicy
+    from pixio_robot.runtime.remote.server import PolicyServer
+    from pixio_robot.runtime.replay import Replay
+
+    card = Card("policy", "replay", "fp32", "", [], [], action_low=[-1.0] * 2, action_high=[1.0] * 2)
+    actions = np.arange(8, dtype=np.float32).reshape(4, 2)
+    with PolicyServer(card, lambda: Replay(actions)) as server, RemotePolicy(f"127.0.0.1:{server.port}") as policy:
+        assert policy.act({}).tolist() == [[0.0, 1.0]] and policy.act({}).tolist() == [[2.0, 3.0]]
 
 
 def _ray(folder: Path) -> None:
@@ -268,6 +283,7 @@ EXERCISES: dict[str, Callable[[Path], None]] = {
     "oak": _oak,
     "export": _export,
     "openvino": _openvino,
+    "remote": _remote,
     "ray": _ray,
     "slurm": _slurm,
     "viz": _viz,
