@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 APT := apt-get install -y --no-install-recommends
+PYTEST := pytest -n logical --maxprocesses 4 --dist loadfile
 LIBRARIES := libegl1 libegl-mesa0 libgl1-mesa-dri libgl1 libglib2.0-0 libxcb1
 
 .PHONY: setup demo demo-pretrain test check format wheel extras bench
@@ -31,7 +32,7 @@ demo-pretrain: setup  ## train a small encoder on drawn images, or on DATA=folde
 	$(BIN)/pixio-robot pretrain images=$(or $(DATA),procedural:20000)
 
 test: setup  ## the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m $(PYTEST)
 
 check: setup  ## lint, format, types
 	$(BIN)/ruff check .
@@ -47,7 +48,7 @@ wheel: setup  ## build the wheel; run the fast tests on it in a bare environment
 	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl pytest pytest-timeout
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl pytest pytest-timeout pytest-xdist
 	$(call elsewhere,.venv-wheel,)
 
 extras:  ## into the environment `wheel` left: install every extra and run the tests that need them
@@ -66,6 +67,6 @@ bench: setup  ## side-by-side timings against peers; writes benchmarks/README.md
 # Runs tests of this checkout in a folder that holds nothing but them: $(call elsewhere,ENVIRONMENT,TESTS)
 define elsewhere
 	@folder=$$(mktemp -d) && cp -r tests $$folder && cp pyproject.toml $$folder/pytest-settings.toml && here=$$PWD && \
-	  cd $$folder && $$here/$(1)/bin/python -m pytest -c pytest-settings.toml --rootdir . $(if $(2),$(2),tests); \
+	  cd $$folder && $$here/$(1)/bin/python -m $(PYTEST) -c pytest-settings.toml --rootdir . $(if $(2),$(2),tests); \
 	  status=$$?; rm -rf $$folder; exit $$status
 endef
