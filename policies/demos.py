@@ -15,6 +15,7 @@ from ..envs.registry import EnvRequest, tasks
 from ..errors import DataError, UnknownName
 from ..files import sha256_of
 
+
 def depth_key(picture: str) -> str:
     """Return the observation key of the depth of a camera's picture.
 
