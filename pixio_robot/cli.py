@@ -356,6 +356,13 @@ def _stream(command: schemas.Stream) -> int:
     return int(stale == len(moments))
 
 
+def _export(command: schemas.Export) -> int:
+    from .policies.export.run import run_export
+
+    print(f"{run_export(command)}: load it with pixio_robot.runtime.runtime.Runtime.load")
+    return 0
+
+
 def _report(command: schemas.Report) -> int:
     from pathlib import Path
 
@@ -392,6 +399,7 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "camera_check": _camera_check,
     "calibrate": _calibrate,
     "stream": _stream,
+    "export": _export,
     "report": _report,
     "doctor": _doctor,
 }

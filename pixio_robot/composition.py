@@ -120,6 +120,7 @@ _EXAMPLES = {
     "scenes": "scenes=[metaworld,robot.xml]",
     "demos": "demos=runs/demos/toy-reach-25-fast.hdf5 (made by: pixio-robot collect)",
     "checkpoint": "checkpoint=runs/train_bc/.../checkpoints/bc/last.safetensors",
+    "bundle": "bundle=runs/export/... (made by: pixio-robot export)",
     "students": "students=[s,ti] or students={small:{size:128x6x4}}",
     "teacher": "teacher=runs/pretrain/.../encoder.safetensors",
     "run": "run=runs/quickstart/...",

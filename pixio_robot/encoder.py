@@ -225,6 +225,7 @@ class PixioEncoder(nn.Module):
         )
         self.dim, self.patch, self.cls_tokens = dim, patch, cls_tokens
         self.grid = image_size // patch  # side of the grid the position table covers
+        self._baked: tuple[int, int] | None = None  # grid that the table was resized to, once and for all
         self.cls_token = nn.Parameter(torch.zeros(1, cls_tokens, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, cls_tokens + self.grid**2, dim))
         self.patch_embed = PatchEmbed(dim, patch)
@@ -260,7 +261,15 @@ class PixioEncoder(nn.Module):
 
     def positions(self, rows: int, columns: int) -> Tensor:
         """Return the position table for a grid of `rows` x `columns` patches, (1, K + rows * columns, D)."""
+        if self._baked == (rows, columns):
+            return self.pos_embed
         return resized_positions(self.pos_embed, self.cls_tokens, rows, columns)
+
+    @torch.no_grad()
+    def bake_positions(self, rows: int, columns: int) -> None:
+        """Resize the position table once, for an encoder that will see no other grid again; for programs."""
+        self.pos_embed = nn.Parameter(self.positions(rows, columns), requires_grad=False)
+        self._baked = (rows, columns)
 
     @overload
     def forward(

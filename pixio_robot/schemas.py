@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .camera_schemas import Calibrate, CameraCheck, CameraSettings, CameraView, Record
+from .export_schemas import Export, Verify
 from .keys import MISSING, Hardware, key
 from .pretrain_schemas import Curate, Distill, Pretrain, Probe, Score
 
@@ -317,6 +318,8 @@ COMMANDS: dict[str, type] = {
     "camera_check": CameraCheck,
     "calibrate": Calibrate,
     "stream": Stream,
+    "export": Export,
+    "verify": Verify,
     "report": Report,
     "doctor": Doctor,
 }

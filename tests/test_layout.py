@@ -31,10 +31,11 @@ checkout = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="r
 @checkout
 def test_links_mapping_and_packages_agree() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    inner = ("envs/trifinger", "policies/benchmark", "policies/released", "policies/rl")
+    inner = ("envs/trifinger", "policies/benchmark", "policies/export", "policies/released", "policies/rl")
     inner += ("pretrain/images", "pretrain/curation", "pretrain/probes")
     mapped = {f"pixio_robot.{name.replace('/', '.')}": name for name in (*FOLDERS, *inner)}
     mapped["pixio_robot.pickles"] = "pixio_robot/pickles"
+    mapped["pixio_robot.runtime"] = "pixio_robot/runtime"
     assert settings["package-dir"] == {"pixio_robot": "pixio_robot"} | mapped
     assert set(settings["packages"]) == set(settings["package-dir"])
     for name in FOLDERS:

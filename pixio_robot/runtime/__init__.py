@@ -1,0 +1,1 @@
+"""Exported policies at work: bundles, and what runs them without torch."""

@@ -1,0 +1,48 @@
+"""A checkpoint as a `Policy`: what an exported bundle does, done by torch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .visuomotor import Agent, LoadedPolicy, load_policy, load_policy_encoder
+
+
+class EagerPolicy:
+    """An agent at work on one robot.
+
+    Args:
+        agent: the policy with its encoder.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self._fresh = True
+
+    @classmethod
+    def load(cls, checkpoint: Path | str, device: torch.device = torch.device("cpu")) -> "EagerPolicy":
+        """Load a checkpoint with its encoder.
+
+        Raises:
+            CheckpointError: if it is missing or damaged, or its encoder has other weights now.
+        """
+        loaded = load_policy(checkpoint)
+        backbone = None if loaded.encoder is None else load_policy_encoder(loaded.encoder)
+        return cls(Agent(loaded, backbone, device))
+
+    @property
+    def loaded(self) -> LoadedPolicy:
+        """The policy and what it was trained for."""
+        return self.agent.loaded
+
+    def reset(self) -> None:
+        """Forget the past: the next observation starts an episode."""
+        self._fresh = True
+
+    def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the next actions, (C, A) float32, for one observation, each array without a batch axis."""
+        batch = {key: value[None] for key, value in observation.items()}
+        actions = self.agent.act(batch, np.array([self._fresh]), np.ones(1, bool))
+        self._fresh = False
+        return actions.reshape(-1, actions.shape[-1])
