@@ -7,7 +7,8 @@ and ``obs/<camera>_image`` (T, H, W, 3) uint8, ``obs/<camera>_depth`` (T, H, W, 
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from ..files import replacing, require_space
 from .registry import EnvRequest
 from .rendering import Calibration
 
+_ROOM = 100 * 2**20  # that a disk must have left [bytes]
+_LOOK_AT_DISK = 100  # steps after which it is looked at again
 GYM_TYPE = 2  # robomimic's number for a gym-like environment
 
 
@@ -35,8 +38,6 @@ class Demo:
     seed: int
     start: str  # digest of the first state
     cameras: dict[str, Calibration]
-    run: dict[str, np.ndarray] = field(default_factory=dict)  # what a control loop measured, each (T, ...)
-    events: str = "[]"  # JSON of what happened in it
 
 
 def disk_key(key: str, cameras: Sequence[str]) -> str:
@@ -63,14 +64,85 @@ def write_demo(path: Path, demo: Demo) -> None:
         temporary.write_bytes(image)
 
 
-def _fill_group(group: h5py.Group, demo: Demo) -> None:
-    steps = len(demo.actions)
-    group.attrs.update(num_samples=steps, seed=demo.seed, start=demo.start, score=demo.score, success=demo.good)
+class DemoWriter:
+    """One demonstration written step by step, for what is too long for memory. `close` puts the file in its place.
+
+    Args:
+        path: the file, as `write_demo` makes it.
+
+    Raises:
+        OSError: if the disk has less room than `_ROOM`; HDF5 itself would end the process on a full one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        require_space(path, _ROOM)
+        self._stack = ExitStack()
+        self._file = h5py.File(self._stack.enter_context(replacing(path)), "w")
+        self._group = self._file.create_group("demo")
+        self._path, self.steps = path, 0
+
+    def add(self, observations: dict[str, np.ndarray], values: dict[str, Any]) -> None:
+        """Add a step: observations under their keys on disk, and actions, rewards, states, success, ``run/...``."""
+        if self.steps % _LOOK_AT_DISK == 0:
+            require_space(self._path, _ROOM)
+        rows = {f"obs/{key}": value[..., None] if value.ndim == 2 else value for key, value in observations.items()}
+        for key, value in {**rows, **values}.items():
+            row = np.asarray(value)
+            if key not in self._group:
+                options = picture_options(row.shape) if row.ndim == 3 else dict(chunks=(256, *row.shape))
+                self._group.create_dataset(key, (0, *row.shape), row.dtype, maxshape=(None, *row.shape), **options)
+            dataset = self._group[key]
+            dataset.resize(self.steps + 1, axis=0)
+            dataset[self.steps] = row
+        self.steps += 1
+
+    def close(self, seed: int, start: str, score: float, good: bool, cameras: dict[str, Calibration], events: str) -> None:
+        """Finish the file; the arguments are as in `Demo`."""
+        dones = np.zeros(self.steps, np.int64)
+        dones[-1:] = 1
+        self._group.create_dataset("dones", data=dones)
+        _tell(self._group, self.steps, seed, start, score, good, cameras)
+        self._group.attrs["events"] = events
+        self._file.close()
+        self._stack.close()
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        self._file.close()
+        with suppress(_Dropped), self._stack:
+            raise _Dropped
+
+
+class _Dropped(Exception):
+    """Makes `replacing` drop its file."""
+
+
+def picture_options(shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return how pictures (H, W, C) are stored: each on its own, compressed without loss."""
+    return dict(chunks=(1, *shape), compression="lzf")
+
+
+def _tell(
+    group: h5py.Group,
+    steps: int,
+    seed: int,
+    start: str,
+    score: float,
+    good: bool,
+    cameras: dict[str, Calibration],
+) -> None:
+    """Write what a demonstration says of itself."""
+    group.attrs.update(num_samples=steps, seed=seed, start=start, score=score, success=good)
     calibrations = {
         name: {"intrinsics": each.intrinsics.tolist(), "extrinsics": each.camera_to_world.tolist()}
-        for name, each in demo.cameras.items()
+        for name, each in cameras.items()
     }
     group.attrs["camera_info"] = json.dumps(calibrations)
+
+
+def _fill_group(group: h5py.Group, demo: Demo) -> None:
+    steps = len(demo.actions)
+    _tell(group, steps, demo.seed, demo.start, demo.score, demo.good, demo.cameras)
     dones = np.zeros(steps, np.int64)
     dones[-1] = 1
     group.create_dataset("actions", data=demo.actions)
@@ -78,15 +150,10 @@ def _fill_group(group: h5py.Group, demo: Demo) -> None:
     group.create_dataset("dones", data=dones)
     group.create_dataset("success", data=demo.success)
     group.create_dataset("states", data=demo.states)
-    for key, values in demo.run.items():
-        group.create_dataset(f"run/{key}", data=values)
-    if demo.run:
-        group.attrs["events"] = demo.events
     for key, values in demo.observations.items():
         if values.ndim == 1 + 2:  # depth: robomimic wants a channel
             values = values[..., None]
-        pictures = values.ndim == 4
-        options = dict(chunks=(1, *values.shape[1:]), compression="lzf") if pictures else {}
+        options = picture_options(values.shape[1:]) if values.ndim == 4 else {}
         group.create_dataset(f"obs/{key}", data=values, **options)
 
 

@@ -363,6 +363,32 @@ def _export(command: schemas.Export) -> int:
     return 0
 
 
+def _run(command: schemas.Run) -> int:
+    from .errors import BadInput
+    from .files import sha256_of
+    from .progress import Progress
+    from .robots.runs import run_robot
+    from .tables import print_run
+
+    if (command.bundle is None) == (command.checkpoint is None):
+        raise BadInput("one policy is needed: bundle=FOLDER (of pixio-robot export), or checkpoint=FILE")
+    if command.bundle is not None:
+        from pathlib import Path
+
+        from .runtime.bundle import CARD
+        from .runtime.runtime import Runtime
+
+        runtime = Runtime.load(command.bundle, command.threads)
+        report = run_robot(command, runtime.card, runtime, sha256_of(Path(command.bundle) / CARD), Progress())
+    else:
+        from .policies.runs import eager_policy
+
+        card, policy, inputs = eager_policy(command.checkpoint, command.device)
+        report = run_robot(command, card, policy, inputs, Progress())
+    print_run(report)
+    return 3 if report.stopped else 0
+
+
 def _report(command: schemas.Report) -> int:
     from pathlib import Path
 
@@ -399,6 +425,7 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "camera_check": _camera_check,
     "calibrate": _calibrate,
     "stream": _stream,
+    "run": _run,
     "export": _export,
     "report": _report,
     "doctor": _doctor,

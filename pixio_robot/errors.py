@@ -66,6 +66,14 @@ class StaleFrame(CameraError):
     """The newest frame of a camera is older than was asked for."""
 
 
+class RobotError(PixioError):
+    """A robot that cannot be reached, or gave no answer in time."""
+
+
+class EmergencyStopped(RobotError):
+    """The emergency stop is latched; nothing is sent until somebody resets it."""
+
+
 class Stopped(PixioError):
     """A run ended early because it was asked to, after it had saved what it needs to go on."""
 

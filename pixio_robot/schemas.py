@@ -10,6 +10,7 @@ from .camera_schemas import Calibrate, CameraCheck, CameraSettings, CameraView, 
 from .export_schemas import Export, Verify
 from .keys import MISSING, Hardware, key
 from .pretrain_schemas import Curate, Distill, Pretrain, Probe, Score
+from .robot_schemas import Run
 
 FUSIONS = ("mean", "concat", "first", "attention", "spatial")
 FRAMES = ("single", "stack", "flare")
@@ -318,6 +319,7 @@ COMMANDS: dict[str, type] = {
     "camera_check": CameraCheck,
     "calibrate": Calibrate,
     "stream": Stream,
+    "run": Run,
     "export": Export,
     "verify": Verify,
     "report": Report,
