@@ -56,7 +56,7 @@ class StateActor:
         hidden = np.asarray(state, np.float32)
         for layer in self.layers:
             hidden = layer(hidden)
-        return np.clip(hidden, -1, 1)
+        return np.clip(hidden[..., : self.action_dim], -1, 1)  # the first of a chunk
 
 
 def _layers(tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> list[Layer]:

@@ -389,6 +389,15 @@ def _run(command: schemas.Run) -> int:
     return 3 if report.stopped else 0
 
 
+def _serve(command: schemas.Serve) -> int:
+    from .policies.serving import new_server
+
+    with new_server(command) as server:
+        print(f"{server.card.task or server.card.kind} at {server.host}:{server.port}; stop it with Ctrl-C", flush=True)
+        server.wait()
+    return 0
+
+
 def _report(command: schemas.Report) -> int:
     from pathlib import Path
 
@@ -427,6 +436,7 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "stream": _stream,
     "run": _run,
     "export": _export,
+    "serve": _serve,
     "report": _report,
     "doctor": _doctor,
 }

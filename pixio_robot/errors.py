@@ -74,6 +74,10 @@ class EmergencyStopped(RobotError):
     """The emergency stop is latched; nothing is sent until somebody resets it."""
 
 
+class RemoteError(PixioError):
+    """A policy on another machine that cannot be reached, refuses, or does not answer in time."""
+
+
 class Stopped(PixioError):
     """A run ended early because it was asked to, after it had saved what it needs to go on."""
 

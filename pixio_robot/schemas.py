@@ -11,6 +11,7 @@ from .export_schemas import Export, Verify
 from .keys import MISSING, Hardware, key
 from .pretrain_schemas import Curate, Distill, Pretrain, Probe, Score
 from .robot_schemas import Run
+from .serving_schemas import Serve
 
 FUSIONS = ("mean", "concat", "first", "attention", "spatial")
 FRAMES = ("single", "stack", "flare")
@@ -51,6 +52,7 @@ class PolicySettings:
     weight_decay: float = key(0.0, "weight decay")
     batch: int = key(256, "samples a step")
     epochs: int = key(100, "passes over the training frames")
+    chunk: int = key(1, "actions predicted at once: of this step and of those that follow", least=1, later=True)
 
 
 @dataclass
@@ -216,6 +218,9 @@ class Evaluate(Hardware):
     first_seed: int = key(HELD_OUT_SEED, "seed of the first episode; demonstrations start from 0", least=0)
     envs: int | None = key(None, "environments in parallel; null means twice the cores", least=1, free=True)
     render: str | None = key(None, "render quality; null means the demonstrations'")
+    execute: int | None = key(
+        None, "actions of each chunk that are executed before the next one; null means all", least=1, later=True
+    )
     videos: bool = key(True, "keep videos of the first success and the first failure")
     out: str | None = key(None, "run folder; null means runs/evaluate/<digest of the settings>", free=True)
 
@@ -322,6 +327,7 @@ COMMANDS: dict[str, type] = {
     "run": Run,
     "export": Export,
     "verify": Verify,
+    "serve": Serve,
     "report": Report,
     "doctor": Doctor,
 }

@@ -1,6 +1,6 @@
 """Behaviour cloning on cached tokens, in one plain loop that resumes exactly.
 
-Shapes: F frames, B batch, T frames of history, E embedding, P proprioception, A action.
+Shapes: F frames, B batch, T frames of history, E embedding, P proprioception, C actions of a chunk, A action.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,10 @@ from ..embedding import Embedder, TokenShape, frame_indices, history_of
 from ..errors import BadInput, CheckpointError, DataError, UnknownName, closest
 from ..hardware import seeded, threads
 from ..progress import Progress
-from ..run_folder import MetricsLog, digest
+from ..run_folder import MetricsLog, described, digest
 from ..schemas import DEPTHS, EmbeddingSettings, PolicySettings
 from .cache import TokenCache
+from .chunks import chunk_indices
 from .demos import DemoSet, depth_key
 from .pixel_network import PixelNetwork, shrunk
 from .visuomotor import EncoderIdentity, Visuomotor
@@ -42,6 +43,8 @@ class BCData:
     actions: Tensor  # (F, A)
     train: Tensor  # rows of the training split
     valid: Tensor  # rows of the validation split, may be empty
+    chunks: np.ndarray  # (F, C) rows of the actions that follow each frame, its own first
+    within: Tensor  # (F, C) bool, those that its episode has
     fingerprint: str  # of the demonstrations and tokens
     depth: np.ndarray | None = None  # (F, S, S, 2) uint8, of a policy with a network for depth
 
@@ -84,10 +87,13 @@ def bc_data(demos: DemoSet, cache: TokenCache | None, policy: Visuomotor) -> BCD
     if policy.depth is not None:
         parts = demos.batches(depth_key(policy.pictures[0]), 0, 256)
         depth = np.concatenate([policy.small_depth(part) for part in parts])
+    chunks, within = chunk_indices(demos.frame_starts, policy.settings.chunk)
     return BCData(
         depth=depth,
         tokens=tokens,
         history=frame_indices(demos.frame_starts, policy.history),
+        chunks=chunks,
+        within=torch.from_numpy(within),
         proprio=torch.from_numpy(demos.read(policy.felt)) if embedder.proprio_dim else None,
         actions=actions,
         train=train,
@@ -133,7 +139,7 @@ def train_bc(
     policy = new_policy(tokens, embedding, demos.widths, settings, seed, kind, pictures).to(device)
     embedder = policy.embedder
     data = bc_data(demos, cache, policy)
-    training = dict(seed=seed, **asdict(settings), data=data.fingerprint, task=demos.task, starts=demos.starts)
+    training = dict(seed=seed, **described(settings), data=data.fingerprint, task=demos.task, starts=demos.starts)
     folder = out / "checkpoints" / kind
     last, best = folder / "last.safetensors", folder / "best.safetensors"
     optimizer = _optimizer(policy, settings, device)
@@ -161,13 +167,12 @@ def train_bc(
                 order = data.train[torch.randperm(len(data.train))]
                 parts = _split(order, settings.batch)
                 for rows in parts:
-                    prediction = batches.predict(policy, rows)
-                    loss = loss_of(prediction, batches.actions[rows])
+                    loss, count = batches.loss(policy, rows, loss_of)
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()
                     optimizer.step()
-                    total += loss.detach() * len(rows)
-            state.train_loss = float(total) / len(order)
+                    total += loss.detach() * count
+            state.train_loss = float(total) / int(data.within[order].sum())
             state.valid_loss = _valid_loss(policy, batches, data.valid, loss_of, settings.batch)
             state.epoch, state.step = epoch, state.step + len(parts)
             if not np.isfinite(state.train_loss):
@@ -178,14 +183,14 @@ def train_bc(
                 values["valid/loss"] = state.valid_loss
             metrics.write(epoch, state.step, values)
             bar.advance(1)
-            described = {**training, "epoch": epoch}
+            explained = {**training, "epoch": epoch}
             due = epoch % save_every == 0 or epoch == settings.epochs or epoch in kept
             if state.valid_loss < state.best_loss or (due and not len(data.valid)):
                 state.best_loss = state.valid_loss
-                policy.save(best, encoder, demos.request, described, state.step)
+                policy.save(best, encoder, demos.request, explained, state.step)
             if due:
                 for path in (last, *([kept[epoch]] if epoch in kept else [])):
-                    policy.save(path, encoder, demos.request, described, state.step)
+                    policy.save(path, encoder, demos.request, explained, state.step)
                 state.save(policy, optimizer)
     return BCResult(last, best, state.train_loss, state.valid_loss, False, list(kept.values()), seconds)
 
@@ -298,6 +303,15 @@ class _Batches:
         proprio = None if self.data.proprio is None else self.data.proprio[rows].to(self.device)
         return tokens, proprio
 
+    def loss(self, policy: Visuomotor, rows: Tensor, loss_of: Any) -> tuple[Tensor, int]:
+        """Return the mean loss over the actions that there are, and how many these are."""
+        prediction, within = self.predict(policy, rows), self.data.within[rows]
+        if policy.settings.chunk == 1:
+            return loss_of(prediction, self.actions[rows]), len(rows)
+        there = within.to(self.device)
+        targets = self.actions[torch.from_numpy(self.data.chunks[rows.numpy()])]  # (B, C, A)
+        return loss_of(prediction.view_as(targets)[there], targets[there]), int(within.sum())
+
     def predict(self, policy: Visuomotor, rows: Tensor) -> Tensor:
         if self.table is not None:
             return policy.head(self.table[rows])
@@ -312,10 +326,8 @@ def _valid_loss(policy: Visuomotor, batches: _Batches, rows: Tensor, loss_of: An
     if not len(rows):
         return float("nan")
     policy.eval()
-    losses = [
-        float(loss_of(batches.predict(policy, part), batches.actions[part])) * len(part) for part in rows.split(size)
-    ]
-    return sum(losses) / len(rows)
+    losses = [batches.loss(policy, part, loss_of) for part in rows.split(size)]
+    return sum(float(loss) * count for loss, count in losses) / sum(count for _, count in losses)
 
 
 @dataclass

@@ -43,6 +43,6 @@ class EagerPolicy:
     def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the next actions, (C, A) float32, for one observation, each array without a batch axis."""
         batch = {key: value[None] for key, value in observation.items()}
-        actions = self.agent.act(batch, np.array([self._fresh]), np.ones(1, bool))
+        actions = self.agent.predict(batch, np.array([self._fresh]), np.ones(1, bool))[0]
         self._fresh = False
-        return actions.reshape(-1, actions.shape[-1])
+        return actions

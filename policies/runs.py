@@ -117,7 +117,9 @@ def run_evaluate(command: Evaluate, progress: Progress) -> tuple[Path, Evaluatio
     check_held_out(loaded.training["starts"], plans, loaded.training.get("seeds", (0, 0)))
     open_run(out, command, inputs)
     backbone = None if loaded.encoder is None else load_policy_encoder(loaded.encoder)
-    evaluation = evaluate_policy(loaded, backbone, request, plans, device, out, command.envs, command.videos, progress)
+    evaluation = evaluate_policy(
+        loaded, backbone, request, plans, device, out, command.envs, command.videos, progress, command.execute
+    )
     label = evaluation.rows[0]
     write_json(
         out / "result.json",
@@ -210,8 +212,13 @@ def evaluate_policy(
     width: int | None,
     videos: bool,
     progress: Progress,
+    execute: int | None = None,
 ) -> Evaluation:
-    """Run a loaded policy on planned episodes; without pictures where it does not look at them."""
+    """Run a loaded policy on planned episodes; without pictures where it does not look at them.
+
+    Args:
+        execute: as `Agent` takes it.
+    """
     identity, kind = loaded.encoder, loaded.policy.kind
     name = loaded.training.get("algorithm", kind)  # policies of train_rl are called after what trained them
     label = Label(name)
@@ -221,7 +228,7 @@ def evaluate_policy(
         label = Label(name, identity.name, identity.weights, fusion)
     seen = [*(["rgb"] if kind in ("bc", "cnn") else []), *(["depth"] if loaded.policy.needs_depth else [])]
     request = replace(request, observe=(*seen, loaded.policy.felt))
-    agent = Agent(loaded, None if identity is None else backbone, device)
+    agent = Agent(loaded, None if identity is None else backbone, device, execute)
     width = width or 2 * default_width()
     evaluation = evaluate(agent.act, request, plans, label, out, width=width, videos=videos, progress=progress)
     evaluation.seconds |= agent.seconds

@@ -1,6 +1,7 @@
 """A policy: embedder and head as one module, and the agent that runs it on observations.
 
-Shapes: B batch, T frames of history, K class tokens, N patches, D width, P proprioception, A action.
+Shapes: B batch, T frames of history, K class tokens, N patches, D width, P proprioception, C actions of a chunk, A
+action.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,10 @@ from ..envs.registry import EnvRequest
 from ..errors import CheckpointError
 from ..hardware import threads
 from ..preprocessing import Preprocessing
+from ..run_folder import described
 from ..schemas import PolicySettings
 from .cache import encode
+from .chunks import ChunkQueue
 from .demos import depth_key
 from .heads import MlpHead
 from .pixel_network import SIDE, PixelNetwork, shrunk
@@ -78,7 +81,8 @@ class Visuomotor(nn.Module):
         self.pixels = PixelNetwork(frames, len(pictures)) if kind == "cnn" else None
         late = embedder.settings.depth == "late"
         self.depth = PixelNetwork(max(frames, embedder.history), channels=2) if late else None
-        self.head = MlpHead(embedder.dim + (self.depth.tokens.dim if self.depth else 0), actions, settings)
+        seen = embedder.dim + (self.depth.tokens.dim if self.depth else 0)
+        self.head = MlpHead(seen, settings.chunk * actions, settings)
 
     @property
     def history(self) -> int:
@@ -115,7 +119,7 @@ class Visuomotor(nn.Module):
         return "state" if self.kind == "state" else "proprio"
 
     def forward(self, tokens: Tensor | None, proprio: Tensor | None, depth: Tensor | None = None) -> Tensor:
-        """Return actions (B, A).
+        """Return actions (B, C * A): that of this step, then those of the C - 1 steps that follow.
 
         Args:
             tokens: (B, T, K or N, D), of several cameras along D; or pictures (B, T, S, S, 3 a camera) uint8 of a
@@ -153,7 +157,7 @@ class Visuomotor(nn.Module):
             kind=self.kind,
             frames=self.history,
             pictures=self.pictures,
-            policy=asdict(self.settings),
+            policy=described(self.settings),
             encoder=None if encoder is None else asdict(encoder),
             environment=asdict(request),
         )
@@ -255,29 +259,49 @@ class Agent:
         loaded: the policy.
         backbone: its encoder; None for a policy without one.
         device: where to compute.
+        execute: actions of each chunk that are executed before the next one; None is all of them.
+
+    Raises:
+        BadInput: if the policy's chunks have fewer.
     """
 
-    def __init__(self, loaded: LoadedPolicy, backbone: Backbone | None, device: torch.device) -> None:
+    def __init__(
+        self, loaded: LoadedPolicy, backbone: Backbone | None, device: torch.device, execute: int | None = None
+    ) -> None:
         self.loaded, self.device = loaded, device
         self.policy = loaded.policy.to(device).eval()
         precision = "fp32" if loaded.encoder is None else loaded.encoder.precision
         self._perception = Perception(self.policy, backbone if loaded.encoder else None, precision, device)
         self._history = FrameHistory(self.policy.history)
         self._depths = FrameHistory(1 if self.policy.depth is None else self.policy.depth.frames)
+        self._queue = ChunkQueue(self.policy.settings.chunk, execute)
         self.seconds = {"encoding": 0.0, "policy": 0.0}
 
-    @torch.inference_mode()
     def act(self, observations: dict[str, np.ndarray], starting: np.ndarray, running: np.ndarray) -> np.ndarray:
-        """Return actions.
+        """Return the actions of this step, of chunks that were predicted now or earlier.
 
         Args:
             observations: each (B, ...).
             starting: (B,) bool, environments at the first step of an episode.
-            running: (B,) bool, environments whose action matters; only their images are encoded.
+            running: (B,) bool, environments whose action matters; only their images are encoded, and only those that
+                the next prediction looks at.
 
         Returns:
             (B, A) float32 in [-1, 1].
         """
+        waits = self._queue.waits(starting)
+        chunks = self.predict(observations, starting, running & (waits < self.frames))
+        self._queue.refill(chunks)
+        return self._queue.pop()
+
+    @property
+    def frames(self) -> int:
+        """How many frames a prediction looks at."""
+        return max(self._history.history, self._depths.history)
+
+    @torch.inference_mode()
+    def predict(self, observations: Mapping[str, np.ndarray], starting: np.ndarray, running: np.ndarray) -> np.ndarray:
+        """Return chunks of actions from this step on, (B, C, A) float32 in [-1, 1]; arguments are those of `act`."""
         began = perf_counter()
         tokens = self._tokens(observations, starting, running)
         encoded = perf_counter()
@@ -292,9 +316,11 @@ class Agent:
             actions = self.policy(tokens, proprio, depth).clamp(-1, 1).cpu().numpy()
         self.seconds["encoding"] += encoded - began
         self.seconds["policy"] += perf_counter() - encoded
-        return actions
+        return actions.reshape(len(actions), self.policy.settings.chunk, self.policy.actions)
 
-    def _tokens(self, observations: dict[str, np.ndarray], starting: np.ndarray, running: np.ndarray) -> Tensor | None:
+    def _tokens(
+        self, observations: Mapping[str, np.ndarray], starting: np.ndarray, running: np.ndarray
+    ) -> Tensor | None:
         if not self._perception.sees:
             return None
         seen = self._perception.newest({key: observations[key][running] for key in self.policy.pictures})

@@ -187,6 +187,18 @@ def _curation(folder: Path) -> None:
     assert run(["pretrain", *words]) == 0
 
 
+def _remote(folder: Path) -> None:
+    from pixio_robot.runtime.bundle import Card
+    from pixio_robot.runtime.remote.client import RemotePolicy
+    from pixio_robot.runtime.remote.server import PolicyServer
+    from pixio_robot.runtime.replay import Replay
+
+    card = Card("policy", "replay", "fp32", "", [], [], action_low=[-1.0] * 2, action_high=[1.0] * 2)
+    actions = np.arange(8, dtype=np.float32).reshape(4, 2)
+    with PolicyServer(card, lambda: Replay(actions)) as server, RemotePolicy(f"127.0.0.1:{server.port}") as policy:
+        assert policy.act({}).tolist() == [[0.0, 1.0]] and policy.act({}).tolist() == [[2.0, 3.0]]
+
+
 def _ray(folder: Path) -> None:
     """Actors of Ray Data on this machine score to the same bytes as this process."""
     import ray
@@ -268,6 +280,7 @@ EXERCISES: dict[str, Callable[[Path], None]] = {
     "oak": _oak,
     "export": _export,
     "openvino": _openvino,
+    "remote": _remote,
     "ray": _ray,
     "slurm": _slurm,
     "viz": _viz,

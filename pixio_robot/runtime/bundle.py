@@ -109,6 +109,16 @@ class Card:
             temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
+    def of(cls, values: dict[str, Any]) -> "Card":
+        """Return the card of a JSON object; raises ValueError, KeyError, TypeError or AttributeError if it is none."""
+        values = dict(values)
+        ports: dict[str, Any] = {}
+        for name in ("observation", "outputs"):
+            ports[name] = [_port(each) for each in values.pop(name)]
+        memory = [Memory(each["name"], each["frames"], tuple(each["shape"])) for each in values.pop("memory")]
+        return cls(**ports, memory=memory, **values)
+
+    @classmethod
     def read(cls, folder: Path | str, check: bool = True) -> "Card":
         """Read a bundle's card.
 
@@ -128,9 +138,7 @@ class Card:
                     f"{folder} is a bundle of format {values.get('format')!r}, this version reads {FORMAT!r}; "
                     "export it again"
                 )
-            ports = {name: [_port(each) for each in values.pop(name)] for name in ("observation", "outputs")}
-            memory = [Memory(each["name"], each["frames"], tuple(each["shape"])) for each in values.pop("memory")]
-            card = cls(**ports, memory=memory, **values)
+            card = cls.of(values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{folder / CARD} is damaged ({error!r}); export the bundle again") from error
         for name, expected in card.files.items() if check else ():

@@ -42,7 +42,8 @@ def token_use(policy: Visuomotor, demos: DemoSet, cache: TokenCache) -> list[flo
             if left_out < shape.cls:
                 seen = tokens.clone()
                 seen[:, :, left_out] = means[left_out]
-            errors[left_out] += float((policy(seen, proprio) - data.actions[rows]).square().sum())
+            now = policy(seen, proprio)[:, : policy.actions]
+            errors[left_out] += float((now - data.actions[rows]).square().sum())
     if float(errors[-1]) == 0:
         return None
     return [float(error / errors[-1] - 1) for error in errors[:-1]]

@@ -227,6 +227,11 @@ def begin_from(model: Any, policy: Visuomotor, source: str) -> None:
         CheckpointError: if its head is not the actor's.
     """
     layers, settings = _layers(model), policy.settings
+    if settings.chunk > 1:
+        raise CheckpointError(
+            f"{source} predicts chunks of {settings.chunk} actions; reinforcement learns one action at a time: clone "
+            "with policy.chunk=1"
+        )
     squashed = not isinstance(model, PPO)
     wanted = [tuple(layer.weight.shape) for layer in layers]
     theirs = [layer for layer in policy.head.layers if isinstance(layer, nn.Linear)]

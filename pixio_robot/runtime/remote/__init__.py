@@ -1,0 +1,1 @@
+"""A policy on another machine: messages, server, client."""
