@@ -96,7 +96,9 @@ class DemoWriter:
             dataset[self.steps] = row
         self.steps += 1
 
-    def close(self, seed: int, start: str, score: float, good: bool, cameras: dict[str, Calibration], events: str) -> None:
+    def close(
+        self, seed: int, start: str, score: float, good: bool, cameras: dict[str, Calibration], events: str
+    ) -> None:
         """Finish the file; the arguments are as in `Demo`."""
         dones = np.zeros(self.steps, np.int64)
         dones[-1:] = 1

@@ -17,7 +17,9 @@ class Run(CameraSettings):
     time: str = key("real", "time of a simulated robot: real, stepped")
     rate: float | None = key(None, "commands a second; null is the robot's own, else the policy's")
     episodes: int = key(1, "episodes", least=1)
-    steps: int | None = key(None, "steps of the policy in an episode, at most; null is the task's own, else 1000", least=1)
+    steps: int | None = key(
+        None, "steps of the policy in an episode, at most; null is the task's own, else 1000", least=1
+    )
     seed: int = key(20_000, "seed of a simulated robot's first episode; they count up", least=0)
     render: str | None = key("fast", "render quality of a simulated robot: benchmark, balanced, fast")
     depth_sensor: str = key("d435", "what a simulated robot's depth is measured with: exact, d435")

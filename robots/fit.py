@@ -37,7 +37,9 @@ def check_fit(card: Card, robot: RobotSpec, camera: CameraSpec, rate: float) -> 
     if card.action_names is not None and tuple(card.action_names) != axes:
         raise BadInput(f"the policy's actions are {', '.join(card.action_names)}, {robot.name} takes {', '.join(axes)}")
     if card.action_low and (min(card.action_low) < -1 or max(card.action_high) > 1):
-        raise BadInput(f"the policy's actions reach from {min(card.action_low)} to {max(card.action_high)}, not -1 to 1")
+        raise BadInput(
+            f"the policy's actions reach from {min(card.action_low)} to {max(card.action_high)}, not -1 to 1"
+        )
     for port in card.observation:
         if port.name == "proprio":
             if port.shape != (robot.proprio,):

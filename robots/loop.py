@@ -47,7 +47,7 @@ class Tick:
     state: str  # "run", "hold"
     age: float | None  # of the frame behind the action, when it was sent [s]
     newest: float | None  # age of the newest frame [s]
-    seconds: float | None  # that the policy took for the action [s]
+    seconds: float | None  # that the policy took, where an answer came since the last tick [s]
     asked: list[float] | None  # by the policy
     sent: list[float]
     reasons: tuple[str, ...]  # why something else was sent
@@ -121,7 +121,7 @@ class ControlLoop:
         self._frame: Frame | None = None
         self._submitted = -1  # number of the frame
         self._noted: list[str] = []
-        self._error: Exception | None = None
+        self._took: float | None = None  # by the answer that came [s]
 
     def run(self, episode: int, seed: int, steps: int) -> tuple[str, Ending]:
         """Run one episode of at most so many steps of the policy; return what names its start, and how it ended.
@@ -134,7 +134,7 @@ class ControlLoop:
         start = self.robot.reset(seed)
         self.plan.clear()
         self.ways.reset()
-        self._frame, self._submitted, self._noted, self._error = None, -1, [], None
+        self._frame, self._submitted, self._noted = None, -1, []
         outcomes: list[Outcome] = []
         try:
             self._look(0, self.rules.patience, first=True)
@@ -169,29 +169,29 @@ class ControlLoop:
                     done = self.robot.hold() if command is None else self.robot.send_action(command)
                 except EmergencyStopped as error:
                     log.error("%s", error)
-                    done, ticks_end = np.zeros_like(felt["set_point"], np.float32), "estop"
+                    done, end = np.zeros_like(felt["set_point"], np.float32), "estop"
                 else:
-                    ticks_end = ""
-                reasons = self.robot.reasons if not ticks_end else ("estop",)
+                    end = ""
+                reasons = self.robot.reasons if not end else ("estop",)
                 if command is None and reasons == ("hold",):
                     reasons = ("no_action",)
-                held = command is None or "nan" in reasons or bool(ticks_end)
+                held = command is None or "nan" in reasons or bool(end)
                 if not held:
                     good = now
                 sent.append(done)
                 ticks.append(self._tick(episode, step, now - began, late, held, planned, done, reasons, now))
-                if not ticks_end and (words := self.robot.filter.out_of_control(self.robot.get_observation())):
+                if not end and (words := self.robot.filter.out_of_control(self.robot.get_observation())):
                     log.error("the robot is out of control: %s", words)
                     ticks[-1].events.append("out_of_control")
-                    ticks_end = "control"
-                if not ticks_end and now - good > self.rules.stop_after:
+                    end = "control"
+                if not end and now - good > self.rules.stop_after:
                     ticks[-1].events.append("watchdog")
-                    ticks_end = "watchdog"
-                if not ticks_end and self.asked_to_stop():
-                    ticks_end = "asked"
-                if ticks_end:
+                    end = "watchdog"
+                if not end and self.asked_to_stop():
+                    end = "asked"
+                if end:
                     self._finish(felt, state, frame, planned, sent, ticks, outcomes)
-                    return ticks_end, step + 1
+                    return end, step + 1
             self._finish(felt, state, frame, planned, sent, ticks, outcomes)
             if outcomes and outcomes[-1].over:
                 return ("success" if outcomes[-1].success else "end"), step + 1
@@ -200,7 +200,9 @@ class ControlLoop:
 
     def _next(self, step: int, now: float) -> Planned | None:
         """Return the action for a step, if there is one that is not too old."""
+        self._took = None
         if (answer := self.inference.poll()) is not None:
+            self._took = answer.seconds
             if answer.error is not None:
                 raise answer.error
             self.plan.put(answer, step)
@@ -225,6 +227,7 @@ class ControlLoop:
         now: float,
     ) -> Tick:
         events, self._noted = self._noted, []
+        took, self._took = self._took, None
         return Tick(
             episode,
             step,
@@ -233,7 +236,7 @@ class ControlLoop:
             "hold" if held else "run",
             None if planned is None else now - planned.seen,
             None if self._frame is None else self._frame.age(now),
-            None if planned is None else planned.seconds,
+            took,
             None if planned is None or not np.isfinite(planned.action).all() else planned.action.tolist(),
             sent.tolist(),
             reasons,

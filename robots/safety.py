@@ -72,7 +72,9 @@ class SafetyFilter:
         short = np.clip(change, -self._stride, self._stride)
         cut = np.abs(change - short) > grain
         if cut.any():
-            reasons += [name for name, kind in (("step", ~self._slower), ("velocity", self._slower)) if (cut & kind).any()]
+            reasons += [
+                name for name, kind in (("step", ~self._slower), ("velocity", self._slower)) if (cut & kind).any()
+            ]
         target = begin + short
         inside = self._within_workspace(begin, target)
         if inside is not target:

@@ -23,8 +23,9 @@ _SLACK = 0.5  # periods that the simulator waits for a command that is due
 class TaskRobot(Robot):
     """A task of our registry. In stepped time the world goes on with each action; in real time it goes on by itself.
 
-    In real time a thread of its own owns the simulator. It makes a step with each command, or without one when none has
-    come for half a period, and draws a picture after it. Axes rest while nothing is commanded.
+    In real time a thread of its own owns the simulator. From the first command of an episode on it makes a step with
+    each command, or without one when none has come for half a period more than a period, and draws a picture after it.
+    Axes rest while nothing is commanded.
 
     Args:
         name: the task, e.g. ``toy/reach``, perhaps with ``@CAMERA``.
@@ -55,6 +56,7 @@ class TaskRobot(Robot):
         self._closing = False
         self._env: TaskEnv | None = None
         self._running = False  # between reset and the end of the connection
+        self._waits = False  # for the first command of an episode
         self._seen: dict[str, np.ndarray] = {}
         self._felt: dict[str, np.ndarray] = {}
         self._state = np.zeros(0)
@@ -115,7 +117,9 @@ class TaskRobot(Robot):
         self._check()
         asked = np.asarray(action, np.float32)
         if asked.shape != (len(self.spec.commands.names),) or not np.isfinite(asked).all():
-            raise BadInput(f"{self.spec.name} needs a finite action of {len(self.spec.commands.names)} numbers; got {asked}")
+            raise BadInput(
+                f"{self.spec.name} needs a finite action of {len(self.spec.commands.names)} numbers; got {asked}"
+            )
         sent = np.clip(asked, -1, 1)
         if self.stepped:
             self._step(sent)
@@ -139,7 +143,7 @@ class TaskRobot(Robot):
             assert self._env is not None
             self._seen, info = self._env.reset(seed=seed)
             self._outcome = Outcome(0.0, False, False, 0.0)
-            self._pending, self._running, self._starts = None, True, True
+            self._pending, self._running, self._starts, self._waits = None, True, True, True
             self._feel(self._env)
             self._publish()
             return str(info["start"])
@@ -264,6 +268,12 @@ class TaskRobot(Robot):
                     self._changed.notify_all()
                 assert self._env is not None
                 began = self.clock.now()
+                if action is None and self._waits:  # a picture of the same moment, for who has none yet
+                    with self._changed:
+                        self._publish()
+                    due = began + period
+                    continue
+                self._waits = False
                 if action is None:
                     self.unled += not self._outcome.over
                     action = np.where(self.spec.commands.relative, 0, self._last).astype(np.float32)

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def fault_table(faults: Sequence[Fault], ticks: Sequence[dict[str, Any]]) -> lis
         mine = [tick for tick in ticks if tick["episode"] == fault.episode]
         begun = [tick for tick in mine if f"fault {fault.kind}" in tick["events"] and tick["at"] >= fault.at]
         after = [tick for tick in mine if begun and tick["at"] >= begun[0]["at"]]
-        held = [tick for tick in after if tick["state"] == "hold"]
+        held = _first_stretch(after)
         rows.append(
             {
                 "fault": fault.kind,
@@ -70,17 +71,20 @@ def fault_table(faults: Sequence[Fault], ticks: Sequence[dict[str, Any]]) -> lis
     return rows
 
 
+def _first_stretch(ticks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the first ticks in a row in which the robot held."""
+    waiting = dropwhile(lambda tick: tick["state"] != "hold", ticks)
+    return list(takewhile(lambda tick: tick["state"] == "hold", waiting))
+
+
 def _led_to(fault: Fault, after: Sequence[dict[str, Any]], held: Sequence[dict[str, Any]]) -> str:
-    seen = Counter(
-        word for tick in held for word in (*tick["reasons"], *tick["events"]) if word in (*_HOLDS, *_STOPS)
-    )
+    seen = Counter(word for tick in held for word in (*tick["reasons"], *tick["events"]) if word in (*_HOLDS, *_STOPS))
     words = [f"{word} in {count} ticks" for word, count in seen.items()]
-    last = after[-1]
-    if last["state"] == "hold" and seen.keys() & set(_STOPS):
+    if seen.keys() & set(_STOPS):
         words.append("the episode was stopped")
-    elif held:
-        longest = held[-1]["at"] - held[0]["at"]
-        words.append(f"the policy went on after {longest:.2f} s")
+    elif held and held[-1] is not after[-1]:
+        back = after[after.index(held[-1]) + 1]
+        words.append(f"the policy went on after {back['at'] - held[0]['at']:.2f} s")
     return "; ".join(words) or "nothing: the fault did no harm"
 
 
@@ -125,7 +129,9 @@ def _draw(path: Path, ticks: Sequence[dict[str, Any]], episodes: Sequence[int], 
     ages.set_ylabel("age [ms]")
     asked = np.array([np.abs(tick["asked"]).max() if tick["asked"] else np.nan for tick in ticks])
     sent.plot(times, asked, ".", ms=3, color="#b06a2a", label="asked by the policy")
-    sent.plot(times, [np.abs(tick["sent"]).max() for tick in ticks], "-", lw=1, color="#0b6a72", label="sent")
+    largest = [np.abs(tick["sent"]).max() for tick in ticks]
+    gaps = np.flatnonzero(np.diff([tick["episode"] for tick in ticks])) + 1
+    sent.plot(np.insert(times, gaps, np.nan), np.insert(largest, gaps, np.nan), lw=1, color="#0b6a72", label="sent")
     sent.set_ylabel("largest\naction")
     for axis in (timing, ages, sent):
         axis.legend(loc="upper right", fontsize=8, ncols=3, framealpha=0.9)
@@ -151,7 +157,14 @@ def _draw(path: Path, ticks: Sequence[dict[str, Any]], episodes: Sequence[int], 
     for number, at in zip(episodes, borders, strict=True):
         for axis in axes:
             axis.axvline(at - 0.15, color="#bbbbbb", lw=0.8)
-        timing.annotate(f"episode {number}", (at, 1), (2, 3), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8)
+        timing.annotate(
+            f"episode {number}",
+            (at, 1),
+            (2, 3),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            fontsize=8,
+        )
     events.set_xlim(-0.2, begin)
     figure.tight_layout()
     with replacing(path) as temporary:
