@@ -383,6 +383,7 @@ def _run(command: schemas.Run) -> int:
     else:
         from .policies.runs import eager_policy
 
+        assert command.checkpoint is not None
         card, policy, inputs = eager_policy(command.checkpoint, command.device)
         report = run_robot(command, card, policy, inputs, Progress())
     print_run(report)

@@ -13,9 +13,7 @@ class Gate:
     """What an exported program is compared with, and on what."""
 
     demos: str | None = key(None, "demonstration file whose frames it is compared on; what it was trained on will do")
-    frames: int = key(
-        128, "frames of demos to compare tokens and actions on, evenly spaced in whole stretches", least=8
-    )
+    frames: int = key(128, "frames of demos to compare tokens and actions on, evenly spaced in whole stretches", least=8)
     episodes: int = key(100, "episodes that it and the eager policy both run; 0 runs none", least=0)
     first_seed: int = key(10_000, "seed of the first of these", least=0)
     envs: int | None = key(None, "environments in parallel; null means twice the cores", least=1, free=True)

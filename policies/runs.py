@@ -257,7 +257,7 @@ def check_held_out(starts: Sequence[str], plans: Sequence[EpisodePlan], seeds: S
 
 
 def eager_policy(checkpoint: str, device: str) -> tuple[Card, EagerPolicy, str]:
-    """Load a checkpoint to drive a robot; return its card, as an export would have it, the policy and the file's hash."""
+    """Load a checkpoint to drive a robot; return its card, as of an export, the policy and the file's hash."""
     from ..export_schemas import Export
     from .export.run import described, sources
 

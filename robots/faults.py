@@ -41,9 +41,7 @@ class Fault(NamedTuple):
         """
         found = _FORM.fullmatch(text)
         if found is None:
-            raise BadInput(
-                f"fault {text!r} is not KIND@EPISODE:TIME or KIND@EPISODE:TIME:SECONDS, e.g. stall@2:1.0:0.6"
-            )
+            raise BadInput(f"fault {text!r} is not KIND@EPISODE:TIME or KIND@EPISODE:TIME:SECONDS, e.g. stall@2:1:0.6")
         kind = found["kind"]
         if kind not in HANDLING:
             raise UnknownName(f"no fault {kind!r}{closest(kind, HANDLING)}; there are: {', '.join(HANDLING)}")

@@ -37,15 +37,13 @@ def check_fit(card: Card, robot: RobotSpec, camera: CameraSpec, rate: float) -> 
     if card.action_names is not None and tuple(card.action_names) != axes:
         raise BadInput(f"the policy's actions are {', '.join(card.action_names)}, {robot.name} takes {', '.join(axes)}")
     if card.action_low and (min(card.action_low) < -1 or max(card.action_high) > 1):
-        raise BadInput(
-            f"the policy's actions reach from {min(card.action_low)} to {max(card.action_high)}, not -1 to 1"
-        )
+        raise BadInput(f"the policy's actions are {min(card.action_low)} to {max(card.action_high)}, not -1 to 1")
     for port in card.observation:
         if port.name == "proprio":
             if port.shape != (robot.proprio,):
                 raise BadInput(
-                    f"the policy feels {port.shape[0]} numbers of proprioception, {robot.name} tells {robot.proprio}; use "
-                    "a policy that was trained for this robot, or with embedding.proprio=false"
+                    f"the policy feels {port.shape[0]} numbers of proprioception, {robot.name} tells {robot.proprio}; "
+                    "use a policy that was trained for this robot, or with embedding.proprio=false"
                 )
         elif port.name not in ("rgb", "depth"):
             raise BadInput(f"the policy observes {port.name!r}; one camera gives rgb and depth, and the robot proprio")

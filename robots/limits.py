@@ -51,9 +51,7 @@ class Limits:
                     raise ValueError("workspace is [[x, y, z], [x, y, z]]")
                 box = (corners[0], corners[1])
         except (TypeError, ValueError) as error:
-            raise DataError(
-                f"{path} holds a limit that is no number or pair of numbers ({error}), e.g. {EXAMPLE}"
-            ) from error
+            raise DataError(f"{path}: a limit is no number or pair of numbers ({error}), e.g. {EXAMPLE}") from error
         return replace(self, low=low, high=high, velocity=velocity, step=step, workspace=box)
 
     def check(self, commands: Commands, robot: str, knows_hand: bool) -> None:

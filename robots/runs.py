@@ -97,7 +97,8 @@ def run_robot(command: Run, card: Card, policy: Policy, inputs: str, progress: P
         stepped = request.stepped and robot.spec.resets
         if request.stepped and not stepped:
             raise BadInput(f"{robot.spec.name} cannot be stepped; time=stepped is for simulated robots")
-        with Faulty(_camera(command, robot), Faults(), sleep=time.sleep) as camera:
+        camera = Faulty(_camera(command, robot), Faults())
+        with camera:
             parts = check_fit(card, robot.spec, camera.spec, rate)
             open_run(out, command, inputs)
             eyes = eyes_of(camera, robot.clock, stepped)

@@ -106,7 +106,8 @@ class SafetyFilter:
             return ""
         at = int(np.flatnonzero(beyond)[0])
         name, unit = self._commands.names[at], self._commands.units[at]
-        return f"axis {name} is at {found[at]:.3f} {unit}, its limits are {self._limits.low[at]:g} to {self._limits.high[at]:g}"
+        low, high = self._limits.low[at], self._limits.high[at]
+        return f"axis {name} is at {found[at]:.3f} {unit}, its limits are {low:g} to {high:g}"
 
     def _begin(self, observation: dict[str, np.ndarray]) -> np.ndarray:
         """Return the targets from which a step counts: in force, last sent, or where the axes are."""

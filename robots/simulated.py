@@ -160,7 +160,7 @@ class TaskRobot(Robot):
         names = self.spec.cameras
         if name and name not in names:
             raise BadInput(
-                f"{self.spec.name} was made with camera {', '.join(names)}, not {name!r}; choose with robot=task:NAME@CAMERA"
+                f"{self.spec.name} has camera {', '.join(names)}, not {name!r}; choose with robot=task:TASK@CAMERA"
             )
         return RobotCamera(self)
 

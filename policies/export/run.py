@@ -34,9 +34,7 @@ def run_export(command: Export) -> Path:
         if (card := Card.read(out)).options.get("digest") == digest:
             log.info("%s is there already", out)
             return out
-        raise DataError(
-            f"{out} holds another bundle ({card.target}, {card.precision}); choose another out= or delete it"
-        )
+        raise DataError(f"{out} holds another bundle ({card.target}, {card.precision}); choose another out= or delete it")
     program, card = described(command, loaded, backbone, inputs)
     card.options["digest"] = digest
     with new_folder(out) as folder:
