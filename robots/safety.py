@@ -10,6 +10,7 @@ import numpy as np
 from ..cameras.camera import Camera
 from ..envs.commands import Commands
 from ..errors import EmergencyStopped
+from .clock import Clock
 from .emergency import EmergencyStop
 from .limits import Limits
 from .robot import Outcome, Robot, RobotSpec
@@ -33,19 +34,20 @@ class SafetyFilter:
     Args:
         commands: what an action does.
         limits: what it may do.
-        period: time between two commands [s].
+        period: time between two commands [s]; one that comes sooner may go less far, one that comes later no further.
+        clock: of the robot.
         hand_at: where the hand is at targets; needed for a workspace.
     """
 
-    def __init__(self, commands: Commands, limits: Limits, period: float, hand_at: Any = None) -> None:
+    def __init__(self, commands: Commands, limits: Limits, period: float, clock: Clock, hand_at: Any = None) -> None:
         self._commands, self._limits, self._hand_at = commands, limits, hand_at
-        self._stride = np.minimum(limits.step, limits.velocity * period)
-        self._slower = limits.velocity * period < limits.step
+        self._clock, self._period = clock, period
         self._last: np.ndarray | None = None  # targets of the last command
+        self._at = -np.inf  # when that was [s]
 
     def reset(self) -> None:
         """Forget the last command: the robot was moved by somebody else."""
-        self._last = None
+        self._last, self._at = None, -np.inf
 
     def apply(self, asked: np.ndarray, observation: dict[str, np.ndarray]) -> Decision:
         """Return what may be sent instead of an action (A,); one that is not finite is a hold.
@@ -65,16 +67,19 @@ class SafetyFilter:
         begin = self._begin(observation)
         grain = _GRAIN * self._commands.scale
         wanted = target
-        target = np.clip(target, self._limits.low, self._limits.high)
+        low, high = np.minimum(self._limits.low, begin), np.maximum(self._limits.high, begin)
+        target = np.clip(target, low, high)  # from outside nothing moves by itself, and nothing further out
         if (np.abs(target - wanted) > grain).any():
             reasons.append("position")
         change = target - begin
-        short = np.clip(change, -self._stride, self._stride)
+        drive = self._limits.velocity * min(self._period, self._clock.now() - self._at)
+        slower = drive < self._limits.step
+        stride = np.minimum(drive, self._limits.step)
+        short = np.clip(change, -stride, stride)
         cut = np.abs(change - short) > grain
         if cut.any():
-            reasons += [
-                name for name, kind in (("step", ~self._slower), ("velocity", self._slower)) if (cut & kind).any()
-            ]
+            kinds = (("step", ~slower), ("velocity", slower))
+            reasons += [name for name, mine in kinds if (cut & mine).any()]
         target = begin + short
         inside = self._within_workspace(begin, target)
         if inside is not target:
@@ -82,8 +87,7 @@ class SafetyFilter:
             target = inside
         if set(reasons) - {"range"}:
             action = self._commands.action(target, set_point)
-        self._last = self._commands.target(action, set_point)
-        return Decision(action, self._last, tuple(reasons))
+        return self._decided(action, set_point, tuple(reasons))
 
     def hold(self, observation: dict[str, np.ndarray]) -> Decision:
         """Return the command that changes nothing: efforts rest, everything else stays where it was sent to."""
@@ -92,9 +96,11 @@ class SafetyFilter:
     def _hold(self, observation: dict[str, np.ndarray], reason: str) -> Decision:
         commands, set_point = self._commands, observation["set_point"]
         held = np.where(commands.relative, set_point, self._begin(observation))
-        action = commands.action(held, set_point)
-        self._last = commands.target(action, set_point)
-        return Decision(action, self._last, (reason,))
+        return self._decided(commands.action(held, set_point), set_point, (reason,))
+
+    def _decided(self, action: np.ndarray, set_point: np.ndarray, reasons: tuple[str, ...]) -> Decision:
+        self._last, self._at = self._commands.target(action, set_point), self._clock.now()
+        return Decision(action, self._last, reasons)
 
     def out_of_control(self, observation: dict[str, np.ndarray]) -> str:
         """Return which axis is found far beyond its limits, in words; "" if none is."""
@@ -151,7 +157,7 @@ class SafeRobot(Robot):
     def __init__(self, robot: Robot, limits: Limits, period: float, emergency: EmergencyStop) -> None:
         limits.check(robot.spec.commands, robot.spec.name, robot.hand_at(limits.low) is not None)
         self.robot, self.limits, self.emergency, self.clock = robot, limits, emergency, robot.clock
-        self.filter = SafetyFilter(robot.spec.commands, limits, period, robot.hand_at)
+        self.filter = SafetyFilter(robot.spec.commands, limits, period, robot.clock, robot.hand_at)
         self.reasons: tuple[str, ...] = ()  # why the last action sent is not the one asked
 
     @property
