@@ -72,7 +72,7 @@ class SafetyFilter:
         if (np.abs(target - wanted) > grain).any():
             reasons.append("position")
         change = target - begin
-        drive = self._limits.velocity * min(self._period, self._clock.now() - self._at)
+        drive = self._limits.velocity * min(self._period, max(1e-9, self._clock.now() - self._at))
         slower = drive < self._limits.step
         stride = np.minimum(drive, self._limits.step)
         short = np.clip(change, -stride, stride)
