@@ -37,9 +37,11 @@ class SteppedEyes:
         self._blind_until = self._clock.now() + seconds
 
     def fresh(self, timeout: float) -> Frame | None:
-        """Return the next frame, or None while there is none."""
-        if self._clock.now() < self._blind_until:
-            return None
+        """Return the next frame; during a stall wait for its end, at most `timeout` [s]."""
+        if (now := self._clock.now()) < self._blind_until:
+            self._clock.sleep_until(min(self._blind_until, now + timeout))
+            if self._clock.now() < self._blind_until:
+                return None
         frame = self._camera.read()
         return None if self._clock.now() < self._blind_until else frame
 
