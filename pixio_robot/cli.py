@@ -358,9 +358,28 @@ def _stream(command: schemas.Stream) -> int:
 
 def _export(command: schemas.Export) -> int:
     from .policies.export.run import run_export
+    from .progress import Progress
+    from .tables import print_parity
 
-    print(f"{run_export(command)}: load it with pixio_robot.runtime.runtime.Runtime.load")
-    return 0
+    result = run_export(command, Progress())
+    if result.parity is not None:
+        print_parity(result.parity.as_json())
+    if not result.placed:
+        print(f"refused: the bundle was not kept, {result.out} says why; force=true would keep it")
+        return 1
+    state = ", reused" if result.reused else ", not compared with the eager policy" if result.parity is None else ""
+    print(f"{result.out}: {command.target} {command.precision}{state}")
+    return int(result.parity is not None and not result.parity.passed)
+
+
+def _verify(command: schemas.Verify) -> int:
+    from .policies.export.run import run_verify
+    from .progress import Progress
+    from .tables import print_parity
+
+    parity = run_verify(command, Progress())
+    print_parity(parity.as_json())
+    return int(not parity.passed)
 
 
 def _run(command: schemas.Run) -> int:
@@ -438,6 +457,7 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "run": _run,
     "export": _export,
     "serve": _serve,
+    "verify": _verify,
     "report": _report,
     "doctor": _doctor,
 }

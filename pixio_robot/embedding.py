@@ -62,7 +62,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, cls: Tensor) -> Tensor:  # (B, T, K, D) -> (B, T, D)
         flat = cls.flatten(0, 1)
-        pooled, _ = self.attention(self.query.expand(len(flat), -1, -1), flat, flat, need_weights=False)
+        pooled, _ = self.attention(self.query.expand(flat.shape[0], -1, -1), flat, flat, need_weights=False)
         return pooled.view(cls.shape[0], cls.shape[1], -1)
 
 

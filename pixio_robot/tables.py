@@ -54,6 +54,19 @@ def print_evaluation(out: Path, row: EpisodeRecord, summary: dict[str, Any]) -> 
     _console().print(table)
 
 
+def print_parity(parity: dict[str, Any]) -> None:
+    """Print what ``parity.json`` holds."""
+    table = Table(title=f"parity, {parity['precision']}: {'passed' if parity['passed'] else 'FAILED'}")
+    for column in ("what", "value", "limit", ""):
+        table.add_column(column)
+    for check in parity["checks"]:
+        value, limit = (f"{check[key]:.6g}" for key in ("value", "limit"))
+        table.add_row(check["name"], value, limit, "ok" if check["passed"] else "FAILED")
+    _console().print(table)
+    for words in parity["words"]:
+        _console().print(f"- {words}", highlight=False)
+
+
 def print_plan(rows: Sequence[tuple[str, str]], assumptions: Sequence[str]) -> None:
     """Print what a run would cost and what that takes for granted."""
     table = Table(title="what these settings would cost", show_header=False)

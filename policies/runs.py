@@ -228,13 +228,19 @@ def evaluate_policy(
         settings = loaded.policy.embedder.settings
         fusion = settings.fusion if settings.depth == "none" else f"{settings.fusion}, depth {settings.depth}"
         label = Label(name, identity.name, identity.weights, fusion)
-    seen = [*(["rgb"] if kind in ("bc", "cnn") else []), *(["depth"] if loaded.policy.needs_depth else [])]
-    request = replace(request, observe=(*seen, loaded.policy.felt))
+    request = policy_request(loaded, request)
     agent = Agent(loaded, None if identity is None else backbone, device, execute)
     width = width or 2 * default_width()
     evaluation = evaluate(agent.act, request, plans, label, out, width=width, videos=videos, progress=progress)
     evaluation.seconds |= agent.seconds
     return evaluation
+
+
+def policy_request(loaded: LoadedPolicy, request: EnvRequest) -> EnvRequest:
+    """Return a request for what a policy looks at, and nothing else that would have to be drawn."""
+    policy = loaded.policy
+    seen = [*(["rgb"] if policy.kind in ("bc", "cnn") else []), *(["depth"] if policy.needs_depth else [])]
+    return replace(request, observe=(*seen, policy.felt))
 
 
 def check_held_out(starts: Sequence[str], plans: Sequence[EpisodePlan], seeds: Sequence[int] = (0, 0)) -> None:

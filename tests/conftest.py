@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from pixio_robot import cli
 from pixio_robot.backbones import Backbone, load_encoder, save_encoder
 from pixio_robot.encoder import PixioEncoder
 from pixio_robot.envs.registry import EnvRequest
+from pixio_robot.policies.bc import train_bc
 from pixio_robot.policies.cache import TokenCache, token_cache
 from pixio_robot.policies.collect import collect
 from pixio_robot.policies.demos import DemoSet
+from pixio_robot.policies.visuomotor import EncoderIdentity
+from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -66,3 +70,33 @@ def toy_cache(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path, toy_fil
     """The toy demonstrations' tokens, patches included."""
     root = tmp_path_factory.mktemp("cache")
     return token_cache(root, load_encoder(str(tiny_file)), DemoSet(toy_file), patches=True)
+
+
+@pytest.fixture(scope="session")
+def toy_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, tiny_file: Path, toy_file: Path, toy_cache: TokenCache
+) -> Path:
+    """A policy cloned from the toy demonstrations, on the tokens of three frames."""
+    backbone = load_encoder(str(tiny_file))
+    return train_bc(
+        DemoSet(toy_file),
+        toy_cache,
+        EncoderIdentity.of(backbone, "fp32"),
+        backbone.token_shape,
+        embedding=EmbeddingSettings(),
+        settings=PolicySettings(layers=[32], batch=32, epochs=4),
+        seed=0,
+        device=torch.device("cpu"),
+        out=tmp_path_factory.mktemp("toy-policy"),
+    ).last
+
+
+@pytest.fixture(scope="session")
+def toy_bundle(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path, toy_file: Path) -> Path:
+    """The toy policy as an ONNX bundle that passed the gate on recorded frames."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    out = tmp_path_factory.mktemp("bundle") / "toy"
+    words = [f"checkpoint={toy_checkpoint}", f"demos={toy_file}", "frames=16", "episodes=0", "threads=1", f"out={out}"]
+    assert cli.run(["export", *words]) == 0
+    return out

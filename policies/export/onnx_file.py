@@ -4,18 +4,19 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from ...errors import BadInput, MissingExtra
-from .program import Exported
+from .program import Program
 
 OPSET = 20  # LayerNormalization and Gelu are one operator each; what TensorRT 10 and 11 both read
 _LARGEST = 1_500_000_000  # bytes of weights beside which a protobuf, 2 GiB at most, keeps room for the graph
 
 
-def write_onnx(program: Exported, path: Path, batch: int | None) -> list[str]:
+def write_onnx(program: Program, path: Path, batch: int | None) -> list[str]:
     """Write a program as ONNX.
 
     Args:
@@ -55,18 +56,20 @@ def write_onnx(program: Exported, path: Path, batch: int | None) -> list[str]:
     assert exported is not None
     large = sum(each.numel() * each.element_size() for each in [*program.parameters(), *program.buffers()]) > _LARGEST
     exported.save(str(path), external_data=large)
-    onnx.checker.check_model(str(path))
+    first = exported.model.graph.inputs[0].shape
+    if batch is None and first is not None and isinstance(first[0], int):  # the exporter falls back in silence
+        raise BadInput("torch cannot leave this program's batch open; give batch=1")
+    onnx.checker.check_model(str(path), full_check=True)  # types and shapes of every edge
     return sorted(file.name for file in path.parent.glob(f"{path.name}*"))
 
 
 @contextlib.contextmanager
-def quiet():  # type: ignore[no-untyped-def]
-    """Keep what exporters print and warn of their own insides from the user."""
-    level = logging.getLogger("torch.onnx").level
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Keep what exporters print, log and warn of their own insides from the user."""
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.getLogger("torch.onnx").setLevel(level)
+        logging.disable(logging.NOTSET)

@@ -1,6 +1,6 @@
 """Preprocessing as a program can hold it: resizes as fixed matrices, so that every runtime computes the same.
 
-Runtimes do not agree on antialiased bicubic resizing, and some lack it. One axis at a time it is a matrix, known before.
+Runtimes do not agree on antialiased bicubic resizing, and some lack it. One axis at a time it is a fixed matrix.
 
 Shapes: B batch, H, W picture, h, w what the network takes, S side of small pictures.
 """
@@ -35,6 +35,11 @@ class Pixels(nn.Module):
         size: H and W.
     """
 
+    rows: Tensor  # (h before the crop, H)
+    columns: Tensor
+    scale: Tensor  # (1, 3, 1, 1)
+    offset: Tensor
+
     def __init__(self, preprocessing: Preprocessing, size: tuple[int, int]) -> None:
         super().__init__()
         height, width = preprocessing.size
@@ -52,7 +57,7 @@ class Pixels(nn.Module):
         self.register_buffer("offset", -ratio.view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images.permute(0, 3, 1, 2).float()
+        x = images.float().permute(0, 3, 1, 2)  # TensorRT casts uint8 inputs and does nothing else with them
         if self.resized[1]:
             x = (x @ self.columns.T).round().clamp(0, 255)
         if self.resized[0]:
@@ -63,6 +68,9 @@ class Pixels(nn.Module):
 
 class SmallPictures(nn.Module):
     """`shrunk` as a program holds it: (B, H, W, 3) uint8 to (B, S, S, 3) float32 of whole grey levels."""
+
+    rows: Tensor  # (S, H)
+    columns: Tensor  # (S, W)
 
     def __init__(self, size: tuple[int, int], side: int) -> None:
         super().__init__()
@@ -97,12 +105,15 @@ class DepthCode(nn.Module):
 class DepthPictures(nn.Module):
     """`depth_pictures` as a program holds it: (B, H, W) [m] to (B, H, W, 3) float32 of whole grey levels."""
 
+    table: Tensor  # (256, 3), colours of the codes
+
     def __init__(self, code: str, near: float, far: float) -> None:
         super().__init__()
         self.code = DepthCode(code, near, far)
-        table = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+        grey = np.arange(256, dtype=np.uint8)[:, None]
+        table: np.ndarray = np.repeat(grey, 3, axis=1)
         if code == "colours":
-            table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO)[:, 0, ::-1].copy()
+            table = cv2.applyColorMap(grey, cv2.COLORMAP_TURBO)[:, 0, ::-1].copy()
             table[0] = 0
         self.register_buffer("table", torch.from_numpy(table).float())
 
@@ -113,6 +124,9 @@ class DepthPictures(nn.Module):
 
 class SmallDepth(nn.Module):
     """`small_depth` as a program holds it: (B, H, W) [m] to (B, S, S, 2) float32 of whole levels, code and validity."""
+
+    rows: Tensor  # (S, H)
+    columns: Tensor  # (S, W)
 
     def __init__(self, size: tuple[int, int], side: int, code: str, near: float, far: float) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ from ..visuomotor import LoadedPolicy
 from .pixels import DepthPictures, Pixels, SmallDepth, SmallPictures
 
 
-class Exported(nn.Module):
+class Program(nn.Module):
     """What is exported: a module of positional inputs and outputs that have names."""
 
     observation: list[Port]
@@ -46,7 +46,7 @@ class Exported(nn.Module):
         return tuple(values)
 
 
-class EncoderProgram(Exported):
+class EncoderProgram(Program):
     """An encoder alone: ``rgb`` in, ``cls`` and ``patches`` out.
 
     Args:
@@ -87,7 +87,7 @@ class TokenStage(nn.Module):
         return cls.float(), patches.float()
 
 
-class PolicyProgram(Exported):
+class PolicyProgram(Program):
     """A policy with its encoder.
 
     Args:
@@ -143,7 +143,7 @@ class PolicyProgram(Exported):
             newest.append(self.small_depth(given[depth_key(self.policy.pictures[0])]))
             depth = self._remembered(self.memory[-1], newest[-1], given)
         actions = self.policy(tokens, given.get(self.policy.felt), depth).clamp(-1, 1)
-        return actions.reshape(len(actions), -1, self.policy.actions), *newest
+        return actions.reshape(actions.shape[0], -1, self.policy.actions), *newest
 
     def _view(self, key: str, values: Tensor) -> Tensor:
         """Return what is kept of a camera's picture."""
@@ -169,6 +169,9 @@ class PolicyProgram(Exported):
 
 class Affine(nn.Module):
     """What a batch normalisation is after training: a factor and a summand for each number."""
+
+    factor: Tensor
+    summand: Tensor
 
     def __init__(self, norm: nn.BatchNorm1d) -> None:
         super().__init__()

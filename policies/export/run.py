@@ -1,47 +1,182 @@
 """`pixio-robot export`: from a checkpoint or an encoder to a bundle, whole or not at all."""
 
-import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ...backbones import Backbone, load_encoder
 from ...envs.registry import new_task
-from ...errors import BadInput, DataError, MissingExtra, UnknownName, closest
-from ...export_schemas import BUNDLE_PRECISIONS, TARGETS, Export
+from ...errors import BadInput, CheckpointError, DataError, MissingExtra, UnknownName, closest
+from ...export_schemas import BUNDLE_PRECISIONS, TARGETS, Export, Gate, Verify
 from ...files import sha256_of
-from ...run_folder import settings_digest
-from ...runtime.bundle import Card
+from ...progress import Progress
+from ...run_folder import read_json, settings_digest, write_json
+from ...runtime.bundle import PARITY, Card
+from ...runtime.runtime import Runtime
 from ..visuomotor import LoadedPolicy, load_policy, load_policy_encoder
-from .onnx_file import OPSET, write_onnx
-from .program import EncoderProgram, Exported, program_of
+from .closed_loop import run_episodes
+from .parity import Check, Parity, check_episodes, compare_encoder, compare_episodes, compare_recorded
+from .program import EncoderProgram, Program, program_of
+from .recorded import Recorded, read_recorded
+from .targets import PROGRAMS, check_target, write_program
 
-log = logging.getLogger(__name__)
+ROWS = "episodes.jsonl"
 _MADE_WITH = ("pixio-robot", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "tensorrt")
 
 
-def run_export(command: Export) -> Path:
-    """Write a bundle; return its folder."""
+@dataclass
+class Exported:
+    """A bundle in its place, or refused, and what the gate found."""
+
+    out: Path
+    parity: Parity | None  # None where it was not compared
+    placed: bool
+    reused: bool = False
+
+
+def run_export(command: Export, progress: Progress) -> Exported:
+    """Write a bundle, compare it, and put it in place if it passes.
+
+    Raises:
+        BadInput, UnknownName, DataError, MissingExtra: before anything is written, for what cannot be.
+    """
     check_names(command)
     loaded, backbone, inputs = sources(command)
     digest = settings_digest(command, inputs)
     out = Path(command.out or f"runs/export/{digest}")
     if out.exists():
-        if (card := Card.read(out)).options.get("digest") == digest:
-            log.info("%s is there already", out)
-            return out
-        raise DataError(f"{out} holds another bundle ({card.target}, {card.precision}); choose another out= or delete it")
+        if (card := Card.read(out)).options.get("digest") != digest:
+            what = f"another bundle ({card.target}, {card.precision})"
+            raise DataError(f"{out} holds {what}; choose another out= or delete it")
+        return Exported(out, read_parity(out), placed=True, reused=True)
     program, card = described(command, loaded, backbone, inputs)
-    card.options["digest"] = digest
+    check_target(program, command.target, command.precision)
+    recorded = gate_frames(command, card, loaded) if command.gate else None
+    calibration = calibration_frames(command, card, loaded) if command.precision == "int8" else None
     with new_folder(out) as folder:
-        files = write_onnx(program, folder / card.program, command.batch)
-        card.options["opset"] = OPSET
+        with progress.stage(f"export {command.target} {command.precision}", 1) as bar:
+            files, options = write_program(
+                program, folder, command.target, command.precision, command.batch, command.device, calibration
+            )
+            bar.advance(1)
+        card.options = {**options, "digest": digest}
         card.write(folder, files)
-    return out
+        parity = None
+        if recorded is not None:
+            parity = compare(command, folder, loaded, backbone, recorded, progress)
+            write_json(folder / PARITY, parity.as_json())
+            if not (parity.passed or command.force):
+                refused = out.with_name(f"{out.name}-refused.json")
+                write_json(refused, parity.as_json())
+                shutil.rmtree(folder)
+                return Exported(refused, parity, placed=False)
+        folder.rename(out)
+    return Exported(out, parity, placed=True)
+
+
+def run_verify(command: Verify, progress: Progress) -> Parity:
+    """Compare an existing bundle anew; its ``parity.json`` is replaced.
+
+    Raises:
+        CheckpointError: if the folder is no bundle, or the checkpoint another than it was exported from.
+    """
+    folder = Path(command.bundle)
+    card = Card.read(folder)
+    if card.kind == "policy":
+        assert card.policy is not None
+        if command.checkpoint is None:
+            raise BadInput("give checkpoint=FILE, the policy that the bundle was exported from")
+        if sha256_of(Path(command.checkpoint)) != card.policy["sha256"]:
+            raise CheckpointError(f"{folder} was exported from another checkpoint than {command.checkpoint}")
+        loaded: LoadedPolicy | None = load_policy(command.checkpoint)
+        assert loaded is not None
+        backbone = None if loaded.encoder is None else load_policy_encoder(loaded.encoder)
+    else:
+        assert card.encoder is not None
+        loaded, backbone = None, load_encoder(card.encoder["name"])
+        if backbone.fingerprint() != card.encoder["fingerprint"]:
+            raise CheckpointError(f"{folder} was exported from other weights than {card.encoder['name']!r} has now")
+    (folder / ROWS).unlink(missing_ok=True)
+    parity = compare(command, folder, loaded, backbone, gate_frames(command, card, loaded), progress)
+    write_json(folder / PARITY, parity.as_json())
+    return parity
+
+
+def compare(
+    command: Gate,
+    folder: Path,
+    loaded: LoadedPolicy | None,
+    backbone: Backbone | None,
+    recorded: Recorded,
+    progress: Progress,
+) -> Parity:
+    """Run the gate on a bundle: recorded frames first, episodes only if these pass."""
+    runtime = Runtime.load(folder, command.threads)
+    parity = Parity(runtime.card.precision)
+    if loaded is None:
+        assert backbone is not None
+        compare_encoder(parity, runtime, backbone, recorded)
+        return parity
+    with progress.stage("compare actions", 1) as bar:
+        compare_recorded(parity, runtime, loaded, backbone, recorded)
+        bar.advance(1)
+    if not parity.passed:
+        parity.words.append("no episodes were run, since recorded frames differ too much already")
+        return parity
+    check_episodes(parity, command.episodes)
+    if command.episodes:
+        rows = run_episodes(
+            runtime,
+            loaded,
+            backbone,
+            folder,
+            episodes=command.episodes,
+            first_seed=command.first_seed,
+            width=command.envs,
+            cache=Path(command.cache),
+            progress=progress,
+        )
+        compare_episodes(parity, *rows)
+    return parity
+
+
+def gate_frames(command: Gate, card: Card, loaded: LoadedPolicy | None) -> Recorded:
+    """Read the frames that the gate compares on.
+
+    Raises:
+        BadInput: if none are given.
+    """
+    if command.demos is None:
+        raise BadInput(
+            "the gate compares on recorded frames: give demos=FILE, e.g. what the policy was trained on; "
+            "export with gate=false writes a bundle that nobody compared"
+        )
+    return read_recorded(command.demos, card.observation, command.frames, 0.5, loaded)
+
+
+def calibration_frames(command: Export, card: Card, loaded: LoadedPolicy | None) -> Recorded:
+    """Read the frames that int8 is calibrated on; from the same file other stretches than the gate's.
+
+    Raises:
+        BadInput: if none are given.
+    """
+    source = command.calibration or command.demos
+    if source is None:
+        raise BadInput("int8 takes its ranges from recorded frames: give calibration=FILE or demos=FILE")
+    return read_recorded(source, card.observation, command.calibration_frames, 0.0, loaded)
+
+
+def read_parity(folder: Path) -> Parity | None:
+    """Return what the gate found of a bundle; None if it was not compared."""
+    if not (values := read_json(folder / PARITY)):
+        return None
+    checks = [Check(**each) for each in values["checks"]]
+    return Parity(values["precision"], checks, values["words"], values["details"])
 
 
 def check_names(command: Export) -> None:
@@ -74,13 +209,13 @@ def sources(command: Export) -> tuple[LoadedPolicy | None, Backbone | None, str]
 
 def described(
     command: Export, loaded: LoadedPolicy | None, backbone: Backbone | None, inputs: str
-) -> tuple[Exported, Card]:
+) -> tuple[Program, Card]:
     """Return the program to write and its card, without files."""
     about: dict[str, Any] = {}
     if backbone is not None:
         about["normalisation"] = backbone.preprocessing._asdict()
         about["encoder"] = dict(name=backbone.name, fingerprint=backbone.fingerprint(), weights=backbone.weights)
-    program: Exported
+    program: Program
     if loaded is None:
         assert backbone is not None
         size = command.image_size or max(backbone.preprocessing.size)
@@ -104,7 +239,7 @@ def described(
         kind="encoder" if loaded is None else "policy",
         target=command.target,
         precision=command.precision,
-        program="program.onnx",
+        program=PROGRAMS[command.target],
         observation=program.observation,
         outputs=program.outputs,
         memory=program.memory,
@@ -140,12 +275,11 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `out`; on success it becomes `out`, on any error it is removed."""
+    """Yield a temporary folder beside `out`, to be renamed; what has not been is removed."""
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     folder.mkdir()
     try:
         yield folder
-        folder.rename(out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
