@@ -418,6 +418,14 @@ def _serve(command: schemas.Serve) -> int:
     return 0
 
 
+def _latency(command: schemas.Latency) -> int:
+    from .latency.run import run_latency
+    from .latency.table import lines
+
+    print("\n".join(lines(*run_latency(command))))
+    return 0
+
+
 def _report(command: schemas.Report) -> int:
     from pathlib import Path
 
@@ -458,6 +466,7 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "export": _export,
     "serve": _serve,
     "verify": _verify,
+    "latency": _latency,
     "report": _report,
     "doctor": _doctor,
 }

@@ -11,7 +11,7 @@ from .export_schemas import Export, Verify
 from .keys import MISSING, Hardware, key
 from .pretrain_schemas import Curate, Distill, Pretrain, Probe, Score
 from .robot_schemas import Run
-from .serving_schemas import Serve
+from .serving_schemas import Latency, Serve
 
 FUSIONS = ("mean", "concat", "first", "attention", "spatial")
 FRAMES = ("single", "stack", "flare")
@@ -328,6 +328,7 @@ COMMANDS: dict[str, type] = {
     "export": Export,
     "verify": Verify,
     "serve": Serve,
+    "latency": Latency,
     "report": Report,
     "doctor": Doctor,
 }

@@ -25,3 +25,21 @@ class Serve:
     threads: int | None = key(None, "CPU threads; null is the library's choice", least=1)
     device: str = key("auto", "checkpoint: auto, cpu, cuda, mps")
     debug: bool = key(False, "show tracebacks", free=True)
+
+
+@dataclass
+class Latency:
+    """Measure how fast bundles and encoders are at batch 1, beside PyTorch, transformers and the machine's limit."""
+
+    bundle: list[str] = key([], "bundles to time, of one encoder")
+    encoder: str | None = key(None, "encoder that they are compared with, as load_encoder takes it; null is theirs")
+    baselines: list[str] = key(
+        ["eager", "compile", "transformers"], "what else is timed: eager, compile, transformers, graph (CUDA graphs)"
+    )
+    precision: str = key("fp32", "arithmetic of these: fp32, bf16, fp16")
+    device: str = key("cpu", "auto, cpu, cuda")
+    threads: int = key(1, "CPU threads of each", least=1)
+    rounds: int = key(5, "turns of each", least=1)
+    calls: int = key(5, "calls a turn", least=1)
+    out: str | None = key(None, "run folder; null means runs/latency/<digest of the settings>", free=True)
+    debug: bool = key(False, "show tracebacks", free=True)

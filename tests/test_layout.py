@@ -36,6 +36,7 @@ def test_links_mapping_and_packages_agree() -> None:
     inner += ("pretrain/images", "pretrain/curation", "pretrain/probes")
     mapped = {f"pixio_robot.{name.replace('/', '.')}": name for name in (*FOLDERS, *inner)}
     mapped["pixio_robot.pickles"] = "pixio_robot/pickles"
+    mapped["pixio_robot.latency"] = "pixio_robot/latency"
     mapped["pixio_robot.runtime"] = "pixio_robot/runtime"
     mapped["pixio_robot.runtime.remote"] = "pixio_robot/runtime/remote"
     assert settings["package-dir"] == {"pixio_robot": "pixio_robot"} | mapped
