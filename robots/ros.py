@@ -79,8 +79,8 @@ class RosRobot(Robot):
         if not there:
             self.disconnect()
             raise RobotError(
-                f"no state of the joints {', '.join(self.joints)} came on {self._state_topic} for {_PATIENCE:.0f} s; is "
-                "the robot's driver running, with the same ROS_DOMAIN_ID? See: ros2 topic echo " + self._state_topic
+                f"no state of the joints {', '.join(self.joints)} came on {self._state_topic} for {_PATIENCE:.0f} s; "
+                "is the robot's driver running, with the same ROS_DOMAIN_ID? See: ros2 topic echo " + self._state_topic
             )
         self._spec = RobotSpec(
             name=f"ros:{self.path.stem}",
