@@ -406,7 +406,7 @@ def _run(command: schemas.Run) -> int:
         card, policy, inputs = eager_policy(command.checkpoint, command.device)
         report = run_robot(command, card, policy, inputs, Progress())
     print_run(report)
-    return 3 if report.stopped else 0
+    return 3 if report.stopped else INTERRUPTED if report.interrupted else 0
 
 
 def _serve(command: schemas.Serve) -> int:

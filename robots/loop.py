@@ -71,7 +71,7 @@ class Moment:
 class Ending:
     """How an episode ended."""
 
-    why: str  # "success", "end", "watchdog", "estop", "control", "camera"
+    why: str  # "success", "end" (of its steps), "watchdog", "estop", "control" (lost), "asked" (to stop)
     steps: int
     outcomes: list[Outcome]
 
@@ -121,6 +121,7 @@ class ControlLoop:
         self._frame: Frame | None = None
         self._submitted = -1  # number of the frame
         self._noted: list[str] = []
+        self._since = -np.inf  # frames that came before are of another episode [s]
         self._took: float | None = None  # by the answer that came [s]
 
     def run(self, episode: int, seed: int, steps: int) -> tuple[str, Ending]:
@@ -131,6 +132,7 @@ class ControlLoop:
             PixioError: what the policy or the robot raised, when the robot stands still.
         """
         self.inference.settle(self.rules.patience)
+        self._since = self.clock.now()
         start = self.robot.reset(seed)
         self.plan.clear()
         self.ways.reset()
@@ -263,6 +265,8 @@ class ControlLoop:
         """Wait a little for a new frame and hand it to the policy, if that has time and is needed."""
         try:
             frame = self.eyes.fresh(timeout)
+            while frame is not None and frame.arrival_time < self._since:
+                frame = self.eyes.fresh(timeout)
         except EndOfStream:
             raise
         except CameraError as error:

@@ -52,6 +52,7 @@ class RunReport:
     summary: dict[str, float] = field(default_factory=dict)
     demos: Path | None = None
     stopped: str = ""  # why the emergency stop is latched
+    interrupted: bool = False  # by Ctrl-C or SIGTERM
 
 
 def robot_request(command: Run, card: Card) -> RobotRequest:
@@ -208,6 +209,11 @@ class _Session:
                 if recording is not None:
                     recording.discard()
                 raise
+        if ending.why == "asked" and self.robot.spec.resets:  # it can be run again
+            if recording is not None:
+                recording.discard()
+            self.report.interrupted = True
+            return ending.why
         row = self._row(index, seed, start, ending, time.perf_counter() - began)
         if recording is not None:
             fine = ending.why in ("success", "end") and held <= _PAUSES * total
@@ -216,6 +222,7 @@ class _Session:
             if recording.lost:
                 log.warning("the disk was too slow for %d steps of episode %d", recording.lost, index)
         self.report.endings[ending.why] += 1
+        self.report.interrupted = ending.why == "asked"
         append_episode(self.out / "episodes.jsonl", row)
         return ending.why
 

@@ -1,6 +1,8 @@
 """The whole loop on the toy: an RGB-D policy reaches the ball, faults end as documented, what is recorded teaches."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from pixio_robot import cli
-from pixio_robot.envs.registry import EnvRequest
+from pixio_robot.envs.registry import EnvRequest, installed
 from pixio_robot.errors import BadInput, DataError, EmergencyStopped
 from pixio_robot.metrics import read_episodes
 from pixio_robot.policies.demos import DemoSet
@@ -205,6 +207,49 @@ def test_commands_between_policy_steps_are_interpolated(tmp_path: Path) -> None:
             np.testing.assert_allclose(one["sent"], np.array(one["asked"]) / 2, atol=1e-6)
             np.testing.assert_allclose(np.add(one["sent"], two["sent"]), one["asked"], atol=1e-6)
     assert report.demos is not None and DemoSet(report.demos).lengths[0] * 2 == len(ticks)
+
+
+def test_asked_to_stop_it_stops_and_goes_on_later(tmp_path: Path) -> None:
+    class Interrupting(Reacher):
+        def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+            if self.calls == 40:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().act(observation)
+
+    report = _run(tmp_path, Interrupting(), episodes=3)
+    assert report.interrupted and len(report.rows) == 1 and report.demos is not None
+    report = _run(tmp_path, episodes=3)
+    assert not report.interrupted and len(report.rows) == 3 and len(DemoSet(report.demos or "").names) == 3
+    ticks = read_ticks(tmp_path / "ticks.jsonl")
+    assert [sum(tick["episode"] == number for tick in ticks) for number in range(3)] == [30, 30, 30]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["metaworld", "dmc", "adroit", "trifinger"])
+def test_a_task_of_each_suite_is_a_robot(suite: str, tmp_path: Path) -> None:
+    if not (tasks := [name for name in installed() if name.startswith(f"{suite}/")]):
+        pytest.skip(f"{suite} is not installed")
+    with TaskRobot(tasks[0], RobotRequest(stepped=True, image_size=SIDE)) as robot:
+        spec = robot.spec
+        width, rate = len(spec.commands.names), spec.control_hz or 1
+        felt = robot.observation_features
+        assert {key: value.shape for key, value in robot.get_observation().items()} == felt
+
+    class Idle:
+        def reset(self) -> None:
+            pass
+
+        def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+            return np.full((1, width), 0.01, np.float32)
+
+    ports = [Port("rgb", (SIDE, SIDE, 3), "uint8"), Port("proprio", (spec.proprio,), "float32")]
+    card = replace(
+        CARD, observation=ports, control_period=1 / rate, action_low=[-1.0] * width, action_high=[1.0] * width
+    )
+    report = _run(tmp_path, Idle(), card, robot=f"task:{tasks[0]}", steps=4, depth_sensor="d435")
+    assert report.rows[0].length == 4 and report.demos is not None
+    ticks = _ticks(tmp_path, 0)
+    assert all(tick["state"] == "run" and not tick["reasons"] for tick in ticks)
 
 
 def test_a_policy_that_breaks_stops_the_robot(tmp_path: Path) -> None:
