@@ -121,7 +121,7 @@ class ControlLoop:
         self._frame: Frame | None = None
         self._submitted = -1  # number of the frame
         self._noted: list[str] = []
-        self._since = -np.inf  # frames that came before are of another episode [s]
+        self._since = -np.inf  # when the last command was sent, or the episode began [s]
         self._took: float | None = None  # by the answer that came [s]
 
     def run(self, episode: int, seed: int, steps: int) -> tuple[str, Ending]:
@@ -167,6 +167,7 @@ class ControlLoop:
                     felt, state = self.robot.get_observation(), self.robot.state()
                     planned = self._next(step, now)
                 command = None if planned is None else self.ways.next()
+                self._since = now
                 try:
                     done = self.robot.hold() if command is None else self.robot.send_action(command)
                 except EmergencyStopped as error:
@@ -261,12 +262,19 @@ class ControlLoop:
         asked = np.full(len(sent[0]), np.nan, np.float32) if planned is None else planned.action
         self.watch(Moment(frame, felt["proprio"], state, asked, self.ways.whole(sent), ticks, outcome))
 
+    def _newest(self, timeout: float, first: bool) -> Frame | None:
+        """Return a frame that came after the last command, else the newest; at first none from before the episode."""
+        end, found = self.clock.now() + timeout, None
+        while (frame := self.eyes.fresh(max(0.0, end - self.clock.now()))) is not None:
+            if frame.arrival_time >= self._since:
+                return frame
+            found = None if first else frame
+        return found
+
     def _look(self, step: int, timeout: float, first: bool = False) -> None:
         """Wait a little for a new frame and hand it to the policy, if that has time and is needed."""
         try:
-            frame = self.eyes.fresh(timeout)
-            while frame is not None and frame.arrival_time < self._since:
-                frame = self.eyes.fresh(timeout)
+            frame = self._newest(timeout, first)
         except EndOfStream:
             raise
         except CameraError as error:

@@ -165,7 +165,8 @@ def _draw(path: Path, ticks: Sequence[dict[str, Any]], episodes: Sequence[int], 
             textcoords="offset points",
             fontsize=8,
         )
-    events.set_xlim(-0.2, begin)
+    sent.set_ylim(-0.05, 1.3)
+    events.set_xlim(-0.2, begin + 0.04 * (begin + 1))
     figure.tight_layout()
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")

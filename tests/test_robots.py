@@ -1,6 +1,8 @@
 """Limits hold whatever is asked, the stop latches, the beat never catches up, and what does not fit is refused."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -368,3 +370,13 @@ def test_planned_faults_are_read() -> None:
         Fault.parse("stal@0:1")
     with pytest.raises(BadInput, match="is not KIND@EPISODE:TIME"):
         Fault.parse("stall:1")
+
+
+def test_robots_need_no_torch() -> None:
+    code = (
+        "import sys, pixio_robot.robots.runs, pixio_robot.robots.ros, pixio_robot.runtime.runtime\n"
+        "heavy = {'torch', 'matplotlib', 'hydra', 'rclpy'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
