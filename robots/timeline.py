@@ -92,7 +92,8 @@ def write_timelines(out: Path, ticks: Sequence[dict[str, Any]], max_age: float) 
     """Draw the episodes of a run, several in a picture; return captions and files for the report."""
     episodes = sorted({tick["episode"] for tick in ticks})
     marked = [number for number in episodes if any(_notable(tick) for tick in ticks if tick["episode"] == number)]
-    shown = sorted({*marked[:_EPISODES], *episodes[: max(0, _EPISODES - len(marked))]})
+    rest = [number for number in episodes if number not in marked]
+    shown = sorted([*marked, *rest][:_EPISODES])
     if not shown:
         return []
     path = out / "timeline.png"
