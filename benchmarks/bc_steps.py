@@ -178,8 +178,8 @@ def _quiet() -> Iterator[None]:
 
 def _write_demos(folder: Path) -> Path:
     """Write demonstrations of noise, as `collect` would."""
+    from pixio_robot.envs.demo_file import Demo, merge_demos, write_demo
     from pixio_robot.envs.registry import EnvRequest
-    from pixio_robot.policies.demos import Demo, merge_demos, write_demo
 
     rng = np.random.default_rng(0)
     parts = []

@@ -162,6 +162,23 @@ class Capture(Camera):
                 raise self._over
             return self._hand_out(self._clock())
 
+    def fresh(self, timeout: float) -> Frame | None:
+        """Return the newest frame if it was not handed out yet, or None where none comes within `timeout` [s].
+
+        Raises:
+            EndOfStream: if a recording is over.
+            CameraError: if the camera's driver broke.
+        """
+        with self._changed:
+            if self._thread is None:
+                raise CameraError("the camera is not open")
+            self._changed.wait_for(lambda: not self._seen or self._over is not None, timeout)
+            if not self._seen:
+                return self._hand_out(self._clock())
+            if self._over is not None:
+                raise self._over
+            return None
+
     def _wait(self, there: Callable[[], bool]) -> None:
         if self._thread is None:
             raise CameraError("the camera is not open")

@@ -40,11 +40,16 @@ class Faulty(Camera):
     def __init__(
         self, camera: Camera, faults: Faults, seed: int = 0, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        self._camera, self._faults, self._sleep = camera, faults, sleep
+        self._camera, self._faults, self.sleep = camera, faults, sleep
         self._rng = np.random.default_rng(seed)
         self._gone_until = 0.0
         self._before: Frame | None = None
+        self._late = 0.0
         self.injected: Counter[str] = Counter()
+
+    def stall(self, seconds: float) -> None:
+        """Let the next frame come so much later [s]."""
+        self._late = seconds
 
     def open(self) -> None:
         if time.monotonic() < self._gone_until:
@@ -67,6 +72,10 @@ class Faulty(Camera):
             if kind == "repeat" and self._before is not None:
                 self.injected[kind] += 1
                 return self._before
+            if self._late:
+                late, self._late = self._late, 0.0
+                self.injected["stall"] += 1
+                self.sleep(late)
             frame = self._camera.read()
             if kind == "drop":
                 self.injected[kind] += 1
@@ -82,7 +91,7 @@ class Faulty(Camera):
     def _changed(self, frame: Frame, kind: str) -> Frame:
         if kind == "stall":
             self.injected[kind] += 1
-            self._sleep(self._faults.stall_seconds)
+            self.sleep(self._faults.stall_seconds)
             return replace(frame, arrival_time=time.monotonic())
         if frame.depth is None or kind not in ("skew", "nan", "incomplete"):
             return frame

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MissingExtra
+from .commands import Commands
 from .task import StepResult, Task
 
 CORTEXBENCH = ("assembly", "bin-picking", "button-press-topdown", "drawer-open", "hammer")
@@ -93,6 +94,28 @@ class MetaWorld(Task):
 
     def known_state(self) -> np.ndarray:
         return self._vector  # hand, gripper, two objects' poses, the same of the step before, and the goal
+
+    def commands(self) -> Commands:
+        """The hand's set point moves by actions; the gripper's fingers are driven by the last number."""
+        low, high = np.append(self._env.mocap_low, -1.0), np.append(self._env.mocap_high, 1.0)
+        stride = float(self._env.action_scale)
+        return Commands(
+            ("x", "y", "z", "gripper"),
+            ("m", "m", "m", "1"),
+            np.array([stride, stride, stride, 1.0]),
+            np.zeros(4),
+            np.array([True, True, True, False]),
+            low,
+            high,
+            np.array([1.25 * stride * self.control_hz] * 3 + [np.inf]),
+            (0.0, 0.0, 0.0),
+        )
+
+    def set_point(self) -> np.ndarray:
+        return np.append(self.data.mocap_pos[0], 0.0)
+
+    def measured(self) -> np.ndarray:
+        return np.append(self._vector[:3], np.nan)
 
     def expert_action(self) -> np.ndarray:
         with warnings.catch_warnings():  # the scripted policies warn that they ask for more than 1

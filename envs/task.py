@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 
 from ..errors import BadInput, UnknownName
+from .commands import Commands
 from .rendering import Calibration, CameraView, View
 
 if TYPE_CHECKING:
@@ -63,6 +64,18 @@ class Task(abc.ABC):
 
         For policies that show how well a task can be learned, and for experts.
         """
+
+    def commands(self) -> Commands:
+        """Return what actions do, with the limits that the robot itself has; tasks that know units override this."""
+        return Commands.plain(self.action_dim)
+
+    def set_point(self) -> np.ndarray:
+        """Return the targets (action_dim,) that are in force, in the units of `commands`; 0 where there are none."""
+        return np.zeros(self.action_dim)
+
+    def measured(self) -> np.ndarray:
+        """Return where the axes of `commands` really are, (action_dim,); NaN where that is not known."""
+        return np.full(self.action_dim, np.nan)
 
     def score(self, rewards: Sequence[float], success: Sequence[bool]) -> float:
         """Return what an episode counts for in its suite's table, 0 to 100; here: whether its last step succeeds."""

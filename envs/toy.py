@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from .commands import Commands
 from .task import StepResult, Task
 
 _SCENE = """
@@ -76,6 +77,16 @@ class Reach(Task):
 
     def known_state(self) -> np.ndarray:
         return np.concatenate([self._hand(), self.data.mocap_pos[0]])
+
+    def commands(self) -> Commands:
+        speed = 1.25 * _STRIDE * self.control_hz  # a quarter more than a full action needs
+        return Commands.of(("x", "y", "z"), "m", _STRIDE, -_REACH, _REACH, speed, tuple(_CENTRE))
+
+    def set_point(self) -> np.ndarray:
+        return self.data.ctrl.copy()
+
+    def measured(self) -> np.ndarray:
+        return self.data.qpos.copy()
 
     def expert_action(self) -> np.ndarray:
         set_point = _CENTRE + self.data.ctrl

@@ -382,6 +382,33 @@ def _verify(command: schemas.Verify) -> int:
     return int(not parity.passed)
 
 
+def _run(command: schemas.Run) -> int:
+    from .errors import BadInput
+    from .files import sha256_of
+    from .progress import Progress
+    from .robots.runs import run_robot
+    from .tables import print_run
+
+    if (command.bundle is None) == (command.checkpoint is None):
+        raise BadInput("one policy is needed: bundle=FOLDER (of pixio-robot export), or checkpoint=FILE")
+    if command.bundle is not None:
+        from pathlib import Path
+
+        from .runtime.bundle import CARD
+        from .runtime.runtime import Runtime
+
+        runtime = Runtime.load(command.bundle, command.threads)
+        report = run_robot(command, runtime.card, runtime, sha256_of(Path(command.bundle) / CARD), Progress())
+    else:
+        from .policies.runs import eager_policy
+
+        assert command.checkpoint is not None
+        card, policy, inputs = eager_policy(command.checkpoint, command.device)
+        report = run_robot(command, card, policy, inputs, Progress())
+    print_run(report)
+    return 3 if report.stopped else INTERRUPTED if report.interrupted else 0
+
+
 def _serve(command: schemas.Serve) -> int:
     from .policies.serving import new_server
 
@@ -435,9 +462,10 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
     "camera_check": _camera_check,
     "calibrate": _calibrate,
     "stream": _stream,
+    "run": _run,
     "export": _export,
-    "verify": _verify,
     "serve": _serve,
+    "verify": _verify,
     "latency": _latency,
     "report": _report,
     "doctor": _doctor,

@@ -123,6 +123,7 @@ _EXAMPLES = {
     "bundle": "bundle=runs/export/... (made by: pixio-robot export)",
     "students": "students=[s,ti] or students={small:{size:128x6x4}}",
     "teacher": "teacher=runs/pretrain/.../encoder.safetensors",
+    "robot": "robot=task:toy/reach or robot=ros:arm.json",
     "run": "run=runs/quickstart/...",
     "runs": "runs=[runs/train_rl/...,runs/train_rl/...]",
     "model": "model=runs/pretrain/... (a run folder of pixio-robot pretrain)",

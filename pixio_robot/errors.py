@@ -66,6 +66,14 @@ class StaleFrame(CameraError):
     """The newest frame of a camera is older than was asked for."""
 
 
+class RobotError(PixioError):
+    """A robot that cannot be reached, or gave no answer in time."""
+
+
+class EmergencyStopped(RobotError):
+    """The emergency stop is latched; nothing is sent until somebody resets it."""
+
+
 class RemoteError(PixioError):
     """A policy on another machine that cannot be reached, refuses, or does not answer in time."""
 

@@ -135,8 +135,10 @@ def _cores() -> int:
 
 
 def _gpu() -> str:
-    import torch
-
+    try:
+        import torch
+    except ImportError:  # a robot may have bundles alone
+        return "unknown"
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
 
 

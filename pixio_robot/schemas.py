@@ -10,6 +10,7 @@ from .camera_schemas import Calibrate, CameraCheck, CameraSettings, CameraView, 
 from .export_schemas import Export, Verify
 from .keys import MISSING, Hardware, key
 from .pretrain_schemas import Curate, Distill, Pretrain, Probe, Score
+from .robot_schemas import Run
 from .serving_schemas import Latency, Serve
 
 FUSIONS = ("mean", "concat", "first", "attention", "spatial")
@@ -324,6 +325,7 @@ COMMANDS: dict[str, type] = {
     "camera_check": CameraCheck,
     "calibrate": Calibrate,
     "stream": Stream,
+    "run": Run,
     "export": Export,
     "verify": Verify,
     "serve": Serve,

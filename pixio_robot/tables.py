@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .curves import number
-from .metrics import EpisodeRecord, Mean, Rate
+from .metrics import EpisodeRecord, Mean, Rate, success_rate
 
 
 def print_quickstart(out: Path, result: dict[str, Any]) -> None:
@@ -141,3 +141,20 @@ def _rate(values: dict[str, float]) -> str:
 def _console() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=120)
+
+
+def print_run(report: Any) -> None:
+    """Print what a robot's run came to; `report` is a `robots.runs.RunReport`."""
+    table = Table(title="run", show_header=False)
+    if report.rows:
+        table.add_row("success, last step", str(success_rate(row.success_last for row in report.rows)))
+    table.add_row("episodes ended by", ", ".join(f"{count} {why}" for why, count in report.endings.most_common()))
+    for name, value in report.summary.items():
+        table.add_row(name, number(value))
+    if report.demos is not None:
+        table.add_row("recording", str(report.demos))
+    table.add_row("report", str(report.out / "report.html"))
+    if report.stopped:
+        table.add_section()
+        table.add_row("EMERGENCY STOP", report.stopped)
+    _console().print(table)

@@ -1,53 +1,19 @@
-"""Demonstrations in robomimic's HDF5 layout, read back under the keys of an environment's observation.
-
-On disk: ``data/demo_N`` with ``actions`` (T, A), ``rewards`` (T,), ``dones`` (T,), ``states`` (T, S), ``success`` (T,)
-and ``obs/<camera>_image`` (T, H, W, 3) uint8, ``obs/<camera>_depth`` (T, H, W, 1) float32 [m], ``obs/proprio`` (T, P);
-``mask/train`` and ``mask/valid`` name the demonstrations of each split.
-"""
+"""Demonstrations read back under the keys of an environment's observation; `envs.demo_file` writes them."""
 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from ..envs.demo_file import disk_key
 from ..envs.registry import EnvRequest, tasks
-from ..envs.rendering import Calibration
 from ..errors import DataError, UnknownName
-from ..files import replacing, require_space, sha256_of
-
-GYM_TYPE = 2  # robomimic's number for a gym-like environment
-
-
-@dataclass
-class Demo:
-    """One demonstration in memory."""
-
-    observations: dict[str, np.ndarray]  # keys as on disk, each (T, ...)
-    actions: np.ndarray  # (T, A) float32 in [-1, 1]
-    rewards: np.ndarray  # (T,)
-    success: np.ndarray  # (T,) bool, per step
-    score: float  # what its suite counts, 0 to 100
-    good: bool  # whether it is fit to learn from
-    states: np.ndarray  # (T, S) float64
-    seed: int
-    start: str  # digest of the first state
-    cameras: dict[str, Calibration]
-
-
-def disk_key(key: str, cameras: Sequence[str]) -> str:
-    """Return the name on disk of an observation key.
-
-    >>> disk_key("rgb", ("top_cap2",)), disk_key("depth_side", ("front", "side")), disk_key("proprio", ())
-    ('top_cap2_image', 'side_depth', 'proprio')
-    """
-    kind, _, camera = key.partition("_")
-    suffix = {"rgb": "image", "depth": "depth"}.get(kind)
-    return key if suffix is None else f"{camera or cameras[0]}_{suffix}"
+from ..files import sha256_of
 
 
 def depth_key(picture: str) -> str:
@@ -57,93 +23,6 @@ def depth_key(picture: str) -> str:
     ('depth', 'depth_wrist')
     """
     return "depth" + picture.removeprefix("rgb")
-
-
-def write_demo(path: Path, demo: Demo) -> None:
-    """Write one demonstration to a file of its own, whole or not at all.
-
-    HDF5 builds it in memory: on a full disk its own writing ends the process, Python's raises.
-    """
-    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
-        _fill_group(file.create_group("demo"), demo)
-        file.flush()
-        image = file.id.get_file_image()
-    with replacing(path) as temporary:
-        temporary.write_bytes(image)
-
-
-def _fill_group(group: h5py.Group, demo: Demo) -> None:
-    steps = len(demo.actions)
-    group.attrs.update(num_samples=steps, seed=demo.seed, start=demo.start, score=demo.score, success=demo.good)
-    calibrations = {
-        name: {"intrinsics": each.intrinsics.tolist(), "extrinsics": each.camera_to_world.tolist()}
-        for name, each in demo.cameras.items()
-    }
-    group.attrs["camera_info"] = json.dumps(calibrations)
-    dones = np.zeros(steps, np.int64)
-    dones[-1] = 1
-    group.create_dataset("actions", data=demo.actions)
-    group.create_dataset("rewards", data=demo.rewards)
-    group.create_dataset("dones", data=dones)
-    group.create_dataset("success", data=demo.success)
-    group.create_dataset("states", data=demo.states)
-    for key, values in demo.observations.items():
-        if values.ndim == 1 + 2:  # depth: robomimic wants a channel
-            values = values[..., None]
-        pictures = values.ndim == 4
-        options = dict(chunks=(1, *values.shape[1:]), compression="lzf") if pictures else {}
-        group.create_dataset(f"obs/{key}", data=values, **options)
-
-
-def demo_outcome(path: Path) -> bool:
-    """Return whether a file by `write_demo` is fit to learn from."""
-    with h5py.File(path) as file:
-        return bool(file["demo"].attrs["success"])
-
-
-def merge_demos(
-    target: Path,
-    train: Sequence[Path],
-    valid: Sequence[Path],
-    request: EnvRequest,
-    cameras: Sequence[str],
-    collection: dict[str, Any],
-) -> None:
-    """Join files by `write_demo` into one robomimic dataset, train demonstrations first.
-
-    `collection` is what was asked for; it is kept beside robomimic's own attributes.
-
-    Raises:
-        OSError: before anything is written, if the disk has no room.
-    """
-    require_space(target, sum(part.stat().st_size for part in [*train, *valid]))
-    with replacing(target) as temporary, h5py.File(temporary, "w") as file:
-        data = file.create_group("data")
-        names = [f"demo_{index}" for index in range(len(train) + len(valid))]
-        for name, part in zip(names, [*train, *valid], strict=True):
-            with h5py.File(part) as source:
-                source.copy("demo", data, name)
-        splits = {"train": names[: len(train)], "valid": names[len(train) :]}
-        describe(file, splits, request, cameras, collection)
-
-
-def describe(
-    file: h5py.File, splits: dict[str, list[str]], request: EnvRequest, cameras: Sequence[str], asked: dict[str, Any]
-) -> None:
-    """Say in a file whose demonstrations are written what was asked for, and which are in which split."""
-    data = file["data"]
-    environment = {
-        "env_name": request.task,
-        "type": GYM_TYPE,
-        "env_type": GYM_TYPE,
-        "env_kwargs": asdict(request),
-        "cameras": list(cameras),
-    }
-    total = sum(int(each.attrs["num_samples"]) for each in data.values())
-    data.attrs.update(total=total, env_args=json.dumps(environment), collection=json.dumps(asked))
-    for split, members in splits.items():
-        if members:
-            file.create_dataset(f"mask/{split}", data=np.array(members, dtype="S"))
 
 
 class DemoSet:
@@ -182,17 +61,17 @@ class DemoSet:
 
     @property
     def request(self) -> EnvRequest:
-        """Return how the environment was made, to make it again.
+        """Return how the environment was made, to make it again; a robot's recording says what was observed.
 
         Raises:
-            DataError: if another tool recorded the file, or there is no such task here.
+            DataError: if another tool recorded the file, or there is no such task here and no robot recorded it.
         """
         arguments = dict(self.environment.get("env_kwargs") or {})
         added = {"depth_sensor"}  # after the first files were written
         known = {each.name for each in fields(EnvRequest)}
         if not known - added <= set(arguments) <= known:
             raise DataError(f"{self.path} was recorded by another tool; its environment cannot be made here")
-        if self.task not in tasks():
+        if self.task not in tasks() and "robot" not in self.environment:
             raise DataError(f"{self.path} is of {self.task}, which cannot be simulated here; it can be embedded only")
         arguments["observe"] = tuple(arguments["observe"])
         arguments["cameras"] = tuple(arguments["cameras"])

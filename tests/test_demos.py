@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from pixio_robot.embedding import frame_indices
+from pixio_robot.envs.demo_file import Demo, merge_demos, write_demo
 from pixio_robot.envs.registry import EnvRequest, make
 from pixio_robot.errors import BadInput, DataError
 from pixio_robot.policies import collect as collecting
 from pixio_robot.policies.collect import collect
-from pixio_robot.policies.demos import Demo, DemoSet, merge_demos, write_demo
+from pixio_robot.policies.demos import DemoSet
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -15,12 +15,13 @@ import pixio_robot
 
 HOME = Path(pixio_robot.__file__).resolve().parent
 ROOT = HOME.parent
-FOLDERS = ("cameras", "envs", "policies", "pretrain", "configs")
+FOLDERS = ("cameras", "envs", "policies", "pretrain", "robots", "configs")
 # who may import whom; the core is everything else
 BELOW = {
-    "cli": {"policies", "pretrain", "cameras", "envs", "core"},
+    "cli": {"policies", "pretrain", "robots", "cameras", "envs", "core"},
     "policies": {"cameras", "envs", "core"},
     "pretrain": {"core"},
+    "robots": {"cameras", "envs", "core"},
     "cameras": {"envs", "core"},
     "envs": {"core"},
 }
@@ -59,7 +60,7 @@ def test_every_folder_with_code_is_packaged() -> None:
 
 def _layer(module: str) -> str:
     parts = module.split(".")
-    if len(parts) > 1 and parts[1] in ("cameras", "envs", "policies", "pretrain"):
+    if len(parts) > 1 and parts[1] in ("cameras", "envs", "policies", "pretrain", "robots"):
         return parts[1]
     return "cli" if parts[1:2] in (["cli"], ["doctor"]) else "core"
 

@@ -188,8 +188,8 @@ def test_scores_reach_the_rows_of_an_evaluation() -> None:
 
 
 def test_a_demonstration_is_what_scores_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pixio_robot.envs.demo_file import demo_outcome, write_demo
     from pixio_robot.policies.collect import _run
-    from pixio_robot.policies.demos import demo_outcome, write_demo
 
     env: TaskEnv = replace(EnvRequest("toy/reach", observe=("proprio",)), horizon=25).make()
     for least, good in ((100.0, True), (101.0, False)):

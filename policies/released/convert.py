@@ -14,12 +14,13 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ...envs.demo_file import describe
 from ...envs.registry import EnvRequest
 from ...errors import BadInput, DataError
 from ...files import replacing, require_space
 from ...progress import Progress
 from ...schemas import Convert
-from ..demos import DemoSet, describe
+from ..demos import DemoSet
 from .archive_files import files_of, identity
 from .releases import Reading, Release, TriFingerRelease, release_of
 from .source_tree import get, put

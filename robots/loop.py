@@ -1,0 +1,300 @@
+"""The control loop: a beat, the newest action there is, the safety filter, and what becomes of the time in between.
+
+A tick sends what has been planned; then the loop looks for a new frame and hands it to the policy's thread, so that the
+action is there when the next tick comes. The policy takes as long as it takes. Where no action is there at a tick the
+robot holds; where none has come for too long the watchdog stops the episode.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..cameras.frame import Frame
+from ..errors import CameraError, EmergencyStopped, EndOfStream
+from ..runtime.bundle import Card
+from .actions import ActionPlan, Interpolation, Planned
+from .clock import Metronome
+from .eyes import Eyes
+from .faults import Saboteur
+from .fit import observation_of
+from .inference import InferenceInStep, InferenceThread, Job
+from .robot import Outcome
+from .safety import SafeRobot
+
+log = logging.getLogger(__name__)
+_LOOK = 0.6  # share of a period in which a new frame is waited for
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When the watchdog acts."""
+
+    max_age: float = 0.2  # of a frame, when it is handed to the policy [s]
+    stop_after: float = 1.0  # without a good action [s]
+    patience: float = 5.0  # for the first frame and action of an episode [s]
+
+
+@dataclass
+class Tick:
+    """What happened at one tick."""
+
+    episode: int
+    number: int  # of the policy's step
+    at: float  # since the episode's beginning [s]
+    late: float  # [s]
+    state: str  # "run", "hold"
+    age: float | None  # of the frame behind the action, when it was sent [s]
+    newest: float | None  # age of the newest frame [s]
+    seconds: float | None  # that the policy took, where an answer came since the last tick [s]
+    asked: list[float] | None  # by the policy
+    sent: list[float]
+    reasons: tuple[str, ...]  # why something else was sent
+    events: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Moment:
+    """One step of the policy, for the recording."""
+
+    frame: Frame | None  # the newest; its arrays are valid until the next one is looked for
+    proprio: np.ndarray
+    state: np.ndarray
+    asked: np.ndarray  # NaN where there was nothing
+    sent: np.ndarray
+    ticks: list[Tick]
+    outcome: Outcome | None
+
+
+@dataclass
+class Ending:
+    """How an episode ended."""
+
+    why: str  # "success", "end" (of its steps), "watchdog", "estop", "control" (lost), "asked" (to stop)
+    steps: int
+    outcomes: list[Outcome]
+
+
+class ControlLoop:
+    """One robot, one camera, one policy.
+
+    Args:
+        robot: behind its safety filter.
+        eyes: its camera.
+        inference: the policy.
+        card: what the policy observes.
+        metronome: the beat.
+        parts: ticks a step of the policy.
+        rules: of the watchdog.
+        execute: actions of a chunk that are used; None uses all.
+        stepped: in stepped time nothing is asked for before it is needed.
+        saboteur: of planned faults.
+        watch: called with each step, for the recording.
+    """
+
+    def __init__(
+        self,
+        robot: SafeRobot,
+        eyes: Eyes,
+        inference: InferenceThread | InferenceInStep,
+        card: Card,
+        metronome: Metronome,
+        *,
+        parts: int = 1,
+        rules: Rules = Rules(),
+        execute: int | None = None,
+        stepped: bool = False,
+        saboteur: Saboteur | None = None,
+        watch: Callable[[Moment], None] = lambda moment: None,
+        asked_to_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.robot, self.eyes, self.inference, self.card = robot, eyes, inference, card
+        self.metronome, self.rules, self.saboteur, self.watch = metronome, rules, saboteur, watch
+        self.asked_to_stop = asked_to_stop
+        self.clock = robot.clock
+        self.plan = ActionPlan(execute)
+        self.ways = Interpolation(robot.spec.commands, parts)
+        chunk = min(execute or card.chunk, card.chunk)
+        self._ask_at = 0 if stepped else chunk // 2  # actions left when the next chunk is asked for
+        self._bearable = rules.max_age + (chunk + 1) * parts * metronome.period  # age of what is behind an action [s]
+        self._frame: Frame | None = None
+        self._submitted = -1  # number of the frame
+        self._noted: list[str] = []
+        self._since = -np.inf  # when the last command was sent, or the episode began [s]
+        self._took: float | None = None  # by the answer that came [s]
+
+    def run(self, episode: int, seed: int, steps: int) -> tuple[str, Ending]:
+        """Run one episode of at most so many steps of the policy; return what names its start, and how it ended.
+
+        Raises:
+            EmergencyStopped: if the stop is latched before anything moves.
+            PixioError: what the policy or the robot raised, when the robot stands still.
+        """
+        self.inference.settle(self.rules.patience)
+        self._since = self.clock.now()
+        start = self.robot.reset(seed)
+        self.plan.clear()
+        self.ways.reset()
+        self._frame, self._submitted, self._noted = None, -1, []
+        outcomes: list[Outcome] = []
+        try:
+            self._look(0, self.rules.patience, first=True)
+            self.inference.ready(self.rules.patience)
+            why, step = self._steps(episode, steps, outcomes)
+        except BaseException:
+            self.robot.stop()
+            raise
+        if why not in ("success", "end"):
+            self.robot.stop()
+        return start, Ending(why, step, outcomes)
+
+    def _steps(self, episode: int, steps: int, outcomes: list[Outcome]) -> tuple[str, int]:
+        self.metronome.restart()
+        began = good = self.clock.now()
+        for step in range(steps):
+            ticks: list[Tick] = []
+            sent: list[np.ndarray] = []
+            planned: Planned | None = None
+            felt, state = self.robot.get_observation(), self.robot.state()
+            frame = self._frame
+            for part in range(self.ways.parts):
+                late = self.metronome.tick()
+                now = self.clock.now()
+                if self.saboteur is not None:
+                    self._noted += [f"fault {each.kind}" for each in self.saboteur.tick(episode, now - began)]
+                if part == 0:
+                    felt, state = self.robot.get_observation(), self.robot.state()
+                    planned = self._next(step, now)
+                command = None if planned is None else self.ways.next()
+                self._since = now
+                try:
+                    done = self.robot.hold() if command is None else self.robot.send_action(command)
+                except EmergencyStopped as error:
+                    log.error("%s", error)
+                    done, end = np.zeros_like(felt["set_point"], np.float32), "estop"
+                else:
+                    end = ""
+                reasons = self.robot.reasons if not end else ("estop",)
+                if command is None and reasons == ("hold",):
+                    reasons = ("no_action",)
+                held = command is None or "nan" in reasons or bool(end)
+                if not held:
+                    good = now
+                sent.append(done)
+                ticks.append(self._tick(episode, step, now - began, late, held, planned, done, reasons, now))
+                if not end and (words := self.robot.filter.out_of_control(self.robot.get_observation())):
+                    log.error("the robot is out of control: %s", words)
+                    ticks[-1].events.append("out_of_control")
+                    end = "control"
+                if not end and now - good > self.rules.stop_after:
+                    ticks[-1].events.append("watchdog")
+                    end = "watchdog"
+                if not end and self.asked_to_stop():
+                    end = "asked"
+                if end:
+                    self._finish(felt, state, frame, planned, sent, ticks, outcomes)
+                    return end, step + 1
+            self._finish(felt, state, frame, planned, sent, ticks, outcomes)
+            if outcomes and outcomes[-1].over:
+                return ("success" if outcomes[-1].success else "end"), step + 1
+            self._look(step + 1, _LOOK * self.metronome.period)
+        return "end", steps
+
+    def _next(self, step: int, now: float) -> Planned | None:
+        """Return the action for a step, if there is one that is not too old."""
+        self._took = None
+        if (answer := self.inference.poll()) is not None:
+            self._took = answer.seconds
+            if answer.error is not None:
+                raise answer.error
+            self.plan.put(answer, step)
+        planned = self.plan.take()
+        if planned is not None and now - planned.seen > self._bearable:
+            self._noted.append("expired")
+            planned = None
+        if planned is not None:
+            self.ways.aim(planned.action)
+        return planned
+
+    def _tick(
+        self,
+        episode: int,
+        step: int,
+        at: float,
+        late: float,
+        held: bool,
+        planned: Planned | None,
+        sent: np.ndarray,
+        reasons: tuple[str, ...],
+        now: float,
+    ) -> Tick:
+        events, self._noted = self._noted, []
+        took, self._took = self._took, None
+        return Tick(
+            episode,
+            step,
+            at,
+            late,
+            "hold" if held else "run",
+            None if planned is None else now - planned.seen,
+            None if self._frame is None else self._frame.age(now),
+            took,
+            None if planned is None or not np.isfinite(planned.action).all() else planned.action.tolist(),
+            sent.tolist(),
+            reasons,
+            events,
+        )
+
+    def _finish(
+        self,
+        felt: dict[str, np.ndarray],
+        state: np.ndarray,
+        frame: Frame | None,
+        planned: Planned | None,
+        sent: list[np.ndarray],
+        ticks: list[Tick],
+        outcomes: list[Outcome],
+    ) -> None:
+        outcome = self.robot.outcome()
+        if outcome is not None:
+            outcomes.append(outcome)
+        asked = np.full(len(sent[0]), np.nan, np.float32) if planned is None else planned.action
+        self.watch(Moment(frame, felt["proprio"], state, asked, self.ways.whole(sent), ticks, outcome))
+
+    def _newest(self, timeout: float, first: bool) -> Frame | None:
+        """Return a frame that came after the last command, else the newest; at first none from before the episode."""
+        end, found = self.clock.now() + timeout, None
+        while (frame := self.eyes.fresh(max(0.0, end - self.clock.now()))) is not None:
+            if frame.arrival_time >= self._since:
+                return frame
+            found = None if first else frame
+        return found
+
+    def _look(self, step: int, timeout: float, first: bool = False) -> None:
+        """Wait a little for a new frame and hand it to the policy, if that has time and is needed."""
+        try:
+            frame = self._newest(timeout, first)
+        except EndOfStream:
+            raise
+        except CameraError as error:
+            if "camera_lost" not in self._noted:
+                log.warning("%s", error)
+                self._noted.append("camera_lost")
+            return
+        if frame is not None:
+            self._frame = frame
+        elif not first:
+            self._noted.append("no_frame")
+        known = self._frame
+        if known is None or known.sequence == self._submitted or len(self.plan) > self._ask_at:
+            return
+        if (age := known.age(self.clock.now())) > self.rules.max_age:
+            self._noted.append(f"stale {1000 * age:.0f} ms")
+            return
+        felt = self.robot.get_observation()["proprio"]
+        job = Job(observation_of(known, felt, self.card), step, known.arrival_time, first)
+        if self.inference.submit(job):
+            self._submitted = known.sequence
+        else:
+            self._noted.append("busy")

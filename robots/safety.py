@@ -1,0 +1,222 @@
+"""The safety filter: whatever a policy asks, what is sent stays within limits. It knows nothing of the policy.
+
+Shapes: A action.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..cameras.camera import Camera
+from ..envs.commands import Commands
+from ..errors import EmergencyStopped
+from .clock import Clock
+from .emergency import EmergencyStop
+from .limits import Limits
+from .robot import Outcome, Robot, RobotSpec
+
+_HALVINGS = 20  # of a step that would leave the workspace
+_MARGIN = 0.1  # of its range, that an axis may be found beyond a limit before it counts as out of control
+_GRAIN = 1e-6  # what limits are exceeded by rounding, as a share of an action of 1
+
+
+class Decision(NamedTuple):
+    """What may be sent, and why it is not what was asked."""
+
+    action: np.ndarray  # (A,) float32 in [-1, 1]
+    target: np.ndarray  # (A,) in the axes' units
+    reasons: tuple[str, ...]  # among nan, range, position, step, velocity, workspace, hold
+
+
+class SafetyFilter:
+    """Limits on targets, one command after the other. An action within all limits passes bit for bit.
+
+    Args:
+        commands: what an action does.
+        limits: what it may do.
+        period: time between two commands [s]; one that comes sooner may go less far, one that comes later no further.
+        clock: of the robot.
+        hand_at: where the hand is at targets; needed for a workspace.
+    """
+
+    def __init__(self, commands: Commands, limits: Limits, period: float, clock: Clock, hand_at: Any = None) -> None:
+        self._commands, self._limits, self._hand_at = commands, limits, hand_at
+        self._clock, self._period = clock, period
+        self._last: np.ndarray | None = None  # targets of the last command
+        self._at = -np.inf  # when that was [s]
+
+    def reset(self) -> None:
+        """Forget the last command: the robot was moved by somebody else."""
+        self._last, self._at = None, -np.inf
+
+    def apply(self, asked: np.ndarray, observation: dict[str, np.ndarray]) -> Decision:
+        """Return what may be sent instead of an action (A,); one that is not finite is a hold.
+
+        Args:
+            observation: of the robot, now.
+        """
+        asked = np.asarray(asked, np.float32)
+        if asked.shape != self._commands.scale.shape or not np.isfinite(asked).all():
+            return self._hold(observation, "nan")
+        reasons = []
+        action = np.clip(asked, -1, 1)
+        if not np.array_equal(action, asked):
+            reasons.append("range")
+        set_point = observation["set_point"]
+        target = self._commands.target(action, set_point)
+        begin = self._begin(observation)
+        grain = _GRAIN * self._commands.scale
+        wanted = target
+        low, high = np.minimum(self._limits.low, begin), np.maximum(self._limits.high, begin)
+        target = np.clip(target, low, high)  # from outside nothing moves by itself, and nothing further out
+        if (np.abs(target - wanted) > grain).any():
+            reasons.append("position")
+        change = target - begin
+        drive = self._limits.velocity * min(self._period, max(1e-9, self._clock.now() - self._at))
+        slower = drive < self._limits.step
+        stride = np.minimum(drive, self._limits.step)
+        short = np.clip(change, -stride, stride)
+        cut = np.abs(change - short) > grain
+        if cut.any():
+            kinds = (("step", ~slower), ("velocity", slower))
+            reasons += [name for name, mine in kinds if (cut & mine).any()]
+        target = begin + short
+        inside = self._within_workspace(begin, target)
+        if inside is not target:
+            reasons.append("workspace")
+            target = inside
+        if set(reasons) - {"range"}:
+            action = self._commands.action(target, set_point)
+        return self._decided(action, set_point, tuple(reasons))
+
+    def hold(self, observation: dict[str, np.ndarray]) -> Decision:
+        """Return the command that changes nothing: efforts rest, everything else stays where it was sent to."""
+        return self._hold(observation, "hold")
+
+    def _hold(self, observation: dict[str, np.ndarray], reason: str) -> Decision:
+        commands, set_point = self._commands, observation["set_point"]
+        held = np.where(commands.relative, set_point, self._begin(observation))
+        return self._decided(commands.action(held, set_point), set_point, (reason,))
+
+    def _decided(self, action: np.ndarray, set_point: np.ndarray, reasons: tuple[str, ...]) -> Decision:
+        self._last, self._at = self._commands.target(action, set_point), self._clock.now()
+        return Decision(action, self._last, reasons)
+
+    def out_of_control(self, observation: dict[str, np.ndarray]) -> str:
+        """Return which axis is found far beyond its limits, in words; "" if none is."""
+        room = _MARGIN * (self._limits.high - self._limits.low)
+        found = observation["positions"]
+        with np.errstate(invalid="ignore"):
+            beyond = (found < self._limits.low - room) | (found > self._limits.high + room)
+        if not beyond.any():
+            return ""
+        at = int(np.flatnonzero(beyond)[0])
+        name, unit = self._commands.names[at], self._commands.units[at]
+        low, high = self._limits.low[at], self._limits.high[at]
+        return f"axis {name} is at {found[at]:.3f} {unit}, its limits are {low:g} to {high:g}"
+
+    def _begin(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        """Return the targets from which a step counts: in force, last sent, or where the axes are."""
+        set_point, positions = observation["set_point"], observation["positions"]
+        last = self._last
+        if last is None:
+            last = np.where(np.isfinite(positions), positions, self._commands.offset)
+        return np.where(self._commands.relative, set_point, last)
+
+    def _within_workspace(self, begin: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Return the target, or the farthest point on the way to it at which the hand is no further out of the box."""
+        if self._limits.workspace is None:
+            return target
+        allowed = self._outside(begin) + 1e-9
+        if self._outside(target) <= allowed:
+            return target
+        low, high = 0.0, 1.0
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._outside(begin + middle * (target - begin)) <= allowed else (low, middle)
+        return begin + low * (target - begin)
+
+    def _outside(self, target: np.ndarray) -> float:
+        """Return how far the hand is out of the box [m]; 0 inside."""
+        assert self._limits.workspace is not None
+        low, high = self._limits.workspace
+        hand = self._hand_at(target)
+        return float(np.maximum(np.maximum(low - hand, hand - high), 0).max())
+
+
+class SafeRobot(Robot):
+    """A robot behind the safety filter and the emergency stop. What it is asked and what it sends may differ.
+
+    Args:
+        robot: connected or not.
+        limits: within which it moves; checked against the robot's own when it is connected.
+        period: time between two commands [s].
+        emergency: the latch.
+    """
+
+    def __init__(self, robot: Robot, limits: Limits, period: float, emergency: EmergencyStop) -> None:
+        limits.check(robot.spec.commands, robot.spec.name, robot.hand_at(limits.low) is not None)
+        self.robot, self.limits, self.emergency, self.clock = robot, limits, emergency, robot.clock
+        self.filter = SafetyFilter(robot.spec.commands, limits, period, robot.clock, robot.hand_at)
+        self.reasons: tuple[str, ...] = ()  # why the last action sent is not the one asked
+
+    @property
+    def spec(self) -> RobotSpec:
+        return self.robot.spec
+
+    def connect(self) -> None:
+        self.emergency.check()
+        self.robot.connect()
+
+    def disconnect(self) -> None:
+        self.robot.disconnect()
+
+    def get_observation(self) -> dict[str, np.ndarray]:
+        return self.robot.get_observation()
+
+    def send_action(self, action: np.ndarray) -> np.ndarray:
+        """Send what may be sent of an action (A,); return what the robot says it sent.
+
+        Raises:
+            EmergencyStopped: if the stop is latched; the robot was told to stand still.
+        """
+        return self._send(action)
+
+    def hold(self) -> np.ndarray:
+        """Stay where the robot was sent to; return what was sent."""
+        return self._send(None)
+
+    def _send(self, action: np.ndarray | None) -> np.ndarray:
+        try:
+            self.emergency.check()
+        except EmergencyStopped:
+            self.robot.stop()
+            raise
+        observation = self.robot.get_observation()
+        decision = self.filter.hold(observation) if action is None else self.filter.apply(action, observation)
+        self.reasons = decision.reasons
+        sent = self.robot.send_action(decision.action)
+        if not np.array_equal(sent, decision.action):
+            self.reasons += ("robot",)
+        return sent
+
+    def stop(self) -> None:
+        self.robot.stop()
+
+    def reset(self, seed: int) -> str:
+        self.emergency.check()
+        start = self.robot.reset(seed)
+        self.filter.reset()
+        return start
+
+    def outcome(self) -> Outcome | None:
+        return self.robot.outcome()
+
+    def state(self) -> np.ndarray:
+        return self.robot.state()
+
+    def hand_at(self, target: np.ndarray) -> np.ndarray | None:
+        return self.robot.hand_at(target)
+
+    def camera(self, name: str = "") -> Camera:
+        return self.robot.camera(name)

@@ -1,0 +1,288 @@
+"""The whole loop on the toy: an RGB-D policy reaches the ball, faults end as documented, what is recorded teaches."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pixio_robot import cli
+from pixio_robot.envs.registry import EnvRequest, installed
+from pixio_robot.errors import BadInput, DataError, EmergencyStopped
+from pixio_robot.metrics import read_episodes
+from pixio_robot.policies.demos import DemoSet
+from pixio_robot.progress import Progress
+from pixio_robot.robot_schemas import Run
+from pixio_robot.robots.clock import Metronome
+from pixio_robot.robots.emergency import EmergencyStop
+from pixio_robot.robots.eyes import SteppedEyes
+from pixio_robot.robots.inference import InferenceInStep
+from pixio_robot.robots.limits import Limits
+from pixio_robot.robots.loop import ControlLoop, Moment, Rules
+from pixio_robot.robots.robot import RobotRequest
+from pixio_robot.robots.runs import RunReport, run_robot
+from pixio_robot.robots.safety import SafeRobot
+from pixio_robot.robots.simulated import TaskRobot
+from pixio_robot.robots.timeline import read_ticks
+from pixio_robot.runtime.bundle import Card, Port
+
+SIDE = 64
+CARD = Card(
+    "policy",
+    "onnx",
+    "fp32",
+    "program.onnx",
+    [Port("rgb", (SIDE, SIDE, 3), "uint8"), Port("depth", (SIDE, SIDE), "float32"), Port("proprio", (3,), "float32")],
+    [Port("action", (1, 3), "float32")],
+    image_size=SIDE,
+    control_period=0.05,
+    action_low=[-1.0] * 3,
+    action_high=[1.0] * 3,
+)
+FOCAL = SIDE / 2 / np.tan(np.radians(45) / 2)  # of the toy's camera "top", 1 m over its origin
+
+
+class Reacher:
+    """Finds the red ball from above, in colour and depth, and moves the hand there."""
+
+    def __init__(self, chunk: int = 1, seconds: float = 0.0) -> None:
+        self.chunk, self.seconds, self.calls = chunk, seconds, 0
+        self.reset()
+
+    def reset(self) -> None:
+        self.ball = np.array([0.0, 0.0, 0.2])
+
+    def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        time.sleep(self.seconds)
+        self.calls += 1
+        rgb, depth = observation["rgb"].astype(int), observation["depth"]
+        red = (rgb[..., 0] > 90) & (rgb[..., 0] > 2 * rgb[..., 1]) & (depth > 0)
+        if red.sum() > 3:
+            rows, columns = np.nonzero(red)
+            far = float(np.median(depth[red])) + 0.02
+            centre = (SIDE - 1) / 2
+            x, y = (columns.mean() - centre) / FOCAL * far, -(rows.mean() - centre) / FOCAL * far
+            self.ball = np.array([x, y, 1 - far])
+        way, hand, actions = [], observation["proprio"].astype(float), []
+        for _ in range(self.chunk):
+            actions.append(np.clip(0.7 * (self.ball - hand) / 0.02, -1, 1))
+            hand = hand + 0.02 * actions[-1]
+            way.append(hand)
+        return np.array(actions, np.float32)
+
+
+def _run(out: Path, policy: Any = None, card: Card = CARD, **settings: Any) -> RunReport:
+    known: dict[str, Any] = dict(robot="task:toy/reach@top", bundle="reacher", time="stepped", steps=30, out=str(out))
+    known |= dict(estop=str(out / "estop.json"), depth_sensor="exact")
+    return run_robot(Run(**{**known, **settings}), card, policy or Reacher(), "policy", Progress.silent())
+
+
+def _ticks(out: Path, episode: int) -> list[dict[str, Any]]:
+    return [tick for tick in read_ticks(out / "ticks.jsonl") if tick["episode"] == episode]
+
+
+def test_a_policy_on_rgbd_frames_reaches_the_ball_and_the_recording_teaches_the_next(tmp_path: Path) -> None:
+    report = _run(tmp_path / "run", episodes=2)
+    assert sum(row.success_last for row in report.rows) == 2 and report.endings["success"] == 2
+    assert report.demos is not None
+    demos = DemoSet(report.demos)
+    assert demos.request == replace(
+        EnvRequest("toy/reach", ("rgb", "depth", "proprio"), ("top",), SIDE, "fast", 30), depth_sensor="exact"
+    )
+    assert demos.members("train") == demos.names and demos.lengths.tolist() == [30] * 2
+    with h5py.File(report.demos) as file:
+        demo = file["data/demo_0"]
+        assert demo["obs/top_image"].shape == (30, SIDE, SIDE, 3) and demo["obs/top_depth"].dtype == np.float32
+        assert {"asked", "time", "late", "age", "seconds", "held"} <= set(demo["run"])
+        np.testing.assert_allclose(np.diff(demo["run/time"][:]), 0.05, atol=1e-9)
+        sent, proprio = demo["actions"][:], demo["obs/proprio"][:]
+        assert json.loads(demo.attrs["camera_info"])["top"]["intrinsics"][0][0] == pytest.approx(FOCAL)
+    # the recorded episode, replayed in the environment, is the same episode
+    env = demos.request.make()
+    observation, info = env.reset(seed=demos.seeds[0])
+    assert info["start"] == demos.starts[0]
+    for action, felt in zip(sent, proprio, strict=True):
+        assert np.array_equal(observation["proprio"], felt)
+        observation, *_, info = env.step(action)
+    env.close()
+    assert info["success"]
+    # it trains a policy that runs in its place
+    words = [f"demos={report.demos}", "policy.epochs=1", "device=cpu", "embedding.depth=late", "out=next"]
+    assert cli.run(["train_bc", "encoder=cnn", *words]) == 0
+    words = ["robot=task:toy/reach@top", "checkpoint=next/checkpoints/cnn/last.safetensors", "depth_sensor=exact"]
+    assert cli.run(["run", *words, "time=stepped", "steps=5", "out=again"]) == 0
+    assert len(read_episodes(Path("again/episodes.jsonl"))) == 1
+    page = (tmp_path / "run/report.html").read_text()
+    assert "Timeline" in page and "100%" in page and "data:image/png" in page
+
+
+def test_every_fault_ends_as_documented(tmp_path: Path) -> None:
+    faults = ["stall@0:0.3:0.4", "stall@1:0.3:3", "nan@2:0.3", "late@3:0.3:0.3", "late@4:0.3:3", "estop@5:0.5"]
+    report = _run(tmp_path, episodes=8, steps=40, faults=faults)
+    rows = json.loads((tmp_path / "result.json").read_text())["tables"]["Faults on purpose"]
+    led = [row["led to"] for row in rows]
+    assert "the policy went on after 0.4" in led[0] and "no_action" in led[0]
+    assert "watchdog" in led[1] and "stopped" in led[1]
+    assert "nan in 1 ticks" in led[2] and "went on after 0.05" in led[2]
+    assert "went on after 0.3" in led[3] and "watchdog" in led[4] and "estop" in led[5]
+    assert report.endings == {"success": 3, "watchdog": 2, "estop": 1} and report.stopped
+    stalled = _ticks(tmp_path, 1)
+    assert stalled[-1]["events"][-1] == "watchdog" and stalled[-1]["newest"] > 1.0
+    assert stalled[-1]["at"] == pytest.approx(1.35, abs=0.11), "1 s after the last good action"
+    held = [tick for tick in stalled if tick["state"] == "hold"]
+    assert len(held) == 21 and all(np.abs(tick["sent"]).max() < 1e-6 for tick in held)
+    spoilt = next(tick for tick in _ticks(tmp_path, 2) if "nan" in tick["reasons"])
+    assert spoilt["asked"] is None and np.abs(spoilt["sent"]).max() < 1e-6
+    assert _ticks(tmp_path, 5)[-1]["reasons"] == ["estop"]
+    # good is what succeeded without long pauses: only the NaN's episode
+    assert report.demos is not None and DemoSet(report.demos).members("train") == ["demo_0"]
+    assert len(DemoSet(report.demos).names) == 6
+    # latched: nothing runs until it is reset; then the rest runs, what is there stays
+    with pytest.raises(EmergencyStopped, match="estop_reset=true"):
+        _run(tmp_path, episodes=8, steps=40, faults=faults)
+    before = (tmp_path / "episodes.jsonl").read_text()
+    report = _run(tmp_path, episodes=8, steps=40, faults=faults, estop_reset=True)
+    assert len(report.rows) == 8 and not report.stopped
+    assert (tmp_path / "episodes.jsonl").read_text().startswith(before)
+    assert not (tmp_path / "estop.json").exists()
+
+
+def test_chunks_are_carried_out_and_asked_for_when_they_run_out(tmp_path: Path) -> None:
+    single, chunked = Reacher(), Reacher(chunk=5)
+    _run(tmp_path / "single", single, episodes=1)
+    report = _run(tmp_path / "chunked", chunked, replace(CARD, chunk=5), episodes=1)
+    assert report.rows[0].success_last and single.calls == 30
+    assert chunked.calls == 6
+    asked = [tick["asked"] for tick in _ticks(tmp_path / "chunked", 0)]
+    assert all(each is not None for each in asked)
+    executed = Reacher(chunk=5)
+    _run(tmp_path / "some", executed, replace(CARD, chunk=5), episodes=1, execute=2)
+    assert executed.calls == 15
+
+
+def test_limits_change_what_is_sent_and_the_report_says_so(tmp_path: Path) -> None:
+    limits = tmp_path / "limits.json"
+    limits.write_text('{"velocity": {"x": 0.1, "y": 0.1, "z": 0.1}}')
+    report = _run(tmp_path / "slow", episodes=1, limits=str(limits))
+    ticks = _ticks(tmp_path / "slow", 0)
+    changed = [tick for tick in ticks if "velocity" in tick["reasons"]]
+    assert changed and all(np.abs(tick["sent"]).max() <= 0.25 + 1e-4 for tick in ticks)  # 0.1 m/s of 0.4 m/s
+    assert report.summary["ticks in which limits changed the action"] == len(changed)
+    with pytest.raises(DataError, match="another out="):
+        _run(tmp_path / "slow", episodes=1)
+
+
+def test_what_does_not_fit_is_refused_before_anything_moves(tmp_path: Path) -> None:
+    four = replace(CARD, action_low=[-1.0] * 4, action_high=[1.0] * 4)
+    for card, settings, words in (
+        (four, {}, "takes 3"),
+        (replace(CARD, control_period=0.03), {}, "a step every 30 ms"),
+        (CARD, {"depth": False}, "looks at depth"),
+        (CARD, {"camera": "task:toy/reach"}, "another simulation"),
+        (CARD, {"camera": "robot:front"}, "has camera top, not 'front'"),
+        (CARD, {"time": "fast"}, "there are real, stepped"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            _run(tmp_path / "no", card=card, **settings)
+        assert not (tmp_path / "no").exists()
+    assert cli.run(["run", "robot=task:toy/reach"]) == 1
+    with pytest.raises(DataError, match="no limits at"):
+        _run(tmp_path / "no", limits="absent.json")
+
+
+def test_commands_between_policy_steps_are_interpolated(tmp_path: Path) -> None:
+    """A policy of 10 steps a second on a robot of 20: two commands a step, and one row a step in the recording."""
+    report = _run(tmp_path, card=replace(CARD, control_period=0.1), episodes=1, steps=12)
+    ticks = _ticks(tmp_path, 0)
+    assert [tick["number"] for tick in ticks[:4]] == [0, 0, 1, 1]
+    for one, two in zip(ticks[::2], ticks[1::2], strict=False):
+        if one["asked"] is not None:
+            np.testing.assert_allclose(one["sent"], np.array(one["asked"]) / 2, atol=1e-6)
+            np.testing.assert_allclose(np.add(one["sent"], two["sent"]), one["asked"], atol=1e-6)
+    assert report.demos is not None and DemoSet(report.demos).lengths[0] * 2 == len(ticks)
+
+
+def test_asked_to_stop_it_stops_and_goes_on_later(tmp_path: Path) -> None:
+    class Interrupting(Reacher):
+        def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+            if self.calls == 40:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().act(observation)
+
+    report = _run(tmp_path, Interrupting(), episodes=3)
+    assert report.interrupted and len(report.rows) == 1 and report.demos is not None
+    report = _run(tmp_path, episodes=3)
+    assert not report.interrupted and len(report.rows) == 3 and len(DemoSet(report.demos or "").names) == 3
+    ticks = read_ticks(tmp_path / "ticks.jsonl")
+    assert [sum(tick["episode"] == number for tick in ticks) for number in range(3)] == [30, 30, 30]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["metaworld", "dmc", "adroit", "trifinger"])
+def test_a_task_of_each_suite_is_a_robot(suite: str, tmp_path: Path) -> None:
+    if not (tasks := [name for name in installed() if name.startswith(f"{suite}/")]):
+        pytest.skip(f"{suite} is not installed")
+    with TaskRobot(tasks[0], RobotRequest(stepped=True, image_size=SIDE)) as robot:
+        spec = robot.spec
+        width, rate = len(spec.commands.names), spec.control_hz or 1
+        felt = robot.observation_features
+        assert {key: value.shape for key, value in robot.get_observation().items()} == felt
+
+    class Idle:
+        def reset(self) -> None:
+            pass
+
+        def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+            return np.full((1, width), 0.01, np.float32)
+
+    ports = [Port("rgb", (SIDE, SIDE, 3), "uint8"), Port("proprio", (spec.proprio,), "float32")]
+    card = replace(
+        CARD, observation=ports, control_period=1 / rate, action_low=[-1.0] * width, action_high=[1.0] * width
+    )
+    report = _run(tmp_path, Idle(), card, robot=f"task:{tasks[0]}", steps=4, depth_sensor="d435")
+    assert report.rows[0].length == 4 and report.demos is not None
+    ticks = _ticks(tmp_path, 0)
+    assert all(tick["state"] == "run" and not tick["reasons"] for tick in ticks)
+
+
+def test_a_policy_that_breaks_stops_the_robot(tmp_path: Path) -> None:
+    class Broken(Reacher):
+        def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+            if self.calls == 5:
+                raise ValueError("out of memory")
+            return super().act(observation)
+
+    stops = []
+    robot = TaskRobot("toy/reach@top", RobotRequest(stepped=True, image_size=SIDE, depth_sensor="exact"))
+    with robot:
+        robot.stop = lambda: stops.append(1)  # type: ignore[method-assign]
+        safe = SafeRobot(robot, Limits.of(robot.spec.commands), 0.05, EmergencyStop(tmp_path / "estop.json"))
+        eyes = SteppedEyes(robot.camera(), robot.clock)
+        eyes.open()
+        seen: list[Moment] = []
+        inference = InferenceInStep(Broken(), robot.clock)
+        loop = ControlLoop(
+            safe, eyes, inference, CARD, Metronome(robot.clock, 0.05), rules=Rules(), stepped=True, watch=seen.append
+        )
+        with pytest.raises(ValueError, match="out of memory"):
+            loop.run(0, 3, 50)
+    assert len(seen) == 5 and stops
+
+
+def test_in_real_time_the_beat_is_kept_whatever_inference_does(tmp_path: Path) -> None:
+    """Laws that hold on a busy machine too: inference longer than a period delays no tick by its length."""
+    report = _run(tmp_path, Reacher(seconds=0.12), time="real", episodes=1, steps=30, faults=["estop@0:1.2"])
+    ticks = _ticks(tmp_path, 0)
+    assert report.endings == {"estop": 1} and ticks[-1]["reasons"] == ["estop"]
+    times = np.array([tick["at"] for tick in ticks])
+    assert np.median(np.diff(times)) < 0.115, "less than inference takes"
+    ran = [tick for tick in ticks if tick["state"] == "run"]
+    assert 2 <= len(ran) < len(ticks) - 2, "it acts when there is an action and holds in between"
+    assert all(tick["age"] > 0.12 for tick in ran[1:]), "what was computed from it took that long"
