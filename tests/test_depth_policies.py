@@ -54,7 +54,7 @@ def test_small_depth_keeps_holes() -> None:
     depth = np.full((1, 64, 64), 1.0, np.float32)
     depth[0, :, :32] = 0
     depth[0, ::2, 32:40] = 0
-    small = small_depth(depth, 16)
+    small = small_depth(depth, (16, 16))
     expected = round(255 * float(depth_code(np.ones(1, np.float32))[0]))
     assert small.shape == (1, 16, 16, 2) and not small[0, :, :8].any()
     assert (small[0, :, 10:, 0] == expected).all() and (small[0, :, 10:, 1] == 255).all()
@@ -64,7 +64,7 @@ def test_small_depth_keeps_holes() -> None:
 @pytest.fixture(scope="module")
 def rgbd_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rgbd") / "reach.hdf5"
-    words = ["task=toy/reach", "demos=4", "valid=1", "render=fast", "image_size=64", "horizon=25", "depth=true"]
+    words = ["task=toy/reach", "demos=4", "valid=1", "render=fast", "image_size=64", "horizon=25", "obs=rgbd"]
     assert cli.run(["collect", *words, "depth_sensor=d435", f"out={path}", "workers=1"]) == 0
     return path
 
@@ -145,5 +145,5 @@ def test_impossible_settings_are_refused(
 
 
 def test_demonstrations_without_depth_say_so(toy_demos: DemoSet) -> None:
-    with pytest.raises(DataError, match="pixio-robot collect depth=true"):
+    with pytest.raises(DataError, match="pixio-robot collect obs=rgbd"):
         toy_demos.pictures([], "late")
