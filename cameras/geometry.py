@@ -3,7 +3,7 @@
 Shapes: H, W of the colour picture; h, w of the depth map; n points.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -16,6 +16,9 @@ from .frame import Frame, Intrinsics
 _LEAST_SHARE = 0.5  # of valid depth under a resized pixel, for it to be valid
 _NEAREST = 1e-6  # nearer than this is behind the camera [m]
 _WIDEST = 16  # the largest square that one depth pixel fills in the colour picture [px]
+_RIM = _WIDEST + 1  # around the picture while it is drawn; takes what falls outside, so that no pass must look [px]
+_BLOCK = 16 * 1024  # depth pixels that are projected at a time
+_SAMPLE = 4096  # depth pixels that say how large they are in the colour picture, about
 
 
 def rays(intrinsics: Intrinsics, pixels: np.ndarray) -> np.ndarray:
@@ -103,74 +106,142 @@ def register(depth: np.ndarray, source: Intrinsics, target: Intrinsics, transfor
         BadInput: if the intrinsics are of another size than `depth`.
     """
     _check_size("depth", depth, source)
-    flat = depth.ravel().astype(np.float32)
-    inverse = np.divide(1, flat, out=np.zeros_like(flat), where=flat > 0)
-    rotation = np.ascontiguousarray(transform[:3, :3], float).tobytes()
-    corners = [_seen_at(target, turned, inverse, transform[:3, 3]) for turned in _corner_rays(source, rotation)]
-    far = flat * (corners[0][2] + corners[1][2]) / 2
-    where = np.flatnonzero((flat > 0) & (far > _NEAREST))
-    edge = _WIDEST + 1  # a rim around the picture takes what falls outside, so that no pass must look
-    shape = (target.height + 2 * edge, target.width + 2 * edge)
-    begins, spans = [], []
-    for axis, size in ((0, target.width), (1, target.height)):
-        one, other = (each[axis][where] for each in corners)
-        first, last = (
-            np.floor(np.clip(each, -edge, size)).astype(np.int32)
-            for each in (np.minimum(one, other), np.maximum(one, other))
-        )
-        begins.append(first + edge)
-        spans.append(np.minimum(last - first, _WIDEST - 1))
-    places = begins[1].astype(np.int64) * shape[1] + begins[0]
-    drawn, far = np.full(shape[0] * shape[1], np.inf, np.float32), far[where]
-    for down in range(int(spans[1].max(initial=-1)) + 1):
-        high = spans[1] >= down
-        for right in range(int(spans[0].max(initial=-1)) + 1):
-            which = np.flatnonzero(high & (spans[0] >= right))
-            if which.size:
-                np.minimum.at(drawn, places[which] + (down * shape[1] + right), far[which])
-    nearest = drawn.reshape(shape)[edge : edge + target.height, edge : edge + target.width]
-    return np.where(np.isfinite(nearest), nearest, np.float32(0))
+    flat = np.ascontiguousarray(depth, np.float32).ravel()
+    looks, shift = _corner_rays(source, target, np.ascontiguousarray(transform, float).tobytes())
+    some = np.s_[:: max(len(flat) // _SAMPLE, 1)]
+    down, right, _ = _rectangles(looks[:, :, some], shift, flat[some], target)
+    drawing = _Drawing((target.height + 2 * _RIM, target.width + 2 * _RIM), _usual(down[1]), _usual(right[1]))
+    for begin in range(0, len(flat), _BLOCK):  # so few at a time that they stay in the processor's cache
+        part = np.s_[begin : begin + _BLOCK]
+        drawing.add(*_rectangles(looks[:, :, part], shift, flat[part], target))
+    drawn = drawing.finished()[_RIM:-_RIM, _RIM:-_RIM]
+    return np.where(drawn < np.inf, drawn, np.float32(0))
 
 
-def _seen_at(
-    target: Intrinsics, looks: np.ndarray, inverse: np.ndarray, shift: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return columns and rows [px] plus a half, and distance over distance, where a camera sees points along rays.
+class _Drawing:
+    """A picture of rectangles, the nearest in front.
+
+    Almost all are of the same four sizes, since depth pixels are alike. Each of these sizes has a picture of its own, in
+    which only first pixels are drawn, all at once; an erosion, the least of what lies above and left, fills the rest.
 
     Args:
-        looks: (3, n) float32 rays in the target's axes.
-        inverse: (n,) float32, one over the points' depth [1/m].
-        shift: (3,) from one camera to the other [m].
+        shape: of the picture [px].
+        down, right: how many pixels follow the first one in most rectangles, there or one more.
     """
-    x, y, z = (axis + np.float32(moved) * inverse for axis, moved in zip(looks, shift, strict=True))
-    positive = np.maximum(z, np.float32(1e-6))
-    if target.distorted:
-        columns, rows = project(target, np.stack([x, y, positive], axis=1)).T.astype(np.float32) + np.float32(0.5)
-        return columns, rows, z
-    np.divide(np.float32(1), positive, out=positive)
-    x *= positive
-    x *= np.float32(target.fx)
-    x += np.float32(target.cx + 0.5)
-    y *= positive
-    y *= np.float32(target.fy)
-    y += np.float32(target.cy + 0.5)
-    return x, y, z
+
+    def __init__(self, shape: tuple[int, int], down: int, right: int) -> None:
+        self.shape, self.down, self.right = shape, down, right
+        self._pictures = np.full((4, *shape), np.inf, np.float32)
+        self._odd: list[tuple[np.ndarray, ...]] = []
+
+    def add(self, down: tuple[np.ndarray, np.ndarray], right: tuple[np.ndarray, np.ndarray], far: np.ndarray) -> None:
+        """Draw rectangles: first row and column of each and how many follow, (n,) int32; distances, (n,) float32."""
+        below, beside = down[1] - np.int32(self.down), right[1] - np.int32(self.right)
+        places = down[0] * np.int32(self.shape[1])
+        places += right[0]
+        odd = np.flatnonzero((below | beside) & ~1)
+        if len(odd):
+            self._odd.append((places[odd], down[1][odd], right[1][odd], far[odd]))
+            below[odd] = beside[odd] = 0
+            far[odd] = np.inf
+        below *= 2
+        below += beside
+        below *= np.int32(self.shape[0] * self.shape[1])
+        np.minimum.at(self._pictures.ravel(), np.add(places, below, dtype=np.intp), far)
+
+    def finished(self) -> np.ndarray:
+        """Return the picture, float32, infinite where nothing was drawn."""
+        for row in (0, 1):
+            for column in (0, 1):
+                _spread(self._pictures[2 * row + column], (1, self.right + 1 + column))
+            np.minimum(self._pictures[2 * row], self._pictures[2 * row + 1], out=self._pictures[2 * row])
+            _spread(self._pictures[2 * row], (self.down + 1 + row, 1))
+        whole = np.minimum(self._pictures[0], self._pictures[2], out=self._pictures[0])
+        for places, down, right, far in self._odd:
+            for row in range(int(down.max()) + 1):
+                for column in range(int(right.max()) + 1):
+                    which = np.flatnonzero((down >= row) & (right >= column))
+                    np.minimum.at(whole.ravel(), places[which] + (row * self.shape[1] + column), far[which])
+        return whole
+
+
+def _spread(picture: np.ndarray, size: tuple[int, int]) -> None:
+    """Give each pixel the least of the `size` pixels that end with it."""
+    if size != (1, 1):
+        last = (size[1] - 1, size[0] - 1)
+        cv2.erode(picture, np.ones(size, np.uint8), picture, last, borderType=cv2.BORDER_CONSTANT, borderValue=np.inf)
+
+
+def _usual(spans: np.ndarray) -> int:
+    """Return the span that, with the next larger one, is the most frequent."""
+    counts = np.bincount(spans, minlength=2)
+    return int((counts[:-1] + counts[1:]).argmax())
+
+
+def _rectangles(
+    looks: np.ndarray, shift: np.ndarray, depth: np.ndarray, target: Intrinsics
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Return what depth pixels cover in the other picture with its rim, from corner to corner.
+
+    Args:
+        looks: (2, 3, n) and shift: (3,), as `_corner_rays` gives them.
+        depth: (n,) float32 [m], 0 where invalid.
+
+    Returns:
+        the first row of each and how many follow, the same of columns, (n,) int32, and their distances, (n,) float32
+        [m], infinite if invalid or behind the camera.
+    """
+    inverse = 1 / np.maximum(depth, np.float32(_NEAREST))
+    moved = [each * inverse for each in shift]
+    columns, rows, far = [], [], np.zeros_like(inverse)
+    for corner in looks:
+        x, y, z = (axis + more for axis, more in zip(corner, moved, strict=True))
+        far += z
+        np.maximum(z, np.float32(_NEAREST), out=z)
+        if target.distorted:
+            x, y = project(target, np.stack([x, y, z], axis=1)).T.astype(np.float32) + np.float32(0.5 + _RIM)
+        else:
+            x /= z
+            y /= z
+        columns.append(x)
+        rows.append(y)
+    far *= depth
+    far *= np.float32(0.5)
+    np.putmask(far, far <= _NEAREST, np.inf)
+    return _cells(rows, target.height), _cells(columns, target.width), far
+
+
+def _cells(edges: Sequence[np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first pixel that lies between two edges, counted from the rim's, and how many follow it, (n,) int32."""
+    low, high = np.minimum(*edges), np.maximum(*edges)
+    np.floor(low, out=low)
+    np.floor(high, out=high)
+    high -= low
+    np.minimum(high, np.float32(_WIDEST - 1), out=high)
+    np.clip(low, 0, size + _RIM, out=low)
+    return low.astype(np.int32), high.astype(np.int32)
 
 
 @lru_cache(maxsize=8)
-def _corner_rays(source: Intrinsics, rotation: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the upper left and lower right corners of all pixels look, each (3, h w) float32, rotated."""
+def _corner_rays(source: Intrinsics, target: Intrinsics, pose: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the upper left and lower right corners of all pixels look, (2, 3, h w), and the shift, (3,); float32.
+
+    In the other camera's axes; without distortion also multiplied by its matrix, so that a division gives pixels,
+    counted from the outer edge of the rim.
+
+    Args:
+        pose: the bytes of the (4, 4) transform.
+    """
     columns, rows = np.meshgrid(np.arange(source.width), np.arange(source.height))
     pixels = np.column_stack([columns.ravel(), rows.ravel()]).astype(float)
-    matrix = np.frombuffer(rotation).reshape(3, 3)
-    half = 0.5 - 1e-4  # pixels that only touch are not shared
-    first, last = (
-        np.ascontiguousarray(
-            matrix @ np.column_stack([rays(source, pixels + shift), np.ones(len(pixels))]).T, np.float32
-        )
-        for shift in (-half, half)
-    )
-    return first, last
+    transform, matrix = np.frombuffer(pose).reshape(4, 4), np.eye(3)
+    if not target.distorted:
+        matrix = target.matrix
+        matrix[:2, 2] += 0.5 + _RIM
+    half = 0.5 - 1e-3  # pixels that only touch are not shared
+    looks = [np.column_stack([rays(source, pixels + away), np.ones(len(pixels))]).T for away in (-half, half)]
+    turned = np.stack([matrix @ transform[:3, :3] @ each for each in looks])
+    return turned.astype(np.float32), (matrix @ transform[:3, 3]).astype(np.float32)
 
 
 def registered(frame: Frame) -> Frame:
