@@ -89,8 +89,8 @@ def depth_head(out: Path, plan: Plan) -> Path:
     folder = out / f"{plan.name}-head"
     if not list((folder / "heads").glob("depth_dpt-*.safetensors")):
         images = str(demonstrations(out, plan, "exact"))
-        command = Probe(str(small_encoder(out)), images, probes=["depth_dpt"], dense=HEAD, device="cpu")
-        run_probe(replace(command, out=str(folder), cache=str(out / "cache")), Progress())
+        settings = dict(encoder=str(small_encoder(out)), images=images, probes=["depth_dpt"], dense=HEAD, device="cpu")
+        run_probe(Probe(**settings, out=str(folder), cache=str(out / "cache")), Progress())
     return next((folder / "heads").glob("depth_dpt-*.safetensors"))
 
 

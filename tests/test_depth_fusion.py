@@ -70,7 +70,8 @@ def test_encoding_anew_gives_what_the_cache_holds_until_depth_is_learned(
 ) -> None:
     """Histories share frames, rows are in any order; what comes out is each sample's own."""
     embedding = EmbeddingSettings(fusion=fusion, depth="patches")
-    policy = new_policy(tiny.token_shape, embedding, demos.widths, HEAD, 0).eval()
+    settings = PolicySettings(layers=[32], last_scale=1.0)
+    policy = new_policy(tiny.token_shape, embedding, demos.widths, settings, 0).eval()
     cache = token_cache(tmp_path, tiny, demos)
     batches = _Batches(bc_data(demos, cache, policy), policy, CPU, tiny, "fp32")
     rows = torch.tensor([30, 2, 3, 12, 0, 47])
@@ -78,10 +79,10 @@ def test_encoding_anew_gives_what_the_cache_holds_until_depth_is_learned(
         cached = batches.predict(policy, rows)
         batches.adds_depth = True
         fresh = batches.predict(policy, rows)
-        assert torch.allclose(cached, fresh, atol=1e-4), "but for the cache's half precision"
+        assert torch.allclose(cached, fresh, atol=2e-3), "but for the cache's half precision"
         assert policy.patches is not None
-        policy.patches.project.weight += 0.1
-        assert not torch.allclose(fresh, batches.predict(policy, rows), atol=1e-3)
+        policy.patches.project.weight.normal_()
+        assert not torch.allclose(fresh, batches.predict(policy, rows), atol=1e-2)
 
 
 def test_recomputing_saves_memory_and_changes_no_gradient(
