@@ -10,14 +10,13 @@ from pixio_robot.cameras.frame import Frame, Intrinsics, counted, metric, rgbd_f
 from pixio_robot.cameras.geometry import (
     crop,
     points,
-    project,
-    rays,
-    register,
     registered,
     resize,
     resize_depth,
     squared,
 )
+from pixio_robot.cameras.lenses import project, rays
+from pixio_robot.cameras.registration import register
 from pixio_robot.envs.registry import make
 from pixio_robot.errors import BadInput
 
