@@ -91,10 +91,10 @@ class Visuomotor(nn.Module):
         elif how == "points":
             assert view is not None, "points need a camera"
             self.depth = PointNetwork(max(frames, embedder.history), embedder.settings.frames)
-        elif how == "patches":
+        self.head = MlpHead(embedder.dim + (self.depth.tokens.dim if self.depth else 0), actions, settings)
+        if how == "patches":  # after the head, which so begins as that of colour alone
             assert embedder.tokens is not None, "patches need an encoder"
             self.patches = DepthPatches(embedder.tokens.grid, embedder.tokens.dim // len(pictures))
-        self.head = MlpHead(embedder.dim + (self.depth.tokens.dim if self.depth else 0), actions, settings)
 
     @property
     def history(self) -> int:

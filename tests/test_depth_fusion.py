@@ -1,5 +1,6 @@
 """Laws of the fusions: patches begin as colour alone, clouds know no order, predicted depth stands in for measured."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,18 @@ from pixio_robot.cameras.point_clouds import farthest_points, point_cloud
 from pixio_robot.cameras.registry import find_camera
 from pixio_robot.dense_heads import make_head
 from pixio_robot.depth_estimation import DepthEstimator, DepthHead, save_depth
+from pixio_robot.embedding import TokenShape
 from pixio_robot.envs.registry import make
 from pixio_robot.errors import CheckpointError, DataError
 from pixio_robot.hardware import seeded
-from pixio_robot.policies.bc import _Batches, bc_data, new_policy
+from pixio_robot.policies.bc import _Batches, bc_data, new_policy, train_bc
 from pixio_robot.policies.cache import encode, token_cache, tokens_of
 from pixio_robot.policies.demos import DemoSet
 from pixio_robot.policies.depth_inputs import PointView, predicted_depth
 from pixio_robot.policies.depth_networks import DepthPatches, PointNetwork
 from pixio_robot.policies.runs import load_policy
 from pixio_robot.policies.stream import observation_of, stream
-from pixio_robot.policies.visuomotor import Agent
+from pixio_robot.policies.visuomotor import Agent, EncoderIdentity
 from pixio_robot.progress import Progress
 from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 
@@ -103,15 +105,34 @@ def test_recomputing_saves_memory_and_changes_no_gradient(
     assert grads[0].any() and torch.allclose(grads[0], grads[1], rtol=1e-4, atol=1e-9)
 
 
-def test_depth_is_learned_in_the_last_epochs_alone(rgbd_file: Path, tiny_file: Path) -> None:
-    command = ["train_bc", f"demos={rgbd_file}", f"encoder={tiny_file}", "embedding.depth=patches", "device=cpu"]
-    command += ["policy.layers=[32]", "policy.batch=64", "policy.epochs=3", "save_every=1"]
-    for epochs in (1, 3):
-        assert cli.run([*command, f"embedding.depth_epochs={epochs}", f"out=run{epochs}"]) == 0
-    first, all_of_them = (load_policy(f"run{epochs}/checkpoints/bc/best.safetensors") for epochs in (1, 3))
-    last = load_policy("run1/checkpoints/bc/last.safetensors")
-    assert last.policy.patches is not None and last.policy.patches.project.weight.any()
-    assert all(each.policy.patches is not None for each in (first, all_of_them))
+def test_until_depth_is_learned_the_policy_is_that_of_colour(demos: DemoSet, tiny: Backbone, tmp_path: Path) -> None:
+    """Bit for bit after the epochs on cached tokens; the last epoch changes head and patches."""
+    cache, runs = token_cache(tmp_path / "cache", tiny, demos), {}
+    for depth in ("none", "patches"):
+        train_bc(
+            demos,
+            cache,
+            EncoderIdentity.of(tiny, "fp32"),
+            tiny.token_shape,
+            embedding=EmbeddingSettings(depth=depth, depth_epochs=1),
+            settings=replace(HEAD, epochs=3),
+            seed=1,
+            device=CPU,
+            out=tmp_path / depth,
+            keep=(2,),
+            backbone=tiny,
+        )
+        for name in ("epoch-0002", "last"):
+            policy = load_policy(tmp_path / depth / f"checkpoints/bc/{name}.safetensors").policy
+            runs[depth, name] = policy.state_dict()
+    colour, begun, learned = (
+        runs[each] for each in (("none", "epoch-0002"), ("patches", "epoch-0002"), ("patches", "last"))
+    )
+    assert all(torch.equal(begun[name], value) for name, value in colour.items())
+    added = [name for name in begun if name not in colour]
+    assert len(added) == 2 and not any(begun[name].any() for name in added)
+    assert all(learned[name].any() for name in added)
+    assert not torch.equal(learned["head.layers.1.weight"], begun["head.layers.1.weight"])
 
 
 def test_farthest_points_cover_what_there_is() -> None:
@@ -252,3 +273,23 @@ def test_points_of_another_camera_of_the_same_scene_are_the_same_points(rgbd_fil
         clouds.append(cloud[cloud[:, 3] > 0, :3])
     apart = np.linalg.norm(clouds[0][:, None] - clouds[1][None], axis=-1).min(axis=1)
     assert np.quantile(apart, 0.5) < 0.1, "each sees other sides of the same hand and ball, in units of the box"
+
+
+def test_training_leaves_out_depth_of_some_and_colour_of_others_and_feeling_of_none(demos: DemoSet) -> None:
+    """One sample many times: three answers in the asked shares while training, one otherwise."""
+    embedding = EmbeddingSettings(frames="single", depth="points", depth_dropout=0.2, depth_points=16)
+    settings = PolicySettings(layers=[32], batch_norm=False, last_scale=1.0)
+    view = PointView(demos.calibration("rgb"), (-1, 1, -1, 1, -1, 1))
+    policy = new_policy(TokenShape(8, (4, 4), 32), embedding, demos.widths, settings, 0, view=view)
+    tokens, proprio, cloud = torch.rand(1, 1, 8, 32), torch.rand(1, demos.widths["proprio"]), torch.rand(1, 1, 16, 4)
+    many = [each.expand(2000, *each.shape[1:]) for each in (tokens, proprio, cloud)]
+    with seeded(5, 0), torch.no_grad():
+        answers, counts = torch.unique(policy.train()(*many).round(decimals=4), dim=0, return_counts=True)
+        alone = policy.eval()(tokens, proprio, cloud)
+        blind = policy(torch.zeros_like(tokens), proprio, cloud)
+    shares = {tuple(answer.tolist()): count / 2000 for answer, count in zip(answers, counts.tolist(), strict=True)}
+    assert len(shares) == 3
+    for expected, share in ((alone, 0.6), (blind, 0.2)):
+        nearest = min(shares, key=lambda answer: float((torch.tensor(answer) - expected[0]).abs().max()))
+        assert torch.allclose(torch.tensor(nearest), expected[0], atol=2e-4)
+        assert shares[nearest] == pytest.approx(share, abs=0.04)
