@@ -175,3 +175,16 @@ def rgbd_frame(
         sequence=sequence,
         starts=starts,
     )
+
+
+def check_size(what: str, values: np.ndarray, intrinsics: Intrinsics) -> None:
+    """Refuse a map (h, w) whose size is not that of its intrinsics.
+
+    Raises:
+        BadInput: naming both.
+    """
+    if values.shape[:2] != (intrinsics.height, intrinsics.width):
+        raise BadInput(
+            f"{what} of {values.shape[0]}x{values.shape[1]} px does not fit intrinsics of "
+            f"{intrinsics.height}x{intrinsics.width} px"
+        )

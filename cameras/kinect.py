@@ -6,7 +6,6 @@ the whole sensor; a camera mode is a scaled and cropped part of it.
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import av
@@ -14,9 +13,9 @@ import numpy as np
 
 from ..errors import DataError
 from .camera import CameraRequest, CameraSpec
+from .container import ContainerFile
 from .frame import Frame, Intrinsics, metric
 from .pairing import nearest_pairs
-from .playback import Playback
 
 _UNIT = 0.001  # [m]
 _BINNED = {
@@ -27,7 +26,7 @@ _BINNED = {
 }  # depth size: side of the scaled sensor
 
 
-class KinectFile(Playback):
+class KinectFile(ContainerFile):
     """Each colour picture of a recording with the nearest depth, which is in the depth camera's own geometry.
 
     Args:
@@ -35,19 +34,13 @@ class KinectFile(Playback):
     """
 
     def __init__(self, path: str, request: CameraRequest) -> None:
-        super().__init__(request)
-        self.path = Path(path)
-        self._container: Any = None
+        super().__init__(path, request)
         self._tracks: dict[str, Any] = {}
         self._known: dict[str, Intrinsics] = {}
         self._pose: np.ndarray | None = None
 
     def start(self) -> CameraSpec:
-        try:
-            self._container = av.open(str(self.path))
-        except (av.FFmpegError, OSError) as error:
-            raise DataError(f"{self.path} is no recording that can be read: {error}") from error
-        named = {_track_name(stream): stream for stream in self._container.streams.video}
+        named = {_track_name(stream): stream for stream in self.open_container("recording").streams.video}
         self._tracks = {name: named[name] for name in ("COLOR", "DEPTH") if name in named}
         if not self.request.depth:
             self._tracks.pop("DEPTH", None)
@@ -65,11 +58,11 @@ class KinectFile(Playback):
             fps=float(main.average_rate) if main.average_rate else None,
             unit=_UNIT if "DEPTH" in sizes else None,
             intrinsics=self._known.get("COLOR"),
-            details={"serial": self._container.metadata.get("K4A_DEVICE_SERIAL_NUMBER", "")},
+            details={"serial": self.container.metadata.get("K4A_DEVICE_SERIAL_NUMBER", "")},
         )
 
     def _calibrate(self) -> None:
-        for attachment in self._container.streams.attachments:
+        for attachment in self.container.streams.attachments:
             if attachment.mimetype in (None, "application/octet-stream", "application/json"):
                 try:
                     cameras = json.loads(bytes(attachment.data).rstrip(b"\0"))["CalibrationInformation"]["Cameras"]
@@ -90,7 +83,7 @@ class KinectFile(Playback):
 
     def _pictures(self) -> Iterator[Frame]:
         try:
-            for packet in self._container.demux(list(self._tracks.values())):
+            for packet in self.container.demux(list(self._tracks.values())):
                 for picture in packet.decode():
                     when = float(picture.time or 0.0)
                     if packet.stream is self._tracks.get("COLOR"):
@@ -102,11 +95,6 @@ class KinectFile(Playback):
                         yield Frame(None, depth, valid, None, known, self._pose, _UNIT, None, when, when)
         except av.FFmpegError as error:
             raise DataError(f"{self.path} is damaged: {error}") from error
-
-    def stop(self) -> None:
-        container, self._container = self._container, None
-        if container is not None:
-            container.close()
 
 
 def _track_name(stream: Any) -> str:

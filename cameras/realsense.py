@@ -1,58 +1,18 @@
-"""Intel RealSense cameras and their recordings, through the maker's library (extra ``realsense``).
+"""Intel RealSense cameras and their recordings, through the maker's library (extra ``realsense``)."""
 
-`frame_of` turns a set of frames of that library into ours; it serves live cameras, recordings and `software_device`.
-"""
-
-import ctypes
-import importlib.util
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import Any
 
-import numpy as np
-
-from ..errors import CameraError, DataError, MissingExtra
+from ..errors import CameraError, DataError
 from .camera import Camera, CameraRequest, CameraSpec
-from .frame import Frame, Intrinsics, metric
+from .frame import Frame
 from .pairing import nearest_pairs
 from .playback import Playback
+from .realsense_frames import describe, frame_of, realsense_library, single_frame, unit_of
 
-_MODELS = {
-    "none": "none",
-    "brown_conrady": "opencv",
-    "inverse_brown_conrady": "inverse_brown_conrady",
-    "modified_brown_conrady": "inverse_brown_conrady",
-}
 _WAITING = 4  # frames of a recording that wait to be read
-
-
-def realsense_library() -> Any:
-    """Import pyrealsense2. Where the system has no libusb-1.0, the one in the package libusb-package is loaded first.
-
-    Raises:
-        MissingExtra: if pyrealsense2 is not installed.
-        CameraError: if there is no libusb.
-    """
-    if importlib.util.find_spec("pyrealsense2") is None:
-        raise MissingExtra("a RealSense camera or recording", "realsense")
-    try:
-        import pyrealsense2
-    except ImportError as error:
-        if "usb" not in str(error):
-            raise CameraError(f"pyrealsense2 does not import: {error}") from error
-        try:
-            import libusb_package
-
-            ctypes.CDLL(str(libusb_package.get_library_path()), mode=ctypes.RTLD_GLOBAL)
-            import pyrealsense2
-        except (ImportError, OSError) as second:
-            raise CameraError(
-                f"pyrealsense2 needs libusb ({error}); on Debian or Ubuntu: apt-get install -y libusb-1.0-0, or "
-                "anywhere: pip install libusb-package"
-            ) from second
-    return pyrealsense2
 
 
 class RealSense(Camera):
@@ -94,9 +54,9 @@ class RealSense(Camera):
             ) from error
         self._pipeline = pipeline
         device = profile.get_device()
-        self._unit = _unit(device)
+        self._unit = unit_of(device)
         streams = {stream.stream_type(): stream for stream in profile.get_streams()}
-        self._spec = _describe(rs, device, streams, f"realsense:{self._serial or there[0]}", True, self._unit)
+        self._spec = describe(rs, device, streams, f"realsense:{self._serial or there[0]}", True, self._unit)
 
     def read(self) -> Frame:
         if self._pipeline is None:
@@ -149,7 +109,7 @@ class RealSenseFile(Playback):
         except RuntimeError as error:
             raise DataError(f"{self.path} is no RealSense recording that can be played: {error}") from error
         self._device.as_playback().set_real_time(False)
-        self._unit = _unit(self._device)
+        self._unit = unit_of(self._device)
         asked = ((rs.stream.color, self.request.color), (rs.stream.depth, self.request.depth))
         wanted = [kind for kind, yes in asked if yes]
         by_sensor = []
@@ -167,7 +127,7 @@ class RealSenseFile(Playback):
             self._sensors.append(sensor)
         for sensor in self._sensors:
             sensor.start(self._take)
-        return _describe(rs, self._device, self._streams, str(self.path), False, self._unit)
+        return describe(rs, self._device, self._streams, str(self.path), False, self._unit)
 
     def _take(self, frame: Any) -> None:
         """Take a frame from the library's thread, which waits while nobody reads."""
@@ -176,7 +136,7 @@ class RealSenseFile(Playback):
             kind = frame.profile.stream_type()
             color = frame.as_video_frame() if kind == rs.stream.color else None
             deep = frame.as_depth_frame() if kind == rs.stream.depth else None
-            item: Frame | Exception = _frame(rs, color, deep, self._unit, self._streams.get(rs.stream.color))
+            item: Frame | Exception = single_frame(rs, color, deep, self._unit, self._streams.get(rs.stream.color))
         except Exception as error:  # an exception in the library's thread would end the process
             item = error
         queue = self._queue
@@ -212,112 +172,3 @@ class RealSenseFile(Playback):
             sensor.stop()
             sensor.close()
         del device
-
-
-def frame_of(rs: Any, frames: Any, unit: float) -> Frame:
-    """Turn a set of the library into a `Frame`; what the set lacks is None.
-
-    Args:
-        rs: the library.
-        frames: `rs.composite_frame` or `rs.frameset`.
-        unit: of depth [m].
-
-    Raises:
-        CameraError: if the set holds neither colour nor depth.
-    """
-    color, deep = frames.get_color_frame(), frames.get_depth_frame()
-    if not (color or deep):
-        raise CameraError("a set of the camera holds neither colour nor depth")
-    return _frame(rs, color or None, deep or None, unit, color.profile if color else None)
-
-
-def _frame(rs: Any, color: Any, deep: Any, unit: float, beside: Any) -> Frame:
-    """Return a frame of colour, depth or both; `beside` is the profile of colour, to which depth's pose is told."""
-    metres, valid, pose, depth_intrinsics = None, None, None, None
-    if deep is not None:
-        metres, valid = metric(np.asanyarray(deep.get_data()), unit)
-        depth_intrinsics = _intrinsics(deep.profile)
-        pose = None if beside is None else _pose(deep.profile.get_extrinsics_to(beside))
-    both = color is not None and deep is not None
-    one_clock = not both or color.get_frame_timestamp_domain() == deep.get_frame_timestamp_domain()
-    main = deep if color is None else color
-    return Frame(
-        rgb=None if color is None else _rgb(rs, color),
-        depth=metres,
-        valid=valid,
-        intrinsics=None if color is None else _intrinsics(color.profile),
-        depth_intrinsics=depth_intrinsics,
-        depth_to_color=pose,
-        unit=None if deep is None else unit,
-        sensor_time=_when(rs, main, one_clock),
-        depth_time=None if deep is None else _when(rs, deep, one_clock),
-        arrival_time=time.monotonic(),
-        sequence=main.get_frame_number(),
-    )
-
-
-def _rgb(rs: Any, color: Any) -> np.ndarray:
-    values = np.asanyarray(color.get_data())
-    kind = color.profile.format()
-    if kind == rs.format.bgr8:
-        return values[..., ::-1].copy()
-    if kind != rs.format.rgb8:
-        raise CameraError(f"colour comes as {kind}; rgb8 and bgr8 are understood")
-    return values.copy()  # the library takes its buffer back
-
-
-def _when(rs: Any, frame: Any, one_clock: bool) -> float:
-    """Return when a frame was taken [s]; on the computer's clock where two sensors have clocks of their own."""
-    arrival = rs.frame_metadata_value.time_of_arrival
-    if not one_clock and frame.supports_frame_metadata(arrival):
-        return frame.get_frame_metadata(arrival) / 1000
-    return frame.get_timestamp() / 1000
-
-
-def _unit(device: Any) -> float:
-    try:
-        return float(np.float32(device.first_depth_sensor().get_depth_scale()))
-    except RuntimeError:  # no depth
-        return 0.001
-
-
-def _describe(rs: Any, device: Any, streams: dict[Any, Any], name: str, live: bool, unit: float) -> CameraSpec:
-    found = {kind: stream.as_video_stream_profile() for kind, stream in streams.items()}
-    color, depth = found.get(rs.stream.color), found.get(rs.stream.depth)
-    info = {
-        what: device.get_info(kind)
-        for what, kind in (("model", rs.camera_info.name), ("serial", rs.camera_info.serial_number))
-        if device.supports(kind)
-    }
-    main = color or depth
-    return CameraSpec(
-        name=name,
-        driver="realsense" if live else "realsense-file",
-        live=live,
-        color_size=(color.height(), color.width()) if color else None,
-        depth_size=(depth.height(), depth.width()) if depth else None,
-        fps=float(main.fps()) if main else None,
-        unit=unit if depth else None,
-        intrinsics=_intrinsics(color) if color else None,
-        details=info,
-    )
-
-
-def _intrinsics(profile: Any) -> Intrinsics:
-    known = profile.as_video_stream_profile().get_intrinsics()
-    model = known.model.name
-    coefficients = tuple(map(float, known.coeffs))
-    if not any(coefficients) or model == "none":
-        model, coefficients = "none", ()
-    elif model not in _MODELS:
-        raise CameraError(f"lens model {model!r} of the camera is not known; there are: {', '.join(_MODELS)}")
-    else:
-        model = _MODELS[model]
-    return Intrinsics(known.width, known.height, known.fx, known.fy, known.ppx, known.ppy, model, coefficients)
-
-
-def _pose(extrinsics: Any) -> np.ndarray:
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.array(extrinsics.rotation).reshape(3, 3).T  # stored by columns
-    matrix[:3, 3] = extrinsics.translation
-    return matrix

@@ -1,20 +1,18 @@
 """Video files as cameras: their colour, through PyAV."""
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 
 from ..errors import DataError
 from .camera import CameraRequest, CameraSpec
+from .container import ContainerFile
 from .frame import Frame, rgbd_frame
 from .intrinsics_file import intrinsics_for
-from .playback import Playback
 
 
-class VideoFile(Playback):
+class VideoFile(ContainerFile):
     """The first video track of a file, upright as a phone was held.
 
     Args:
@@ -22,17 +20,14 @@ class VideoFile(Playback):
     """
 
     def __init__(self, path: str, request: CameraRequest) -> None:
-        super().__init__(request)
-        self.path = Path(path)
-        self._container: Any = None
+        super().__init__(path, request)
         self._size = (0, 0)
 
     def start(self) -> CameraSpec:
-        try:
-            self._container = av.open(str(self.path))
-            stream = self._container.streams.video[0]
-        except (av.FFmpegError, IndexError, OSError) as error:
-            raise DataError(f"{self.path} is no video that can be read: {error}") from error
+        tracks = self.open_container("video").streams.video
+        if not tracks:
+            raise DataError(f"{self.path} is no video that can be read: it has no pictures")
+        stream = tracks[0]
         stream.thread_type = "NONE"
         self._size = (stream.height, stream.width)
         rate = stream.average_rate or stream.guessed_rate
@@ -49,15 +44,10 @@ class VideoFile(Playback):
 
     def frames(self) -> Iterator[Frame]:
         try:
-            for number, picture in enumerate(self._container.decode(self._container.streams.video[0])):
+            for number, picture in enumerate(self.container.decode(self.container.streams.video[0])):
                 turns = round(picture.rotation / 90)
                 rgb = np.ascontiguousarray(np.rot90(picture.to_ndarray(format="rgb24"), turns))
                 when = picture.time if picture.time is not None else number / (self.spec.fps or 30.0)
                 yield rgbd_frame(rgb, None, None if turns % 4 else self.spec.intrinsics, sensor_time=float(when))
         except av.FFmpegError as error:
             raise DataError(f"{self.path} is damaged: {error}") from error
-
-    def stop(self) -> None:
-        container, self._container = self._container, None
-        if container is not None:
-            container.close()

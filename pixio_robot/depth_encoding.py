@@ -3,7 +3,7 @@
 A code is 1 at the nearest distance and falls to 0 at the farthest. Inverse depth is the default: a stereo camera's
 steps and noise are even in it. What is invalid has code 0 and, where there is room, a channel of its own.
 
-Shapes: B batch, H height, W width, S side.
+Shapes: B batch, H height, W width.
 """
 
 import cv2
@@ -73,19 +73,20 @@ def depth_pictures(depth: np.ndarray, code: str = "inverse", near: float = 0.25,
 
 
 def small_depth(
-    depth: np.ndarray, side: int, code: str = "inverse", near: float = 0.25, far: float = 4.0
+    depth: np.ndarray, size: tuple[int, int], code: str = "inverse", near: float = 0.25, far: float = 4.0
 ) -> np.ndarray:
-    """Return code and validity of depth at a smaller size, (B, S, S, 2) uint8.
+    """Return code and validity of depth at a smaller size, (B, *size, 2) uint8.
 
     A new pixel is the mean of the codes of the valid ones under it; its validity is their share.
 
     Args:
         depth: (B, H, W) or (B, H, W, 1) [m], 0 where invalid.
+        size: rows and columns [px].
     """
     depth = depth[..., 0] if depth.ndim == 4 else depth
-    values, small = depth_code(depth, code, near, far), np.zeros((len(depth), side, side, 2), np.uint8)
+    values, small = depth_code(depth, code, near, far), np.zeros((len(depth), *size, 2), np.uint8)
     for number, (codes, valid) in enumerate(zip(values, (depth > 0).astype(np.float32), strict=True)):
-        share, total = (cv2.resize(each, (side, side), interpolation=cv2.INTER_AREA) for each in (valid, codes))
+        share, total = (cv2.resize(each, size[::-1], interpolation=cv2.INTER_AREA) for each in (valid, codes))
         mean = np.divide(total, share, out=np.zeros_like(total), where=share >= 0.5)
         small[number] = np.rint(255 * np.stack([mean, share], axis=-1)).astype(np.uint8)
     return small

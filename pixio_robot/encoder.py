@@ -273,7 +273,12 @@ class PixioEncoder(nn.Module):
 
     @overload
     def forward(
-        self, pixels: Tensor, visible: Tensor | None = None, blocks: None = None, normed: bool = True
+        self,
+        pixels: Tensor,
+        visible: Tensor | None = None,
+        blocks: None = None,
+        normed: bool = True,
+        added: Tensor | None = None,
     ) -> Tokens: ...
 
     @overload
@@ -287,6 +292,7 @@ class PixioEncoder(nn.Module):
         visible: Tensor | None = None,
         blocks: Sequence[int] | None = None,
         normed: bool = True,
+        added: Tensor | None = None,
     ) -> Tokens | list[Tokens]:
         """Encode images.
 
@@ -296,6 +302,7 @@ class PixioEncoder(nn.Module):
                 returned; None shows all. Positions are added before the choice, so a patch keeps its place.
             blocks: 0-based block indices; a list of `Tokens`, one a block in the order asked, instead of the last's.
             normed: apply the final LayerNorm (also to intermediate blocks).
+            added: (B, N or V, D), added to the embedded patches before the first block; None adds nothing.
 
         Raises:
             BadInput: if a side is not a multiple of the patch size, or a block index does not exist.
@@ -310,6 +317,8 @@ class PixioEncoder(nn.Module):
         if visible is not None:
             places = F.embedding(visible, places[0])
         patches = self.patch_embed(pixels, visible) + places
+        if added is not None:
+            patches = patches + added
         cls = (self.cls_token + positions[:, : self.cls_tokens]).expand(patches.shape[0], -1, -1)
         x = torch.cat([cls, patches], dim=1)
         outputs: dict[int, Tokens] = {}

@@ -15,7 +15,8 @@ from .serving_schemas import Latency, Serve
 
 FUSIONS = ("mean", "concat", "first", "attention", "spatial")
 FRAMES = ("single", "stack", "flare")
-DEPTHS = ("none", "late", "channels")
+DEPTHS = ("none", "patches", "late", "points", "channels")
+CLONED = ("rgb", "rgbd")
 HELD_OUT_SEED = 10_000  # of the first evaluated episode; demonstrations count up from 0
 CURVE_SEED = 50_000  # of the episodes of a learning curve, which choose checkpoints and are not reported
 
@@ -30,10 +31,14 @@ class EmbeddingSettings:
     history: int = key(3, "frames that stack and flare span [steps]", least=1)
     proprio: bool = key(True, "append proprioception")
     cameras: list[str] = key([], "cameras whose tokens stand side by side; empty means the first that was recorded")
-    depth: str = key("none", f"depth beside colour: {', '.join(DEPTHS)} (learned network; pictures for the encoder)")
+    depth: str = key("none", f"depth beside colour: {', '.join(DEPTHS)}; docs/cameras.md says what they are")
+    depth_head: str | None = key(None, "depth head by probe, which predicts depth from colour; null means measured")
     depth_code: str = key("inverse", "how depth becomes numbers: inverse, log, metres; with channels also colours")
     depth_range: list[float] = key([0.25, 4.0], "nearest and farthest depth that is told apart [m]")
-    depth_dropout: float = key(0.1, "late: share of training samples without depth, and share without colour")
+    depth_dropout: float = key(0.1, "late, points: share of training samples without depth, and share without colour")
+    depth_epochs: int = key(10, "patches: last epochs, with encoder passes; those before use cached tokens", least=1)
+    depth_points: int = key(512, "points: how many are kept", least=1)
+    depth_box: list[float] = key([], "points: box in the world, x0,x1,y0,y1,z0,z1 [m]; empty means that of the demos")
 
 
 @dataclass
@@ -64,7 +69,7 @@ class Collect:
     valid: int = key(3, "further demonstrations held out for the validation curve", least=0)
     first_seed: int = key(0, "seed of the first episode; they count up", least=0)
     render: str = key("benchmark", "render quality: benchmark, balanced, fast")
-    depth: bool = key(False, "record depth too")
+    obs: str = key("rgb", "what cameras record: rgb, or rgbd with depth")
     depth_sensor: str = key(
         "exact", "what depth is measured with: exact, or d435 (noise, holes, edges of a real camera)"
     )
@@ -138,6 +143,7 @@ class TrainBC(Hardware):
     encoder: str = key(
         "pixio-robot-ti", "encoder; or none (blind), cnn (learns to see, end to end), state (is told what there is)"
     )
+    obs: str = key("rgb", "what is seen: rgb, or rgbd, which makes embedding.depth late unless it says another")
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
     seed: int = key(0, "seed of initialisation and shuffling", least=0)

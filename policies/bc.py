@@ -14,23 +14,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..backbones import Backbone
 from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
-from ..depth_encoding import check_code
 from ..embedding import Embedder, TokenShape, frame_indices, history_of
+from ..encoder import Block, PixioEncoder
+from ..envs.rendering import Calibration
 from ..errors import BadInput, CheckpointError, DataError, UnknownName, closest
+from ..files import sha256_of
 from ..hardware import seeded, threads
 from ..progress import Progress
 from ..run_folder import MetricsLog, described, digest
-from ..schemas import DEPTHS, EmbeddingSettings, PolicySettings
-from .cache import TokenCache
+from ..schemas import EmbeddingSettings, PolicySettings
+from .cache import TokenCache, tokens_of
 from .chunks import chunk_indices
 from .demos import DemoSet, depth_key
+from .depth_inputs import (
+    PointView,
+    check_depth,
+    check_depth_encoder,
+    depth_frames,
+    point_view,
+    recorded_depth,
+    require_depth_head,
+)
 from .pixel_network import PixelNetwork, shrunk
 from .visuomotor import EncoderIdentity, Visuomotor
 
 _LOSSES: dict[str, Any] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 _OPTIMIZERS: dict[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-_IN_MEMORY = 2 * 1024**3  # largest table of embeddings computed ahead [bytes]
+_IN_MEMORY = 2 * 1024**3  # largest table of embeddings computed ahead, or of values kept for the way back [bytes]
+_KEPT = 25  # numbers that a block keeps for each of its input, about
 
 
 @dataclass
@@ -46,7 +59,8 @@ class BCData:
     chunks: np.ndarray  # (F, C) rows of the actions that follow each frame, its own first
     within: Tensor  # (F, C) bool, those that its episode has
     fingerprint: str  # of the demonstrations and tokens
-    depth: np.ndarray | None = None  # (F, S, S, 2) uint8, of a policy with a network for depth
+    depth: np.ndarray | None = None  # (F, ...) as `Visuomotor.depth_input` makes it
+    demos: DemoSet | None = None  # whose pictures are encoded anew with depth in them
 
 
 @dataclass
@@ -62,8 +76,11 @@ class BCResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def bc_data(demos: DemoSet, cache: TokenCache | None, policy: Visuomotor) -> BCData:
+def bc_data(demos: DemoSet, cache: TokenCache | None, policy: Visuomotor, depths: np.ndarray | None = None) -> BCData:
     """Gather what `policy` needs from demonstrations and their token cache.
+
+    Args:
+        depths: (F, H, W) [m] in place of the recorded depth.
 
     Raises:
         DataError: if actions leave [-1, 1], are not finite, or there is nothing to train on.
@@ -84,12 +101,13 @@ def bc_data(demos: DemoSet, cache: TokenCache | None, policy: Visuomotor) -> BCD
         ]
         tokens = np.concatenate(views, axis=-1)
     depth = None
-    if policy.depth is not None:
-        parts = demos.batches(depth_key(policy.pictures[0]), 0, 256)
-        depth = np.concatenate([policy.small_depth(part) for part in parts])
+    if policy.takes_depth:
+        parts = depth_frames(demos, depth_key(policy.pictures[0]), depths)
+        depth = np.concatenate([policy.depth_input(part) for part in parts])
     chunks, within = chunk_indices(demos.frame_starts, policy.settings.chunk)
     return BCData(
         depth=depth,
+        demos=demos if policy.patches is not None else None,
         tokens=tokens,
         history=frame_indices(demos.frame_starts, policy.history),
         chunks=chunks,
@@ -98,7 +116,11 @@ def bc_data(demos: DemoSet, cache: TokenCache | None, policy: Visuomotor) -> BCD
         actions=actions,
         train=train,
         valid=valid,
-        fingerprint=digest(demos.sha256(), None if cache is None else cache.folder.name),
+        fingerprint=digest(
+            demos.sha256(),
+            None if cache is None else cache.folder.name,
+            *([] if policy.depth_head is None else [policy.depth_head]),
+        ),
     )
 
 
@@ -117,6 +139,8 @@ def train_bc(
     save_every: int = 10,
     keep: Sequence[int] = (),
     progress: Progress | None = None,
+    backbone: Backbone | None = None,
+    depths: np.ndarray | None = None,
 ) -> BCResult:
     """Fit a policy head to demonstrations by regression on actions.
 
@@ -128,6 +152,8 @@ def train_bc(
         kind: of policy, as `visuomotor.policy_kind` says; also its name in files and displays.
         save_every: epochs between resumable states.
         keep: epochs whose policies stay, as ``epoch-0005.safetensors``.
+        backbone: the encoder itself, for depth patches: in the last `depth_epochs` it is run on every sample.
+        depths: (F, H, W) [m] in place of the recorded depth, as `depth_inputs.predicted_depth` gives it.
 
     Raises:
         UnknownName: for an unknown loss or optimiser.
@@ -135,10 +161,12 @@ def train_bc(
         DataError: if the demonstrations do not fit, or the loss stops being finite.
         CheckpointError: if the folder is of a run with other settings, or one that kept other epochs.
     """
-    pictures = demos.pictures(embedding.cameras, embedding.depth)
-    policy = new_policy(tokens, embedding, demos.widths, settings, seed, kind, pictures).to(device)
+    pictures = demos.pictures(embedding.cameras, recorded_depth(embedding))
+    check_depth_encoder(embedding, backbone)
+    view = point_view(embedding, demos, depths)
+    policy = new_policy(tokens, embedding, demos.widths, settings, seed, kind, pictures, view).to(device)
     embedder = policy.embedder
-    data = bc_data(demos, cache, policy)
+    data = bc_data(demos, cache, policy, depths)
     training = dict(seed=seed, **described(settings), data=data.fingerprint, task=demos.task, starts=demos.starts)
     folder = out / "checkpoints" / kind
     last, best = folder / "last.safetensors", folder / "best.safetensors"
@@ -158,10 +186,12 @@ def train_bc(
         (progress or Progress()).stage(f"train {kind}", settings.epochs) as bar,
     ):
         bar.advance(state.epoch)
-        batches = _Batches(data, policy, device)
+        precision = "fp32" if encoder is None else encoder.precision
+        batches = _Batches(data, policy, device, backbone, precision)
         for epoch in range(state.epoch + 1, settings.epochs + 1):
             began = perf_counter()
             policy.train()
+            batches.adds_depth = epoch > settings.epochs - embedding.depth_epochs
             total = torch.zeros((), device=device)
             with seeded(seed, epoch):
                 order = data.train[torch.randperm(len(data.train))]
@@ -203,6 +233,7 @@ def new_policy(
     seed: int,
     kind: str = "bc",
     pictures: Sequence[str] = ("rgb",),
+    view: PointView | None = None,
 ) -> Visuomotor:
     """Return an untrained policy; also the way to learn, before any work, whether settings make sense.
 
@@ -211,6 +242,7 @@ def new_policy(
         widths: of "actions", and of the observations "proprio" and "state" that are there.
         kind: as `visuomotor.policy_kind` says.
         pictures: observation keys of the pictures it sees side by side.
+        view: camera and box of a policy of points; without one they are made up, to learn whether settings make sense.
 
     Raises:
         UnknownName: for an unknown fusion, loss, optimiser or activation.
@@ -218,7 +250,10 @@ def new_policy(
         DataError: if there is no observation that the policy needs.
     """
     _check(settings)
-    _check_depth(embedding)
+    check_depth(embedding, sees=kind == "bc")
+    head = None if embedding.depth_head is None else sha256_of(require_depth_head(embedding.depth_head))
+    if embedding.depth == "points" and view is None:
+        view = PointView(Calibration(np.eye(3), np.eye(4)), ())
     frames = history_of(embedding)
     if kind == "cnn":
         tokens, embedding = PixelNetwork.tokens, replace(embedding, fusion="mean", frames="single")
@@ -231,24 +266,7 @@ def new_policy(
         raise DataError(f"the demonstrations have no observation {felt!r}; record them again with: pixio-robot collect")
     with seeded(seed, 0):
         embedder = Embedder(tokens, embedding, widths.get(felt, 0) if embedding.proprio else 0)
-        return Visuomotor(embedder, widths["actions"], settings, kind, frames, pictures)
-
-
-def _check_depth(embedding: EmbeddingSettings) -> None:
-    if embedding.depth not in DEPTHS:
-        known = ", ".join(DEPTHS)
-        raise UnknownName(
-            f"no embedding.depth {embedding.depth!r}{closest(embedding.depth, DEPTHS)}; there are: {known}"
-        )
-    if embedding.depth == "none":
-        return
-    if len(embedding.depth_range) != 2:
-        raise BadInput(f"embedding.depth_range={embedding.depth_range}: two distances are needed, e.g. [0.25,4]")
-    check_code(embedding.depth_code, *embedding.depth_range)
-    if embedding.depth == "late" and embedding.depth_code == "colours":
-        raise BadInput("embedding.depth=late takes codes of one number; choose depth_code=inverse, log or metres")
-    if not 0 <= embedding.depth_dropout <= 0.45:
-        raise BadInput(f"embedding.depth_dropout={embedding.depth_dropout}: it must be between 0 and 0.45")
+        return Visuomotor(embedder, widths["actions"], settings, kind, frames, pictures, view, head)
 
 
 def _check(settings: PolicySettings) -> None:
@@ -283,14 +301,22 @@ def _split(order: Tensor, size: int) -> list[Tensor]:
 
 
 class _Batches:
-    """Turns rows into predictions; embeddings that do not learn are computed once."""
+    """Turns rows into predictions; embeddings that do not learn are computed once.
 
-    def __init__(self, data: BCData, policy: Visuomotor, device: torch.device) -> None:
+    Where depth is added to patches, the encoder is run with gradients once `adds_depth` is set; before, tokens of
+    colour come from the cache, which is what the encoder gives while the added patches are still 0.
+    """
+
+    def __init__(
+        self, data: BCData, policy: Visuomotor, device: torch.device, backbone: Backbone | None, precision: str
+    ) -> None:
         embedder = policy.embedder
-        self.data, self.device = data, device
+        self.data, self.device, self.precision, self.adds_depth = data, device, precision, False
+        self.backbone = None if policy.patches is None or backbone is None else backbone.to(device)
         self.actions = data.actions.to(device)
         self.table: Tensor | None = None  # (F, E)
-        if not policy.learns_to_see and len(data.actions) * embedder.dim * 4 <= _IN_MEMORY:
+        looks = policy.pixels is not None or policy.depth is not None or embedder.trainable
+        if not looks and len(data.actions) * embedder.dim * 4 <= _IN_MEMORY:
             rows = torch.arange(len(data.actions)).split(1024)
             with torch.inference_mode():
                 table = torch.cat([embedder(*self._inputs(part)) for part in rows])
@@ -313,12 +339,34 @@ class _Batches:
         return loss_of(prediction.view_as(targets)[there], targets[there]), int(within.sum())
 
     def predict(self, policy: Visuomotor, rows: Tensor) -> Tensor:
+        if policy.patches is not None and self.adds_depth:
+            tokens, proprio = self._inputs(rows)
+            return policy(self._with_depth(policy, rows, tokens), proprio)
         if self.table is not None:
             return policy.head(self.table[rows])
         depth = None
         if self.data.depth is not None:
             depth = torch.from_numpy(self.data.depth[self.data.history[rows.numpy()]]).to(self.device)
         return policy(*self._inputs(rows), depth)
+
+    def _with_depth(self, policy: Visuomotor, rows: Tensor, tokens: Tensor | None) -> Tensor:
+        """Return tokens (B, T, K or N, D) whose first camera's are encoded anew, each frame once, with its depth."""
+        assert self.backbone is not None and policy.patches is not None and tokens is not None
+        assert self.data.demos is not None and self.data.depth is not None
+        history, embedder = self.data.history[rows.numpy()], policy.embedder
+        unique, places = np.unique(history, return_inverse=True)
+        images = torch.from_numpy(self.data.demos.frames(policy.pictures[0], unique)).to(self.device)
+        added = policy.patches(torch.from_numpy(self.data.depth[unique]).to(self.device))
+        network = self.backbone.network
+        assert isinstance(network, PixioEncoder)
+        kept = 4 * _KEPT * added.numel() * len(network.blocks)
+        for block in network.blocks:
+            assert isinstance(block, Block)
+            block.recompute = torch.is_grad_enabled() and kept > _IN_MEMORY
+        seen = tokens_of(self.backbone, images, embedder.settings.normed, self.precision, added)
+        found = seen.patches if embedder.needs_patches else seen.cls
+        fresh = found.float()[torch.from_numpy(places.reshape(history.shape)).to(self.device)]
+        return torch.cat([fresh, tokens[..., fresh.shape[-1] :].to(fresh.dtype)], dim=-1)
 
 
 @torch.no_grad()

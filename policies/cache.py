@@ -21,6 +21,7 @@ from torch import Tensor
 from .. import token_statistics
 from ..backbones import Backbone
 from ..depth_encoding import depth_pictures
+from ..encoder import PixioEncoder, Tokens
 from ..errors import DataError
 from ..files import require_space, reserve, sha256_of
 from ..hardware import autocast
@@ -41,14 +42,26 @@ class TokenCache:
     seconds: dict[str, float] = field(default_factory=dict)  # reading and encoding [s]
 
 
-def encode(backbone: Backbone, images: Tensor, normed: bool, precision: str) -> tuple[Tensor, Tensor]:
+def encode(
+    backbone: Backbone, images: Tensor, normed: bool, precision: str, added: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Encode images (B, H, W, 3) uint8 as the cache stores them: class and patch tokens in float16.
 
     Evaluation calls this too, so that a policy sees live what it was trained on.
     """
-    with torch.inference_mode(), autocast(images.device, precision):
-        tokens = backbone(backbone.preprocess(images), normed=normed)
+    with torch.inference_mode():
+        tokens = tokens_of(backbone, images, normed, precision, added)
     return tokens.cls.half(), tokens.patches.half()
+
+
+def tokens_of(backbone: Backbone, images: Tensor, normed: bool, precision: str, added: Tensor | None = None) -> Tokens:
+    """Encode images (B, H, W, 3) uint8; gradients lead to what is `added` (B, N, D) to a Pixio encoder's patches."""
+    with autocast(images.device, precision):
+        pixels = backbone.preprocess(images)
+        if added is None:
+            return backbone(pixels, normed=normed)
+        assert isinstance(backbone.network, PixioEncoder), "only Pixio's encoders take what is added"
+        return backbone.network(pixels, normed=normed, added=added)
 
 
 def token_cache(

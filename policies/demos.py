@@ -12,6 +12,7 @@ import numpy as np
 
 from ..envs.demo_file import disk_key
 from ..envs.registry import EnvRequest, tasks
+from ..envs.rendering import Calibration
 from ..errors import DataError, UnknownName
 from ..files import sha256_of
 
@@ -81,7 +82,7 @@ class DemoSet:
         """Return the observation keys of cameras' pictures; no camera means the first that was recorded.
 
         Args:
-            depth: "channels" adds their depth; "late" and "none" do not, but "late" wants it to be there.
+            depth: "channels" adds their depth; other fusions do not, but want it to be there.
 
         Raises:
             UnknownName: for a camera that was not recorded.
@@ -94,8 +95,30 @@ class DemoSet:
         depths = () if depth == "none" else tuple(depth_key(key) for key in pictures)
         for key in depths:
             if disk_key(key, recorded) not in self.disk_keys:
-                raise DataError(f"{self.path} holds no {key!r}; record it with: pixio-robot collect depth=true")
+                raise DataError(f"{self.path} holds no {key!r}; record it with: pixio-robot collect obs=rgbd")
         return pictures + (depths if depth == "channels" else ())
+
+    def calibration(self, picture: str) -> Calibration:
+        """Return the camera of pictures such as "rgb", which stood still.
+
+        Raises:
+            DataError: if it is not known, or was not the same in all demonstrations.
+        """
+        recorded = self.environment.get("cameras") or []
+        camera = disk_key(picture, recorded or ("",)).removesuffix("_image")
+        found: list[Calibration] = []
+        with self._open() as data:
+            for name in self.names:
+                known = json.loads(data[name].attrs.get("camera_info", "{}")).get(camera)
+                if known is None:
+                    raise DataError(f"{self.path} does not tell the calibration of camera {camera!r}")
+                found.append(Calibration(np.array(known["intrinsics"]), np.array(known["extrinsics"])))
+        for each in found[1:]:
+            if not all(np.allclose(one, other) for one, other in zip(each, found[0], strict=True)):
+                raise DataError(
+                    f"camera {camera!r} of {self.path} was moved between demonstrations; points need one place"
+                )
+        return found[0]
 
     @property
     def widths(self) -> dict[str, int]:
@@ -141,6 +164,16 @@ class DemoSet:
                 for row in range(max(first - begin, 0), length, size):
                     yield data[name][where][row : row + size]
                 begin += length
+
+    def frames(self, key: str, rows: np.ndarray) -> np.ndarray:
+        """Return an observation's frames at `rows` (n,), in this order."""
+        ends = np.cumsum(self.lengths)
+        with self._open() as data:
+            where = f"obs/{self._disk_key(key, data)}"
+            members = np.searchsorted(ends, rows, side="right")
+            begins = ends[members] - self.lengths[members]
+            found = zip(members, rows - begins, strict=True)
+            return np.stack([data[self.names[member]][where][row] for member, row in found])
 
     def sha256(self) -> str:
         """Return the hash of the file's bytes."""

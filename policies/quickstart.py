@@ -23,6 +23,7 @@ from .bc import new_policy, train_bc
 from .cache import class_token_cosine
 from .collect import collect
 from .demos import DemoSet
+from .depth_inputs import check_depth_encoder, predicted_depth, recorded_depth
 from .evaluate import Evaluation, evaluate_expert
 from .runs import cache_for, check_held_out, evaluate_policy, load_backbone
 from .visuomotor import EncoderIdentity, load_policy, policy_kind
@@ -99,6 +100,8 @@ def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> 
     kind = policy_kind(command.encoder)
     names = [kind, "blind"] if kind != "blind" and "proprio" in demos.widths else [kind]
     checkpoints = {}
+    without_depth = replace(command.embedding, depth="none", depth_head=None)
+    depths = predicted_depth(Path(command.cache), command.embedding, demos, device, progress)
     with stages.timed("train") as spent:
         for name in names:
             seeing = backbone is not None and name == "bc"
@@ -107,13 +110,15 @@ def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> 
                 cache if seeing else None,
                 EncoderIdentity.of(backbone, precision) if backbone is not None and seeing else None,
                 backbone.token_shape if backbone is not None and seeing else None,
-                embedding=command.embedding if name == kind else replace(command.embedding, depth="none"),
+                embedding=command.embedding if name == kind else without_depth,
                 settings=command.policy,
                 seed=command.seed,
                 device=device,
                 out=out,
                 kind=name,
                 progress=progress,
+                backbone=backbone if seeing else None,
+                depths=depths if name == kind else None,
             )
             checkpoints[name] = result.last
             for what, seconds in result.seconds.items():
@@ -157,7 +162,7 @@ def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> 
 
 def _request(command: Quickstart) -> EnvRequest:
     """Return the environment, its horizon at most the task's own."""
-    depth = () if command.embedding.depth == "none" else ("depth",)
+    depth = () if recorded_depth(command.embedding) == "none" else ("depth",)
     request = EnvRequest(command.task, ("rgb", *depth, "proprio", "state"), render=command.render)
     env = request.make()
     env.close()
@@ -169,6 +174,7 @@ def _check_settings(command: Quickstart, request: EnvRequest, backbone: Backbone
     """Refuse impossible settings before an hour of work, not after."""
     task = replace(request, observe=("proprio",)).make().task
     tokens = None if backbone is None else backbone.token_shape
+    check_depth_encoder(command.embedding, backbone)
     widths = {"proprio": task.proprio_dim, "state": task.state_dim, "actions": task.action_dim}
     new_policy(tokens, command.embedding, widths, command.policy, command.seed, policy_kind(command.encoder))
 

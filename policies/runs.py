@@ -16,18 +16,19 @@ from ..cameras.playback import Paced
 from ..cameras.runs import asked_camera
 from ..envs.registry import EnvRequest
 from ..envs.rollout import EpisodePlan, default_width, plan_episodes
-from ..errors import DataError
+from ..errors import DataError, UnknownName, closest
 from ..files import replacing, sha256_of
 from ..hardware import choose_device, choose_precision
 from ..progress import Progress
 from ..report import write_report
 from ..run_folder import open_run, settings_digest, write_json
 from ..runtime.bundle import Card
-from ..schemas import Collect, Embed, EmbeddingSettings, Evaluate, Stream, TrainBC
+from ..schemas import CLONED, Collect, Embed, EmbeddingSettings, Evaluate, Stream, TrainBC
 from .bc import BCResult, new_policy, train_bc
 from .cache import TokenCache, side_by_side, token_cache
 from .collect import CollectReport, collect
 from .demos import DemoSet
+from .depth_inputs import check_depth_encoder, predicted_depth, recorded_depth
 from .eager import EagerPolicy
 from .evaluate import Evaluation, Label, evaluate
 from .stream import Moment, check_policy, stream, timing
@@ -40,7 +41,7 @@ def run_collect(command: Collect, progress: Progress) -> CollectReport:
     """Record demonstrations."""
     request = EnvRequest(
         task=command.task,
-        observe=("rgb", "depth", "proprio", "state") if command.depth else ("rgb", "proprio", "state"),
+        observe=("rgb", "depth", "proprio", "state") if has_depth(command.obs) else ("rgb", "proprio", "state"),
         cameras=tuple(command.cameras),
         image_size=command.image_size,
         render=command.render,
@@ -78,13 +79,16 @@ def run_embed(command: Embed, progress: Progress) -> TokenCache:
 
 def run_train_bc(command: TrainBC, progress: Progress) -> tuple[Path, BCResult]:
     """Train a policy; return its run folder and result."""
+    if has_depth(command.obs) and command.embedding.depth == "none":
+        command = replace(command, embedding=replace(command.embedding, depth="late"))
     device = choose_device(command.device)
     out = Path(command.out or f"runs/train_bc/{settings_digest(command)}")
     demos = DemoSet(command.demos)
     backbone, kind = load_backbone(command.encoder), policy_kind(command.encoder)
     tokens = None if backbone is None else backbone.token_shape
     log.info("%d demonstrations of %s", len(demos.names), demos.request.task)
-    pictures = demos.pictures(command.embedding.cameras, command.embedding.depth)
+    pictures = demos.pictures(command.embedding.cameras, recorded_depth(command.embedding))
+    check_depth_encoder(command.embedding, backbone)
     new_policy(tokens, command.embedding, demos.widths, command.policy, command.seed, kind, pictures)  # refuses early
     open_run(out, command)
     precision = choose_precision(command.precision, device)
@@ -104,6 +108,8 @@ def run_train_bc(command: TrainBC, progress: Progress) -> tuple[Path, BCResult]:
         kind=kind,
         save_every=command.save_every,
         progress=progress,
+        backbone=backbone,
+        depths=predicted_depth(Path(command.cache), command.embedding, demos, device, progress),
     )
     return out, result
 
@@ -170,6 +176,17 @@ def _row(moment: Moment) -> dict[str, object]:
     return {**asdict(moment), "action": None if moment.action is None else moment.action.tolist()}
 
 
+def has_depth(obs: str) -> bool:
+    """Return whether `obs=` asks for depth.
+
+    Raises:
+        UnknownName: unless it is rgb or rgbd.
+    """
+    if obs not in CLONED:
+        raise UnknownName(f"no obs {obs!r}{closest(obs, CLONED)}; there are: {', '.join(CLONED)}")
+    return obs == "rgbd"
+
+
 def load_backbone(name: str) -> Backbone | None:
     """Load an encoder, or return None for a kind of policy without one: none, cnn, state."""
     return None if name in WITHOUT_ENCODER else load_encoder(name)
@@ -199,7 +216,7 @@ def cache_for(
                 device=device,
                 progress=progress,
             )
-            for key in demos.pictures(embedding.cameras, embedding.depth)
+            for key in demos.pictures(embedding.cameras, recorded_depth(embedding))
         ]
     )
 
@@ -227,7 +244,9 @@ def evaluate_policy(
     if identity is not None:
         settings = loaded.policy.embedder.settings
         fusion = settings.fusion if settings.depth == "none" else f"{settings.fusion}, depth {settings.depth}"
-        label = Label(name, identity.name, identity.weights, fusion)
+        label = Label(
+            name, identity.name, identity.weights, fusion + (" predicted" if loaded.policy.depth_head else "")
+        )
     request = policy_request(loaded, request)
     agent = Agent(loaded, None if identity is None else backbone, device, execute)
     width = width or 2 * default_width()
@@ -239,7 +258,7 @@ def evaluate_policy(
 def policy_request(loaded: LoadedPolicy, request: EnvRequest) -> EnvRequest:
     """Return a request for what a policy looks at, and nothing else that would have to be drawn."""
     policy = loaded.policy
-    seen = [*(["rgb"] if policy.kind in ("bc", "cnn") else []), *(["depth"] if policy.needs_depth else [])]
+    seen = [*(["rgb"] if policy.needs_colour else []), *(["depth"] if policy.needs_depth else [])]
     return replace(request, observe=(*seen, policy.felt))
 
 

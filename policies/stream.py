@@ -16,6 +16,7 @@ from ..cameras.geometry import registered, squared
 from ..cameras.simulated import TaskCamera
 from ..errors import BadInput, EndOfStream, StaleFrame
 from .demos import depth_key
+from .depth_inputs import in_world
 from .visuomotor import Agent, LoadedPolicy
 
 
@@ -57,7 +58,7 @@ def observation_of(frame: Frame, loaded: LoadedPolicy, zeros: bool = False) -> d
     """
     policy = loaded.policy
     seen: dict[str, np.ndarray] = {}
-    sees = policy.kind != "blind"
+    sees = policy.needs_colour
     if not policy.needs_depth:
         frame = replace(frame, depth=None, valid=None, depth_time=None)
     if (sees and frame.rgb is None) or (policy.needs_depth and frame.depth is None):
@@ -69,6 +70,13 @@ def observation_of(frame: Frame, loaded: LoadedPolicy, zeros: bool = False) -> d
             seen[policy.pictures[0]] = square.rgb[None]
         if square.depth is not None:
             seen[depth_key(policy.pictures[0])] = square.depth[None]
+        if policy.view is not None and policy.depth_head is None and square.depth is not None:
+            if square.intrinsics is None:
+                raise BadInput(
+                    "this policy sees points, and the source tells no intrinsics; give calibration=camera.json"
+                )
+            pose = policy.view.calibration.camera_to_world if square.camera_to_world is None else square.camera_to_world
+            seen["points"] = in_world(square.depth, square.intrinsics, pose)[None]
     if width := policy.embedder.proprio_dim:
         felt = np.zeros(width, np.float32) if frame.proprio is None and zeros else frame.proprio
         if felt is None or felt.shape != (width,):

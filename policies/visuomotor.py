@@ -27,6 +27,8 @@ from ..schemas import PolicySettings
 from .cache import encode
 from .chunks import ChunkQueue
 from .demos import depth_key
+from .depth_inputs import PointView, depth_estimator, predicted
+from .depth_networks import DepthPatches, PointNetwork
 from .heads import MlpHead
 from .pixel_network import SIDE, PixelNetwork, shrunk
 
@@ -64,6 +66,8 @@ class Visuomotor(nn.Module):
         kind: as `policy_kind` says.
         frames: T of a policy that sees for itself.
         pictures: observation keys of the pictures it sees, side by side.
+        view: the camera and the box of a policy of points.
+        depth_head: SHA-256 of the file that predicts its depth; None where depth is measured.
     """
 
     def __init__(
@@ -74,15 +78,28 @@ class Visuomotor(nn.Module):
         kind: str = "bc",
         frames: int = 1,
         pictures: Sequence[str] = ("rgb",),
+        view: PointView | None = None,
+        depth_head: str | None = None,
     ) -> None:
         super().__init__()
         self.actions, self.settings, self.kind, self.pictures = actions, settings, kind, tuple(pictures)
         self.embedder = embedder
         self.pixels = PixelNetwork(frames, len(pictures)) if kind == "cnn" else None
-        late = embedder.settings.depth == "late"
-        self.depth = PixelNetwork(max(frames, embedder.history), channels=2) if late else None
-        seen = embedder.dim + (self.depth.tokens.dim if self.depth else 0)
-        self.head = MlpHead(seen, settings.chunk * actions, settings)
+        self.view, self.depth_head = view, depth_head
+        self.depth: PixelNetwork | PointNetwork | None = None
+        self.patches: DepthPatches | None = None
+        how = embedder.settings.depth
+        if how == "late":
+            self.depth = PixelNetwork(max(frames, embedder.history), channels=2)
+        elif how == "points":
+            assert view is not None, "points need a camera"
+            self.depth = PointNetwork(max(frames, embedder.history), embedder.settings.frames)
+        self.head = MlpHead(
+            embedder.dim + (self.depth.tokens.dim if self.depth else 0), settings.chunk * actions, settings
+        )
+        if how == "patches":  # after the head, which so begins as that of colour alone
+            assert embedder.tokens is not None, "patches need an encoder"
+            self.patches = DepthPatches(embedder.tokens.grid, embedder.tokens.dim // len(pictures))
 
     @property
     def history(self) -> int:
@@ -92,12 +109,23 @@ class Visuomotor(nn.Module):
     @property
     def learns_to_see(self) -> bool:
         """Whether anything before the head learns; if not, embeddings can be computed once for a whole dataset."""
-        return self.pixels is not None or self.depth is not None or self.embedder.trainable
+        parts = (self.pixels, self.depth, self.patches)
+        return any(part is not None for part in parts) or self.embedder.trainable
+
+    @property
+    def needs_colour(self) -> bool:
+        """Whether it looks at pictures, be it to predict depth."""
+        return self.kind in ("bc", "cnn") or self.depth_head is not None
+
+    @property
+    def takes_depth(self) -> bool:
+        """Whether it has a part for the depth of its first camera, measured or predicted."""
+        return self.depth is not None or self.patches is not None
 
     @property
     def needs_depth(self) -> bool:
-        """Whether it looks at depth."""
-        return self.depth is not None or (
+        """Whether it looks at measured depth."""
+        return (self.takes_depth and self.depth_head is None) or (
             self.kind in ("bc", "cnn") and any(key.startswith("depth") for key in self.pictures)
         )
 
@@ -108,10 +136,18 @@ class Visuomotor(nn.Module):
             return values
         return depth_pictures(values, settings.depth_code, *settings.depth_range)
 
-    def small_depth(self, values: np.ndarray) -> np.ndarray:
-        """Return depth (B, H, W) [m] as its network takes it, (B, S, S, 2) uint8."""
+    def depth_input(self, values: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+        """Return depth (B, H, W) [m] as its part for depth takes it: (B, *size, 2) uint8, or clouds (B, n, 4).
+
+        Args:
+            values: 0 where invalid.
+            seen: (B, H, W, 3) the pixels' points in the world [m], of another camera than the training's.
+        """
         settings = self.embedder.settings
-        return small_depth(values, SIDE, settings.depth_code, *settings.depth_range)
+        if self.view is not None:
+            return self.view.clouds(values, settings.depth_points, seen)
+        size = (SIDE, SIDE) if self.patches is None else self.patches.size
+        return small_depth(values, size, settings.depth_code, *settings.depth_range)
 
     @property
     def felt(self) -> str:
@@ -125,8 +161,8 @@ class Visuomotor(nn.Module):
             tokens: (B, T, K or N, D), of several cameras along D; or pictures (B, T, S, S, 3 a camera) uint8 of a
                 policy that sees for itself.
             proprio: (B, P), or the known state.
-            depth: (B, T, S, S, 2) uint8 of a policy with a network for depth. In training it, or what stands beside it,
-                is left out of some samples, so that neither is leant on alone.
+            depth: (B, T, S, S, 2) uint8 or clouds (B, T, n, 4) of a policy with a network for depth. In training it, or
+                what stands beside it, is left out of some samples, so that neither is leant on alone.
         """
         if self.pixels is not None and tokens is not None:
             tokens = self.pixels(tokens)
@@ -157,6 +193,8 @@ class Visuomotor(nn.Module):
             kind=self.kind,
             frames=self.history,
             pictures=self.pictures,
+            view=None if self.view is None else self.view.arguments(),
+            depth_head=self.depth_head,
             policy=described(self.settings),
             encoder=None if encoder is None else asdict(encoder),
             environment=asdict(request),
@@ -190,6 +228,8 @@ def load_policy(path: Path | str) -> LoadedPolicy:
         arguments["kind"],
         arguments["frames"],
         arguments["pictures"],
+        PointView.from_arguments(arguments["view"]) if arguments.get("view") else None,
+        arguments.get("depth_head"),
     )
     load_strictly(policy, checkpoint.tensors, path)
     environment = dict(arguments["environment"])
@@ -233,8 +273,11 @@ class Perception:
         """Whether there is anything to look with."""
         return self.policy.pixels is not None or self.backbone is not None
 
-    def newest(self, observations: Mapping[str, np.ndarray]) -> Tensor:
+    def newest(self, observations: Mapping[str, np.ndarray], depth: Tensor | None = None) -> Tensor:
         """Return what is kept of pictures (B, H, W, 3) uint8, of each camera the encoder called once.
+
+        Args:
+            depth: (B, *size, 2) uint8, the first camera's, of a policy with patches for depth.
 
         Returns:
             (B, K or N, D) float16 with cameras along D; or (B, S, S, 3 a camera) uint8 where it sees for itself.
@@ -244,10 +287,13 @@ class Perception:
             small = np.concatenate(pictures, axis=-1)
             return torch.from_numpy(small).to(self.device)
         assert self.backbone is not None, "this policy does not see"
-        embedder, views = self.policy.embedder, []
+        embedder, views = self.policy.embedder, list[Tensor]()
         for key in self.policy.pictures:
             images = torch.from_numpy(self.policy.as_pictures(key, observations[key])).to(self.device)
-            cls, patches = encode(self.backbone, images, embedder.settings.normed, self.precision)
+            added = None
+            if self.policy.patches is not None and depth is not None and not views:
+                added = self.policy.patches(depth)
+            cls, patches = encode(self.backbone, images, embedder.settings.normed, self.precision, added)
             views.append(patches if embedder.needs_patches else cls)
         return torch.cat(views, dim=-1)
 
@@ -275,6 +321,8 @@ class Agent:
         self._history = FrameHistory(self.policy.history)
         self._depths = FrameHistory(1 if self.policy.depth is None else self.policy.depth.frames)
         self._queue = ChunkQueue(self.policy.settings.chunk, execute)
+        head = self.policy.embedder.settings.depth_head
+        self._estimator = None if head is None else depth_estimator(head, self.policy.depth_head).to(device)
         self.seconds = {"encoding": 0.0, "policy": 0.0}
 
     def act(self, observations: dict[str, np.ndarray], starting: np.ndarray, running: np.ndarray) -> np.ndarray:
@@ -303,15 +351,15 @@ class Agent:
     def predict(self, observations: Mapping[str, np.ndarray], starting: np.ndarray, running: np.ndarray) -> np.ndarray:
         """Return chunks of actions from this step on, (B, C, A) float32 in [-1, 1]; arguments are those of `act`."""
         began = perf_counter()
-        tokens = self._tokens(observations, starting, running)
+        small = self._depth(observations, running)
+        tokens = self._tokens(observations, starting, running, small)
         encoded = perf_counter()
         proprio = None
         if self.policy.embedder.proprio_dim:
             proprio = torch.from_numpy(np.array(observations[self.policy.felt])).to(self.device)
         depth = None
-        if self.policy.depth is not None:
-            small = self.policy.small_depth(observations[depth_key(self.policy.pictures[0])])
-            depth = self._depths.push(torch.from_numpy(small).to(self.device), starting)
+        if self.policy.depth is not None and small is not None:
+            depth = self._depths.push(small, starting)
         with threads(1):
             actions = self.policy(tokens, proprio, depth).clamp(-1, 1).cpu().numpy()
         self.seconds["encoding"] += encoded - began
@@ -319,11 +367,35 @@ class Agent:
         return actions.reshape(len(actions), self.policy.settings.chunk, self.policy.actions)
 
     def _tokens(
-        self, observations: Mapping[str, np.ndarray], starting: np.ndarray, running: np.ndarray
+        self,
+        observations: Mapping[str, np.ndarray],
+        starting: np.ndarray,
+        running: np.ndarray,
+        depth: Tensor | None,
     ) -> Tensor | None:
         if not self._perception.sees:
             return None
-        seen = self._perception.newest({key: observations[key][running] for key in self.policy.pictures})
-        newest = seen.new_zeros(len(running), *seen.shape[1:])
-        newest[torch.from_numpy(running)] = seen
-        return self._history.push(newest, starting)
+        pictures = {key: observations[key][running] for key in self.policy.pictures}
+        which = torch.from_numpy(running)
+        seen = self._perception.newest(pictures, None if depth is None else depth[which.to(depth.device)])
+        return self._history.push(_placed(seen, which), starting)
+
+    def _depth(self, observations: Mapping[str, np.ndarray], running: np.ndarray) -> Tensor | None:
+        """Return what the policy's part for depth takes of each environment; zeros where it does not run."""
+        if not self.policy.takes_depth:
+            return None
+        picture = self.policy.pictures[0]
+        if self._estimator is None:
+            depth = observations[depth_key(picture)][running]
+        else:
+            depth = predicted(self._estimator, observations[picture][running]).astype(np.float32)
+        points = observations.get("points")
+        taken = self.policy.depth_input(depth, None if points is None else points[running])
+        return _placed(torch.from_numpy(taken).to(self.device), torch.from_numpy(running))
+
+
+def _placed(values: Tensor, which: Tensor) -> Tensor:
+    """Return values of the environments `which`, (B,) bool, in their places; zeros in the others'."""
+    placed = values.new_zeros(len(which), *values.shape[1:])
+    placed[which] = values
+    return placed

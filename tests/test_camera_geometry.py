@@ -10,14 +10,13 @@ from pixio_robot.cameras.frame import Frame, Intrinsics, counted, metric, rgbd_f
 from pixio_robot.cameras.geometry import (
     crop,
     points,
-    project,
-    rays,
-    register,
     registered,
     resize,
     resize_depth,
     squared,
 )
+from pixio_robot.cameras.lenses import project, rays
+from pixio_robot.cameras.registration import register
 from pixio_robot.envs.registry import make
 from pixio_robot.errors import BadInput
 
@@ -208,3 +207,52 @@ def test_frames_are_registered_before_they_are_cut() -> None:
         registered(unknown)
     with pytest.raises(BadInput, match="not inside"):
         crop(together, 40, 0, 20, 10)
+
+
+def _drawn_pixel_by_pixel(depth: np.ndarray, source: Intrinsics, target: Intrinsics, pose: np.ndarray) -> np.ndarray:
+    """Draw each depth pixel between its projected corners, one after the other, as the definition says."""
+    picture = np.full((target.height, target.width), np.inf)
+    for row, column in np.argwhere(depth > 0):
+        corners = np.array([column, row]) + np.array([[-0.499], [0.499]])
+        there = np.column_stack([rays(source, corners), np.ones(2)]) * float(depth[row, column])
+        there = there @ pose[:3, :3].T + pose[:3, 3]
+        far = there[:, 2].mean()
+        if there[:, 2].min() <= 1e-6:
+            continue
+        edges = np.floor(project(target, there) + 0.5)
+        (left, top), (right, bottom) = edges.min(axis=0), np.minimum(edges.max(axis=0), edges.min(axis=0) + 15)
+        part = np.s_[max(int(top), 0) : max(int(bottom) + 1, 0), max(int(left), 0) : max(int(right) + 1, 0)]
+        picture[part] = np.minimum(picture[part], far)
+    return np.where(np.isfinite(picture), picture, 0)
+
+
+@pytest.mark.parametrize(
+    ("turn", "shift"),
+    [
+        ((0.02, -0.03, 0.01), (0.05, -0.02, 0.01)),
+        ((0.0, 0.0, np.pi), (0.0, 0.1, 0.0)),  # upside down: the corners change places
+        ((0.0, 0.5, 0.3), (-0.4, 0.0, 0.2)),  # most of it out of view
+        ((0.0, 0.0, 0.0), (0.0, 0.0, -0.6)),  # much nearer, some behind
+        ((0.0, np.pi, 0.0), (0.0, 0.0, 0.0)),  # looking away
+    ],
+)
+@pytest.mark.parametrize(
+    "target", [(60, 44, 40.0), (150, 100, 130.0), (20, 16, 14.0)], ids=["same", "finer", "coarser"]
+)
+def test_registration_draws_what_its_definition_says(
+    turn: tuple[float, float, float], shift: tuple[float, float, float], target: tuple[int, int, float]
+) -> None:
+    """Whatever is left out as not in view and however it is drawn at once: pixel by pixel it is the same."""
+    rng = np.random.default_rng(7)
+    source = PLAIN._replace(width=48, height=36, cx=23.0, cy=18.0)
+    depth = cv2.GaussianBlur(rng.uniform(0.3, 3, (36, 48)), (0, 0), 2).astype(np.float32)
+    depth[8:20, 10:24] = rng.uniform(0.4, 0.8)
+    depth[rng.random(depth.shape) < 0.1] = 0
+    width, height, focal = target
+    for model, coefficients in (("none", ()), ("opencv", (-0.05, 0.01, 0.001, -0.002, 0.0))):
+        lens = Intrinsics(width, height, focal, focal, width / 2 - 0.5, height / 2 + 0.5, model, coefficients)
+        pose = _pose(turn, shift)
+        drawn, expected = register(depth, source, lens, pose), _drawn_pixel_by_pixel(depth, source, lens, pose)
+        assert drawn.shape == expected.shape and drawn.dtype == np.float32
+        assert np.mean(np.abs(drawn - expected) > 1e-4) < 0.003, "but for edges within rounding of a pixel's"
+        assert expected.any() == (turn[1] < 3)

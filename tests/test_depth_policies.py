@@ -11,7 +11,7 @@ from pixio_robot.backbones import Backbone
 from pixio_robot.cameras.camera import CameraRequest
 from pixio_robot.cameras.registry import find_camera
 from pixio_robot.depth_encoding import depth_code, depth_pictures, small_depth
-from pixio_robot.errors import BadInput, DataError, UnknownName
+from pixio_robot.errors import BadInput, CheckpointError, DataError, UnknownName
 from pixio_robot.policies.demos import DemoSet
 from pixio_robot.policies.runs import load_policy
 from pixio_robot.policies.stream import observation_of, stream
@@ -54,7 +54,7 @@ def test_small_depth_keeps_holes() -> None:
     depth = np.full((1, 64, 64), 1.0, np.float32)
     depth[0, :, :32] = 0
     depth[0, ::2, 32:40] = 0
-    small = small_depth(depth, 16)
+    small = small_depth(depth, (16, 16))
     expected = round(255 * float(depth_code(np.ones(1, np.float32))[0]))
     assert small.shape == (1, 16, 16, 2) and not small[0, :, :8].any()
     assert (small[0, :, 10:, 0] == expected).all() and (small[0, :, 10:, 1] == 255).all()
@@ -64,7 +64,7 @@ def test_small_depth_keeps_holes() -> None:
 @pytest.fixture(scope="module")
 def rgbd_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rgbd") / "reach.hdf5"
-    words = ["task=toy/reach", "demos=4", "valid=1", "render=fast", "image_size=64", "horizon=25", "depth=true"]
+    words = ["task=toy/reach", "demos=4", "valid=1", "render=fast", "image_size=64", "horizon=25", "obs=rgbd"]
     assert cli.run(["collect", *words, "depth_sensor=d435", f"out={path}", "workers=1"]) == 0
     return path
 
@@ -76,12 +76,13 @@ def _train(rgbd_file: Path, encoder: str, *words: str) -> Path:
     return next((out / "checkpoints").glob("*/last.safetensors"))
 
 
-@pytest.mark.parametrize("depth", ["late", "channels"])
+@pytest.mark.parametrize("depth", ["patches", "late", "points", "channels"])
 def test_policies_learn_act_and_stream_with_depth(
     depth: str, rgbd_file: Path, tiny_file: Path, tiny: Backbone, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same commands with `embedding.depth`: train, evaluate, and a camera; the action depends on depth."""
-    checkpoint = _train(rgbd_file, str(tiny_file), f"embedding.depth={depth}", "policy.epochs=2")
+    words = [f"embedding.depth={depth}", "embedding.depth_epochs=1", "embedding.depth_points=64"]
+    checkpoint = _train(rgbd_file, str(tiny_file), *words, "policy.epochs=2")
     loaded = load_policy(checkpoint)
     assert loaded.policy.needs_depth and loaded.request.depth_sensor == "d435"
     assert loaded.policy.pictures == (("rgb", "depth") if depth == "channels" else ("rgb",))
@@ -131,6 +132,12 @@ def test_training_with_depth_repeats_exactly(rgbd_file: Path, tiny_file: Path, t
     ("words", "error", "message"),
     [
         (["embedding.depth=lat"], UnknownName, "did you mean 'late'"),
+        (["obs=rbgd"], UnknownName, "did you mean 'rgbd'"),
+        (["embedding.depth=patches"], BadInput, "without one, take late or points"),
+        (["embedding.depth=points", "embedding.depth_box=[0,1,2]"], BadInput, "six numbers"),
+        (["embedding.depth_head=gone.safetensors"], BadInput, "choose one"),
+        (["embedding.depth=late", "embedding.depth_head=gone.safetensors"], CheckpointError, "no depth head at"),
+        (["embedding.depth=channels", "embedding.depth_head=gone"], BadInput, "shows measured depth"),
         (["embedding.depth=late", "embedding.depth_code=colours"], BadInput, "takes codes of one number"),
         (["embedding.depth=late", "embedding.depth_range=[4,1]"], BadInput, "the nearer one first"),
         (["embedding.depth=channels", "embedding.depth_code=invers"], UnknownName, "did you mean 'inverse'"),
@@ -145,5 +152,5 @@ def test_impossible_settings_are_refused(
 
 
 def test_demonstrations_without_depth_say_so(toy_demos: DemoSet) -> None:
-    with pytest.raises(DataError, match="pixio-robot collect depth=true"):
+    with pytest.raises(DataError, match="pixio-robot collect obs=rgbd"):
         toy_demos.pictures([], "late")

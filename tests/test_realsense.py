@@ -4,8 +4,11 @@ A real recording is named by the environment variable ``REALSENSE_BAG``: ``singl
 librealsense's unit tests (Apache-2.0).
 """
 
+import ctypes
 import os
+import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,10 @@ import pytest
 
 from pixio_robot.cameras.camera import CameraRequest
 from pixio_robot.cameras.frame import Frame, Intrinsics, metric
-from pixio_robot.cameras.geometry import rays, registered, squared
-from pixio_robot.cameras.realsense import RealSense, frame_of, realsense_library
+from pixio_robot.cameras.geometry import registered, squared
+from pixio_robot.cameras.lenses import rays
+from pixio_robot.cameras.realsense import RealSense
+from pixio_robot.cameras.realsense_frames import frame_of, realsense_library
 from pixio_robot.cameras.registry import find_camera, kind_of
 from pixio_robot.errors import CameraError, DataError, MissingExtra
 
@@ -169,6 +174,36 @@ def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pixio-robot\[realsense\]"):
         realsense_library()
+
+
+class _WithoutLibusb:
+    """An importer on whose machine the library does not find libusb."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name == "pyrealsense2":
+            raise ImportError("libusb-1.0.so.0: cannot open shared object file: No such file or directory")
+
+
+def test_libusb_is_taken_from_its_package_where_the_system_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loaded for all libraries, before the second import; without the package the error says what to do."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.delitem(sys.modules, "pyrealsense2")
+    monkeypatch.setattr(sys, "meta_path", [_WithoutLibusb(), *sys.meta_path])
+    monkeypatch.setitem(sys.modules, "libusb_package", None)
+    with pytest.raises(CameraError, match="apt-get install -y libusb"):
+        realsense_library()
+    loaded = []
+
+    def load(path: str, mode: int) -> None:
+        loaded.append((path, mode))
+        sys.modules["pyrealsense2"] = rs  # with libusb in the process it imports
+
+    package = types.ModuleType("libusb_package")
+    package.get_library_path = lambda: Path("/somewhere/libusb-1.0.so")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "libusb_package", package)
+    monkeypatch.setattr("ctypes.CDLL", load)
+    assert realsense_library() is rs
+    assert loaded == [("/somewhere/libusb-1.0.so", ctypes.RTLD_GLOBAL)]
 
 
 def _along_colour_axis(depth: np.ndarray, known: Intrinsics, depth_to_color: np.ndarray) -> np.ndarray:

@@ -1,0 +1,217 @@
+"""Depth drawn as another camera would have measured it: what brings a depth camera's map into the colour picture.
+
+Shapes: H, W of the other camera's picture; h, w of the depth map.
+"""
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from .frame import Intrinsics, check_size
+from .lenses import project, rays
+
+_NEAREST = 1e-6  # nearer than this is behind the camera [m]
+_WIDEST = 16  # the largest square that one depth pixel fills in the colour picture [px]
+_RIM = _WIDEST + 1  # around the picture while it is drawn; takes what falls outside, so that no pass must look [px]
+_BLOCK = 16 * 1024  # depth pixels that are projected at a time
+_SAMPLE = 4096  # depth pixels that say how large they are in the colour picture, about
+_STEP = 16  # between depth pixels that say whether they can be in view [px]
+
+
+def register(depth: np.ndarray, source: Intrinsics, target: Intrinsics, transform: np.ndarray) -> np.ndarray:
+    """Draw depth as another camera would have measured it, the nearest surface in front.
+
+    Each depth pixel fills the rectangle between its projected corners, so that a picture of finer pixels has no seams.
+    What the depth camera did not see stays 0.
+
+    Args:
+        depth: (h, w) float32 [m], 0 where invalid.
+        source, target: intrinsics of the depth camera and of the other.
+        transform: (4, 4) from points in the depth camera to points in the other [m].
+
+    Returns:
+        (H, W) float32 [m], of the target's size.
+
+    Raises:
+        BadInput: if the intrinsics are of another size than `depth`.
+    """
+    check_size("depth", depth, source)
+    depth = np.ascontiguousarray(depth, np.float32)
+    looks, shift = _corner_rays(source, target, np.ascontiguousarray(transform, float).tobytes())
+    part = _in_view(looks, shift, depth, target)
+    looks, depth = looks[:, :, part[0], part[1]], depth[part]
+    if not depth.size:
+        return np.zeros((target.height, target.width), np.float32)
+    some = max(int((depth.size / _SAMPLE) ** 0.5), 1)
+    drawing = _Drawing(target, *_rectangles(looks[..., ::some, ::some], shift, depth[::some, ::some], target)[:2])
+    step = max(_BLOCK // depth.shape[1], 1)
+    for begin in range(0, len(depth), step):  # so few at a time that they stay in the processor's cache
+        rows = np.s_[begin : begin + step]
+        drawing.add(*_rectangles(looks[:, :, rows], shift, depth[rows], target))
+    return drawing.finished()
+
+
+def _in_view(looks: np.ndarray, shift: np.ndarray, depth: np.ndarray, target: Intrinsics) -> tuple[slice, slice]:
+    """Return the rows and columns of the depth map outside which nothing can be in the other picture.
+
+    Along a ray, between the nearest depth and infinity, a point moves in one direction; so the two ends tell, and for
+    every few pixels. Lenses that bend are not looked at: all of their pixels may be in view.
+    """
+    everything = slice(0, depth.shape[0]), slice(0, depth.shape[1])
+    nearest = cv2.minMaxLoc(depth, mask=(depth > 0).astype(np.uint8))[0]  # 0 if there is none
+    if target.distorted or nearest <= 0:
+        return everything
+    grid = looks[0, :, ::_STEP, ::_STEP]
+    ends = np.stack([grid, grid + shift[:, None, None] / nearest])
+    if (ends[:, 2] <= _NEAREST).any():
+        return everything
+    inside = np.ones(grid.shape[1:], bool)
+    for axis, size in ((0, target.width), (1, target.height)):
+        at = ends[:, axis] / ends[:, 2]
+        inside &= (at.max(axis=0) > 0) & (at.min(axis=0) < size + 2 * _RIM)
+    kept = [np.flatnonzero(inside.any(axis=other)) * _STEP for other in (1, 0)]
+    if not len(kept[0]):
+        return slice(0, 0), slice(0, 0)
+    first, last = ([max(int(each[0]) - _STEP, 0) for each in kept], [int(each[-1]) + 2 * _STEP for each in kept])
+    return slice(first[0], last[0]), slice(first[1], last[1])
+
+
+class _Drawing:
+    """A picture of rectangles, the nearest in front.
+
+    Almost all are of the same size or one pixel larger, since depth pixels are alike. Of these only the first pixel is
+    drawn, and once more moved on by what they are larger, all at once; an erosion, the least of what lies above and
+    left, fills the rest.
+
+    Args:
+        target: of the picture.
+        rows, columns: where the first and the other corners of a sample of the rectangles are.
+    """
+
+    def __init__(self, target: Intrinsics, rows: np.ndarray, columns: np.ndarray) -> None:
+        self.height, self.width = target.height + 2 * _RIM, target.width + 2 * _RIM
+        spans = [np.floor(each[1]) - np.floor(each[0]) for each in (rows, columns)]
+        self._order = [1 if np.median(each) >= 0 else -1 for each in spans]
+        self.down, self.right = (_usual(np.abs(each)) for each in spans)
+        self._picture = np.full((self.height, self.width), np.inf, np.float32)
+        self._odd: list[np.ndarray] = []
+
+    def add(self, rows: np.ndarray, columns: np.ndarray, far: np.ndarray) -> None:
+        """Draw rectangles from corner to corner; the arguments are written to.
+
+        Args:
+            rows, columns: of both corners, counted from the outer edge of the rim, (2, ...) float32 [px].
+            far: distances, (...) float32.
+        """
+        np.floor(rows, out=rows)
+        np.floor(columns, out=columns)
+        (top, bottom), (left, right) = rows[:: self._order[0]], columns[:: self._order[1]]
+        larger = [
+            np.clip(end - begin, -1, _WIDEST).astype(np.int32) - np.int32(usual)
+            for begin, end, usual in ((top, bottom, self.down), (left, right, self.right))
+        ]
+        odd = np.flatnonzero((larger[0] | larger[1]) >> 1)
+        if len(odd):
+            self._odd.append(np.stack([each.ravel()[odd] for each in (top, bottom, left, right, far)]))
+            far.ravel()[odd] = np.inf
+            for each in larger:
+                each.ravel()[odd] = 0
+        np.clip(top, 0, self.height - _RIM, out=top)
+        np.clip(left, 0, self.width - _RIM, out=left)
+        places = top.astype(np.int32)
+        places *= self.width
+        places += left.astype(np.int32)
+        larger[0] *= self.width
+        picture, far = self._picture.ravel(), far.ravel()
+        for move in (None, larger[1], larger[0], -larger[1]):  # to all four corners in turn
+            if move is not None:
+                places += move
+            np.minimum.at(picture, places.ravel(), far)
+
+    def finished(self) -> np.ndarray:
+        """Return the picture without its rim, float32, 0 where nothing was drawn."""
+        if self.down or self.right:
+            kernel, last = np.ones((self.down + 1, self.right + 1), np.uint8), (self.right, self.down)
+            cv2.erode(self._picture, kernel, self._picture, last, 1, cv2.BORDER_CONSTANT, np.inf)
+        if self._odd:
+            self._draw_odd(self._picture.ravel())
+        inner = self._picture[_RIM:-_RIM, _RIM:-_RIM]
+        return np.where(inner < np.inf, inner, np.float32(0))
+
+    def _draw_odd(self, picture: np.ndarray) -> None:
+        """Draw rectangles of other sizes, pixel by pixel."""
+        top, bottom, left, right, far = np.concatenate(self._odd, axis=1)
+        (down, below), (across, beside) = (
+            (np.clip(np.minimum(*pair), 0, most).astype(int), np.minimum(abs(pair[1] - pair[0]), _WIDEST - 1))
+            for pair, most in (((top, bottom), self.height - _RIM), ((left, right), self.width - _RIM))
+        )
+        places = down * self.width + across
+        for row in range(int(below.max()) + 1):
+            for column in range(int(beside.max()) + 1):
+                which = np.flatnonzero((below >= row) & (beside >= column))
+                np.minimum.at(picture, places[which] + (row * self.width + column), far[which])
+
+
+def _usual(spans: np.ndarray) -> int:
+    """Return the span that, with the next larger one, is the most frequent."""
+    counts = np.bincount(np.minimum(spans, _WIDEST - 2).astype(int).ravel(), minlength=2)
+    return int((counts[:-1] + counts[1:]).argmax())
+
+
+def _rectangles(
+    looks: np.ndarray, shift: np.ndarray, depth: np.ndarray, target: Intrinsics
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where depth pixels are in the other picture, from corner to corner.
+
+    Args:
+        looks: (2, 3, h, w) and shift: (3,), as `_corner_rays` gives them.
+        depth: (h, w) float32 [m], 0 where invalid.
+
+    Returns:
+        rows and columns of both corners, counted from the outer edge of the rim, (2, h, w) float32 [px]; distances,
+        (h, w) float32 [m], infinite if invalid or behind the camera.
+    """
+    inverse = depth / np.maximum(depth * depth, np.float32(_NEAREST**2))  # 0 where invalid
+    places, far = np.empty((2, 2, *depth.shape), np.float32), np.zeros_like(inverse)
+    moved = [each * inverse for each in shift]
+    for number, corner in enumerate(looks):
+        x, y = places[1, number], places[0, number]
+        z = corner[2] + moved[2]
+        far += z
+        np.maximum(z, np.float32(_NEAREST), out=z)
+        np.add(corner[0], moved[0], out=x)
+        np.add(corner[1], moved[1], out=y)
+        if target.distorted:
+            seen = project(target, np.stack([x.ravel(), y.ravel(), z.ravel()], axis=1)).T + (0.5 + _RIM)
+            x[...], y[...] = seen.reshape(2, *depth.shape)
+        else:
+            x /= z
+            y /= z
+    far *= depth
+    far *= np.float32(0.5)
+    np.putmask(far, far <= _NEAREST, np.inf)
+    return places[0], places[1], far
+
+
+@lru_cache(maxsize=8)
+def _corner_rays(source: Intrinsics, target: Intrinsics, pose: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Return where upper left and lower right corners of all pixels look, (2, 3, h, w), and the shift, (3,); float32.
+
+    In the other camera's axes; without distortion also multiplied by its matrix, so that a division gives pixels,
+    counted from the outer edge of the rim.
+
+    Args:
+        pose: the bytes of the (4, 4) transform.
+    """
+    columns, rows = np.meshgrid(np.arange(source.width), np.arange(source.height))
+    pixels = np.column_stack([columns.ravel(), rows.ravel()]).astype(float)
+    transform, matrix = np.frombuffer(pose).reshape(4, 4), np.eye(3)
+    if not target.distorted:
+        matrix = target.matrix
+        matrix[:2, 2] += 0.5 + _RIM
+    half = 0.5 - 1e-3  # pixels that only touch are not shared
+    looks = [np.column_stack([rays(source, pixels + away), np.ones(len(pixels))]).T for away in (-half, half)]
+    turned = np.stack([matrix @ transform[:3, :3] @ each for each in looks])
+    turned = turned.reshape(2, 3, source.height, source.width)
+    return turned.astype(np.float32), (matrix @ transform[:3, 3]).astype(np.float32)
