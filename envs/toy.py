@@ -38,10 +38,14 @@ _CENTRE = np.array([0.0, 0.0, 0.2])  # of the workspace [m]
 _REACH = np.array([0.22, 0.22, 0.12])  # half its size [m]
 _STRIDE = 0.02  # farthest the set point moves in a step [m]
 _NEAR = 0.02  # success distance [m]
+_STEEPNESS = 10.0  # of the reward [1/m]; 1 - tanh(10 d) is how robosuite rewards reaching (Zhu et al. 2020, 2009.12293)
 
 
 class Reach(Task):
-    """Bring the hand within 2 cm of the ball. Proprioception is the hand's position [m]; the ball is only seen."""
+    """Bring the hand within 2 cm of the ball. Proprioception is the hand's position [m]; the ball is only seen.
+
+    The reward of a step is from 0 far away to 1 at the ball.
+    """
 
     horizon = 50
     action_dim = 3
@@ -69,7 +73,7 @@ class Reach(Task):
         self._mujoco.mj_step(self.model, self.data, nstep=5)
         self._mujoco.mj_forward(self.model, self.data)
         distance = float(np.linalg.norm(self.data.mocap_pos[0] - self._hand()))
-        return StepResult(-distance, distance < _NEAR)
+        return StepResult(float(1 - np.tanh(_STEEPNESS * distance)), distance < _NEAR)
 
     def proprio(self) -> np.ndarray:
         return self._hand()
