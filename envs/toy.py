@@ -38,13 +38,13 @@ _CENTRE = np.array([0.0, 0.0, 0.2])  # of the workspace [m]
 _REACH = np.array([0.22, 0.22, 0.12])  # half its size [m]
 _STRIDE = 0.02  # farthest the set point moves in a step [m]
 _NEAR = 0.02  # success distance [m]
-_STEEPNESS = 10.0  # of the reward [1/m]; 1 - tanh(10 d) is how robosuite rewards reaching (Zhu et al. 2020, 2009.12293)
 
 
 class Reach(Task):
     """Bring the hand within 2 cm of the ball. Proprioception is the hand's position [m]; the ball is only seen.
 
-    The reward of a step is from 0 far away to 1 at the ball.
+    The reward of a step is by how much it brought the hand nearer, in strides of 2 cm: shaping by a potential (Ng et al.
+    1999), which makes a step worth what it did, not where it was done.
     """
 
     horizon = 50
@@ -69,11 +69,12 @@ class Reach(Task):
         self._mujoco.mj_forward(self.model, self.data)
 
     def step(self, action: np.ndarray) -> StepResult:
+        before = self._distance()
         self.data.ctrl[:] = np.clip(self.data.ctrl + action * _STRIDE, -_REACH, _REACH)
         self._mujoco.mj_step(self.model, self.data, nstep=5)
         self._mujoco.mj_forward(self.model, self.data)
-        distance = float(np.linalg.norm(self.data.mocap_pos[0] - self._hand()))
-        return StepResult(float(1 - np.tanh(_STEEPNESS * distance)), distance < _NEAR)
+        distance = self._distance()
+        return StepResult((before - distance) / _STRIDE, distance < _NEAR)
 
     def proprio(self) -> np.ndarray:
         return self._hand()
@@ -84,6 +85,9 @@ class Reach(Task):
     def expert_action(self) -> np.ndarray:
         set_point = _CENTRE + self.data.ctrl
         return np.clip((self.data.mocap_pos[0] - set_point) / _STRIDE, -1, 1)
+
+    def _distance(self) -> float:
+        return float(np.linalg.norm(self.data.mocap_pos[0] - self._hand()))
 
     def _hand(self) -> np.ndarray:
         return self.data.body("hand").xpos.copy()
