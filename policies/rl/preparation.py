@@ -34,16 +34,12 @@ class Preparation:
     normalise: bool  # embeddings are scaled by running statistics
     begun: LoadedPolicy | None  # what the actor begins as
     backbone: Backbone | None
+    identity: EncoderIdentity | None  # the encoder it begins with
     precision: str
     device: torch.device
     inputs: str  # hashes of the files that it depends on
     out: Path  # the run folder
     buffer: int  # memory of the buffer [bytes]
-
-    @property
-    def identity(self) -> EncoderIdentity | None:
-        """The encoder it begins with."""
-        return None if self.backbone is None else EncoderIdentity.of(self.backbone, self.precision)
 
     @property
     def pictures(self) -> bool:
@@ -78,15 +74,17 @@ def prepare(command: TrainRL) -> Preparation:
     inputs = " ".join(map(sha256_of, files))
     out = Path(command.out or f"runs/train_rl/{settings_digest(command, inputs)}")
     precision = choose_precision(command.precision, device)
-    found = Preparation(kind, request, policy, normalise, begun, backbone, precision, device, inputs, out, buffer)
+    identity = None if backbone is None else EncoderIdentity.of(backbone, precision)
     if begun is not None:
-        _check_same_encoder(found.identity, begun.encoder, f"init={command.init}")
+        _check_same_encoder(identity, begun.encoder, f"init={command.init}")
     if state := latest_state(out / "checkpoints" / command.algorithm.name):
         theirs = read_json(state / "state.json")["numbers"]["encoder"]
-        _check_same_encoder(found.identity, None if theirs is None else EncoderIdentity(**theirs), str(state))
-    if found.pictures:
+        _check_same_encoder(identity, None if theirs is None else EncoderIdentity(**theirs), str(state))
+    if "rgb" in request.observe:
         check_rendering()
-    return found
+    return Preparation(
+        kind, request, policy, normalise, begun, backbone, identity, precision, device, inputs, out, buffer
+    )
 
 
 def _check(command: TrainRL) -> None:

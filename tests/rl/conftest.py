@@ -37,7 +37,7 @@ class World:
         self.open: list[TaskVecEnv] = []
 
     def settings(self, name: str, **changes: Any) -> AlgorithmSettings:
-        tiny = dict(name=name, layers=[16, 16], batch=8, buffer=500, warmup=16, rollout=48, updates=0.25)
+        tiny = dict(name=name, layers=[16, 16], batch=8, buffer=500, warmup=16, rollout=48, updates=0.25, epochs=2)
         return AlgorithmSettings(**{**tiny, **changes})
 
     def request(self, kind: str, horizon: int = 5) -> EnvRequest:
