@@ -29,8 +29,8 @@ def embedded_space(policy: Visuomotor, image_size: int | None = None) -> spaces.
     tokens = policy.embedder.tokens
     if image_size is not None or policy.pixels is not None:
         side = SIDE if image_size is None else image_size
-        shape = (policy.history, side, side, 3 * len(policy.pictures))
-        parts[TOKENS] = spaces.Box(0, 255, shape, np.uint8)
+        pictures = (policy.history, side, side, 3 * len(policy.pictures))
+        parts[TOKENS] = spaces.Box(0, 255, pictures, np.uint8)
     elif tokens is not None:
         count = tokens.grid[0] * tokens.grid[1] if policy.embedder.needs_patches else tokens.cls
         shape = (policy.history, 1 if _fused(policy) else count, tokens.dim)
