@@ -3,11 +3,12 @@
 import logging
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from . import schemas
-from .composition import check_least, command_help, compose, first_job
-from .errors import PixioError, Stopped, UnknownName, closest
+from .composition import check_least, command_help, compose, first_job, sweep_jobs
+from .errors import BadInput, PixioError, Stopped, UnknownName, closest
 from .files import explain
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
@@ -71,7 +72,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(command_help(name))
         return 0
     if any(argument in ("-m", "--multirun") for argument in rest):
-        return _sweep(name, rest)
+        return _SWEEPS.get(name, partial(_sweep, name))([each for each in rest if each not in ("-m", "--multirun")])
     return _COMMANDS[name](compose(name, rest))
 
 
@@ -84,13 +85,12 @@ def overview() -> str:
     return "\n".join(lines)
 
 
-def _sweep(name: str, arguments: list[str]) -> int:
+def _sweep(name: str, overrides: list[str]) -> int:
     """Run one job a combination, through Hydra's multirun and launchers; return the worst exit status."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
-    overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
     compose(name, first_job(overrides))  # to refuse in words what no job could run
     debug = "debug=true" in overrides
     statuses: list[int] = []
@@ -189,10 +189,25 @@ def _train_rl(command: schemas.TrainRL) -> int:
     from .progress import Progress
     from .tables import print_evaluation
 
+    if command.engine != "local":
+        raise BadInput(f"engine={command.engine} runs the jobs of a sweep; add -m")
     out, last, evaluation = run_train_rl(command, Progress())
     print_evaluation(out, evaluation.rows[0], evaluation.summary())
     print(f"evaluate it with: pixio-robot evaluate checkpoint={last}")
     return 0
+
+
+def _sweep_train_rl(overrides: list[str]) -> int:
+    from .policies.rl.sweep import run_sweep
+    from .progress import Progress
+
+    if hydra := [override for override in overrides if override.startswith("hydra")]:
+        raise BadInput(f"{' '.join(hydra)}: sweeps of train_rl take engine=local, ray or slurm, not Hydra's launchers")
+    runs, failures = run_sweep([compose("train_rl", job) for job in sweep_jobs(overrides)], Progress())
+    for run in runs:
+        print(f"{run}: {failures.get(run.name, 'trained')}")
+    print(f"compare them with: pixio-robot learning_curves runs=[{','.join(map(str, runs))}]")
+    return 1 if failures else 0
 
 
 def _learning_curves(command: schemas.LearningCurves) -> int:
@@ -440,6 +455,8 @@ def _doctor(command: schemas.Doctor) -> int:
 
     return examine(command.system_only)
 
+
+_SWEEPS: dict[str, Callable[[list[str]], int]] = {"train_rl": _sweep_train_rl}  # all others run in this process
 
 _COMMANDS: dict[str, Callable[[Any], int]] = {
     "quickstart": _quickstart,

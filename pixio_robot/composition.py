@@ -3,6 +3,7 @@
 Hydra composes ``configs/<command>.yaml`` with the overrides and checks types; a plain dataclass goes on from here.
 """
 
+import itertools
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -159,10 +160,19 @@ def _config_error(name: str, overrides: list[str], error: Exception) -> PixioErr
 
 def first_job(overrides: list[str]) -> list[str]:
     """Return the overrides of a sweep's first job."""
+    return sweep_jobs(overrides)[0]
+
+
+def sweep_jobs(overrides: list[str]) -> list[list[str]]:
+    """Return the overrides of each job of a sweep: all combinations, the last key's values in turn.
+
+    Raises:
+        BadInput: for a malformed override.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
 
-    first = []
+    choices = []
     for override in overrides:
         if override.startswith("hydra"):
             continue
@@ -170,6 +180,6 @@ def first_job(overrides: list[str]) -> list[str]:
             (parsed,) = OverridesParser.create().parse_overrides([override])
         except OverrideParseException as error:
             raise BadInput(f"{override!r} is not key=value or key=a,b,c") from error
-        value = next(iter(parsed.sweep_string_iterator())) if parsed.is_sweep_override() else None
-        first.append(override if value is None else f"{parsed.get_key_element()}={value}")
-    return first
+        values = parsed.sweep_string_iterator() if parsed.is_sweep_override() else None
+        choices.append([override] if values is None else [f"{parsed.get_key_element()}={value}" for value in values])
+    return [list(job) for job in itertools.product(*choices)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .camera_schemas import Calibrate, CameraCheck, CameraSettings, CameraView, Record
+from .engine_schemas import EngineSettings
 from .export_schemas import Export, Verify
 from .keys import MISSING, Hardware, key
 from .pretrain_schemas import Curate, Distill, Pretrain, Probe, Score
@@ -177,7 +178,7 @@ class AlgorithmSettings:
 
 
 @dataclass
-class TrainRL(Hardware):
+class TrainRL(Hardware, EngineSettings):
     """Train a policy by reinforcement, on tokens that are encoded once; its checkpoint is one for evaluate."""
 
     task: str = key(MISSING, "task, e.g. toy/reach or dmc/cheetah_run")
@@ -233,7 +234,7 @@ class Evaluate(Hardware):
 
 
 @dataclass
-class Benchmark(Hardware):
+class Benchmark(Hardware, EngineSettings):
     """Run CortexBench: tasks, encoders and seeds as independent cells, and the table they give."""
 
     encoders: list[str] = key(
@@ -250,12 +251,6 @@ class Benchmark(Hardware):
     plan: bool = key(False, "only measure and print what it would cost", free=True)
     experts: Any = key(None, "Adroit's experts: folder of DAPG policies, or {adroit/pen: FILE, ...}", free=True)
     demos: str | None = key(None, "folder of demonstrations (*.hdf5) to use where it has a task's", free=True)
-    engine: str = key("local", "who runs cells: local, ray, slurm", free=True)
-    jobs: int | None = key(None, "cells at a time; null is one for each `threads` cores, of ray and slurm all", 1, True)
-    threads: int = key(1, "threads of a cell", least=1, free=True)
-    memory: float | None = key(None, "memory for all cells together [GB]; null is 80 % of what is free", free=True)
-    gpus: float = key(0, "GPUs of a cell under ray (shares too) and slurm", free=True)
-    slurm: Any = key(None, "further settings of submitit, e.g. {slurm_partition: gpu, timeout_min: 600}", free=True)
     out: str | None = key(None, "folder; null means runs/benchmark-<budget>", free=True)
 
 

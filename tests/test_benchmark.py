@@ -34,7 +34,7 @@ from pixio_robot.metrics import Mean, read_episodes, resampled
 from pixio_robot.policies.bc import new_policy
 from pixio_robot.policies.benchmark import cell as cells
 from pixio_robot.policies.benchmark import grid as grids
-from pixio_robot.policies.benchmark import runs
+from pixio_robot.policies.benchmark import process, runner
 from pixio_robot.policies.benchmark.cell import Cell, Places, folder_of, run_cell
 from pixio_robot.policies.benchmark.engines import Job, Resources, engine, outcome, run_process
 from pixio_robot.policies.benchmark.grid import _absolute, make_grid, task_names
@@ -180,17 +180,17 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> Inline:
 
 
 def _make_inline(patch: pytest.MonkeyPatch) -> Inline:
-    runner = Inline()
+    inline = Inline()
 
     @contextmanager
     def here(*_: object) -> Iterator[Inline]:
-        yield runner
+        yield inline
 
-    patch.setattr(runs, "engine", here)
-    patch.setattr(cells, "_end_with", lambda parent: None)
-    patch.setattr(cells.logging, "basicConfig", lambda **_: None)
+    patch.setattr(runner, "engine", here)
+    patch.setattr(process, "_end_with", lambda parent: None)
+    patch.setattr(process.logging, "basicConfig", lambda **_: None)
     patch.setitem(BUDGETS, "smoke", TINY)
-    return runner
+    return inline
 
 
 @pytest.fixture(scope="module")
@@ -431,12 +431,13 @@ def test_a_signal_ends_the_cells_under_way(number: int, monkeypatch: pytest.Monk
 
 def test_a_cells_process_says_why_it_failed(tmp_path: Path) -> None:
     folder = cells.describe(_cell(), Places(str(tmp_path / "r"), demos="nowhere.hdf5"))
-    assert run_process(str(folder), 1).startswith("error: no demonstrations at nowhere.hdf5")
+    resources = Resources(1, "pixio_robot.policies.benchmark")
+    assert run_process(str(folder), resources).startswith("error: no demonstrations at nowhere.hdf5")
     assert "killed by SIGKILL, often for lack of memory" in outcome(folder, -signal.SIGKILL)
 
 
 def test_unknown_engines_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnknownName, match="local, ray, slurm"), engine("condor", Resources(1), tmp_path):
+    with pytest.raises(UnknownName, match="local, ray, slurm"), engine("condor", Resources(1, ""), tmp_path):
         pass
     assert run(["benchmark", "tasks=toy/reach", "encoders=[none]", "engine=slrum", "out=b"]) == 1
     assert not Path("b").exists()

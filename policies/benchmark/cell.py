@@ -2,14 +2,8 @@
 FOLDER PARENT`` runs the cell that ``FOLDER/cell.json`` describes; all it needs and leaves is in files.
 """
 
-import logging
-import os
 import re
 import shutil
-import signal
-import sys
-import threading
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +13,7 @@ from filelock import FileLock
 
 from ...envs.registry import EnvRequest, new_task
 from ...envs.rollout import plan_episodes
-from ...errors import CheckpointError, PixioError
-from ...files import explain
+from ...errors import CheckpointError
 from ...hardware import choose_device, choose_precision
 from ...memory import PeakMemory
 from ...progress import Progress
@@ -34,6 +27,7 @@ from ..evaluate import Evaluation, evaluate_expert
 from ..quickstart import Stages
 from ..runs import cache_for, check_held_out, evaluate_policy, load_backbone
 from ..visuomotor import EncoderIdentity, load_policy, policy_kind
+from .process import run_as_process
 from .protocol import BUDGETS, FIRST_DEMO, Budget, Protocol, end_to_end, protocol_of, score_scale, within
 from .token_use import token_use
 
@@ -257,30 +251,10 @@ def describe(cell: Cell, places: Places) -> Path:
 
 
 def main(folder: Path, parent: int) -> int:
-    """Run the cell that a folder describes; return the exit status. What went wrong is the last line printed.
+    """Run the cell that a folder describes; return the exit status."""
 
-    Args:
-        parent: number of the process that started this one, with which it ends.
-    """
-    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    about = read_json(folder / "cell.json")
-    try:
+    def work() -> None:
+        about = read_json(folder / "cell.json")
         run_cell(Cell(**about["cell"]), Places(**about["places"]), Progress())
-    except PixioError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
-        return 1
-    return 0
 
-
-def _end_with(parent: int) -> None:
-    """End this process and its workers when the one that started it is gone: nobody waits for the cell any more."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    if os.getsid(0) == os.getpid():
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-    os._exit(1)
+    return run_as_process(work, parent)

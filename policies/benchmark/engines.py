@@ -1,5 +1,6 @@
 """Who starts the cells' processes: this machine, Ray or Slurm. Each cell is a process of its own everywhere, with the
-same files, so a crash ends one cell and any engine may go on with another's work.
+same files, so a crash ends one cell and any engine may go on with another's work. A cell is a folder and the module
+that runs what the folder describes: ``python -m MODULE FOLDER PARENT`` leaves ``result.json`` there.
 """
 
 import os
@@ -40,6 +41,7 @@ class Resources:
     """What a cell gets."""
 
     threads: int
+    module: str  # that runs it
     gpus: float = 0.0  # of Ray and Slurm
     slurm: dict[str, Any] = field(default_factory=dict)  # further settings, as submitit names them
 
@@ -57,7 +59,7 @@ def engine(name: str, resources: Resources, root: Path) -> Iterator[Engine]:
         MissingExtra: if Ray or submitit is not installed.
     """
     if name == "local":
-        yield Local(resources.threads)
+        yield Local(resources)
     elif name == "ray":
         yield from _ray(resources)
     elif name == "slurm":
@@ -66,10 +68,11 @@ def engine(name: str, resources: Resources, root: Path) -> Iterator[Engine]:
         raise UnknownName(f"no engine {name!r}{closest(name, ENGINES)}; there are: {', '.join(ENGINES)}")
 
 
-def start_process(folder: Path | str, threads: int) -> "subprocess.Popen[bytes]":
+def start_process(folder: Path | str, resources: Resources) -> "subprocess.Popen[bytes]":
     """Start a cell in a new session; what it says goes to ``log.txt``."""
-    given = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "LP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pixio_robot.policies.benchmark", str(folder), str(os.getpid())]
+    threads = str(resources.threads)
+    given = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "LP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", resources.module, str(folder), str(os.getpid())]
     with (Path(folder) / "log.txt").open("wb") as log:
         return subprocess.Popen(
             command,
@@ -91,9 +94,9 @@ def end_process(process: "subprocess.Popen[bytes]") -> None:
             continue
 
 
-def run_process(folder: str, threads: int) -> str:
+def run_process(folder: str, resources: Resources) -> str:
     """Run a cell to its end, anywhere; return why it failed, or ""."""
-    process = start_process(folder, threads)
+    process = start_process(folder, resources)
     try:
         return outcome(Path(folder), process.wait())
     finally:
@@ -121,11 +124,11 @@ def words(folder: Path) -> str:
 class Local:
     """Processes of this machine."""
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, resources: Resources) -> None:
+        self.resources = resources
 
     def start(self, folder: Path, memory: float) -> Job:
-        return _LocalJob(folder, start_process(folder, self.threads))
+        return _LocalJob(folder, start_process(folder, self.resources))
 
 
 class _LocalJob:
@@ -163,7 +166,7 @@ class _Ray:
     def start(self, folder: Path, memory: float) -> Job:
         options = dict(num_cpus=self.resources.threads, num_gpus=self.resources.gpus, max_retries=0)
         run = self.ray.remote(memory=int(memory * 1e9), **options)(run_process)
-        return _RayJob(self.ray, run.remote(str(folder), self.resources.threads))
+        return _RayJob(self.ray, run.remote(str(folder), self.resources))
 
 
 class _RayJob:
@@ -192,21 +195,21 @@ def _slurm(resources: Resources, root: Path) -> Engine:
     cluster = settings.pop("cluster", "slurm")
     try:
         executor = submitit.AutoExecutor(root / "submitit", cluster=cluster)
-        executor.update_parameters(name="pixio-benchmark", cpus_per_task=resources.threads, **settings)
+        executor.update_parameters(name="pixio", cpus_per_task=resources.threads, **settings)
         if resources.gpus:
             executor.update_parameters(gpus_per_node=int(resources.gpus))
     except (RuntimeError, ValueError, NameError, TypeError) as error:
         raise BadInput(f"slurm={resources.slurm}: {error}") from error
-    return _Slurm(executor, resources.threads)
+    return _Slurm(executor, resources)
 
 
 class _Slurm:
-    def __init__(self, executor: Any, threads: int) -> None:
-        self.executor, self.threads = executor, threads
+    def __init__(self, executor: Any, resources: Resources) -> None:
+        self.executor, self.resources = executor, resources
 
     def start(self, folder: Path, memory: float) -> Job:
         self.executor.update_parameters(mem_gb=memory)
-        return _SlurmJob(self.executor.submit(run_process, str(folder), self.threads))
+        return _SlurmJob(self.executor.submit(run_process, str(folder), self.resources))
 
 
 class _SlurmJob:

@@ -1,16 +1,20 @@
 """Runs cells side by side within a budget of jobs and memory, says how long it will take, and stops when asked."""
 
+import os
 import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+from omegaconf import OmegaConf
 from rich.console import Console
 
-from ...errors import Stopped
+from ...engine_schemas import EngineSettings
+from ...errors import BadInput, Stopped
 from ...stopping import Stopping
-from .engines import Engine, Job
+from .engines import ENGINES, Engine, Job, Resources, engine
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,51 @@ class Room:
 
     jobs: int
     memory: float  # [GB]
+
+
+def check_engine(settings: EngineSettings) -> None:
+    """Refuse an engine that does not exist, before any work.
+
+    Raises:
+        UnknownName: with those that there are.
+    """
+    if settings.engine not in ENGINES:
+        with engine(settings.engine, Resources(1, ""), Path()):
+            pass
+
+
+def room_of(settings: EngineSettings) -> Room:
+    """Return what may run at once; a cluster has its own queue.
+
+    Raises:
+        BadInput: if there is no memory to run in.
+    """
+    if settings.engine != "local":
+        return Room(settings.jobs or 10**6, float("inf"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if settings.memory is not None and settings.memory <= 0:
+        raise BadInput(f"memory={settings.memory} GB leaves nothing to run in")
+    memory = settings.memory or 0.8 * psutil.virtual_memory().available / 1e9
+    return Room(settings.jobs or max(1, cores // settings.threads), memory)
+
+
+def run_as_asked(
+    tasks: Sequence[Task], settings: EngineSettings, module: str, root: Path, console: Console
+) -> dict[str, str]:
+    """Run cells on the engine that settings name; return why some failed, by the folder's name.
+
+    Args:
+        module: that runs a cell, as `engines` says.
+        root: folder for files of the engine's own.
+    """
+    room = room_of(settings)
+    if not tasks:
+        return {}
+    more = OmegaConf.to_container(OmegaConf.create(settings.slurm or {}))
+    assert isinstance(more, dict)
+    resources = Resources(settings.threads, module, settings.gpus, {str(key): value for key, value in more.items()})
+    with engine(settings.engine, resources, root) as starter:
+        return run_tasks(tasks, starter, room, console)
 
 
 def run_tasks(tasks: Sequence[Task], engine: Engine, room: Room, console: Console) -> dict[str, str]:

@@ -1,27 +1,23 @@
 """``pixio-robot benchmark``: from what was asked to cells, from finished cells to tables and a report."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 from omegaconf import OmegaConf
 
-from ...errors import BadInput
 from ...files import replacing
 from ...progress import Progress
 from ...report import write_report
 from ...run_folder import environment, write_json
 from ...schemas import Benchmark
 from .cell import EXPERT, describe, folder_of
-from .engines import ENGINES, Resources, engine
 from .grid import Grid, grouped, make_grid
 from .plan import Plan, make_plan, memory_of, rough_costs, work_of
 from .protocol import TASKS
 from .published import CAVEATS
 from .results import Results, read_outcome
-from .runner import Room, Task, run_tasks
+from .runner import Task, check_engine, room_of, run_as_asked
 from .tables import (
     comparison_table,
     cost_table,
@@ -51,7 +47,7 @@ def folder(command: Benchmark) -> Path:
 def run_plan(command: Benchmark, progress: Progress) -> Plan:
     """Say what a benchmark would cost, from short measurements."""
     root = folder(command)
-    jobs = command.jobs or _room(replace(command, engine="local")).jobs
+    jobs = command.jobs or room_of(replace(command, engine="local")).jobs
     return make_plan(make_grid(command, root), jobs, command.threads, root, progress)
 
 
@@ -61,10 +57,9 @@ def run_benchmark(command: Benchmark, progress: Progress) -> BenchmarkReport:
     Raises:
         Stopped: after SIGTERM or Ctrl-C; the report has what was finished.
     """
-    if command.engine not in ENGINES:
-        with engine(command.engine, Resources(1), Path()):  # refuses the name
-            pass
-    root, room = folder(command), _room(command)
+    check_engine(command)
+    room_of(command)
+    root = folder(command)
     grid = make_grid(command, root)
     with replacing(root / "config.yaml") as temporary:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(command)))
@@ -81,26 +76,10 @@ def run_benchmark(command: Benchmark, progress: Progress) -> BenchmarkReport:
         progress.console.print(f"{len(grid.cells) - len(tasks)} of {len(grid.cells)} cells are finished already")
     failures: dict[str, str] = {}
     try:
-        if tasks:
-            settings = OmegaConf.to_container(OmegaConf.create(command.slurm or {}))
-            assert isinstance(settings, dict)
-            resources = Resources(command.threads, command.gpus, {str(key): value for key, value in settings.items()})
-            with engine(command.engine, resources, root) as starter:
-                failures = run_tasks(tasks, starter, room, progress.console)
+        failures = run_as_asked(tasks, command, "pixio_robot.policies.benchmark", root, progress.console)
     finally:
         result = _write(command, grid, root, failures)
     return BenchmarkReport(root, result, failures)
-
-
-def _room(command: Benchmark) -> Room:
-    """Return what may run at once; a cluster has its own queue."""
-    if command.engine != "local":
-        return Room(command.jobs or 10**6, float("inf"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if command.memory is not None and command.memory <= 0:
-        raise BadInput(f"memory={command.memory} GB leaves nothing to run in")
-    memory = command.memory or 0.8 * psutil.virtual_memory().available / 1e9
-    return Room(command.jobs or max(1, cores // command.threads), memory)
 
 
 def _write(command: Benchmark, grid: Grid, root: Path, failures: dict[str, str]) -> dict[str, Any]:

@@ -5,18 +5,44 @@ Shapes: B environments, R of them at an end, T frames of history, K class tokens
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnvWrapper
 from torch import Tensor
 
 from ...embedding import FrameHistory
 from ..pixel_network import SIDE
-from ..visuomotor import Perception
+from ..visuomotor import Perception, Visuomotor
 from .task_vec_env import TaskVecEnv
 
 TOKENS, FELT = "tokens", "felt"  # keys of its observations
+
+
+def embedded_space(policy: Visuomotor, image_size: int | None = None) -> spaces.Dict:
+    """Return the space of `EmbeddedVecEnv`'s observations for a policy.
+
+    Args:
+        image_size: side of whole pictures, where these are kept [px].
+    """
+    parts: dict[str, spaces.Space] = {}
+    tokens = policy.embedder.tokens
+    if image_size is not None or policy.pixels is not None:
+        side = SIDE if image_size is None else image_size
+        pictures = (policy.history, side, side, 3 * len(policy.pictures))
+        parts[TOKENS] = spaces.Box(0, 255, pictures, np.uint8)
+    elif tokens is not None:
+        count = tokens.grid[0] * tokens.grid[1] if policy.embedder.needs_patches else tokens.cls
+        shape = (policy.history, 1 if _fused(policy) else count, tokens.dim)
+        parts[TOKENS] = spaces.Box(-np.inf, np.inf, shape, np.float16)
+    if policy.embedder.proprio_dim:
+        parts[FELT] = spaces.Box(-np.inf, np.inf, (policy.embedder.proprio_dim,), np.float32)
+    return spaces.Dict(parts)
+
+
+def _fused(policy: Visuomotor) -> bool:
+    """Whether class tokens are fused before they are stored."""
+    return policy.embedder.settings.fusion in ("mean", "first")
 
 
 class EmbeddedVecEnv(VecEnvWrapper):
@@ -33,31 +59,11 @@ class EmbeddedVecEnv(VecEnvWrapper):
     """
 
     def __init__(self, venv: TaskVecEnv, perception: Perception, pictures: bool = False) -> None:
-        policy = perception.policy
-        self.perception, self.policy, self.pictures = perception, policy, pictures
+        self.perception, self.policy, self.pictures = perception, perception.policy, pictures
         self.sees = pictures or perception.sees
-        self._history = FrameHistory(policy.history)
-        spaces: dict[str, gymnasium.Space] = {}
-        if pictures:
-            views = [venv.observation_space[key].shape for key in policy.pictures]
-            shape = (policy.history, *views[0][:2], 3 * len(views))
-            spaces[TOKENS] = gymnasium.spaces.Box(0, 255, shape, np.uint8)
-        elif policy.pixels is not None:
-            shape = (policy.history, SIDE, SIDE, 3 * len(policy.pictures))
-            spaces[TOKENS] = gymnasium.spaces.Box(0, 255, shape, np.uint8)
-        elif self.sees:
-            tokens = policy.embedder.tokens
-            assert tokens is not None
-            count = tokens.grid[0] * tokens.grid[1] if policy.embedder.needs_patches else tokens.cls
-            shape = (policy.history, 1 if self._fused else count, tokens.dim)
-            spaces[TOKENS] = gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float16)
-        if policy.embedder.proprio_dim:
-            spaces[FELT] = gymnasium.spaces.Box(-np.inf, np.inf, (policy.embedder.proprio_dim,), np.float32)
-        super().__init__(venv, observation_space=gymnasium.spaces.Dict(spaces))
-
-    @property
-    def _fused(self) -> bool:
-        return self.policy.embedder.settings.fusion in ("mean", "first")
+        self._history = FrameHistory(self.policy.history)
+        size = venv.request.image_size if pictures else None
+        super().__init__(venv, observation_space=embedded_space(self.policy, size))
 
     def reset(self) -> dict[str, np.ndarray]:
         """Begin an episode in every environment."""
@@ -92,7 +98,7 @@ class EmbeddedVecEnv(VecEnvWrapper):
         if self.pictures:
             return torch.from_numpy(np.concatenate([observations[key] for key in self.policy.pictures], axis=-1))
         newest = self.perception.newest(observations)
-        if self.policy.pixels is not None or not self._fused:
+        if self.policy.pixels is not None or not _fused(self.policy):
             return newest
         first = self.policy.embedder.settings.fusion == "first"
         return newest[:, :1] if first else newest.float().mean(1, keepdim=True).half()

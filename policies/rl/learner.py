@@ -21,7 +21,7 @@ from ...schemas import AlgorithmSettings, PolicySettings
 from ..visuomotor import Visuomotor
 from .embedded_env import EmbeddedVecEnv
 from .extractor import EPSILON, POLICIES, Extractor, Parts
-from .replay import Replay, Transitions, require_memory
+from .replay import Replay, Transitions
 
 ALGORITHMS = ("sac", "td3", "ppo")
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
@@ -105,9 +105,6 @@ def new_learner(
         normalise: scale embeddings by running statistics.
         backbone: an encoder that shall learn too.
         begun: the actor does not begin at random, so it acts from the first step on.
-
-    Raises:
-        BadInput: if the buffer does not fit into memory.
     """
 
     def make() -> Parts:
@@ -133,9 +130,7 @@ def new_learner(
         ),
     )
     actions = int(np.prod(venv.action_space.shape or ()))
-    space: Any = venv.observation_space
     if settings.name == "ppo":
-        require_memory(space, actions, settings.rollout, copies=1)
         model: Any = PPO(
             **common,
             n_steps=settings.rollout // venv.num_envs,
@@ -145,7 +140,6 @@ def new_learner(
             ent_coef=settings.entropy_bonus,
         )
     else:
-        require_memory(space, actions, settings.buffer, copies=2)
         every = Fraction(settings.updates * venv.num_envs).limit_denominator(1000)
         common |= dict(
             buffer_size=settings.buffer,

@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 from torch import Tensor
 
 from ...errors import BadInput
+from ...schemas import AlgorithmSettings
 from ..pixel_network import moved
 from .embedded_env import TOKENS
 
@@ -88,19 +89,18 @@ def _shifted(pictures: Tensor) -> Tensor:
     return moved(stacked).to(torch.uint8).view(batch, history, channels, side, side).permute(0, 1, 3, 4, 2)
 
 
-def require_memory(space: spaces.Dict, actions: int, capacity: int, copies: int) -> int:
-    """Return the size of a buffer [bytes], or refuse one that does not fit.
+def require_memory(space: spaces.Dict, actions: int, settings: AlgorithmSettings) -> int:
+    """Return the size of an algorithm's buffer [bytes], or refuse one that does not fit.
 
     Args:
         space: of the observations.
         actions: numbers of an action.
-        capacity: steps that it holds.
-        copies: observations a step; 2 where the next one is stored too.
 
     Raises:
         BadInput: with what is needed and what there is.
     """
     each = sum(int(np.prod(part.shape or ())) * np.dtype(part.dtype).itemsize for part in space.values())
+    capacity, copies = (settings.rollout, 1) if settings.name == "ppo" else (settings.buffer, 2)  # the next one too
     size, free = capacity * (copies * each + 4 * actions + 12), psutil.virtual_memory().available
     if size > 0.9 * free:
         raise BadInput(

@@ -1,0 +1,10 @@
+"""Runs one job of a sweep, in its own process. Simulators' processes import this file again: nothing heavy above."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    from ..benchmark.process import run_as_process
+    from .sweep import run_job
+
+    sys.exit(run_as_process(lambda: run_job(Path(sys.argv[1])), int(sys.argv[2])))

@@ -1,0 +1,74 @@
+"""Training runs side by side: each job of a sweep is a process of its own, on the engines of the benchmark."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import OmegaConf
+
+from ...errors import BadInput
+from ...progress import Progress
+from ...run_folder import open_run, read_json
+from ...schemas import TrainRL
+from ..benchmark.runner import Task, check_engine, room_of, run_as_asked
+from .run import require_learner, run_train_rl
+
+if TYPE_CHECKING:
+    from .preparation import Preparation
+
+_MODULE = "pixio_robot.policies.rl"  # runs a job
+_PROCESS, _ENVIRONMENT = 1.0, 0.35  # memory of a run without encoder and buffer, and of an environment's process [GB]
+
+
+def run_sweep(commands: Sequence[TrainRL], progress: Progress) -> tuple[list[Path], dict[str, str]]:
+    """Train side by side what is not finished; return the run folders, and why some failed, by the folder's name.
+
+    All are prepared here before the first one starts, so that what cannot run is refused at once.
+
+    Raises:
+        BadInput: if two jobs have the same run folder.
+        Stopped: after SIGTERM or Ctrl-C; the same sweep goes on.
+    """
+    from .preparation import prepare
+
+    require_learner()
+    asked = commands[0]
+    check_engine(asked)
+    room_of(asked)
+    folders: dict[Path, TrainRL] = {}
+    inputs, tasks = {}, []
+    for command in commands:
+        prepared = prepare(command)
+        if prepared.out in folders:
+            raise BadInput(
+                f"two jobs would write to {prepared.out}; leave out= away, or name what differs: out='x/${{seed}}'"
+            )
+        folders[prepared.out], inputs[prepared.out] = command, prepared.inputs
+        if not _finished(prepared.out, command):
+            tasks.append(Task(prepared.out, _memory(command, prepared), command.steps))
+    for task in tasks:
+        open_run(task.folder, folders[task.folder], inputs[task.folder])
+    if len(tasks) < len(commands):
+        progress.console.print(f"{len(commands) - len(tasks)} of {len(commands)} runs are finished already")
+    return list(folders), run_as_asked(tasks, asked, _MODULE, Path("runs/train_rl"), progress.console)
+
+
+def _memory(command: TrainRL, prepared: "Preparation") -> float:
+    """Return about how much memory a run needs [GB]."""
+    weights = 0 if prepared.backbone is None else sum(each.numel() for each in prepared.backbone.parameters())
+    processes = prepared.pictures if command.processes is None else command.processes
+    total = _PROCESS + _ENVIRONMENT * command.envs * processes + (prepared.buffer + 4 * weights) / 1e9
+    return round(total, 2)
+
+
+def _finished(out: Path, command: TrainRL) -> bool:
+    return read_json(out / "result.json").get("steps", 0) >= command.steps
+
+
+def run_job(folder: Path) -> None:
+    """Train what the ``config.yaml`` of a run folder says."""
+    settings = OmegaConf.merge(OmegaConf.structured(TrainRL), OmegaConf.load(folder / "config.yaml"))
+    command = OmegaConf.to_object(settings)
+    assert isinstance(command, TrainRL)
+    command.out = str(folder)
+    run_train_rl(command, Progress())
