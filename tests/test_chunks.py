@@ -47,7 +47,7 @@ def test_targets_are_the_actions_that_follow_within_the_episode(chunk: int) -> N
 def _batches(demos: DemoSet, chunk: int) -> tuple[bc._Batches, torch.nn.Module]:
     policy = bc.new_policy(None, EmbeddingSettings(), demos.widths, replace(SMALL, chunk=chunk), 0, "state")
     data = bc.bc_data(demos, None, policy.eval())
-    return bc._Batches(data, policy, CPU), policy
+    return bc._Batches(data, policy, CPU, None, "fp32"), policy
 
 
 def test_the_loss_is_the_mean_over_actions_that_there_are(toy_demos: DemoSet) -> None:
