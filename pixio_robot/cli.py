@@ -415,11 +415,12 @@ def _run(command: schemas.Run) -> int:
         runtime = Runtime.load(command.bundle, command.threads)
         report = run_robot(command, runtime.card, runtime, sha256_of(Path(command.bundle) / CARD), Progress())
     else:
-        from .policies.runs import eager_policy
+        from .hardware import choose_device
+        from .policies.eager import eager_policies
 
         assert command.checkpoint is not None
-        card, policy, inputs = eager_policy(command.checkpoint, command.device)
-        report = run_robot(command, card, policy, inputs, Progress())
+        card, policy, inputs = eager_policies(command.checkpoint, choose_device(command.device))
+        report = run_robot(command, card, policy(), inputs, Progress())
     print_run(report)
     return 3 if report.stopped else INTERRUPTED if report.interrupted else 0
 

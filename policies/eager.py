@@ -1,11 +1,14 @@
 """A checkpoint as a `Policy`: what an exported bundle does, done by torch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..export_schemas import Export
+from ..runtime.bundle import Card
 from .visuomotor import Agent, LoadedPolicy, load_policy, load_policy_encoder
 
 
@@ -46,3 +49,19 @@ class EagerPolicy:
         actions = self.agent.predict(batch, np.array([self._fresh]), np.ones(1, bool))[0]
         self._fresh = False
         return actions
+
+
+def eager_policies(checkpoint: str, device: torch.device) -> tuple[Card, Callable[[], EagerPolicy], str]:
+    """Return a checkpoint's card, as an export would have it, what makes policies of it, and the file's SHA-256.
+
+    Raises:
+        BadInput: if it sees in a way that no card tells.
+        CheckpointError: if it is missing or damaged, or its encoder has other weights now.
+    """
+    from .export.run import described, sources
+
+    command = Export(checkpoint=checkpoint, precision="fp32")
+    loaded, backbone, inputs = sources(command)
+    assert loaded is not None
+    _, card = described(command, loaded, backbone, inputs)
+    return replace(card, target="torch", program=""), lambda: EagerPolicy(Agent(loaded, backbone, device)), inputs

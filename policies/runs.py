@@ -22,14 +22,12 @@ from ..hardware import choose_device, choose_precision
 from ..progress import Progress
 from ..report import write_report
 from ..run_folder import open_run, settings_digest, write_json
-from ..runtime.bundle import Card
 from ..schemas import CLONED, Collect, Embed, EmbeddingSettings, Evaluate, Stream, TrainBC
 from .bc import BCResult, new_policy, train_bc
 from .cache import TokenCache, side_by_side, token_cache
 from .collect import CollectReport, collect
 from .demos import DemoSet
 from .depth_inputs import check_depth_encoder, predicted_depth, recorded_depth
-from .eager import EagerPolicy
 from .evaluate import Evaluation, Label, evaluate
 from .stream import Moment, check_policy, stream, timing
 from .visuomotor import Agent, EncoderIdentity, LoadedPolicy, load_policy, load_policy_encoder, policy_kind
@@ -279,15 +277,3 @@ def check_held_out(starts: Sequence[str], plans: Sequence[EpisodePlan], seeds: S
     ):
         if shared:
             raise DataError(f"evaluation seeds {shared[:5]} start where {what} start; choose another first_seed=")
-
-
-def eager_policy(checkpoint: str, device: str) -> tuple[Card, EagerPolicy, str]:
-    """Load a checkpoint to drive a robot; return its card, as of an export, the policy and the file's hash."""
-    from ..export_schemas import Export
-    from .export.run import described, sources
-
-    command = Export(checkpoint=checkpoint, precision="fp32")
-    loaded, backbone, inputs = sources(command)
-    _, card = described(command, loaded, backbone, inputs)
-    assert loaded is not None
-    return card, EagerPolicy(Agent(loaded, backbone, choose_device(device))), inputs

@@ -1,7 +1,6 @@
 """`pixio-robot serve`: a bundle, a checkpoint or a recorded episode behind a `PolicyServer`."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,20 +56,14 @@ def _bundle(command: Serve) -> tuple[Card, Callable[[], Policy]]:
 def _checkpoint(command: Serve) -> tuple[Card, Callable[[], Policy]]:
     import torch
 
-    from ..export_schemas import Export
     from ..hardware import choose_device
-    from .eager import EagerPolicy
-    from .export.run import described, sources
-    from .visuomotor import Agent
+    from .eager import eager_policies
 
-    device = choose_device(command.device)
+    assert command.checkpoint is not None
     if command.threads is not None:
         torch.set_num_threads(command.threads)
-    loaded, backbone, inputs = sources(Export(checkpoint=command.checkpoint))
-    assert loaded is not None
-    _, card = described(Export(checkpoint=command.checkpoint), loaded, backbone, inputs)
-    card = replace(card, target="torch", program="")
-    return card, lambda: EagerPolicy(Agent(loaded, backbone, device))
+    card, session, _ = eager_policies(command.checkpoint, choose_device(command.device))
+    return card, session
 
 
 def _replay(command: Serve) -> tuple[Card, Callable[[], Policy]]:

@@ -13,6 +13,7 @@ from pixio_robot.cameras.registry import find_camera
 from pixio_robot.depth_encoding import depth_code, depth_pictures, small_depth
 from pixio_robot.errors import BadInput, CheckpointError, DataError, UnknownName
 from pixio_robot.policies.demos import DemoSet
+from pixio_robot.policies.export.program import program_of
 from pixio_robot.policies.runs import load_policy
 from pixio_robot.policies.stream import observation_of, stream
 from pixio_robot.policies.visuomotor import Agent
@@ -105,6 +106,9 @@ def test_policies_learn_act_and_stream_with_depth(
         pytest.raises(BadInput, match="no depth"),
     ):
         next(stream(Agent(loaded, tiny, CPU), camera))
+    if depth in ("patches", "points"):
+        with pytest.raises(BadInput, match=f"embedding.depth={depth} has no program"):
+            program_of(loaded, tiny)
 
 
 def test_depth_alone_tells_where_the_ball_is(rgbd_file: Path) -> None:

@@ -206,8 +206,15 @@ def program_of(loaded: LoadedPolicy, backbone: Backbone | None) -> PolicyProgram
     """Return the program of a policy, in evaluation mode.
 
     Raises:
-        BadInput: if its encoder is not given.
+        BadInput: if its encoder is not given, or it sees depth in a way that no program has.
     """
+    policy, depth = loaded.policy, loaded.policy.embedder.settings.depth
+    if policy.depth_head is not None or policy.patches is not None or depth == "points":
+        how = f"embedding.depth={depth}" + (" of predicted depth" if policy.depth_head is not None else "")
+        raise BadInput(
+            f"a policy with {how} has no program yet: evaluate and stream run it; what can be exported is colour, and "
+            "measured depth with embedding.depth=late or channels"
+        )
     if loaded.encoder is not None and backbone is None:
         raise BadInput(f"this policy looks through {loaded.encoder.name!r}, which is not given")
     return PolicyProgram(loaded, backbone if loaded.encoder is not None else None).eval().requires_grad_(False)
