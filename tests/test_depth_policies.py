@@ -95,7 +95,8 @@ def test_policies_learn_act_and_stream_with_depth(
     observation = observation_of(frame, loaded)
     actions = []
     for change in (1.0, 1.0, 0.8):
-        seen = {**observation, "depth": observation["depth"] * np.float32(change)}
+        scaled = {key: observation[key] * np.float32(change) for key in ("depth", "points") if key in observation}
+        seen = {**observation, **scaled}
         actions.append(Agent(loaded, tiny, CPU).act(seen, np.ones(1, bool), np.ones(1, bool)))
     assert np.array_equal(actions[0], actions[1]) and not np.array_equal(actions[0], actions[2])
     with find_camera("task:toy/reach", request) as camera:
