@@ -44,7 +44,7 @@ demo-robot: setup  ## train on the toy, export, gate, then drive the simulated r
 	@echo "look at $(ROBOT)/run/report.html; what was recorded trains the next policy: train_bc demos=$(ROBOT)/run/demos.hdf5"
 
 ROBOT := runs/demo-robot
-TOY := task=toy/reach demos=240 valid=10 horizon=15 image_size=128 render=fast depth=true depth_sensor=d435
+TOY := task=toy/reach demos=240 valid=10 horizon=15 image_size=128 render=fast obs=rgbd depth_sensor=d435
 FAULTS := stall@1:0.5:0.3,stall@3:0.5:3,nan@5:0.5,late@6:0.5:0.3,estop@8:0.7
 DRIVE := $(BIN)/pixio-robot run robot=task:toy/reach bundle=$(ROBOT)/bundle episodes=10 steps=40 'faults=[$(FAULTS)]' \
   estop=$(ROBOT)/estop.json out=$(ROBOT)/run
