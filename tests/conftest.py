@@ -1,5 +1,7 @@
 """Small real things that several tests share: demonstrations of the toy, an encoder, a token cache."""
 
+import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,15 @@ from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 def _one_thread() -> None:
     """Networks here are tiny, and several threads on a busy machine mostly wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _absl_closes_nothing() -> None:
+    """absl, which dm_control imports, closes the stream it first saw, pytest's, when Hydra sets up its logging."""
+    with contextlib.suppress(ImportError):
+        from absl import logging
+
+        logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 @pytest.fixture(autouse=True)
