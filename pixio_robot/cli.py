@@ -398,29 +398,16 @@ def _verify(command: schemas.Verify) -> int:
 
 
 def _run(command: schemas.Run) -> int:
-    from .errors import BadInput
-    from .files import sha256_of
+    from contextlib import ExitStack
+
+    from .policies.policy_sources import asked_policy
     from .progress import Progress
     from .robots.runs import run_robot
     from .tables import print_run
 
-    if (command.bundle is None) == (command.checkpoint is None):
-        raise BadInput("one policy is needed: bundle=FOLDER (of pixio-robot export), or checkpoint=FILE")
-    if command.bundle is not None:
-        from pathlib import Path
-
-        from .runtime.bundle import CARD
-        from .runtime.runtime import Runtime
-
-        runtime = Runtime.load(command.bundle, command.threads)
-        report = run_robot(command, runtime.card, runtime, sha256_of(Path(command.bundle) / CARD), Progress())
-    else:
-        from .hardware import choose_device
-        from .policies.eager import eager_policies
-
-        assert command.checkpoint is not None
-        card, policy, inputs = eager_policies(command.checkpoint, choose_device(command.device))
-        report = run_robot(command, card, policy(), inputs, Progress())
+    with ExitStack() as open_until_the_end:
+        card, policy, inputs = asked_policy(command, open_until_the_end)
+        report = run_robot(command, card, policy, inputs, Progress())
     print_run(report)
     return 3 if report.stopped else INTERRUPTED if report.interrupted else 0
 

@@ -14,6 +14,8 @@ class Run(CameraSettings):
     camera: str = key("robot", "robot (its own camera), or a camera as in camera_check")
     bundle: str | None = key(None, "folder that pixio-robot export wrote")
     checkpoint: str | None = key(None, "instead of a bundle: a policy checkpoint, run by torch")
+    server: str | None = key(None, "instead of a bundle: HOST:PORT of pixio-robot serve, or a ws:// or wss:// address")
+    token_file: str | None = key(None, "file with the server's secret", free=True)
     time: str = key("real", "time of a simulated robot: real, stepped")
     rate: float | None = key(None, "commands a second; null is the robot's own, else the policy's")
     episodes: int = key(1, "episodes", least=1)

@@ -9,6 +9,7 @@ from ..errors import BadInput, DataError
 from ..runtime.bundle import Card, Port
 from ..runtime.policy import Policy
 from ..runtime.remote.server import Limits, PolicyServer
+from ..runtime.remote.token_file import read_token
 from ..runtime.replay import Replay
 from ..serving_schemas import Serve
 from .demos import DemoSet, depth_key
@@ -31,18 +32,6 @@ def new_server(command: Serve) -> PolicyServer:
         raise BadInput(f"{command.bundle} is an encoder alone, which does not act; export a checkpoint")
     limits = Limits(command.clients, command.idle)
     return PolicyServer(card, session, command.host, command.port, token, limits)
-
-
-def read_token(path: Path) -> str:
-    """Return the secret in a file.
-
-    Raises:
-        BadInput: if there is none.
-    """
-    lines = path.read_text().splitlines() if path.is_file() else []
-    if not lines or len(lines[0].strip()) < 16:
-        raise BadInput(f"{path} must be a file with a secret of at least 16 letters: openssl rand -hex 32 > {path}")
-    return lines[0].strip()
 
 
 def _bundle(command: Serve) -> tuple[Card, Callable[[], Policy]]:

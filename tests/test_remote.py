@@ -20,6 +20,7 @@ pytest.importorskip("websockets", reason="needs the extra remote")
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from pixio_robot import cli
 from pixio_robot.errors import BadInput, DataError, RemoteError
 from pixio_robot.policies.serving import new_server
 from pixio_robot.runtime.bundle import Card, Port
@@ -580,3 +581,23 @@ def test_a_token_file_opens_the_door(toy_file: Path, tmp_path: Path) -> None:
         with pytest.raises(RemoteError, match="401"):
             RemotePolicy(_address(server), timeout=30)
         RemotePolicy(_address(server), token="0123456789abcdef0123").close()
+
+
+def test_a_robot_is_driven_over_the_wire_as_by_the_checkpoint(
+    toy_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import h5py
+
+    drive = ["run", "robot=task:toy/reach", "time=stepped", "steps=6", "depth_sensor=exact"]
+    assert cli.run([*drive, f"checkpoint={toy_checkpoint}", "out=here"]) == 0, capsys.readouterr().err
+    with new_server(Serve(checkpoint=str(toy_checkpoint), port=0, device="cpu")) as server:
+        assert cli.run([*drive, f"server={_address(server)}", "out=there"]) == 0, capsys.readouterr().err
+    sent = []
+    for folder in ("here", "there"):
+        with h5py.File(next(Path(folder).glob("*.hdf5"))) as file:
+            sent.append([np.array(each["actions"]) for each in file["data"].values()])
+    assert len(sent[0][0]) == 6 and all(np.array_equal(one, other) for one, other in zip(*sent, strict=True))
+    assert cli.run([*drive, "server=127.0.0.1:1", "out=nowhere"]) == 1
+    assert cli.run(drive) == 1
+    shown = capsys.readouterr().err
+    assert "127.0.0.1:1" in shown and "one policy is needed" in shown and "Traceback" not in shown
