@@ -52,7 +52,8 @@ def extras() -> dict[str, list[str]]:
         name, _, condition = requirement.partition(";")
         if match := re.search(r"extra == ['\"]([\w-]+)['\"]", condition):
             needed.setdefault(match[1], []).append(re.split(r"[\s<>=!~\[]", name.strip())[0])
-    return {extra: names for extra, names in needed.items() if "pixio-robot" not in names}
+    named = {extra: [name for name in names if name != "pixio-robot"] for extra, names in needed.items()}
+    return {extra: names for extra, names in named.items() if names}
 
 
 def _rendering() -> Finding:

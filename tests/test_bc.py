@@ -134,7 +134,7 @@ def test_a_blind_policy_needs_no_tokens(train: Trainer) -> None:
 def test_a_policy_that_is_told_the_state_learns_better_than_a_blind_one(train: Trainer) -> None:
     settings = PolicySettings(layers=[256, 256], batch=32, epochs=40)
     told, blind = (train(kind, settings, kind=kind) for kind in ("state", "blind"))
-    assert told.train_loss < 0.5 * blind.train_loss
+    assert told.train_loss < 0.7 * blind.train_loss
     loaded = load_policy(told.last)
     assert loaded.policy.kind == "state" and loaded.policy.felt == "state" and loaded.policy.embedder.dim == 6
 

@@ -111,10 +111,10 @@ def test_chunks_are_executed_in_step_and_frames_between_are_not_forgotten(
     encoded = 0
     original = acting._perception.newest
 
-    def counting(observations: dict[str, np.ndarray]) -> torch.Tensor:
+    def counting(observations: dict[str, np.ndarray], depth: torch.Tensor | None) -> torch.Tensor:
         nonlocal encoded
         encoded += len(observations["rgb"])
-        return original(observations)
+        return original(observations, depth)
 
     acting._perception.newest = counting  # type: ignore[method-assign]
     for step, seen in enumerate(_world(15)):

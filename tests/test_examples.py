@@ -165,6 +165,10 @@ def test_the_keys_and_files_that_the_guides_name_exist(guide: Path) -> None:
     text = guide.read_text()
     for name in re.findall(r"\]\(([\w./]+)\)", text):
         assert (guide.parent / name).is_file(), name
-    known = {each.name for each in fields(Pretrain)} | {"recipe", "encoder", "demos"}
+    known = {each.name for command in (Pretrain, RenderFrames) for each in fields(command)} | {
+        "recipe",
+        "encoder",
+        "demos",
+    }
     for name in re.findall(r"`([a-z_]+)=[^`]*`", text):
         assert name in known, name

@@ -146,7 +146,7 @@ def test_depth_is_coded_as_for_training(code: str) -> None:
     assert (difference > 0).mean() < 1e-3 and (code == "colours" or difference.max() <= 1)
     if code != "colours":
         small = SmallDepth((SIZE, SIZE), 24, code, 0.25, 4.0)(torch.from_numpy(depth)).numpy()
-        expected = small_depth(depth, 24, code, 0.25, 4.0)
+        expected = small_depth(depth, (24, 24), code, 0.25, 4.0)
         known = np.minimum(expected[..., 1], small[..., 1]) > 128  # at half a validity either side of it is right
         assert np.abs(small - expected)[known].max() <= 1 and np.abs(small - expected)[..., 1].max() <= 1
 

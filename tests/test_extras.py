@@ -267,6 +267,16 @@ def _dev(folder: Path) -> None:
     assert "F401" in subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
+def _ros(folder: Path) -> None:
+    import rclpy
+
+    rclpy.init()
+    node = rclpy.create_node("pixio_test")
+    assert node.get_name() == "pixio_test"
+    node.destroy_node()
+    rclpy.shutdown()
+
+
 EXERCISES: dict[str, Callable[[Path], None]] = {
     "metaworld": _metaworld,
     "dmc": _dmc,
@@ -284,6 +294,7 @@ EXERCISES: dict[str, Callable[[Path], None]] = {
     "export": _export,
     "openvino": _openvino,
     "remote": _remote,
+    "ros": _ros,
     "ray": _ray,
     "slurm": _slurm,
     "viz": _viz,
