@@ -23,6 +23,7 @@ from pixio_robot.cli import compose
 from pixio_robot.pretrain.parallel import World, micro_batches
 from pixio_robot.pretrain.runs import check_settings
 from pixio_robot.pretrain_schemas import Pretrain
+from pixio_robot.schemas import RenderFrames
 
 ROOT = Path(pixio_robot.__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "slurm_pretrain.py"
@@ -165,10 +166,7 @@ def test_the_keys_and_files_that_the_guides_name_exist(guide: Path) -> None:
     text = guide.read_text()
     for name in re.findall(r"\]\(([\w./]+)\)", text):
         assert (guide.parent / name).is_file(), name
-    known = {each.name for command in (Pretrain, RenderFrames) for each in fields(command)} | {
-        "recipe",
-        "encoder",
-        "demos",
-    }
+    known = {each.name for command in (Pretrain, RenderFrames) for each in fields(command)}
+    known |= {"recipe", "encoder", "demos"}
     for name in re.findall(r"`([a-z_]+)=[^`]*`", text):
         assert name in known, name
