@@ -181,7 +181,7 @@ def test_types_are_written_into_the_graph(precision: str, tiny: Backbone, tmp_pa
     half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     for node in model.graph.node:
         if "rgb" in node.input:
-            assert node.op_type == "Cast"
+            assert node.op_type in ("Cast", "Shape"), "of a picture only the open batch's size is asked, besides a cast"
         if node.op_type == "LayerNormalization":
             assert {types[each] for each in node.input} == {single}
         if node.op_type in ("MatMul", "Gemm", "Conv") and in_blocks(node):
