@@ -22,11 +22,11 @@ from pixio_robot.pretrain_schemas import DenseSettings, Probe
 from pixio_robot.progress import Progress
 from pixio_robot.schemas import Collect, EmbeddingSettings, Evaluate, PolicySettings, TrainBC
 
-SIDE = 96  # of the pictures, for the encoder too [px]
+SIDE = 128  # of the pictures, for the encoder too [px]
 SENSORS = ("exact", "d435")
 FUSIONS = {"(a) patches": "patches", "(b) late": "late", "(c) points": "points", "(d) channels": "channels"}
 PREDICTED = "(e) predicted, late"
-POLICY = PolicySettings(batch=32, epochs=12)
+POLICY = PolicySettings(batch=64, epochs=30)
 EMBEDDING = EmbeddingSettings(fusion="concat", frames="single", depth_epochs=2, depth_points=128)
 HEAD = DenseSettings(train_images=300, test_images=50, epochs=6)
 
@@ -48,9 +48,10 @@ class Plan:
         return self.task.split("/")[1]
 
 
+BOX = [-0.4, 0.4, 0.3, 0.95, 0.01, 0.45]  # MetaWorld's table, without the arm's base
 PLANS = (
-    Plan("toy/reach", 40, 16, 20, [0.3, 1.6], [-0.35, 0.35, -0.35, 0.35, 0.03, 0.45]),
-    Plan("metaworld/drawer-open", 10, 8, 100, [0.2, 1.0], [-0.4, 0.4, 0.3, 0.95, 0.01, 0.45]),
+    Plan("metaworld/button-press-topdown", 10, 16, 80, [0.2, 1.0], BOX),
+    Plan("metaworld/hammer", 25, 16, 100, [0.2, 1.0], BOX),
 )
 
 

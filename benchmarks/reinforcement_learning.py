@@ -75,11 +75,11 @@ def _ours() -> Any:
 
     from pixio_robot.backbones import load_encoder
     from pixio_robot.envs.registry import EnvRequest
+    from pixio_robot.policies.agent import Perception
     from pixio_robot.policies.bc import new_policy
     from pixio_robot.policies.rl.embedded_env import EmbeddedVecEnv
     from pixio_robot.policies.rl.learner import head_settings, new_learner
     from pixio_robot.policies.rl.task_vec_env import TaskVecEnv
-    from pixio_robot.policies.visuomotor import Perception
     from pixio_robot.schemas import AlgorithmSettings, EmbeddingSettings
 
     backbone, cpu = load_encoder(ENCODER), torch.device("cpu")

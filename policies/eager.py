@@ -9,7 +9,8 @@ import torch
 
 from ..export_schemas import Export
 from ..runtime.bundle import Card
-from .visuomotor import Agent, LoadedPolicy, load_policy, load_policy_encoder
+from .agent import Agent
+from .visuomotor import LoadedPolicy, load_policy, load_policy_encoder
 
 
 class EagerPolicy:

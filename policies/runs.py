@@ -23,6 +23,7 @@ from ..progress import Progress
 from ..report import write_report
 from ..run_folder import open_run, settings_digest, write_json
 from ..schemas import CLONED, Collect, Embed, EmbeddingSettings, Evaluate, Stream, TrainBC
+from .agent import Agent
 from .bc import BCResult, new_policy, train_bc
 from .cache import TokenCache, side_by_side, token_cache
 from .collect import CollectReport, collect
@@ -30,7 +31,7 @@ from .demos import DemoSet
 from .depth_inputs import check_depth_encoder, predicted_depth, recorded_depth
 from .evaluate import Evaluation, Label, evaluate
 from .stream import Moment, check_policy, stream, timing
-from .visuomotor import Agent, EncoderIdentity, LoadedPolicy, load_policy, load_policy_encoder, policy_kind
+from .visuomotor import EncoderIdentity, LoadedPolicy, load_policy, load_policy_encoder, policy_kind
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,10 @@ from ..cameras.frame import Frame
 from ..cameras.geometry import registered, squared
 from ..cameras.simulated import TaskCamera
 from ..errors import BadInput, EndOfStream, StaleFrame
+from .agent import Agent
 from .demos import depth_key
 from .depth_inputs import in_world
-from .visuomotor import Agent, LoadedPolicy
+from .visuomotor import LoadedPolicy
 
 
 @dataclass

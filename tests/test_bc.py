@@ -13,6 +13,7 @@ from pixio_robot.backbones import Backbone, load_encoder
 from pixio_robot.checkpoint import load_checkpoint
 from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.errors import BadInput, CheckpointError, DataError, UnknownName
+from pixio_robot.policies.agent import Agent
 from pixio_robot.policies.bc import BCResult, _split, new_policy, train_bc
 from pixio_robot.policies.cache import TokenCache
 from pixio_robot.policies.collect import collect
@@ -20,7 +21,7 @@ from pixio_robot.policies.demos import DemoSet
 from pixio_robot.policies.heads import MlpHead
 from pixio_robot.policies.pixel_network import SIDE, PixelNetwork
 from pixio_robot.policies.runs import cache_for, run_evaluate, run_train_bc
-from pixio_robot.policies.visuomotor import Agent, EncoderIdentity, load_policy, load_policy_encoder
+from pixio_robot.policies.visuomotor import EncoderIdentity, load_policy, load_policy_encoder
 from pixio_robot.progress import Progress
 from pixio_robot.schemas import EmbeddingSettings, Evaluate, PolicySettings, TrainBC
 

@@ -11,12 +11,14 @@ from torch.nn import functional as F
 from pixio_robot.backbones import Backbone
 from pixio_robot.envs.state_actor import StateActor
 from pixio_robot.errors import BadInput, CheckpointError
-from pixio_robot.policies import bc
+from pixio_robot.policies.agent import Agent
+from pixio_robot.policies.bc import new_policy
+from pixio_robot.policies.bc_data import Batches, bc_data
 from pixio_robot.policies.cache import TokenCache
 from pixio_robot.policies.chunks import ChunkQueue, chunk_indices
 from pixio_robot.policies.demos import DemoSet
 from pixio_robot.policies.runs import run_evaluate, run_train_bc
-from pixio_robot.policies.visuomotor import Agent, load_policy
+from pixio_robot.policies.visuomotor import load_policy
 from pixio_robot.progress import Progress
 from pixio_robot.run_folder import described, settings_digest
 from pixio_robot.schemas import EmbeddingSettings, Evaluate, PolicySettings, TrainBC
@@ -44,10 +46,10 @@ def test_targets_are_the_actions_that_follow_within_the_episode(chunk: int) -> N
     assert within[:, 0].all()
 
 
-def _batches(demos: DemoSet, chunk: int) -> tuple[bc._Batches, torch.nn.Module]:
-    policy = bc.new_policy(None, EmbeddingSettings(), demos.widths, replace(SMALL, chunk=chunk), 0, "state")
-    data = bc.bc_data(demos, None, policy.eval())
-    return bc._Batches(data, policy, CPU, None, "fp32"), policy
+def _batches(demos: DemoSet, chunk: int) -> tuple[Batches, torch.nn.Module]:
+    policy = new_policy(None, EmbeddingSettings(), demos.widths, replace(SMALL, chunk=chunk), 0, "state")
+    data = bc_data(demos, None, policy.eval())
+    return Batches(data, policy, CPU, None, "fp32"), policy
 
 
 def test_the_loss_is_the_mean_over_actions_that_there_are(toy_demos: DemoSet) -> None:

@@ -18,14 +18,16 @@ from pixio_robot.embedding import TokenShape
 from pixio_robot.envs.registry import make
 from pixio_robot.errors import CheckpointError, DataError
 from pixio_robot.hardware import seeded
-from pixio_robot.policies.bc import _Batches, bc_data, new_policy, train_bc
+from pixio_robot.policies.agent import Agent
+from pixio_robot.policies.bc import new_policy, train_bc
+from pixio_robot.policies.bc_data import Batches, bc_data
 from pixio_robot.policies.cache import encode, token_cache, tokens_of
 from pixio_robot.policies.demos import DemoSet
 from pixio_robot.policies.depth_inputs import PointView, predicted_depth
 from pixio_robot.policies.depth_networks import DepthPatches, PointNetwork
 from pixio_robot.policies.runs import load_policy
 from pixio_robot.policies.stream import observation_of, stream
-from pixio_robot.policies.visuomotor import Agent, EncoderIdentity
+from pixio_robot.policies.visuomotor import EncoderIdentity
 from pixio_robot.progress import Progress
 from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 
@@ -75,7 +77,7 @@ def test_encoding_anew_gives_what_the_cache_holds_until_depth_is_learned(
     settings = PolicySettings(layers=[32], last_scale=1.0)
     policy = new_policy(tiny.token_shape, embedding, demos.widths, settings, 0).eval()
     cache = token_cache(tmp_path, tiny, demos)
-    batches = _Batches(bc_data(demos, cache, policy), policy, CPU, tiny, "fp32")
+    batches = Batches(bc_data(demos, cache, policy), policy, CPU, tiny, "fp32")
     rows = torch.tensor([30, 2, 3, 12, 0, 47])
     with torch.no_grad():
         cached = batches.predict(policy, rows)
@@ -94,8 +96,8 @@ def test_recomputing_saves_memory_and_changes_no_gradient(
     cache = token_cache(tmp_path, tiny, demos)
     grads = []
     for limit in (2**40, 0):
-        monkeypatch.setattr("pixio_robot.policies.bc._IN_MEMORY", limit)
-        batches = _Batches(bc_data(demos, cache, policy), policy, CPU, tiny, "fp32")
+        monkeypatch.setattr("pixio_robot.policies.bc_data._IN_MEMORY", limit)
+        batches = Batches(bc_data(demos, cache, policy), policy, CPU, tiny, "fp32")
         batches.adds_depth = True
         policy.zero_grad()
         batches.predict(policy, torch.tensor([5, 20])).square().sum().backward()

@@ -12,11 +12,11 @@ from pixio_robot.cameras.camera import CameraRequest
 from pixio_robot.cameras.registry import find_camera
 from pixio_robot.depth_encoding import depth_code, depth_pictures, small_depth
 from pixio_robot.errors import BadInput, CheckpointError, DataError, UnknownName
+from pixio_robot.policies.agent import Agent
 from pixio_robot.policies.demos import DemoSet
 from pixio_robot.policies.export.program import program_of
 from pixio_robot.policies.runs import load_policy
 from pixio_robot.policies.stream import observation_of, stream
-from pixio_robot.policies.visuomotor import Agent
 
 CPU = torch.device("cpu")
 FAST = ["policy.layers=[32]", "policy.batch=64", "device=cpu"]

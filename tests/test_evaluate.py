@@ -14,12 +14,13 @@ from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.envs.rollout import plan_episodes
 from pixio_robot.errors import DataError
 from pixio_robot.metrics import EpisodeRecord, append_episode, paired_test, read_episodes, success_rate
+from pixio_robot.policies.agent import Agent
 from pixio_robot.policies.bc import train_bc
 from pixio_robot.policies.cache import TokenCache
 from pixio_robot.policies.demos import DemoSet
 from pixio_robot.policies.evaluate import Label, evaluate, evaluate_expert
 from pixio_robot.policies.runs import check_held_out, evaluate_policy
-from pixio_robot.policies.visuomotor import Agent, EncoderIdentity, LoadedPolicy, load_policy
+from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, load_policy
 from pixio_robot.progress import Progress
 from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 from pixio_robot.video import read_video

@@ -16,6 +16,7 @@ from pixio_robot.depth_encoding import depth_pictures, small_depth
 from pixio_robot.embedding import Embedder
 from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.errors import BadInput
+from pixio_robot.policies.agent import Agent
 from pixio_robot.policies.demos import DemoSet
 from pixio_robot.policies.eager import EagerPolicy
 from pixio_robot.policies.export.int8 import in_blocks
@@ -24,7 +25,7 @@ from pixio_robot.policies.export.pixels import DepthPictures, Pixels, SmallDepth
 from pixio_robot.policies.export.precision import halve
 from pixio_robot.policies.export.program import PolicyProgram, program_of
 from pixio_robot.policies.pixel_network import shrunk
-from pixio_robot.policies.visuomotor import Agent, EncoderIdentity, LoadedPolicy, Visuomotor
+from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, Visuomotor
 from pixio_robot.preprocessing import Preprocessing, preprocess
 from pixio_robot.runtime.bundle import STARTS, Card
 from pixio_robot.runtime.runtime import Runtime

@@ -19,11 +19,12 @@ from pixio_robot.cameras.frame import Frame, rgbd_frame
 from pixio_robot.cameras.registry import find_camera
 from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.errors import BadInput
+from pixio_robot.policies.agent import Agent
 from pixio_robot.policies.bc import train_bc
 from pixio_robot.policies.cache import TokenCache
 from pixio_robot.policies.demos import DemoSet
 from pixio_robot.policies.stream import Moment, observation_of, stream, timing
-from pixio_robot.policies.visuomotor import Agent, EncoderIdentity, LoadedPolicy, load_policy
+from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, load_policy
 from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 
 CPU = torch.device("cpu")

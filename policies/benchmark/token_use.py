@@ -6,7 +6,7 @@ Shapes: F frames, B batch, T frames of history, K class tokens, D width.
 import numpy as np
 import torch
 
-from ..bc import bc_data
+from ..bc_data import bc_data
 from ..cache import TokenCache
 from ..demos import DemoSet
 from ..visuomotor import Visuomotor

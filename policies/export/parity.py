@@ -13,9 +13,10 @@ import torch
 from ...backbones import Backbone
 from ...metrics import EpisodeRecord, mcnemar, mean_score, paired_test
 from ...runtime.runtime import Runtime
+from ..agent import Agent, Perception
 from ..cache import encode
 from ..eager import EagerPolicy
-from ..visuomotor import Agent, LoadedPolicy, Perception
+from ..visuomotor import LoadedPolicy
 from .recorded import Recorded
 
 SIGNIFICANT = 0.05

@@ -12,8 +12,9 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 from torch import Tensor
 
 from ...embedding import FrameHistory
+from ..agent import Perception
 from ..pixel_network import SIDE
-from ..visuomotor import Perception, Visuomotor
+from ..visuomotor import Visuomotor
 from .task_vec_env import TaskVecEnv
 
 TOKENS, FELT = "tokens", "felt"  # keys of its observations

@@ -17,10 +17,11 @@ from ...progress import Progress
 from ...report import write_report
 from ...run_folder import open_run, write_json
 from ...schemas import CURVE_SEED, HELD_OUT_SEED, TrainRL
+from ..agent import Perception
 from ..demos import DemoSet
 from ..evaluate import Evaluation
 from ..runs import cache_for, check_held_out, evaluate_policy
-from ..visuomotor import LoadedPolicy, Perception, Visuomotor, load_policy
+from ..visuomotor import LoadedPolicy, Visuomotor, load_policy
 
 if TYPE_CHECKING:
     from .preparation import Preparation

@@ -21,9 +21,10 @@ from pixio_robot.backbones import Backbone, load_encoder, save_encoder
 from pixio_robot.encoder import PixioEncoder
 from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.metrics import EpisodeRecord
+from pixio_robot.policies.agent import Perception
 from pixio_robot.policies.bc import new_policy
 from pixio_robot.policies.evaluate import Evaluation
-from pixio_robot.policies.visuomotor import Perception, Visuomotor
+from pixio_robot.policies.visuomotor import Visuomotor
 from pixio_robot.schemas import AlgorithmSettings, EmbeddingSettings, PolicySettings, TrainRL
 
 CPU = torch.device("cpu")

@@ -10,11 +10,12 @@ from stable_baselines3.common.vec_env import VecEnv
 from pixio_robot.backbones import Backbone
 from pixio_robot.envs.rollout import plan_episodes
 from pixio_robot.errors import DataError
+from pixio_robot.policies.agent import Agent, Perception
 from pixio_robot.policies.cache import TokenCache
 from pixio_robot.policies.demos import DemoSet
 from pixio_robot.policies.rl.demonstrations import demo_transitions
 from pixio_robot.policies.rl.embedded_env import FELT, TOKENS, EmbeddedVecEnv
-from pixio_robot.policies.visuomotor import Agent, EncoderIdentity, LoadedPolicy, Perception
+from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy
 
 CPU = torch.device("cpu")
 
