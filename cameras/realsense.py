@@ -153,7 +153,7 @@ class RealSenseFile(Playback):
 
     def _single(self) -> Iterator[Frame]:
         over = False
-        while True:
+        while not self.closing:
             try:
                 item = self._queue.get(timeout=0.1)
             except Empty:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +10,12 @@ import numpy as np
 import psutil
 import pytest
 
-from pixio_robot.cameras.camera import Camera, CameraSpec
+from pixio_robot.cameras.camera import Camera, CameraRequest, CameraSpec
 from pixio_robot.cameras.capture import Capture
 from pixio_robot.cameras.faults import Faults, Faulty
 from pixio_robot.cameras.frame import Frame, Intrinsics, rgbd_frame
+from pixio_robot.cameras.playback import Paced, Playback
+from pixio_robot.cameras.simulated import TaskCamera
 from pixio_robot.errors import CameraError, EndOfStream, StaleFrame
 
 SIZE = (24, 32)
@@ -207,6 +209,54 @@ def test_closing_ends_the_thread_and_the_camera() -> None:
     assert source.opened == 3 and source.closed >= 3
     with pytest.raises(CameraError, match="not open"):
         camera.read()
+
+
+class _Played(Playback):
+    """A source whose frames take 5 ms to be made, or never come."""
+
+    def __init__(self, waits: bool = False) -> None:
+        super().__init__(CameraRequest(repeat=True))
+        self.waits, self.stopped = waits, 0
+
+    def start(self) -> CameraSpec:
+        return CameraSpec("played", "test", False, SIZE, None, 200.0)
+
+    def frames(self) -> Iterator[Frame]:
+        number = 0
+        while not self.closing:
+            time.sleep(0.005)
+            if not self.waits:
+                number += 1
+                yield rgbd_frame(np.zeros((*SIZE, 3), np.uint8), None, None, None, number / 200)
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+
+@pytest.mark.parametrize("paced", [False, True])
+def test_a_played_source_is_closed_while_it_is_read(paced: bool) -> None:
+    source = _Played()
+    camera = Capture(Paced(source) if paced else source)
+    for times in range(1, 6):
+        camera.open()
+        camera.read()
+        camera.close()
+        assert source.stopped == times, "its files are closed"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("camera played")]
+
+
+def test_a_task_is_closed_while_it_is_drawn() -> None:
+    source = TaskCamera("toy/reach", CameraRequest(width=32, render="fast"))
+    with Capture(source) as camera:
+        camera.read()
+    assert source.env is None
+
+
+def test_closing_ends_a_source_that_waits_for_frames() -> None:
+    source = _Played(waits=True)
+    with Capture(source) as camera:
+        time.sleep(0.03)
+    assert source.stopped == 1 and camera.counters().failures == 0
 
 
 def test_a_camera_that_counts_anew_is_not_refused() -> None:
