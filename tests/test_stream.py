@@ -129,6 +129,17 @@ def test_there_is_no_action_without_a_new_frame(checkpoint: Path, tiny: Backbone
     assert timing([Moment(None, None)])["age"]["p99"] == 0
 
 
+def test_without_a_rate_new_frames_set_the_pace(checkpoint: Path, tiny: Backbone) -> None:
+    with Capture(_Late()) as camera:
+        began = time.monotonic()
+        moments = list(islice(stream(_agent(checkpoint, tiny), camera, 0.08), 10))
+        took = time.monotonic() - began
+    acted = [each.sequence for each in moments if each.action is not None]
+    assert len(acted) == len(set(acted)) >= 3, "no frame is acted on twice"
+    stale = len(moments) - len(acted)
+    assert stale >= 2 and took > 0.08 * (stale - 1), "a camera that stands still is waited for"
+
+
 def test_what_a_camera_cannot_give_is_said(checkpoint: Path, tiny: Backbone) -> None:
     loaded = load_policy(checkpoint)
     picture = rgbd_frame(np.zeros((24, 32, 3), np.uint8), None, None)
