@@ -16,6 +16,7 @@ from pixio_robot.cameras.camera import Camera, CameraRequest, CameraSpec
 from pixio_robot.cameras.frame import Frame, Intrinsics, metric, rgbd_frame
 from pixio_robot.cameras.geometry import registered, squared
 from pixio_robot.cameras.intrinsics_file import read_intrinsics, write_intrinsics
+from pixio_robot.cameras.pairing import nearest_pairs
 from pixio_robot.cameras.playback import Paced
 from pixio_robot.cameras.recording import RecordingWriter
 from pixio_robot.cameras.registry import drivers, find_camera, kind_of
@@ -225,6 +226,28 @@ def test_ros_transforms_register_depth() -> None:
     assert frame.depth_to_color is not None and np.allclose(frame.depth_to_color[:3, 3], (0.05, 0, 0))
     assert not frame.is_registered and registered(frame).is_registered
     assert frame.depth_intrinsics is not None and frame.depth_intrinsics.fx == 28.0
+
+
+def _single(when: float, colour: bool) -> Frame:
+    known = {"rgb": np.zeros((1, 1, 3), np.uint8), "depth": None, "valid": None}
+    if not colour:
+        known = {"rgb": None, "depth": np.ones((1, 1), np.float32), "valid": np.ones((1, 1), bool)}
+    return Frame(**known, intrinsics=None, sensor_time=when, depth_time=None if colour else when)
+
+
+@pytest.mark.parametrize("late", [0.05, -0.12])
+def test_depth_of_the_same_moment_is_paired_whichever_is_logged_late(late: float) -> None:
+    logged = [(n / 30 + late * (not colour), n / 30, colour) for n in range(9) for colour in (True, False)]
+    pairs = list(nearest_pairs(_single(when, colour) for _, when, colour in sorted(logged)))
+    assert [frame.sensor_time for frame in pairs] == [n / 30 for n in range(9)]
+    assert all(frame.depth is not None and frame.skew == 0 for frame in pairs)
+
+
+def test_pairs_go_on_when_the_clock_begins_anew() -> None:
+    times = [n / 30 for _ in range(2) for n in range(20)]
+    pairs = list(nearest_pairs(_single(when, colour) for when in times for colour in (True, False)))
+    assert [frame.sensor_time for frame in pairs] == times
+    assert [frame.skew == 0 for frame in pairs].count(False) <= 1, "the first of the new times, whose skew tells"
 
 
 def _kinect(calibration: dict[str, Any] | None) -> str:
