@@ -112,7 +112,9 @@ class Capture(Camera):
         if self._max_skew is None:
             self._max_skew = 0.5 / self._spec.fps if self._spec.fps else 0.025
         self._closing.clear()
-        self._over = None
+        self._over = self._newest = self._lent = None
+        self._seen = True
+        self._count_anew()
         self._thread = threading.Thread(target=self._run, name=f"camera {self._spec.name}", daemon=True)
         self._thread.start()
 
@@ -246,9 +248,13 @@ class Capture(Camera):
                 return False
             with self._changed:
                 self._counters.reconnects += 1
-                self._last_sequence = self._last_sensor = self._last_arrival = None  # it may count anew
+                self._count_anew()
             return True
         return False
+
+    def _count_anew(self) -> None:
+        """Forget the frame before, since an opened camera may begin its numbers and times again."""
+        self._last_sequence = self._last_sensor = self._last_arrival = None
 
     def _close_quietly(self) -> None:
         try:
@@ -289,7 +295,7 @@ class Capture(Camera):
         """Return whether it is not newer than the one before; else remember it."""
         if self._last_sequence is not None and self._last_sensor is not None:
             back = self._last_sensor - frame.sensor_time
-            if back == 0 or (frame.sequence <= self._last_sequence and 0 < back < _RESTART):
+            if frame.sequence <= self._last_sequence and 0 <= back < _RESTART:
                 return True
         self._last_sequence, self._last_sensor = frame.sequence, frame.sensor_time
         return False

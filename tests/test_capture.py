@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -274,6 +275,27 @@ def test_a_camera_that_counts_anew_is_not_refused() -> None:
         _until(lambda: camera.counters().received > 30)
         assert camera.latest(1.0).sequence < 290
         assert camera.counters().repeated == 0
+
+
+def test_numbers_without_times_are_enough() -> None:
+    """A source of one's own may leave out the camera's clock."""
+    with Capture(_Steady(fps=100, change=lambda frame: replace(frame, sensor_time=0.0, depth_time=0.0))) as camera:
+        numbers = [camera.read().sequence for _ in range(5)]
+        assert len(set(numbers)) == 5 and camera.counters().repeated == 0
+
+
+def test_an_ended_recording_is_read_again_after_it_was_closed() -> None:
+    class Short(_Played):
+        def frames(self) -> Iterator[Frame]:
+            yield from islice(super().frames(), 4)
+
+    source = Short()
+    source.request = CameraRequest()
+    camera = Capture(source, timeout=1)
+    for _ in range(2):
+        with camera:
+            assert list(camera)[-1].sequence == 3
+    assert camera.counters().repeated == 0
 
 
 @pytest.mark.slow
