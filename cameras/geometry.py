@@ -92,7 +92,7 @@ def resize(frame: Frame, height: int, width: int) -> Frame:
     down, across = height / full[0], width / full[1]
     kind = cv2.INTER_AREA if down <= 1 and across <= 1 else cv2.INTER_LINEAR
     return _changed(
-        frame,
+        replace(frame, unit=None),  # a mean of the sensor's integers is none of them
         None if frame.rgb is None else cv2.resize(frame.rgb, (width, height), interpolation=kind),
         None if frame.depth is None else resize_depth(frame.depth, height, width),
         lambda known: known._replace(

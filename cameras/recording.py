@@ -93,23 +93,23 @@ class RecordingWriter:
         """Append a frame, with colour, depth or both.
 
         Raises:
-            BadInput: if its pictures have another size or unit than the first, or depth does not fit 16 bits.
+            BadInput: if its pictures have another size, unit or calibration than the first, or depth does not fit 16
+                bits.
         """
         if frame.rgb is not None:
             if self._color is None:
                 self._color = _Track(self._folder, *_CODECS[self._codec])
-                self._first["intrinsics"] = _listed(frame.intrinsics)
+            self._calibrate("intrinsics", _listed(frame.intrinsics))
             self._color.add(frame.rgb)
         if frame.depth is not None:
             if self._depth is None:
                 self._depth = _Track(self._folder, *_DEPTH)
-                self._first |= {
-                    "unit": frame.unit,
-                    "depth_intrinsics": _listed(frame.depth_intrinsics),
-                    "depth_to_color": None if frame.depth_to_color is None else frame.depth_to_color.tolist(),
-                }
+                self._first["unit"] = frame.unit
             if frame.unit != self._first["unit"]:
                 raise BadInput(f"the unit of depth changed from {self._first['unit']} to {frame.unit}")
+            self._calibrate("depth_intrinsics", _listed(frame.depth_intrinsics))
+            pose = None if frame.depth_to_color is None else np.asarray(frame.depth_to_color).tolist()
+            self._calibrate("depth_to_color", pose)
             self._depth.add(_halves(frame.depth) if frame.unit is None else counted(frame.depth, frame.unit))
         pose = None if frame.camera_to_world is None else np.asarray(frame.camera_to_world).tolist()
         row = {
@@ -125,6 +125,14 @@ class RecordingWriter:
         }
         self._rows.write(json.dumps(row) + "\n")
         self.count += 1
+
+    def _calibrate(self, name: str, value: Any) -> None:
+        """Keep what the camera told first; a frame that does not tell is as those that do."""
+        first = self._first.setdefault(name, value)
+        if first is None:
+            self._first[name] = value
+        elif value is not None and value != first:
+            raise BadInput(f"a recording has one calibration; {name} changed from {first} to {value}")
 
     def close(self) -> Path:
         """Finish the folder, give it its name and return that.

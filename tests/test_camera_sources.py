@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from pixio_robot.cameras import registry
 from pixio_robot.cameras.camera import Camera, CameraRequest, CameraSpec
 from pixio_robot.cameras.frame import Frame, Intrinsics, metric, rgbd_frame
-from pixio_robot.cameras.geometry import registered, squared
+from pixio_robot.cameras.geometry import crop, registered, resize, squared
 from pixio_robot.cameras.intrinsics_file import read_intrinsics, write_intrinsics
 from pixio_robot.cameras.pairing import nearest_pairs
 from pixio_robot.cameras.playback import Paced
@@ -87,8 +88,6 @@ def test_a_recording_gives_back_every_bit(unit: float | None, color: str) -> Non
 
 
 def test_a_recording_keeps_gaps_and_missing_halves() -> None:
-    from dataclasses import replace
-
     first, second, third = _frames(3)
     frames = [first, replace(second, depth=None, valid=None, sequence=4), replace(third, rgb=None, sequence=9)]
     again = _all(_record(frames, "gaps"))
@@ -101,6 +100,24 @@ def test_a_recording_keeps_gaps_and_missing_halves() -> None:
     assert np.array_equal(again[2].depth, third.depth)
     repeated = iter(find_camera("gaps", CameraRequest(repeat=True)).__enter__())
     assert [next(repeated).sequence for _ in range(6)] == [0, 4, 9, 10, 14, 19]
+
+
+def test_a_recording_of_resized_frames_gives_back_every_bit() -> None:
+    frames = [resize(frame, 12, 16) for frame in _frames(3, 0.001)]
+    again = _all(_record(frames, "small"))
+    assert all(np.array_equal(ours.depth, theirs.depth) for ours, theirs in zip(frames, again, strict=True))
+    assert frames[0].unit is None and crop(_frames(1)[0], 0, 0, 8, 8).unit == 0.001
+
+
+def test_a_recording_has_one_calibration() -> None:
+    first, second, third = _frames(3)
+    other = KNOWN._replace(fx=99.0)
+    for change in ({"intrinsics": other}, {"depth_intrinsics": other}, {"depth_to_color": np.eye(4) * 2}):
+        with pytest.raises(BadInput, match=f"one calibration; {next(iter(change))} changed"):
+            _record([first, replace(second, **change)], "changing")
+    silent = replace(second, depth_to_color=None)
+    again = _all(_record([silent, first, replace(third, intrinsics=None)], "silent"))
+    assert all(frame.intrinsics == KNOWN and frame.is_registered for frame in again)
 
 
 def test_a_recording_is_whole_or_absent() -> None:
