@@ -32,6 +32,7 @@ from pixio_robot.errors import (
     PixioError,
     StaleFrame,
     UnknownName,
+    Unreadable,
 )
 from pixio_robot.policies.collect import collect
 from pixio_robot.policies.demos import DemoSet
@@ -363,6 +364,14 @@ def test_folders_of_pictures_and_tum() -> None:
     pose = frames[4].camera_to_world
     assert pose is not None and np.allclose(pose[:3, 3], (4, 0, 1)) and np.allclose(pose[:3, 0], (0, 1, 0), atol=1e-6)
     assert np.array_equal(_all("shots/color")[11].rgb, rgbs[11]), "a plain folder of pictures"
+
+
+def test_pictures_of_eight_bits_are_no_depth() -> None:
+    for folder in ("grey/color", "grey/depth"):
+        Path(folder).mkdir(parents=True)
+        cv2.imwrite(f"{folder}/0.png", np.full((24, 32), 200, np.uint8))
+    with pytest.raises(Unreadable, match=r"wanted are 16-bit integers or floats \(H, W\), it has uint8"):
+        _all("grey")
 
 
 def test_intrinsics_files_scale_but_do_not_stretch() -> None:
