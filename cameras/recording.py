@@ -224,11 +224,12 @@ class Recording(Playback):
             names = {"depth": _DEPTH[0]}
             if about["color"] is not None:
                 names["rgb"] = _CODECS[about["color"]["codec"]][0]
-            containers = {
-                kind: av.open(str(self.path / names[kind])) for kind in kinds if kind == "rgb" or self.request.depth
-            }
+            asked = {"rgb": self.request.color, "depth": self.request.depth}
+            containers = {kind: av.open(str(self.path / names[kind])) for kind in kinds if asked[kind]}
         except (OSError, ValueError, KeyError, TypeError, av.FFmpegError) as error:
             raise DataError(f"{self.path} is no whole recording: {error}; record it again") from error
+        if not containers:
+            raise DataError(f"{self.path} holds {' and '.join(kinds) or 'nothing'} only, which was not asked for")
         self._files = _Files(about, rows, containers)
         sizes = {kind: (each.streams.video[0].height, each.streams.video[0].width) for kind, each in containers.items()}
         if "depth" in sizes and about["unit"] is None:
@@ -259,6 +260,8 @@ class Recording(Playback):
                 if row["depth"] and "depth" in pictures:
                     values = next(pictures["depth"]).to_ndarray(format="gray16le")
                     depth, valid = metric(_joined(values) if about["unit"] is None else values, about["unit"])
+                if rgb is None and depth is None:  # it held only what nobody asked for
+                    continue
                 yield Frame(
                     rgb=rgb,
                     depth=depth,
@@ -268,7 +271,7 @@ class Recording(Playback):
                     depth_to_color=None if depth is None or pose is None else np.array(pose),
                     unit=None if depth is None else about["unit"],
                     camera_to_world=None if row["camera_to_world"] is None else np.array(row["camera_to_world"]),
-                    sensor_time=row["sensor_time"],
+                    sensor_time=row["sensor_time"] if rgb is not None or depth is None else row["depth_time"],
                     depth_time=row["depth_time"],
                     sequence=row["sequence"],
                     starts=row["starts"],

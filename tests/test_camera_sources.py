@@ -121,6 +121,20 @@ def test_a_recording_has_one_calibration() -> None:
     assert all(frame.intrinsics == KNOWN and frame.is_registered for frame in again)
 
 
+def test_a_recording_gives_every_depth_map_without_colour() -> None:
+    first, second, third = _frames(3)
+    late = replace(third, depth_time=0.08)
+    _record([first, replace(second, depth=None, valid=None, depth_time=None), late], "both")
+    depths = _all("both", color=False)
+    assert [frame.rgb for frame in depths] == [None, None] and np.array_equal(depths[1].depth, third.depth)
+    assert depths[1].sensor_time == 0.08, "of depth, if there is no colour"
+    with find_camera("both", CameraRequest(color=False)) as camera:
+        assert camera.spec.color_size is None and camera.spec.depth_size == (24, 32)
+    _record([replace(first, depth=None, valid=None)], "colour")
+    with pytest.raises(DataError, match="holds rgb only"):
+        _all("colour", color=False)
+
+
 def test_a_recording_is_whole_or_absent() -> None:
     with pytest.raises(DataError, match="no frame"):
         _record([], "empty")
@@ -335,6 +349,8 @@ def test_azure_kinect_recordings_play_without_the_sdk() -> None:
     together = registered(frames[0])
     assert together.depth is not None and (together.depth > 0).mean() > 0.5
     assert _all(_kinect(None))[0].intrinsics is None
+    depths = _all(name, color=False)
+    assert len(depths) == 2 and all(frame.rgb is None and frame.depth is not None for frame in depths)
 
 
 def test_folders_of_pictures_and_tum() -> None:
@@ -412,6 +428,19 @@ def test_videos_are_colour_cameras(driver: str) -> None:
         )
         == 20
     )
+
+
+def test_a_video_held_upright_is_upright_in_all_it_tells() -> None:
+    _video("a.mp4")
+    data = bytearray(Path("a.mp4").read_bytes())  # turn the track's display matrix by a quarter, as phones do
+    at = data.index(b"tkhd") + 44
+    data[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 24 << 16, 0, 1 << 30)
+    Path("phone.mp4").write_bytes(data)
+    write_intrinsics(Path("camera.json"), KNOWN._replace(width=24, height=32))
+    with find_camera("phone.mp4", CameraRequest(calibration="camera.json")) as camera:
+        frames, spec = list(camera), camera.spec
+    assert spec.color_size == (32, 24) and len(frames) == 8 and frames[0].rgb.shape == (32, 24, 3)
+    assert spec.intrinsics == frames[0].intrinsics == KNOWN._replace(width=24, height=32)
 
 
 def test_demonstrations_are_cameras_with_depth_and_poses() -> None:
