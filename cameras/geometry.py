@@ -114,7 +114,7 @@ def squared(frame: Frame, side: int) -> Frame:
 
 
 def resize_depth(depth: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize a depth map (h, w) float [m], invalid as `metric` says, with the mean of the valid pixels under each new one.
+    """Resize a depth map (h, w) [m], with the mean of the pixels under each new one that `metric` calls valid.
 
     Where fewer than half of them are valid the new one is invalid, so holes neither shrink nor leave ghosts: no
     distance is smaller or larger than the valid ones it stands for.

@@ -112,8 +112,8 @@ def fit_sensor(depths: np.ndarray, intrinsics: Intrinsics, baseline: float, star
     for name, value in (("across", wanted.across_8), ("down", wanted.down_8)):
         if not 0 < value < 1:
             raise DataError(
-                f"the noise 8 px {name} is correlated by {value:.2f}; a stereo camera's comes in blobs, between 0 and 1: "
-                "give depth as the sensor measured it, not resized, of a scene that stands still"
+                f"the noise 8 px {name} is correlated by {value:.2f}; a stereo camera's comes in blobs, between 0 "
+                "and 1: give depth as the sensor measured it, not resized, of a scene that stands still"
             )
     if wanted.sigma**2 <= start.step**2 / 12:
         raise DataError(f"noise of {wanted.sigma:.4f} px is less than what steps of start.step={start.step} px make")

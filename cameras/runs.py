@@ -33,13 +33,15 @@ _SQUARE = 120  # side of a printed board's squares [px]
 
 def asked_camera(command: CameraSettings) -> Camera:
     """Return the camera that a command names, not open yet."""
-    names = {each.name for each in fields(CameraRequest)} & {each.name for each in fields(command)}
+    names = {each.name for each in fields(CameraRequest)} & {each.name for each in fields(CameraSettings)}
     asked = {name: value for name in names if (value := getattr(command, name)) is not None}
     return find_camera(command.camera, CameraRequest(**asked))
 
 
 def run_record(command: Record, progress: Progress) -> tuple[Path, int, int]:
     """Record a camera; return the folder, the frames in it and how many the camera left out."""
+    if command.seconds is not None and not command.seconds > 0:
+        raise BadInput(f"seconds={command.seconds}: there is something to record after 0 only")
     with asked_camera(command) as camera, RecordingWriter(Path(command.out), camera.spec, command.color) as writer:
         endless = camera.spec.live or camera.spec.driver == "task"
         if endless and command.frames is None and command.seconds is None:
@@ -124,6 +126,8 @@ def _stream(stream: RerunStream, frames: Iterator[Frame]) -> int:
 
 def run_check(command: CameraCheck) -> list[Finding]:
     """Look at a camera and judge it."""
+    if not 0 <= command.max_invalid <= 1:
+        raise BadInput(f"max_invalid={command.max_invalid} is a share of the depth, from 0 to 1")
     source = asked_camera(command)
     with Paced(source) if command.real_time else source as camera:
         stretch = observe(camera, command.frames, command.seconds)
@@ -147,9 +151,9 @@ def run_calibrate(command: Calibrate, progress: Progress) -> tuple[Calibrated | 
                 f"robot={command.robot} holds a pose a picture, and nobody knows which pictures {camera.spec.name} "
                 "gives; record them with: pixio-robot record, and calibrate the recording"
             )
-        limit = camera.spec.frames or 10 * command.views
-        with progress.stage(f"look at {camera.spec.name}", limit) as bar:
-            chosen, pictures, count = spread(_colours(camera, None if camera.spec.frames else limit, bar), command.views)
+        limit = None if camera.spec.frames else 10 * command.views
+        with progress.stage(f"look at {camera.spec.name}", camera.spec.frames or limit or 0) as bar:
+            chosen, pictures, count = spread(_colours(camera, limit, bar), command.views)
     if poses is not None and len(poses) != count:
         raise DataError(f"{command.robot} holds {len(poses)} poses for {count} pictures; it must hold one for each")
     result = calibrate(pictures, board, command.model)

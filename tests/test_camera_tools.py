@@ -6,21 +6,24 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 from pixio_robot import cli
+from pixio_robot.camera_schemas import Record
 from pixio_robot.cameras import runs
 from pixio_robot.cameras.calibration import Board, calibrate, hand_eye, spread
 from pixio_robot.cameras.camera import CameraRequest, CameraSpec
-from pixio_robot.cameras.check import depth_noise
+from pixio_robot.cameras.check import Finding, Stretch, depth_noise, findings
 from pixio_robot.cameras.frame import Frame, Intrinsics, rgbd_frame
 from pixio_robot.cameras.intrinsics_file import read_intrinsics
 from pixio_robot.cameras.playback import Paced
 from pixio_robot.cameras.recording import RecordingWriter
 from pixio_robot.cameras.registry import find_camera
+from pixio_robot.cameras.simulated import TaskCamera
 from pixio_robot.cameras.view import colourised, depth_span
 from pixio_robot.errors import BadInput, DataError, PixioError
 from pixio_robot.video import read_video
@@ -57,8 +60,6 @@ def test_record_and_replay_is_exact(capsys: pytest.CaptureFixture[str]) -> None:
 def test_record_keeps_what_came_before_an_interruption(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pixio_robot.cameras.simulated import TaskCamera
-
     count, read = 0, TaskCamera.read
 
     def interrupted(self: TaskCamera) -> Frame:
@@ -136,6 +137,41 @@ def test_a_check_tells_good_from_bad(
     assert last == (f"r: not usable as it is: {problem}" if problem else "r: usable")
     if not problem:
         assert "30.0 frames a second" in out and "8.3% of the depth is invalid" in out and "0 of 40 frames" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["record", "seconds=0"], "seconds=0"),
+        (["camera_check", "max_invalid=7"], "max_invalid=7.0 is a share"),
+    ],
+)
+def test_numbers_without_sense_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = _run(capsys, *words, "camera=task:toy/reach", *TOY)
+    assert status == 1 and message in err
+
+
+def _judged(times: list[float], max_skew: float | None = None, **spec: Any) -> dict[str, Finding]:
+    stretch = Stretch(CameraSpec("x", "x", True, (2, 2), (2, 2), 30.0, **spec))
+    for number, when in enumerate(times):
+        frame = rgbd_frame(np.zeros((2, 2, 3), np.uint8), np.ones((2, 2), np.float32), None, None, when, number)
+        stretch.add(replace(frame, depth_time=when + 0.001), None)
+    return {each.what: each for each in findings(stretch, max_skew, 0.5)}
+
+
+def test_a_check_is_strict_and_says_what_it_cannot_know() -> None:
+    running = [n / 30 for n in range(10)]
+    assert _judged(running)["pairs"].fine and not _judged(running, max_skew=0.0)["pairs"].fine
+    stands = _judged([1.0] * 10)["rate"]
+    assert not stands.fine and "after 10 frames the camera's clock is not later" in stands.detail
+    assert "0 of 10 frames never came" in _judged(running)["drops"].detail
+    silent = _judged(running, numbered=False)["drops"]
+    assert silent.fine and "does not number its frames" in silent.detail and "never came" not in silent.detail
+
+
+def test_a_codec_is_no_wish_for_colour() -> None:
+    camera = runs.asked_camera(Record(camera="task:toy/reach", color="png"))
+    assert isinstance(camera, TaskCamera) and camera.request.color is True
 
 
 def test_noise_is_measured() -> None:

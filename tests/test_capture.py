@@ -174,6 +174,13 @@ def test_an_unplugged_camera_comes_back() -> None:
     assert faulty.injected["refusal"] >= 3, "it tried while the camera was gone"
 
 
+def test_an_unplugged_camera_is_closed() -> None:
+    source = _Steady()
+    with Capture(Faulty(source, Faults(unplug=1.0, gone_seconds=5))) as camera:
+        _until(lambda: camera.counters().failures == 1)
+    assert source.closed >= 1
+
+
 def test_a_camera_that_is_gone_blocks_nobody() -> None:
     class Gone(_Steady):
         def read(self) -> Frame:

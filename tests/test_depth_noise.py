@@ -117,7 +117,7 @@ def test_frames_that_show_no_such_noise_are_refused() -> None:
         fit_sensor(np.stack([_wall(1.5)] * 2), known, D435.baseline, D435)
     wide, waves = D435.focal * D435.baseline, np.cos(np.arange(160) * np.pi / 8)
     striped = wide / (wide / 1.5 + 0.1 * np.stack([_wall(1.0) * waves, _wall(-1.0) * waves]))
-    with pytest.raises(DataError, match="8 px across is correlated by -1.00"):
+    with pytest.raises(DataError, match=r"8 px across is correlated by -1\.00"):
         fit_sensor(striped.astype(np.float32), known, D435.baseline, D435)
     noisy = NoisyDepth(replace(D435, margin=0.0), D435.focal, 0)
     seen = np.stack([noisy.measure(_wall(1.5)) for _ in range(2)])
