@@ -69,7 +69,7 @@ class RecordingWriter:
         color: "h264" (smaller) or "png"; both without loss.
 
     Raises:
-        DataError: if `path` exists.
+        DataError: if `path` exists, or cannot be made.
         UnknownName: for another `color`.
     """
 
@@ -82,7 +82,10 @@ class RecordingWriter:
         self._spec, self._codec = spec, color
         self._folder = path.with_name(f".{path.name}.partial")
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
+        try:
+            self._folder.mkdir(parents=True)
+        except OSError as error:
+            raise DataError(f"out={path} cannot be made: {error.strerror}; choose another out=") from error
         self._rows = (self._folder / "frames.jsonl").open("w")
         self._color: _Track | None = None
         self._depth: _Track | None = None

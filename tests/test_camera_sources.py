@@ -544,7 +544,12 @@ def test_a_third_party_source_is_a_class_and_an_entry_point(monkeypatch: pytest.
     ("name", "error", "message"),
     [
         ("relsense:1", UnknownName, "no camera driver 'relsense'; did you mean 'realsense'"),
-        ("nothing.bag", DataError, "no camera 'nothing.bag': it is neither a file or folder nor a driver"),
+        ("", BadInput, r"needs camera=\.\.\."),
+        ("nothing.bag", DataError, r"no such file or folder: camera=nothing\.bag; it may also be a driver, e\.g\."),
+        ("no/thing", DataError, "no such file or folder: camera=no/thing"),
+        ("recording:missing", DataError, "there is no file or folder 'missing' for driver 'recording'"),
+        ("demos:missing@front", DataError, "there is no file or folder 'missing@front'"),
+        ("ros:missing.bag", DataError, r"there is no file or folder 'missing\.bag'"),
         ("webcam", DataError, "e.g. realsense, opencv:0"),
         ("task:toy/reech", UnknownName, "did you mean 'toy/reach'"),
         ("opencv:97", CameraError, "cannot read camera or file '97'"),
@@ -575,6 +580,22 @@ def test_what_cannot_be_a_camera_says_why(name: str, error: type[PixioError], me
         pytest.importorskip("rosbags")
     with pytest.raises(error, match=message), find_camera(name, CameraRequest(width=8, render="fast")) as camera:
         camera.read()
+
+
+def test_a_calibration_that_is_no_use_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    _record(_frames(1), "known")
+    Path("text.txt").write_text("hello")
+    with pytest.raises(DataError, match=r"text\.txt holds no intrinsics"):
+        _all("known", calibration="text.txt")
+    write_intrinsics(Path("camera.json"), KNOWN)
+    assert len(_all("known", calibration="camera.json")) == 1
+    assert "calibration=camera.json is not used: recording tells intrinsics itself" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made_is_named() -> None:
+    Path("text.txt").write_text("hello")
+    with pytest.raises(DataError, match=r"out=text\.txt/rec cannot be made: Not a directory; choose another out="):
+        _record(_frames(1), "text.txt/rec")
 
 
 def test_a_folder_may_be_called_like_a_driver_of_files() -> None:
