@@ -21,7 +21,7 @@ from .frame import Frame
 from .geometry import registered
 from .intrinsics_file import write_intrinsics
 from .playback import Paced
-from .recording import RecordingWriter
+from .recording_writer import RecordingWriter
 from .registry import find_camera
 from .view import RerunStream, depth_span, tile, write_film, write_strip
 

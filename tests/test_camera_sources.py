@@ -19,7 +19,7 @@ from pixio_robot.cameras.geometry import crop, registered, resize, squared
 from pixio_robot.cameras.intrinsics_file import read_intrinsics, write_intrinsics
 from pixio_robot.cameras.pairing import nearest_pairs
 from pixio_robot.cameras.playback import Paced
-from pixio_robot.cameras.recording import RecordingWriter
+from pixio_robot.cameras.recording_writer import RecordingWriter
 from pixio_robot.cameras.registry import drivers, find_camera, kind_of
 from pixio_robot.cameras.simulated import TaskCamera
 from pixio_robot.envs.registry import EnvRequest, make

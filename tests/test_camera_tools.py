@@ -21,7 +21,7 @@ from pixio_robot.cameras.check import Finding, Stretch, depth_noise, findings
 from pixio_robot.cameras.frame import Frame, Intrinsics, rgbd_frame
 from pixio_robot.cameras.intrinsics_file import read_intrinsics
 from pixio_robot.cameras.playback import Paced
-from pixio_robot.cameras.recording import RecordingWriter
+from pixio_robot.cameras.recording_writer import RecordingWriter
 from pixio_robot.cameras.registry import find_camera
 from pixio_robot.cameras.simulated import TaskCamera
 from pixio_robot.cameras.view import colourised, depth_span

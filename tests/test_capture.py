@@ -163,6 +163,12 @@ def test_each_fault_is_counted_and_none_gets_through(fault: str, counter: str) -
     assert counted == faulty.injected[fault] if fault != "drop" else counted >= faulty.injected[fault] - 1
 
 
+def test_an_end_tells_what_became_of_the_frames() -> None:
+    skewed = _Steady(count=3, change=lambda frame: replace(frame, depth_time=frame.sensor_time - 0.1))
+    with Capture(skewed) as camera, pytest.raises(EndOfStream, match=r"the end; of them [0-9 a-z,]*[123] skewed"):
+        camera.read()
+
+
 def test_an_unplugged_camera_comes_back() -> None:
     camera, faulty = _faulty(unplug=0.05, gone_seconds=0.1)
     with camera:

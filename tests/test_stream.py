@@ -92,6 +92,12 @@ def test_a_recording_replays_to_the_same_actions(checkpoint: Path, capsys: pytes
     rows = [json.loads(line) for line in Path("replayed.jsonl").read_text().splitlines()]
     assert len(rows) == 3 and np.array_equal(rows[0]["action"], acted[0]) and rows[0]["starts"]
     assert cli.run(["stream", "camera=episode", *words, "real_time=true", "max_age=5"]) == 0
+    rows = Path("episode/frames.jsonl").read_text().splitlines()
+    late = [{**row, "depth_time": row["depth_time"] + 0.2} for row in map(json.loads, rows)]
+    Path("episode/frames.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in late))
+    capsys.readouterr()
+    assert cli.run(["stream", "camera=episode", *words, "real_time=true", "max_age=5"]) == 1
+    assert "gave no frame to act on; of its frames" in (err := capsys.readouterr().err) and "skewed" in err
 
 
 class _Late(Camera):
