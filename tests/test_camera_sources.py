@@ -2,7 +2,10 @@
 
 import json
 import struct
+import sys
+import types
 from dataclasses import replace
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -606,9 +609,30 @@ def test_a_folder_may_be_called_like_a_driver_of_files() -> None:
 
 
 def test_an_absent_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "depthai", None)
+    monkeypatch.setitem(sys.modules, "depthai", None)
     with pytest.raises(MissingExtra, match=r"pixio-robot\[oak\]"):
         find_camera("oak")
+
+
+class _OakMessage:
+    """What one camera of a Luxonis device sends, as depthai gives it."""
+
+    def __init__(self, picture: np.ndarray, seconds: float) -> None:
+        self.getFrame = self.getCvFrame = lambda: picture
+        self.getTimestampDevice = lambda: timedelta(seconds=seconds)
+        self.getSequenceNum = lambda: 7
+
+
+def test_colour_and_depth_of_luxonis_keep_their_own_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "depthai", types.ModuleType("depthai"))
+    camera: Any = find_camera("oak")
+    rgb, depth = _pictures(1)[0], _depths(1)[0]
+    group = {"rgb": _OakMessage(rgb[..., ::-1], 2.0), "depth": _OakMessage(depth, 1.99)}
+    camera._pipeline, camera._spec = object(), CameraSpec("oak", "oak", True, (24, 32), (24, 32), 30.0, 0.001, KNOWN)
+    camera._queue = types.SimpleNamespace(tryGet=lambda: group)
+    frame = camera.read()
+    assert np.array_equal(frame.rgb, rgb) and np.array_equal(frame.depth, metric(depth, 0.001)[0])
+    assert frame.skew == pytest.approx(0.01) and frame.sensor_time == 2.0 and frame.sequence == 7
 
 
 def test_ends_and_ages_are_told() -> None:
