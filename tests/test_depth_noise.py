@@ -13,7 +13,7 @@ from pixio_robot.cameras.noise_fit import fit_sensor, noise_figures, simulated_f
 from pixio_robot.cameras.registry import find_camera
 from pixio_robot.envs.contract import check_contract
 from pixio_robot.envs.depth_noise import SENSORS, NoisyDepth, depth_sensor, edges
-from pixio_robot.envs.registry import make
+from pixio_robot.envs.registry import installed, make
 from pixio_robot.errors import DataError, UnknownName
 
 D435 = SENSORS["d435"]
@@ -93,6 +93,17 @@ def test_a_task_can_have_the_sensor() -> None:
         make("toy/reach", depth_sensor="d436")
     assert depth_sensor("exact") is None
     check_contract("toy/reach")
+
+
+@pytest.mark.parametrize("task", ["metaworld/hammer", "dmc/reacher_easy", "adroit/pen", "trifinger/reach_cube"])
+def test_every_suite_can_have_the_sensor(task: str) -> None:
+    if task not in installed():
+        pytest.skip(f"needs the extra of {task.split('/')[0]}")
+    env = make(task, observe=("rgb", "depth"), image_size=48, render="fast", depth_sensor="d435")
+    seen = env.reset(seed=0)[0]["depth"]
+    env.close()
+    assert np.isfinite(seen).all() and 0.1 < (seen > 0).mean() < 1, "holes and a blind border, but not only"
+    assert np.allclose(seen, np.rint(seen / D435.unit) * D435.unit, atol=1e-6), "in the sensor's steps"
 
 
 def test_fitting_finds_the_sensor_that_made_the_frames() -> None:
