@@ -4,7 +4,7 @@ Shapes: V views, n corners of a view.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from .frame import Intrinsics
 
 _LEAST_CORNERS = 6  # of a view
 _LEAST_VIEWS = 4
+_LEAST_TURN = 5.0  # about each of two axes, between two views of hand-eye [degrees]
 _MODELS = {
     "opencv": 0,
     "rational": cv2.CALIB_RATIONAL_MODEL,
@@ -79,10 +80,14 @@ def calibrate(pictures: Sequence[np.ndarray], board: Board, model: str = "opencv
 
     Raises:
         DataError: if the board is found in fewer than 4 pictures.
+        BadInput: if the pictures have several sizes.
         UnknownName: for another model.
     """
     if model not in _MODELS:
         raise UnknownName(f"no lens model {model!r}{closest(model, _MODELS)}; there are: {', '.join(_MODELS)}")
+    if len(sizes := {picture.shape[:2] for picture in pictures}) > 1:
+        there = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
+        raise BadInput(f"a calibration is of one picture size; these have {there}")
     made = board.make()
     detector = cv2.aruco.CharucoDetector(made)
     found: list[tuple[int, np.ndarray, np.ndarray]] = []
@@ -135,7 +140,7 @@ def hand_eye(board_to_camera: np.ndarray, gripper_to_base: np.ndarray, mounting:
 
     Raises:
         PixioError: if this OpenCV cannot.
-        DataError: if there are too few poses, or they do not turn.
+        DataError: if there are too few poses, or they do not turn about two axes.
         UnknownName: for another mounting.
     """
     if mounting not in _MOUNTINGS:
@@ -147,9 +152,7 @@ def hand_eye(board_to_camera: np.ndarray, gripper_to_base: np.ndarray, mounting:
             f"hand-eye needs at least 3 views with a pose each; got {len(board_to_camera)} and {len(gripper_to_base)}"
         )
     moved = gripper_to_base if mounting == "hand" else np.linalg.inv(gripper_to_base)
-    relative = np.linalg.inv(moved[0]) @ moved[1:]
-    if max(_angle(each) for each in relative) < 5:
-        raise DataError("the gripper hardly turned between the views; hand-eye needs turns about two axes or more")
+    _check_turns(np.linalg.inv(moved[0]) @ moved[1:])
     turn, shift = cv2.calibrateHandEye(
         list(moved[:, :3, :3]), list(moved[:, :3, 3]), list(board_to_camera[:, :3, :3]), list(board_to_camera[:, :3, 3])
     )
@@ -161,8 +164,26 @@ def hand_eye(board_to_camera: np.ndarray, gripper_to_base: np.ndarray, mounting:
     return HandEye(pose, float(np.median(turns)), float(np.median(shifts)))
 
 
-def read_poses(path: Path, count: int) -> np.ndarray:
-    """Return (count, 4, 4) from a .npy or .json file.
+def spread(pictures: Iterable[np.ndarray], most: int) -> tuple[list[int], list[np.ndarray], int]:
+    """Choose at most so many of the pictures, evenly over all of them, and hold no more than twice as many.
+
+    Returns:
+        the numbers of the chosen, the chosen, and how many there were.
+    """
+    held: list[tuple[int, np.ndarray]] = []
+    step, count = 1, 0
+    for picture in pictures:
+        if count % step == 0:
+            held.append((count, picture.copy()))
+        if len(held) > 2 * most:
+            step, held = 2 * step, held[::2]
+        count += 1
+    places = np.unique(np.linspace(0, len(held) - 1, min(most, len(held))).round().astype(int))
+    return [held[place][0] for place in places], [held[place][1] for place in places], count
+
+
+def read_poses(path: Path) -> np.ndarray:
+    """Return (n, 4, 4) from a .npy or .json file.
 
     Raises:
         DataError: if the file is missing, or holds something else.
@@ -171,11 +192,21 @@ def read_poses(path: Path, count: int) -> np.ndarray:
         values = np.load(path) if path.suffix == ".npy" else np.array(json.loads(path.read_text()), float)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} holds no poses: {error}") from error
-    if values.shape != (count, 4, 4) or not np.allclose(values[:, 3], (0, 0, 0, 1), atol=1e-6):
+    if values.shape[1:] != (4, 4) or not np.allclose(values[:, 3], (0, 0, 0, 1), atol=1e-6):
         raise DataError(
-            f"{path} must hold one pose a frame, ({count}, 4, 4) with a last row of 0 0 0 1; got {values.shape}"
+            f"{path} must hold one pose a frame, (frames, 4, 4) with a last row of 0 0 0 1; got {values.shape}"
         )
     return values
+
+
+def _check_turns(relative: np.ndarray) -> None:
+    """Refuse poses (n, 4, 4) that turn about fewer than two axes."""
+    turns = np.degrees([cv2.Rodrigues(np.ascontiguousarray(each[:3, :3]))[0][:, 0] for each in relative])
+    axis = np.linalg.svd(turns, full_matrices=False)[2][0]
+    if np.abs(turns @ axis).max() < _LEAST_TURN:
+        raise DataError("the gripper hardly turned between the views; hand-eye needs turns about two axes or more")
+    if np.linalg.norm(turns - np.outer(turns @ axis, axis), axis=1).max() < _LEAST_TURN:
+        raise DataError("the gripper turned about one axis only; hand-eye needs turns about two axes or more")
 
 
 def _matrix(turn: np.ndarray, shift: np.ndarray) -> np.ndarray:

@@ -42,6 +42,7 @@ class CameraSpec:
     unit: float | None = None  # of the sensor's depth integers [m]
     intrinsics: Intrinsics | None = None  # of colour
     frames: int | None = None  # of a recording, where that is known
+    numbered: bool = True  # whether `Frame.sequence` counts what was sent, not only what was read
     details: dict[str, str] = field(default_factory=dict)  # serial number, firmware, topics
 
 

@@ -6,43 +6,20 @@ A control loop asks for the latest frame no older than it can bear; it never wai
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
 from ..errors import CameraError, EndOfStream
 from .camera import Camera, CameraSpec, check_age
+from .counters import Counters, Gate
 from .frame import Frame, metric
 
 log = logging.getLogger(__name__)
 
-_REMEMBERED = 10_000  # ages and skews kept for percentiles [frames]
-_STALL = 3.0  # frame periods without a frame that count as a stall
 _BACK_OFF = (0.05, 5.0)  # first and longest pause between attempts to reconnect [s]
-_RESTART = 1.0  # a camera whose clock falls back by more began anew [s]
 _JOIN = 2.0  # longest wait for the thread to end [s]
-
-
-@dataclass
-class Counters:
-    """What happened to the frames of a `Capture` so far."""
-
-    received: int = 0  # frames that the camera gave
-    published: int = 0  # those that went into the slot
-    unseen: int = 0  # published, but replaced before anybody asked
-    missing: int = 0  # numbers the camera left out
-    skewed: int = 0  # rejected: colour and depth too far apart in time
-    incomplete: int = 0  # rejected: colour or depth missing
-    repeated: int = 0  # rejected: not newer than the one before
-    not_finite: int = 0  # frames with NaN or infinite depth; those pixels became invalid
-    stalls: int = 0  # times that frames came late
-    failures: int = 0  # errors of the camera
-    reconnects: int = 0  # times that it was opened again
-    stale: int = 0  # requests refused because the newest frame was too old
-    skews: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))  # of received frames [s]
-    ages: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))  # when handed out [s]
 
 
 class _Buffer:
@@ -99,20 +76,17 @@ class Capture(Camera):
         self._over: Exception | None = None
         self._thread: threading.Thread | None = None
         self._counters = Counters()
-        self._last_sequence: int | None = None
-        self._last_sensor: float | None = None
-        self._last_arrival: float | None = None
-        self._spec: CameraSpec | None = None
+        self._gate: Gate | None = None  # from `open` on
 
     def open(self) -> None:
         if self._thread is not None:
             return
         self._camera.open()
         self._spec = self._camera.spec
-        if self._max_skew is None:
-            self._max_skew = 0.5 / self._spec.fps if self._spec.fps else 0.025
+        self._gate = Gate(self._counters, self._spec, self._max_skew)
         self._closing.clear()
-        self._over = None
+        self._over = self._newest = self._lent = None
+        self._seen = True
         self._thread = threading.Thread(target=self._run, name=f"camera {self._spec.name}", daemon=True)
         self._thread.start()
 
@@ -209,7 +183,8 @@ class Capture(Camera):
             try:
                 frame = self._camera.read()
             except EndOfStream as error:
-                self._end(error)
+                faults = self.counters().faults()
+                self._end(EndOfStream(f"{error}; of them {faults}") if faults else error)
                 return
             except CameraError as error:
                 if self._closing.is_set():
@@ -246,7 +221,8 @@ class Capture(Camera):
                 return False
             with self._changed:
                 self._counters.reconnects += 1
-                self._last_sequence = self._last_sensor = self._last_arrival = None  # it may count anew
+                assert self._gate is not None
+                self._gate.begin_anew()
             return True
         return False
 
@@ -260,51 +236,16 @@ class Capture(Camera):
         """Count a frame, and publish it if it is good."""
         healed = _healed(frame)
         with self._changed:
-            counted = self._counters
-            counted.received += 1
-            self._count_times(frame)
-            if self._is_repeated(frame):
-                counted.repeated += 1
-                return
-            counted.not_finite += healed is not frame
-            counted.skews.append(frame.skew)
-            if not self._is_pair(frame):
+            assert self._gate is not None
+            if not self._gate.passes(frame, finite=healed is frame):
                 return
             buffer = next(each for each in self._buffers if each is not self._newest and each is not self._lent)
         buffer.fill(healed)  # without the lock: nobody else has this one
         with self._changed:
-            counted.published += 1
-            counted.unseen += not self._seen
+            self._counters.published += 1
+            self._counters.unseen += not self._seen
             self._newest, self._seen = buffer, False
             self._changed.notify_all()
-
-    def _count_times(self, frame: Frame) -> None:
-        if self._last_sequence is not None and frame.sequence > self._last_sequence + 1:
-            self._counters.missing += frame.sequence - self._last_sequence - 1
-        if self._last_arrival is not None and self._spec is not None and self._spec.fps:
-            self._counters.stalls += frame.arrival_time - self._last_arrival > _STALL / self._spec.fps
-        self._last_arrival = frame.arrival_time
-
-    def _is_repeated(self, frame: Frame) -> bool:
-        """Return whether it is not newer than the one before; else remember it."""
-        if self._last_sequence is not None and self._last_sensor is not None:
-            back = self._last_sensor - frame.sensor_time
-            if back == 0 or (frame.sequence <= self._last_sequence and 0 < back < _RESTART):
-                return True
-        self._last_sequence, self._last_sensor = frame.sequence, frame.sensor_time
-        return False
-
-    def _is_pair(self, frame: Frame) -> bool:
-        """Return whether it has what the camera promised, near enough in time; count it if not."""
-        counted, spec = self._counters, self._spec
-        assert spec is not None and self._max_skew is not None
-        if (spec.color_size and frame.rgb is None) or (spec.depth_size and frame.depth is None):
-            counted.incomplete += 1
-            return False
-        if frame.skew > self._max_skew:
-            counted.skewed += 1
-            return False
-        return True
 
 
 def _healed(frame: Frame) -> Frame:

@@ -128,8 +128,10 @@ def _frames(stretch: Stretch) -> Finding:
 
 def _rate(stretch: Stretch) -> Finding:
     times, nominal = stretch.sensor_times, stretch.spec.fps
-    if len(times) < 2 or times[-1] <= times[0]:
+    if len(times) < 2:
         return Finding("rate", True, "one moment only, no rate")
+    if times[-1] <= times[0]:
+        return Finding("rate", False, f"no rate: after {len(times)} frames the camera's clock is not later")
     rate = (len(times) - 1) / (times[-1] - times[0])
     gaps = np.diff(times)
     said = f"{rate:.1f} frames a second by the camera's clock, {1000 * np.std(gaps):.1f} ms jitter"
@@ -144,6 +146,8 @@ def _gaps(stretch: Stretch) -> Finding:
     share = stretch.missing / sent
     longest = float(np.max(np.diff(stretch.arrivals)))
     detail = f"{stretch.missing} of {sent} frames never came ({share:.1%})"
+    if not stretch.spec.numbered:
+        detail = "the source does not number its frames, so none can be missed"
     if stretch.spec.live:
         detail += f", the longest wait was {1000 * longest:.0f} ms"
     return Finding("drops", share <= _MISSING, detail)
@@ -152,7 +156,9 @@ def _gaps(stretch: Stretch) -> Finding:
 def _pairs(stretch: Stretch, max_skew: float | None) -> Finding:
     if not stretch.skews:
         return Finding("pairs", False, f"none of {stretch.incomplete} sets had both colour and depth")
-    limit = max_skew or (0.5 / stretch.spec.fps if stretch.spec.fps else 0.025)
+    limit = max_skew
+    if limit is None:
+        limit = 0.5 / stretch.spec.fps if stretch.spec.fps else 0.025
     skews = np.array(stretch.skews)
     bad = int((skews > limit).sum()) + stretch.incomplete
     share = bad / (len(skews) + stretch.incomplete)

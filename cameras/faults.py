@@ -32,7 +32,7 @@ class Faulty(Camera):
     """A camera with faults. At most one happens to a frame; `injected` counts them by name.
 
     Args:
-        camera: the source; while unplugged it stays open and its frames are lost.
+        camera: the source; what is closed while it is unplugged begins anew, as a real camera does.
         faults: how often.
         seed: of what happens when.
     """
@@ -105,5 +105,4 @@ class Faulty(Camera):
         return replace(frame, depth=depth)
 
     def close(self) -> None:
-        if time.monotonic() >= self._gone_until:  # an unplugged camera has nothing to close
-            self._camera.close()
+        self._camera.close()

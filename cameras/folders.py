@@ -188,6 +188,7 @@ def _depth(path: Path) -> np.ndarray:
         values = np.load(path) if path.suffix == ".npy" else cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     except (OSError, ValueError) as error:
         raise Unreadable(f"{path} holds no depth: {error}") from error
-    if values is None or values.ndim != 2 or values.dtype.kind not in "uf":
-        raise Unreadable(f"{path} holds no depth: wanted are 16-bit integers or floats (H, W)")
+    if values is None or values.ndim != 2 or values.dtype.kind not in "uf" or values.dtype == np.uint8:
+        found = "nothing OpenCV can decode" if values is None else f"{values.dtype} {values.shape}"
+        raise Unreadable(f"{path} holds no depth: wanted are 16-bit integers or floats (H, W), it has {found}")
     return values

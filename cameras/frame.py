@@ -118,10 +118,10 @@ def metric(values: np.ndarray, unit: float | None = None) -> tuple[np.ndarray, n
         return np.where(valid, values, 0).astype(np.float32), valid
     if unit is None or not unit > 0:
         raise BadInput(f"depth in integers needs its unit in metres, such as 0.001; got {unit}")
-    valid = values > 0
+    depth = values.astype(np.float32) * np.float32(unit)
+    valid = (depth >= NEAREST) & (depth <= FARTHEST)
     if values.dtype == np.uint16:
         valid &= values < 65535
-    depth = values.astype(np.float32) * np.float32(unit)
     depth[~valid] = 0
     return depth, valid
 

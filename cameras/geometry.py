@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from ..errors import BadInput
-from .frame import Frame, Intrinsics, check_size
+from .frame import Frame, Intrinsics, check_size, metric
 from .lenses import rays
 from .registration import register
 
@@ -92,7 +92,7 @@ def resize(frame: Frame, height: int, width: int) -> Frame:
     down, across = height / full[0], width / full[1]
     kind = cv2.INTER_AREA if down <= 1 and across <= 1 else cv2.INTER_LINEAR
     return _changed(
-        frame,
+        replace(frame, unit=None),  # a mean of the sensor's integers is none of them
         None if frame.rgb is None else cv2.resize(frame.rgb, (width, height), interpolation=kind),
         None if frame.depth is None else resize_depth(frame.depth, height, width),
         lambda known: known._replace(
@@ -114,7 +114,7 @@ def squared(frame: Frame, side: int) -> Frame:
 
 
 def resize_depth(depth: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize a depth map (h, w) [m], 0 where invalid, with the mean of the valid pixels under each new one.
+    """Resize a depth map (h, w) [m], with the mean of the pixels under each new one that `metric` calls valid.
 
     Where fewer than half of them are valid the new one is invalid, so holes neither shrink nor leave ghosts: no
     distance is smaller or larger than the valid ones it stands for.
@@ -123,8 +123,9 @@ def resize_depth(depth: np.ndarray, height: int, width: int) -> np.ndarray:
         return depth
     shrinks = height <= depth.shape[0] and width <= depth.shape[1]
     kind = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    share = cv2.resize((depth > 0).astype(np.float32), (width, height), interpolation=kind)
-    total = cv2.resize(depth.astype(np.float32), (width, height), interpolation=kind)
+    depth, known = metric(depth)
+    share = cv2.resize(known.astype(np.float32), (width, height), interpolation=kind)
+    total = cv2.resize(depth, (width, height), interpolation=kind)
     valid = share >= _LEAST_SHARE - 1e-4
     return np.divide(total, share, out=np.zeros_like(total), where=valid)
 

@@ -42,8 +42,9 @@ class KinectFile(ContainerFile):
     def start(self) -> CameraSpec:
         named = {_track_name(stream): stream for stream in self.open_container("recording").streams.video}
         self._tracks = {name: named[name] for name in ("COLOR", "DEPTH") if name in named}
-        if not self.request.depth:
-            self._tracks.pop("DEPTH", None)
+        for name, asked in (("COLOR", self.request.color), ("DEPTH", self.request.depth)):
+            if not asked:
+                self._tracks.pop(name, None)
         if not self._tracks:
             raise DataError(f"{self.path} has neither a track COLOR nor DEPTH; it has: {', '.join(named)}")
         self._calibrate()

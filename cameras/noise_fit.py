@@ -43,7 +43,7 @@ def noise_figures(depths: np.ndarray, focal: float, baseline: float) -> NoiseFig
         baseline: between its two cameras [m].
 
     Raises:
-        DataError: if there are fewer than two frames, or nothing is valid twice.
+        DataError: if there are fewer than two frames, nothing is valid twice, or nothing changes.
     """
     if depths.ndim != 3 or len(depths) < 2:
         raise DataError(f"noise shows between two frames or more; got depth of shape {depths.shape}")
@@ -55,6 +55,8 @@ def noise_figures(depths: np.ndarray, focal: float, baseline: float) -> NoiseFig
     change = (disparity[1:] - disparity[:-1]) / np.sqrt(2)
     change = np.where(both, change - np.median(change[both]), 0)
     sigma = float(1.4826 * np.median(np.abs(change[both])))
+    if sigma == 0:
+        raise DataError("most of the depth is the same in all frames, so no noise shows; give frames of two moments")
     calm = both & (np.abs(change) < 4 * sigma)  # jumps at edges are not noise
     border = np.zeros(depths.shape[1:], bool)
     border[:, :_BORDER] = True
@@ -102,14 +104,25 @@ def fit_sensor(depths: np.ndarray, intrinsics: Intrinsics, baseline: float, star
         intrinsics: of the depth camera.
         baseline: between its two cameras [m].
         start: the sensor to begin from; its step, unit and range are kept.
+
+    Raises:
+        DataError: as `noise_figures`, or if the noise is no blobs, or less than steps of the sensor make.
     """
     wanted = noise_figures(depths, intrinsics.fx, baseline)
+    for name, value in (("across", wanted.across_8), ("down", wanted.down_8)):
+        if not 0 < value < 1:
+            raise DataError(
+                f"the noise 8 px {name} is correlated by {value:.2f}; a stereo camera's comes in blobs, between 0 "
+                "and 1: give depth as the sensor measured it, not resized, of a scene that stands still"
+            )
+    if wanted.sigma**2 <= start.step**2 / 12:
+        raise DataError(f"noise of {wanted.sigma:.4f} px is less than what steps of start.step={start.step} px make")
     blob = tuple(8 / 2 / np.sqrt(-np.log(each)) for each in (wanted.across_8, wanted.down_8))  # Gaussian blur's own
     sensor = replace(
         start,
         focal=float(intrinsics.fx),
         baseline=baseline,
-        sigma=float(np.sqrt(max(wanted.sigma**2 - start.step**2 / 12, 0))),
+        sigma=float(np.sqrt(wanted.sigma**2 - start.step**2 / 12)),
         blob=(float(blob[0]), float(blob[1])),
     )
     for _ in range(12):  # what depends on the scene, by going towards the figures

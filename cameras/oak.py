@@ -2,6 +2,7 @@
 
 import datetime
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,11 +85,12 @@ class Oak(Camera):
             if time.monotonic() > deadline or not self._pipeline.isRunning():
                 raise CameraError(f"the Luxonis camera gave no frame for {self._request.timeout:.1f} s")
             time.sleep(0.001)
-        color = group["rgb"]
-        depth = group["depth"].getFrame() if self._request.depth else None
+        color, deep = group["rgb"], group["depth"] if self._request.depth else None
+        depth = None if deep is None else deep.getFrame()
         rgb = np.ascontiguousarray(color.getCvFrame()[..., ::-1])
         when = color.getTimestampDevice().total_seconds()
-        return rgbd_frame(rgb, depth, self.spec.intrinsics, _UNIT, when, color.getSequenceNum())
+        frame = rgbd_frame(rgb, depth, self.spec.intrinsics, _UNIT, when, color.getSequenceNum())
+        return frame if deep is None else replace(frame, depth_time=deep.getTimestampDevice().total_seconds())
 
     def close(self) -> None:
         pipeline, self._pipeline = self._pipeline, None

@@ -67,6 +67,7 @@ class OpenCV(Camera):
             fps=float(rate) if rate > 0 else None,
             intrinsics=self._intrinsics,
             frames=count if count > 0 and not self._live else None,
+            numbered=not self._live,
             details={"backend": capture.getBackendName()},
         )
 

@@ -1,21 +1,25 @@
 """Colour and depth that come one by one, brought together by time."""
 
+from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from .frame import Frame
 
+_LATE = 0.25  # a frame may come after others of so much later stamps [s]
+
 
 def nearest_pairs(frames: Iterable[Frame]) -> Iterator[Frame]:
     """Yield each colour picture with the depth map that is nearest in time, however far; `Frame.skew` tells.
 
     Args:
-        frames: of one of the two each, nearly in order of time. Depth is kept until a colour picture is passed.
+        frames: of one of the two each; those that come up to a quarter of a second late are put in order of time.
+            Depth is kept until a colour picture is passed.
     """
     waiting: Frame | None = None
     depths: deque[Frame] = deque(maxlen=2)
-    for frame in frames:
+    for frame in _in_order(frames):
         if frame.rgb is None:
             depths.append(frame)
         else:
@@ -27,6 +31,19 @@ def nearest_pairs(frames: Iterable[Frame]) -> Iterator[Frame]:
             waiting = None
     if waiting is not None:
         yield _paired(waiting, depths)
+
+
+def _in_order(frames: Iterable[Frame]) -> Iterator[Frame]:
+    """Yield frames in order of their times; a clock that begins anew begins a new order."""
+    held: list[Frame] = []
+    for frame in frames:
+        if held and frame.sensor_time < held[-1].sensor_time - _LATE:
+            yield from held
+            held.clear()
+        insort(held, frame, key=lambda each: each.sensor_time)
+        while held[-1].sensor_time - held[0].sensor_time > _LATE:
+            yield held.pop(0)
+    yield from held
 
 
 def _paired(color: Frame, depths: deque[Frame]) -> Frame:

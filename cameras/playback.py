@@ -1,6 +1,7 @@
 """What recorded and simulated sources share: frames one after the other, an end, and the pace of a real camera."""
 
 import abc
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,6 +27,8 @@ class Playback(Camera):
         self.request = request
         self._spec: CameraSpec | None = None
         self._frames: Iterator[Frame] | None = None
+        self._reading = threading.Lock()  # nobody closes what a frame is being made of
+        self.closing = False  # tells a subclass that waits for frames to end
         self._count = 0  # frames given
         self._behind = 0  # numbers used by earlier repetitions
         self._newest = -1
@@ -49,12 +52,19 @@ class Playback(Camera):
             except BaseException:
                 self.stop()
                 raise
+            self._count, self._behind, self._newest, self.closing = 0, 0, -1, False
             self._frames = self.frames()
 
     def read(self) -> Frame:
+        with self._reading:
+            return self._next()
+
+    def _next(self) -> Frame:
         if self._frames is None:
             raise CameraError("the camera is not open")
         frame = next(self._frames, None)
+        if self.closing:
+            raise CameraError("the camera was closed")
         if frame is None and self.request.repeat and self._count:
             self._behind = self._newest + 1
             self.stop()
@@ -68,10 +78,12 @@ class Playback(Camera):
         return replace(frame, sequence=self._newest, arrival_time=time.monotonic())
 
     def close(self) -> None:
-        frames, self._frames = self._frames, None
-        if frames is not None:
-            frames.close()  # type: ignore[attr-defined]  # generators have it
-        self.stop()
+        self.closing = True
+        with self._reading:
+            frames, self._frames = self._frames, None
+            if frames is not None:
+                frames.close()  # type: ignore[attr-defined]  # generators have it
+            self.stop()
 
 
 class Paced(Camera):

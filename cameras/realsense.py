@@ -34,12 +34,7 @@ class RealSense(Camera):
         if self._pipeline is not None:
             return
         rs, request, config = self._rs, self._request, self._rs.config()
-        there = [device.get_info(rs.camera_info.serial_number) for device in rs.context().query_devices()]
-        if not there or (self._serial and self._serial not in there):
-            asked = f" with serial number {self._serial}" if self._serial else ""
-            raise CameraError(f"no RealSense camera{asked} is connected; connected are: {', '.join(there) or 'none'}")
-        if self._serial:
-            config.enable_device(self._serial)
+        serial = self.choose_device(config)
         width, height, fps = request.width or 640, request.height or 480, round(request.fps or 30)
         config.enable_stream(rs.stream.color, width, height, rs.format.rgb8, fps)
         if request.depth:
@@ -56,7 +51,18 @@ class RealSense(Camera):
         device = profile.get_device()
         self._unit = unit_of(device)
         streams = {stream.stream_type(): stream for stream in profile.get_streams()}
-        self._spec = describe(rs, device, streams, f"realsense:{self._serial or there[0]}", True, self._unit)
+        self._spec = describe(rs, device, streams, f"realsense:{serial}", True, self._unit)
+
+    def choose_device(self, config: Any) -> str:
+        """Tell a configuration of the library which device it is for; return its serial number."""
+        info = self._rs.camera_info.serial_number
+        there = [device.get_info(info) for device in self._rs.context().query_devices()]
+        if not there or (self._serial and self._serial not in there):
+            asked = f" with serial number {self._serial}" if self._serial else ""
+            raise CameraError(f"no RealSense camera{asked} is connected; connected are: {', '.join(there) or 'none'}")
+        if self._serial:
+            config.enable_device(self._serial)
+        return self._serial or there[0]
 
     def read(self) -> Frame:
         if self._pipeline is None:
@@ -153,7 +159,7 @@ class RealSenseFile(Playback):
 
     def _single(self) -> Iterator[Frame]:
         over = False
-        while True:
+        while not self.closing:
             try:
                 item = self._queue.get(timeout=0.1)
             except Empty:

@@ -8,7 +8,6 @@ Shapes: H height, W width.
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,169 +16,17 @@ from typing import Any
 import av
 import numpy as np
 
-from ..errors import BadInput, DataError, UnknownName, closest
-from ..files import replacing
+from ..errors import DataError
 from .camera import CameraRequest, CameraSpec
-from .frame import Frame, Intrinsics, counted, metric
+from .frame import Frame, Intrinsics, metric
 from .playback import Playback
 
-_CODECS: dict[str, tuple[str, str, str, dict[str, str]]] = {  # file, encoder, its pixels, options
+CODECS: dict[str, tuple[str, str, str, dict[str, str]]] = {  # file, encoder, its pixels, options
     "h264": ("color.mkv", "libx264rgb", "rgb24", {"qp": "0", "preset": "ultrafast", "mbtree": "0"}),
     "png": ("color.mov", "png", "rgb24", {"compression_level": "1"}),
 }
-_DEPTH = ("depth.mkv", "ffv1", "gray16le", {"level": "3"})
-COLORS = tuple(_CODECS)
-_FORMAT = 1
-
-
-class _Track:
-    """One lossless video that is being written."""
-
-    def __init__(self, folder: Path, name: str, codec: str, pixels: str, options: dict[str, str]) -> None:
-        self._container = av.open(str(folder / name), "w")
-        stream: Any = self._container.add_stream(codec, rate=30)
-        self._stream = stream
-        self._stream.pix_fmt = pixels
-        self._stream.options = options
-        self._stream.codec_context.thread_count = 1
-        self._pixels = pixels
-        self.shape: tuple[int, ...] | None = None
-
-    def add(self, values: np.ndarray) -> None:
-        if self.shape is None:
-            self.shape = values.shape
-            self._stream.height, self._stream.width = values.shape[:2]
-        if values.shape != self.shape:
-            raise BadInput(f"a recording has pictures of one size; got {values.shape} after {self.shape}")
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(values), format=self._pixels)
-        self._container.mux(self._stream.encode(picture))
-
-    def close(self) -> None:
-        if self.shape is not None:
-            self._container.mux(self._stream.encode())
-        self._container.close()
-
-
-class RecordingWriter:
-    """Writes frames to a folder that is whole or absent: it appears under its name on `close`.
-
-    Args:
-        path: the folder; there must be nothing of that name.
-        spec: of the camera.
-        color: "h264" (smaller) or "png"; both without loss.
-
-    Raises:
-        DataError: if `path` exists.
-        UnknownName: for another `color`.
-    """
-
-    def __init__(self, path: Path, spec: CameraSpec, color: str = "h264") -> None:
-        if color not in _CODECS:
-            raise UnknownName(f"no colour codec {color!r}{closest(color, COLORS)}; there are: {', '.join(COLORS)}")
-        if path.exists():
-            raise DataError(f"{path} is there already; delete it or choose another out=")
-        self.path, self.count = path, 0
-        self._spec, self._codec = spec, color
-        self._folder = path.with_name(f".{path.name}.partial")
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
-        self._rows = (self._folder / "frames.jsonl").open("w")
-        self._color: _Track | None = None
-        self._depth: _Track | None = None
-        self._first: dict[str, Any] = {}
-        self._open = True
-
-    def add(self, frame: Frame) -> None:
-        """Append a frame, with colour, depth or both.
-
-        Raises:
-            BadInput: if its pictures have another size or unit than the first, or depth does not fit 16 bits.
-        """
-        if frame.rgb is not None:
-            if self._color is None:
-                self._color = _Track(self._folder, *_CODECS[self._codec])
-                self._first["intrinsics"] = _listed(frame.intrinsics)
-            self._color.add(frame.rgb)
-        if frame.depth is not None:
-            if self._depth is None:
-                self._depth = _Track(self._folder, *_DEPTH)
-                self._first |= {
-                    "unit": frame.unit,
-                    "depth_intrinsics": _listed(frame.depth_intrinsics),
-                    "depth_to_color": None if frame.depth_to_color is None else frame.depth_to_color.tolist(),
-                }
-            if frame.unit != self._first["unit"]:
-                raise BadInput(f"the unit of depth changed from {self._first['unit']} to {frame.unit}")
-            self._depth.add(_halves(frame.depth) if frame.unit is None else counted(frame.depth, frame.unit))
-        pose = None if frame.camera_to_world is None else np.asarray(frame.camera_to_world).tolist()
-        row = {
-            "sequence": frame.sequence,
-            "sensor_time": frame.sensor_time,
-            "depth_time": frame.depth_time,
-            "arrival_time": frame.arrival_time,
-            "starts": frame.starts,
-            "rgb": frame.rgb is not None,
-            "depth": frame.depth is not None,
-            "camera_to_world": pose,
-            "proprio": None if frame.proprio is None else np.asarray(frame.proprio, float).tolist(),
-        }
-        self._rows.write(json.dumps(row) + "\n")
-        self.count += 1
-
-    def close(self) -> Path:
-        """Finish the folder, give it its name and return that.
-
-        Raises:
-            DataError: if no frame was added; nothing is written then.
-        """
-        if not self._open:
-            return self.path
-        if not self.count:
-            self.discard()
-            raise DataError(f"the camera gave no frame, so there is nothing to record in {self.path}")
-        try:
-            self._end_files()
-            about = {
-                "format": _FORMAT,
-                "camera": self._spec.name,
-                "driver": self._spec.driver,
-                "details": self._spec.details,
-                "fps": self._spec.fps,
-                "frames": self.count,
-                "color": None if self._color is None else {"codec": self._codec, "size": self._color.shape},
-                **self._first,
-            }
-            with replacing(self._folder / "recording.json") as temporary:
-                temporary.write_text(json.dumps(about, indent=1))
-            self._folder.rename(self.path)
-        except BaseException:
-            self.discard()
-            raise
-        return self.path
-
-    def _end_files(self) -> None:
-        self._open = False
-        self._rows.close()
-        for track in (self._color, self._depth):
-            if track is not None:
-                track.close()
-
-    def discard(self) -> None:
-        """Stop and remove what was written; harmless after `close`."""
-        try:
-            if self._open:
-                self._end_files()
-        finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-    def __enter__(self) -> "RecordingWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
+DEPTH = ("depth.mkv", "ffv1", "gray16le", {"level": "3"})
+FORMAT = 1
 
 
 @dataclass
@@ -210,17 +57,18 @@ class Recording(Playback):
             about = json.loads((self.path / "recording.json").read_text())
             lines = (self.path / "frames.jsonl").read_text().splitlines()
             rows = [json.loads(line) for line in lines]
-            if about["format"] != _FORMAT or len(rows) != about["frames"]:
+            if about["format"] != FORMAT or len(rows) != about["frames"]:
                 raise ValueError(f"{len(rows)} of {about['frames']} rows in format {about['format']}")
             kinds = [kind for kind in ("rgb", "depth") if any(row[kind] for row in rows)]
-            names = {"depth": _DEPTH[0]}
+            names = {"depth": DEPTH[0]}
             if about["color"] is not None:
-                names["rgb"] = _CODECS[about["color"]["codec"]][0]
-            containers = {
-                kind: av.open(str(self.path / names[kind])) for kind in kinds if kind == "rgb" or self.request.depth
-            }
+                names["rgb"] = CODECS[about["color"]["codec"]][0]
+            asked = {"rgb": self.request.color, "depth": self.request.depth}
+            containers = {kind: av.open(str(self.path / names[kind])) for kind in kinds if asked[kind]}
         except (OSError, ValueError, KeyError, TypeError, av.FFmpegError) as error:
             raise DataError(f"{self.path} is no whole recording: {error}; record it again") from error
+        if not containers:
+            raise DataError(f"{self.path} holds {' and '.join(kinds) or 'nothing'} only, which was not asked for")
         self._files = _Files(about, rows, containers)
         sizes = {kind: (each.streams.video[0].height, each.streams.video[0].width) for kind, each in containers.items()}
         if "depth" in sizes and about["unit"] is None:
@@ -251,6 +99,8 @@ class Recording(Playback):
                 if row["depth"] and "depth" in pictures:
                     values = next(pictures["depth"]).to_ndarray(format="gray16le")
                     depth, valid = metric(_joined(values) if about["unit"] is None else values, about["unit"])
+                if rgb is None and depth is None:  # it held only what nobody asked for
+                    continue
                 yield Frame(
                     rgb=rgb,
                     depth=depth,
@@ -260,7 +110,7 @@ class Recording(Playback):
                     depth_to_color=None if depth is None or pose is None else np.array(pose),
                     unit=None if depth is None else about["unit"],
                     camera_to_world=None if row["camera_to_world"] is None else np.array(row["camera_to_world"]),
-                    sensor_time=row["sensor_time"],
+                    sensor_time=row["sensor_time"] if rgb is not None or depth is None else row["depth_time"],
                     depth_time=row["depth_time"],
                     sequence=row["sequence"],
                     starts=row["starts"],
@@ -275,19 +125,9 @@ class Recording(Playback):
             container.close()
 
 
-def _halves(depth: np.ndarray) -> np.ndarray:
-    """Return the bits of (H, W) float32 as (2 H, W) uint16: upper halves, then lower ones."""
-    bits = np.ascontiguousarray(depth, np.float32).view(np.uint32)
-    return np.concatenate([bits >> 16, bits & 0xFFFF]).astype(np.uint16)
-
-
 def _joined(halves: np.ndarray) -> np.ndarray:
     upper, lower = np.split(halves.astype(np.uint32), 2)
     return ((upper << 16) | lower).view(np.float32)
-
-
-def _listed(known: Intrinsics | None) -> dict[str, Any] | None:
-    return None if known is None else known._asdict()
 
 
 def _known(values: dict[str, Any] | None) -> Intrinsics | None:

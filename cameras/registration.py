@@ -8,7 +8,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from .frame import Intrinsics, check_size
+from .frame import Intrinsics, check_size, metric
 from .lenses import project, rays
 
 _NEAREST = 1e-6  # nearer than this is behind the camera [m]
@@ -26,7 +26,7 @@ def register(depth: np.ndarray, source: Intrinsics, target: Intrinsics, transfor
     What the depth camera did not see stays 0.
 
     Args:
-        depth: (h, w) float32 [m], 0 where invalid.
+        depth: (h, w) [m]; what `metric` calls invalid is not drawn.
         source, target: intrinsics of the depth camera and of the other.
         transform: (4, 4) from points in the depth camera to points in the other [m].
 
@@ -37,7 +37,7 @@ def register(depth: np.ndarray, source: Intrinsics, target: Intrinsics, transfor
         BadInput: if the intrinsics are of another size than `depth`.
     """
     check_size("depth", depth, source)
-    depth = np.ascontiguousarray(depth, np.float32)
+    depth = metric(np.ascontiguousarray(depth, np.float32))[0]
     looks, shift = _corner_rays(source, target, np.ascontiguousarray(transform, float).tobytes())
     part = _in_view(looks, shift, depth, target)
     looks, depth = looks[:, :, part[0], part[1]], depth[part]

@@ -6,14 +6,18 @@ path. Other packages add drivers with entry points in the group ``pixio_robot.ca
 """
 
 import importlib
+import logging
 import sqlite3
 import struct
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from ..errors import DataError, PixioError, UnknownName, closest
+from ..errors import BadInput, DataError, PixioError, UnknownName, closest
 from .camera import Camera, CameraRequest
+from .intrinsics_file import read_intrinsics
+
+log = logging.getLogger(__name__)
 
 GROUP = "pixio_robot.cameras"
 Maker = Callable[[str, CameraRequest], Camera]
@@ -32,8 +36,11 @@ _OURS = {
     "demos": "demos:Demonstrations",
 }
 _NEED_A_NAME = set(_OURS) - {"realsense", "opencv", "oak"}  # without one it is a folder of that name
+_READ_FILES = _NEED_A_NAME - {"task"}
+_TELL_INTRINSICS = set(_OURS) - {"opencv", "video", "tum", "images"}
 KINDS = """a recording of `pixio-robot record`; RealSense .bag and .db3; ROS bags (ROS 1, .db3, .mcap, rosbag2 folders);
 Azure Kinect .mkv; videos; TUM folders (rgb.txt, depth.txt); folders of pictures; HDF5 demonstrations"""
+_EXAMPLES = "e.g. realsense, opencv:0, task:toy/reach"
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -46,25 +53,36 @@ def find_camera(name: str, request: CameraRequest = CameraRequest()) -> Camera:
     """Return the camera that a string names, not open yet.
 
     Raises:
+        BadInput: if the name is empty.
         UnknownName: if there is no such driver.
-        DataError: if a file is missing or nothing that is known.
+        DataError: if a file, also that of a calibration, is missing or nothing that is known.
         MissingExtra: if a driver's package is not installed.
     """
+    if not name:
+        raise BadInput(f"needs camera=..., {_EXAMPLES}")
     driver, colon, argument = name.partition(":")
     known = drivers()
     if driver not in known or not (colon or driver not in _NEED_A_NAME):
         if not Path(name).exists():
             raise _unknown(name, driver if colon else "", known)
         driver, argument = kind_of(Path(name)), name
+    elif driver in _READ_FILES and not (Path(argument).exists() or Path(argument.partition("@")[0]).exists()):
+        raise DataError(f"camera={name}: there is no file or folder {argument!r} for driver {driver!r} to read")
+    if request.calibration is not None:
+        read_intrinsics(Path(request.calibration))
+        if driver in _TELL_INTRINSICS:
+            log.warning("calibration=%s is not used: %s tells intrinsics itself", request.calibration, driver)
     return _maker(driver)(argument, request)
 
 
 def _unknown(name: str, driver: str, known: list[str]) -> PixioError:
     if driver and "/" not in driver and "." not in driver:
         return UnknownName(f"no camera driver {driver!r}{closest(driver, known)}; there are: {', '.join(known)}")
+    if "/" in name or "." in name:
+        return DataError(f"no such file or folder: camera={name}; it may also be a driver, {_EXAMPLES}")
     return DataError(
         f"no camera {name!r}: it is neither a file or folder nor a driver{closest(name, known)}; drivers are "
-        f"{', '.join(known)}, e.g. realsense, opencv:0, task:toy/reach"
+        f"{', '.join(known)}, {_EXAMPLES}"
     )
 
 

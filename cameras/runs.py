@@ -13,15 +13,15 @@ import numpy as np
 from ..camera_schemas import Calibrate, CameraCheck, CameraSettings, CameraView, Record
 from ..errors import BadInput, CameraError, DataError, EndOfStream
 from ..files import replacing
-from ..progress import Progress
-from .calibration import Board, Calibrated, HandEye, calibrate, hand_eye, read_poses
+from ..progress import Bar, Progress
+from .calibration import Board, Calibrated, HandEye, calibrate, hand_eye, read_poses, spread
 from .camera import Camera, CameraRequest
 from .check import Finding, findings, observe
 from .frame import Frame
 from .geometry import registered
 from .intrinsics_file import write_intrinsics
 from .playback import Paced
-from .recording import RecordingWriter
+from .recording_writer import RecordingWriter
 from .registry import find_camera
 from .view import RerunStream, depth_span, tile, write_film, write_strip
 
@@ -33,13 +33,15 @@ _SQUARE = 120  # side of a printed board's squares [px]
 
 def asked_camera(command: CameraSettings) -> Camera:
     """Return the camera that a command names, not open yet."""
-    names = {each.name for each in fields(CameraRequest)} & {each.name for each in fields(command)}
+    names = {each.name for each in fields(CameraRequest)} & {each.name for each in fields(CameraSettings)}
     asked = {name: value for name in names if (value := getattr(command, name)) is not None}
     return find_camera(command.camera, CameraRequest(**asked))
 
 
 def run_record(command: Record, progress: Progress) -> tuple[Path, int, int]:
     """Record a camera; return the folder, the frames in it and how many the camera left out."""
+    if command.seconds is not None and not command.seconds > 0:
+        raise BadInput(f"seconds={command.seconds}: there is something to record after 0 only")
     with asked_camera(command) as camera, RecordingWriter(Path(command.out), camera.spec, command.color) as writer:
         endless = camera.spec.live or camera.spec.driver == "task"
         if endless and command.frames is None and command.seconds is None:
@@ -124,6 +126,8 @@ def _stream(stream: RerunStream, frames: Iterator[Frame]) -> int:
 
 def run_check(command: CameraCheck) -> list[Finding]:
     """Look at a camera and judge it."""
+    if not 0 <= command.max_invalid <= 1:
+        raise BadInput(f"max_invalid={command.max_invalid} is a share of the depth, from 0 to 1")
     source = asked_camera(command)
     with Paced(source) if command.real_time else source as camera:
         stretch = observe(camera, command.frames, command.seconds)
@@ -134,26 +138,28 @@ def run_calibrate(command: Calibrate, progress: Progress) -> tuple[Calibrated | 
     """Write the board to print, or find intrinsics and write them, with the hand-eye pose where poses are given."""
     board = Board(command.columns, command.rows, command.square, command.marker, command.dictionary)
     if command.board is not None:
+        if Path(command.board).suffix.lower() != ".png":
+            raise BadInput(f"board={command.board}: the board is drawn without loss; give the name of a .png")
         data = cv2.imencode(".png", board.draw(_SQUARE))[1]
         with replacing(Path(command.board)) as temporary:
             temporary.write_bytes(data.tobytes())
         return None, None
-    pictures: list[np.ndarray] = []
+    poses = None if command.robot is None else read_poses(Path(command.robot))
     with asked_camera(command) as camera:
+        if poses is not None and camera.spec.live:
+            raise BadInput(
+                f"robot={command.robot} holds a pose a picture, and nobody knows which pictures {camera.spec.name} "
+                "gives; record them with: pixio-robot record, and calibrate the recording"
+            )
         limit = None if camera.spec.frames else 10 * command.views
         with progress.stage(f"look at {camera.spec.name}", camera.spec.frames or limit or 0) as bar:
-            for number, frame in enumerate(camera):
-                if frame.rgb is not None:
-                    pictures.append(frame.rgb.copy())
-                bar.advance(1)
-                if limit is not None and number + 1 >= limit:
-                    break
-    chosen = np.unique(np.linspace(0, len(pictures) - 1, min(command.views, len(pictures))).round().astype(int))
-    result = calibrate([pictures[number] for number in chosen], board, command.model)
+            chosen, pictures, count = spread(_colours(camera, limit, bar), command.views)
+    if poses is not None and len(poses) != count:
+        raise DataError(f"{command.robot} holds {len(poses)} poses for {count} pictures; it must hold one for each")
+    result = calibrate(pictures, board, command.model)
     eye = None
-    if command.robot is not None:
-        poses = read_poses(Path(command.robot), len(pictures))[chosen][result.used]
-        eye = hand_eye(result.board_to_camera, poses, command.mounting)
+    if poses is not None:
+        eye = hand_eye(result.board_to_camera, poses[chosen][result.used], command.mounting)
     details: dict[str, object] = {"reprojection_error": result.error, "views": len(result.used)}
     if eye is not None:
         details |= {
@@ -163,3 +169,10 @@ def run_calibrate(command: Calibrate, progress: Progress) -> tuple[Calibrated | 
         }
     write_intrinsics(Path(command.out), result.intrinsics, **details)
     return result, eye
+
+
+def _colours(camera: Camera, limit: int | None, bar: Bar) -> Iterator[np.ndarray]:
+    for frame in islice(camera, limit):
+        bar.advance(1)
+        if frame.rgb is not None:
+            yield frame.rgb

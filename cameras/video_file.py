@@ -1,6 +1,7 @@
 """Video files as cameras: their colour, through PyAV."""
 
 from collections.abc import Iterator
+from itertools import chain
 
 import av
 import numpy as np
@@ -21,7 +22,8 @@ class VideoFile(ContainerFile):
 
     def __init__(self, path: str, request: CameraRequest) -> None:
         super().__init__(path, request)
-        self._size = (0, 0)
+        self._pictures: Iterator[av.VideoFrame] = iter(())
+        self._turns = 0  # of a quarter, anticlockwise
 
     def start(self) -> CameraSpec:
         tracks = self.open_container("video").streams.video
@@ -29,25 +31,36 @@ class VideoFile(ContainerFile):
             raise DataError(f"{self.path} is no video that can be read: it has no pictures")
         stream = tracks[0]
         stream.thread_type = "NONE"
-        self._size = (stream.height, stream.width)
+        self._pictures = self.container.decode(stream)
+        try:
+            first = next(self._pictures)
+        except (av.FFmpegError, StopIteration) as error:
+            raise DataError(f"{self.path} is damaged: it has no pictures") from error
+        self._pictures, self._turns = chain([first], self._pictures), _turns(first)
+        size = (stream.width, stream.height) if self._turns % 2 else (stream.height, stream.width)
         rate = stream.average_rate or stream.guessed_rate
         return CameraSpec(
             name=str(self.path),
             driver="video",
             live=False,
-            color_size=self._size,
+            color_size=size,
             depth_size=None,
             fps=float(rate) if rate else None,
-            intrinsics=intrinsics_for(self.request.calibration, self._size),
+            intrinsics=intrinsics_for(self.request.calibration, size),
             frames=stream.frames or None,
         )
 
     def frames(self) -> Iterator[Frame]:
         try:
-            for number, picture in enumerate(self.container.decode(self.container.streams.video[0])):
-                turns = round(picture.rotation / 90)
+            for number, picture in enumerate(self._pictures):
+                turns = _turns(picture)
                 rgb = np.ascontiguousarray(np.rot90(picture.to_ndarray(format="rgb24"), turns))
                 when = picture.time if picture.time is not None else number / (self.spec.fps or 30.0)
-                yield rgbd_frame(rgb, None, None if turns % 4 else self.spec.intrinsics, sensor_time=float(when))
+                known = self.spec.intrinsics if turns == self._turns else None
+                yield rgbd_frame(rgb, None, known, sensor_time=float(when))
         except av.FFmpegError as error:
             raise DataError(f"{self.path} is damaged: {error}") from error
+
+
+def _turns(picture: av.VideoFrame) -> int:
+    return round(picture.rotation / 90) % 4

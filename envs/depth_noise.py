@@ -113,8 +113,7 @@ class NoisyDepth:
             self._holes = self._field(shape, blob)
         stay = np.sqrt(1 - sensor.flicker**2)
         score = stay * self._holes + sensor.flicker * self._field(shape, blob)
-        edge_limit, limit = (NormalDist().inv_cdf(1 - share) for share in (sensor.edge_share, sensor.hole_share))
-        limits = np.where(near_edge, edge_limit, limit)
+        limits = np.where(near_edge, _limit(sensor.edge_share), _limit(sensor.hole_share))
         return (score < limits) & self._seen_twice(disparity)
 
     def _seen_twice(self, disparity: np.ndarray) -> np.ndarray:
@@ -141,6 +140,11 @@ def edges(disparity: np.ndarray, reach: float) -> np.ndarray:
     jump = (highest - lowest > 0.5) & (highest > 1.05 * lowest)
     size = 2 * max(0, round(reach) - 1) + 1  # the window itself reaches one pixel
     return cv2.dilate(jump.astype(np.uint8), np.ones((size, size), np.uint8)) > 0
+
+
+def _limit(share: float) -> float:
+    """Return what so large a share of normal numbers exceeds."""
+    return NormalDist().inv_cdf(1 - share) if share > 0 else np.inf
 
 
 def _gain(sigma: float) -> float:

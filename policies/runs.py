@@ -163,8 +163,11 @@ def run_stream(command: Stream) -> tuple[list[Moment], dict[str, dict[str, float
     max_age = command.max_age or (0.1 if live else None)
     with camera:
         moments = list(islice(stream(agent, camera, max_age, command.rate, command.zeros), command.frames))
+    faults = camera.counters().faults() if isinstance(camera, Capture) else ""
     if not moments:
-        raise DataError(f"{command.camera} gave no frame")
+        raise DataError(f"{command.camera} gave no frame to act on{faults and f'; of its frames {faults}'}")
+    if faults:
+        log.warning("of the frames of %s: %s", command.camera, faults)
     if command.out is not None:
         with replacing(Path(command.out)) as temporary:
             temporary.write_text("".join(f"{json.dumps(_row(each))}\n" for each in moments))

@@ -6,11 +6,13 @@ Shapes: H side of the pictures, P proprioception, A action.
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
 
-from ..cameras.camera import Camera
+from ..cameras.camera import Camera, check_age
+from ..cameras.capture import Capture
 from ..cameras.frame import Frame
 from ..cameras.geometry import registered, squared
 from ..cameras.simulated import TaskCamera
@@ -99,7 +101,7 @@ def stream(
 
     Args:
         max_age: the oldest frame to act on [s]; None takes every frame in turn.
-        rate: control steps a second; None is as fast as frames are read.
+        rate: control steps a second; None is as fast as new frames come.
         zeros: as in `observation_of`.
 
     Raises:
@@ -108,12 +110,17 @@ def stream(
     """
     check_policy(agent.loaded)
     due, first, running = time.monotonic(), True, np.ones(1, bool)
-    while True:
+    for step in count():
         if rate is not None:
             time.sleep(max(0.0, due - time.monotonic()))
             due = max(due + 1 / rate, time.monotonic())  # what is late is not caught up with
         try:
-            frame = camera.read() if max_age is None else camera.latest(max_age)
+            if max_age is None:
+                frame = camera.read()
+            elif rate is None and step and isinstance(camera, Capture):
+                frame = _fresh(camera, max_age)
+            else:
+                frame = camera.latest(max_age)
         except EndOfStream:
             return
         except StaleFrame:
@@ -128,6 +135,15 @@ def stream(
             camera.act(action)
         yield Moment(frame.sequence, action, frame.starts or first, frame.age(), ready - began, done - ready)
         first = False
+
+
+def _fresh(camera: Capture, max_age: float) -> Frame:
+    """Return a frame that was not acted on yet, which sets the pace."""
+    frame = camera.fresh(max_age)
+    if frame is None:
+        raise StaleFrame(f"no new frame came for {1000 * max_age:.0f} ms")
+    check_age(frame, max_age, time.monotonic())
+    return frame
 
 
 def timing(moments: list[Moment]) -> dict[str, dict[str, float]]:

@@ -87,6 +87,23 @@ def test_counting_undoes_measuring(unit: float) -> None:
         counted(np.array([[70.0]], np.float32), 0.001)
 
 
+def test_integers_have_the_bounds_of_floats() -> None:
+    depth, valid = metric(np.array([[9, 12, 2**31 - 1]], np.int32), 1e-4)
+    assert valid.tolist() == [[False, True, False]] and depth[0, 1] == np.float32(12) * np.float32(1e-4)
+    assert not depth[~valid].any()
+
+
+def test_depth_that_is_not_finite_is_invalid_wherever_it_goes() -> None:
+    known = Intrinsics(32, 24, 30.0, 30.0, 15.5, 11.5)
+    whole = np.full((24, 32), 1.5, np.float32)
+    whole[4:9, 4:9] = 0
+    broken = whole.copy()
+    broken[4:9, 4:9] = [np.nan, np.inf, -np.inf, -1, np.nan]
+    target = known._replace(fx=31.0)
+    assert np.array_equal(register(broken, known, target, np.eye(4)), register(whole, known, target, np.eye(4)))
+    assert np.array_equal(resize_depth(broken, 12, 16), resize_depth(whole, 12, 16))
+
+
 def test_registration_with_itself_changes_nothing() -> None:
     depth = _plane(PLAIN, (0.1, -0.2, 1), 1.5)
     depth[10:20, 30:33] = 0

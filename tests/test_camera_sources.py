@@ -2,6 +2,10 @@
 
 import json
 import struct
+import sys
+import types
+from dataclasses import replace
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,10 +18,11 @@ import pytest
 from pixio_robot.cameras import registry
 from pixio_robot.cameras.camera import Camera, CameraRequest, CameraSpec
 from pixio_robot.cameras.frame import Frame, Intrinsics, metric, rgbd_frame
-from pixio_robot.cameras.geometry import registered, squared
+from pixio_robot.cameras.geometry import crop, registered, resize, squared
 from pixio_robot.cameras.intrinsics_file import read_intrinsics, write_intrinsics
+from pixio_robot.cameras.pairing import nearest_pairs
 from pixio_robot.cameras.playback import Paced
-from pixio_robot.cameras.recording import RecordingWriter
+from pixio_robot.cameras.recording_writer import RecordingWriter
 from pixio_robot.cameras.registry import drivers, find_camera, kind_of
 from pixio_robot.cameras.simulated import TaskCamera
 from pixio_robot.envs.registry import EnvRequest, make
@@ -30,6 +35,7 @@ from pixio_robot.errors import (
     PixioError,
     StaleFrame,
     UnknownName,
+    Unreadable,
 )
 from pixio_robot.policies.collect import collect
 from pixio_robot.policies.demos import DemoSet
@@ -86,8 +92,6 @@ def test_a_recording_gives_back_every_bit(unit: float | None, color: str) -> Non
 
 
 def test_a_recording_keeps_gaps_and_missing_halves() -> None:
-    from dataclasses import replace
-
     first, second, third = _frames(3)
     frames = [first, replace(second, depth=None, valid=None, sequence=4), replace(third, rgb=None, sequence=9)]
     again = _all(_record(frames, "gaps"))
@@ -100,6 +104,38 @@ def test_a_recording_keeps_gaps_and_missing_halves() -> None:
     assert np.array_equal(again[2].depth, third.depth)
     repeated = iter(find_camera("gaps", CameraRequest(repeat=True)).__enter__())
     assert [next(repeated).sequence for _ in range(6)] == [0, 4, 9, 10, 14, 19]
+
+
+def test_a_recording_of_resized_frames_gives_back_every_bit() -> None:
+    frames = [resize(frame, 12, 16) for frame in _frames(3, 0.001)]
+    again = _all(_record(frames, "small"))
+    assert all(np.array_equal(ours.depth, theirs.depth) for ours, theirs in zip(frames, again, strict=True))
+    assert frames[0].unit is None and crop(_frames(1)[0], 0, 0, 8, 8).unit == 0.001
+
+
+def test_a_recording_has_one_calibration() -> None:
+    first, second, third = _frames(3)
+    other = KNOWN._replace(fx=99.0)
+    for change in ({"intrinsics": other}, {"depth_intrinsics": other}, {"depth_to_color": np.eye(4) * 2}):
+        with pytest.raises(BadInput, match=f"one calibration; {next(iter(change))} changed"):
+            _record([first, replace(second, **change)], "changing")
+    silent = replace(second, depth_to_color=None)
+    again = _all(_record([silent, first, replace(third, intrinsics=None)], "silent"))
+    assert all(frame.intrinsics == KNOWN and frame.is_registered for frame in again)
+
+
+def test_a_recording_gives_every_depth_map_without_colour() -> None:
+    first, second, third = _frames(3)
+    late = replace(third, depth_time=0.08)
+    _record([first, replace(second, depth=None, valid=None, depth_time=None), late], "both")
+    depths = _all("both", color=False)
+    assert [frame.rgb for frame in depths] == [None, None] and np.array_equal(depths[1].depth, third.depth)
+    assert depths[1].sensor_time == 0.08, "of depth, if there is no colour"
+    with find_camera("both", CameraRequest(color=False)) as camera:
+        assert camera.spec.color_size is None and camera.spec.depth_size == (24, 32)
+    _record([replace(first, depth=None, valid=None)], "colour")
+    with pytest.raises(DataError, match="holds rgb only"):
+        _all("colour", color=False)
 
 
 def test_a_recording_is_whole_or_absent() -> None:
@@ -227,6 +263,28 @@ def test_ros_transforms_register_depth() -> None:
     assert frame.depth_intrinsics is not None and frame.depth_intrinsics.fx == 28.0
 
 
+def _single(when: float, colour: bool) -> Frame:
+    known = {"rgb": np.zeros((1, 1, 3), np.uint8), "depth": None, "valid": None}
+    if not colour:
+        known = {"rgb": None, "depth": np.ones((1, 1), np.float32), "valid": np.ones((1, 1), bool)}
+    return Frame(**known, intrinsics=None, sensor_time=when, depth_time=None if colour else when)
+
+
+@pytest.mark.parametrize("late", [0.05, -0.12])
+def test_depth_of_the_same_moment_is_paired_whichever_is_logged_late(late: float) -> None:
+    logged = [(n / 30 + late * (not colour), n / 30, colour) for n in range(9) for colour in (True, False)]
+    pairs = list(nearest_pairs(_single(when, colour) for _, when, colour in sorted(logged)))
+    assert [frame.sensor_time for frame in pairs] == [n / 30 for n in range(9)]
+    assert all(frame.depth is not None and frame.skew == 0 for frame in pairs)
+
+
+def test_pairs_go_on_when_the_clock_begins_anew() -> None:
+    times = [n / 30 for _ in range(2) for n in range(20)]
+    pairs = list(nearest_pairs(_single(when, colour) for when in times for colour in (True, False)))
+    assert [frame.sensor_time for frame in pairs] == times
+    assert [frame.skew == 0 for frame in pairs].count(False) <= 1, "the first of the new times, whose skew tells"
+
+
 def _kinect(calibration: dict[str, Any] | None) -> str:
     """Write what a k4arecorder file holds: MJPEG colour, 16-bit big-endian depth and infrared, an attachment."""
     with av.open("kinect.mkv", "w", format="matroska", options={"allow_raw_vfw": "1"}) as container:
@@ -294,6 +352,8 @@ def test_azure_kinect_recordings_play_without_the_sdk() -> None:
     together = registered(frames[0])
     assert together.depth is not None and (together.depth > 0).mean() > 0.5
     assert _all(_kinect(None))[0].intrinsics is None
+    depths = _all(name, color=False)
+    assert len(depths) == 2 and all(frame.rgb is None and frame.depth is not None for frame in depths)
 
 
 def test_folders_of_pictures_and_tum() -> None:
@@ -323,6 +383,14 @@ def test_folders_of_pictures_and_tum() -> None:
     pose = frames[4].camera_to_world
     assert pose is not None and np.allclose(pose[:3, 3], (4, 0, 1)) and np.allclose(pose[:3, 0], (0, 1, 0), atol=1e-6)
     assert np.array_equal(_all("shots/color")[11].rgb, rgbs[11]), "a plain folder of pictures"
+
+
+def test_pictures_of_eight_bits_are_no_depth() -> None:
+    for folder in ("grey/color", "grey/depth"):
+        Path(folder).mkdir(parents=True)
+        cv2.imwrite(f"{folder}/0.png", np.full((24, 32), 200, np.uint8))
+    with pytest.raises(Unreadable, match=r"wanted are 16-bit integers or floats \(H, W\), it has uint8"):
+        _all("grey")
 
 
 def test_intrinsics_files_scale_but_do_not_stretch() -> None:
@@ -363,6 +431,19 @@ def test_videos_are_colour_cameras(driver: str) -> None:
         )
         == 20
     )
+
+
+def test_a_video_held_upright_is_upright_in_all_it_tells() -> None:
+    _video("a.mp4")
+    data = bytearray(Path("a.mp4").read_bytes())  # turn the track's display matrix by a quarter, as phones do
+    at = data.index(b"tkhd") + 44
+    data[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 24 << 16, 0, 1 << 30)
+    Path("phone.mp4").write_bytes(data)
+    write_intrinsics(Path("camera.json"), KNOWN._replace(width=24, height=32))
+    with find_camera("phone.mp4", CameraRequest(calibration="camera.json")) as camera:
+        frames, spec = list(camera), camera.spec
+    assert spec.color_size == (32, 24) and len(frames) == 8 and frames[0].rgb.shape == (32, 24, 3)
+    assert spec.intrinsics == frames[0].intrinsics == KNOWN._replace(width=24, height=32)
 
 
 def test_demonstrations_are_cameras_with_depth_and_poses() -> None:
@@ -466,7 +547,12 @@ def test_a_third_party_source_is_a_class_and_an_entry_point(monkeypatch: pytest.
     ("name", "error", "message"),
     [
         ("relsense:1", UnknownName, "no camera driver 'relsense'; did you mean 'realsense'"),
-        ("nothing.bag", DataError, "no camera 'nothing.bag': it is neither a file or folder nor a driver"),
+        ("", BadInput, r"needs camera=\.\.\."),
+        ("nothing.bag", DataError, r"no such file or folder: camera=nothing\.bag; it may also be a driver, e\.g\."),
+        ("no/thing", DataError, "no such file or folder: camera=no/thing"),
+        ("recording:missing", DataError, "there is no file or folder 'missing' for driver 'recording'"),
+        ("demos:missing@front", DataError, "there is no file or folder 'missing@front'"),
+        ("ros:missing.bag", DataError, r"there is no file or folder 'missing\.bag'"),
         ("webcam", DataError, "e.g. realsense, opencv:0"),
         ("task:toy/reech", UnknownName, "did you mean 'toy/reach'"),
         ("opencv:97", CameraError, "cannot read camera or file '97'"),
@@ -499,6 +585,22 @@ def test_what_cannot_be_a_camera_says_why(name: str, error: type[PixioError], me
         camera.read()
 
 
+def test_a_calibration_that_is_no_use_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    _record(_frames(1), "known")
+    Path("text.txt").write_text("hello")
+    with pytest.raises(DataError, match=r"text\.txt holds no intrinsics"):
+        _all("known", calibration="text.txt")
+    write_intrinsics(Path("camera.json"), KNOWN)
+    assert len(_all("known", calibration="camera.json")) == 1
+    assert "calibration=camera.json is not used: recording tells intrinsics itself" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made_is_named() -> None:
+    Path("text.txt").write_text("hello")
+    with pytest.raises(DataError, match=r"out=text\.txt/rec cannot be made: Not a directory; choose another out="):
+        _record(_frames(1), "text.txt/rec")
+
+
 def test_a_folder_may_be_called_like_a_driver_of_files() -> None:
     assert len(_all(_record(_frames(2), "recording"))) == 2 and len(_all(_record(_frames(3), "images"))) == 3
     with pytest.raises(DataError, match="no recording that is known"):
@@ -507,9 +609,30 @@ def test_a_folder_may_be_called_like_a_driver_of_files() -> None:
 
 
 def test_an_absent_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "depthai", None)
+    monkeypatch.setitem(sys.modules, "depthai", None)
     with pytest.raises(MissingExtra, match=r"pixio-robot\[oak\]"):
         find_camera("oak")
+
+
+class _OakMessage:
+    """What one camera of a Luxonis device sends, as depthai gives it."""
+
+    def __init__(self, picture: np.ndarray, seconds: float) -> None:
+        self.getFrame = self.getCvFrame = lambda: picture
+        self.getTimestampDevice = lambda: timedelta(seconds=seconds)
+        self.getSequenceNum = lambda: 7
+
+
+def test_colour_and_depth_of_luxonis_keep_their_own_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "depthai", types.ModuleType("depthai"))
+    camera: Any = find_camera("oak")
+    rgb, depth = _pictures(1)[0], _depths(1)[0]
+    group = {"rgb": _OakMessage(rgb[..., ::-1], 2.0), "depth": _OakMessage(depth, 1.99)}
+    camera._pipeline, camera._spec = object(), CameraSpec("oak", "oak", True, (24, 32), (24, 32), 30.0, 0.001, KNOWN)
+    camera._queue = types.SimpleNamespace(tryGet=lambda: group)
+    frame = camera.read()
+    assert np.array_equal(frame.rgb, rgb) and np.array_equal(frame.depth, metric(depth, 0.001)[0])
+    assert frame.skew == pytest.approx(0.01) and frame.sensor_time == 2.0 and frame.sequence == 7
 
 
 def test_ends_and_ages_are_told() -> None:

@@ -2,22 +2,28 @@
 
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 from pixio_robot import cli
-from pixio_robot.cameras.calibration import Board, calibrate, hand_eye
+from pixio_robot.camera_schemas import Record
+from pixio_robot.cameras import runs
+from pixio_robot.cameras.calibration import Board, calibrate, hand_eye, spread
 from pixio_robot.cameras.camera import CameraRequest, CameraSpec
-from pixio_robot.cameras.check import depth_noise
+from pixio_robot.cameras.check import Finding, Stretch, depth_noise, findings
 from pixio_robot.cameras.frame import Frame, Intrinsics, rgbd_frame
 from pixio_robot.cameras.intrinsics_file import read_intrinsics
-from pixio_robot.cameras.recording import RecordingWriter
+from pixio_robot.cameras.playback import Paced
+from pixio_robot.cameras.recording_writer import RecordingWriter
 from pixio_robot.cameras.registry import find_camera
+from pixio_robot.cameras.simulated import TaskCamera
 from pixio_robot.cameras.view import colourised, depth_span
 from pixio_robot.errors import BadInput, DataError, PixioError
 from pixio_robot.video import read_video
@@ -54,8 +60,6 @@ def test_record_and_replay_is_exact(capsys: pytest.CaptureFixture[str]) -> None:
 def test_record_keeps_what_came_before_an_interruption(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pixio_robot.cameras.simulated import TaskCamera
-
     count, read = 0, TaskCamera.read
 
     def interrupted(self: TaskCamera) -> Frame:
@@ -133,6 +137,41 @@ def test_a_check_tells_good_from_bad(
     assert last == (f"r: not usable as it is: {problem}" if problem else "r: usable")
     if not problem:
         assert "30.0 frames a second" in out and "8.3% of the depth is invalid" in out and "0 of 40 frames" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["record", "seconds=0"], "seconds=0"),
+        (["camera_check", "max_invalid=7"], "max_invalid=7.0 is a share"),
+    ],
+)
+def test_numbers_without_sense_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = _run(capsys, *words, "camera=task:toy/reach", *TOY)
+    assert status == 1 and message in err
+
+
+def _judged(times: list[float], max_skew: float | None = None, **spec: Any) -> dict[str, Finding]:
+    stretch = Stretch(CameraSpec("x", "x", True, (2, 2), (2, 2), 30.0, **spec))
+    for number, when in enumerate(times):
+        frame = rgbd_frame(np.zeros((2, 2, 3), np.uint8), np.ones((2, 2), np.float32), None, None, when, number)
+        stretch.add(replace(frame, depth_time=when + 0.001), None)
+    return {each.what: each for each in findings(stretch, max_skew, 0.5)}
+
+
+def test_a_check_is_strict_and_says_what_it_cannot_know() -> None:
+    running = [n / 30 for n in range(10)]
+    assert _judged(running)["pairs"].fine and not _judged(running, max_skew=0.0)["pairs"].fine
+    stands = _judged([1.0] * 10)["rate"]
+    assert not stands.fine and "after 10 frames the camera's clock is not later" in stands.detail
+    assert "0 of 10 frames never came" in _judged(running)["drops"].detail
+    silent = _judged(running, numbered=False)["drops"]
+    assert silent.fine and "does not number its frames" in silent.detail and "never came" not in silent.detail
+
+
+def test_a_codec_is_no_wish_for_colour() -> None:
+    camera = runs.asked_camera(Record(camera="task:toy/reach", color="png"))
+    assert isinstance(camera, TaskCamera) and camera.request.color is True
 
 
 def test_noise_is_measured() -> None:
@@ -214,6 +253,9 @@ def test_hand_eye_beside_the_robot_and_what_it_refuses(monkeypatch: pytest.Monke
         hand_eye(boards[:2], gripper[:2])
     with pytest.raises(DataError, match="hardly turned"):
         hand_eye(boards, np.repeat(gripper[:1], 9, 0))
+    about_one = np.stack([_some_pose((0, 0, angle), (angle, 0.1, 0)) for angle in np.linspace(0, 2, 9)])
+    with pytest.raises(DataError, match="one axis only"):
+        hand_eye(np.linalg.inv(camera_in_base) @ about_one @ board_in_hand, about_one)
     monkeypatch.delattr(cv2, "calibrateHandEye")
     with pytest.raises(PixioError, match="has no calibrateHandEye"):
         hand_eye(boards, gripper)
@@ -223,6 +265,8 @@ def test_calibration_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> N
     blank = [np.full((60, 80, 3), 200, np.uint8)] * 6
     with pytest.raises(DataError, match="found in 0 of 6"):
         calibrate(blank, Board())
+    with pytest.raises(BadInput, match="one picture size; these have 40x30, 80x60"):
+        calibrate([*blank, np.zeros((30, 40, 3), np.uint8)], Board())
     with pytest.raises(BadInput, match="does not fit"):
         Board(marker=0.05).make()
     with pytest.raises(BadInput, match="too few markers"):
@@ -230,6 +274,39 @@ def test_calibration_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> N
     status, out, _ = _run(capsys, "calibrate", "board=board.png", "columns=5", "rows=4")
     assert status == 0 and "a square's side is 30 mm" in out and cv2.imread("board.png").shape == (600, 720, 3)
     assert _run(capsys, "calibrate", "camera=board.png")[0] == 1
+    status, _, err = _run(capsys, "calibrate", "board=board.jpg")
+    assert status == 1 and "give the name of a .png" in err and not Path("board.jpg").exists()
+
+
+def test_poses_are_looked_at_before_the_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = _run(capsys, "calibrate", "camera=opencv:97", "robot=missing.npy")
+    assert status == 1 and "missing.npy holds no poses" in err
+    np.save("poses.npy", np.stack([np.eye(4)] * 3))
+    Path("views").mkdir()
+    for number in range(4):
+        cv2.imwrite(f"views/{number}.png", np.zeros((60, 80, 3), np.uint8))
+    status, _, err = _run(capsys, "calibrate", "camera=views", "robot=poses.npy")
+    assert status == 1 and "poses.npy holds 3 poses for 4 pictures" in err
+
+
+def test_a_live_camera_has_no_pose_a_picture(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save("poses.npy", np.eye(4)[None])
+    monkeypatch.setattr(runs, "find_camera", lambda *_: Paced(find_camera("task:toy/reach")))
+    status, _, err = _run(capsys, "calibrate", "camera=opencv:0", "robot=poses.npy")
+    assert status == 1 and "calibrate the recording" in err
+
+
+def test_few_of_many_pictures_are_held() -> None:
+    tracemalloc.start()
+    chosen, pictures, count = spread((np.full((100, 1000), n % 251, np.uint8) for n in range(1000)), 10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 1000 and len(chosen) == 10 and peak < 25 * 100_000
+    assert all((picture == number % 251).all() for number, picture in zip(chosen, pictures, strict=True))
+    assert chosen[0] == 0 and chosen[-1] > 900 and np.diff(chosen).max() < 200
+    assert spread(iter([]), 4) == ([], [], 0)
 
 
 BAG = os.environ.get("REALSENSE_BAG", "")

@@ -2,18 +2,21 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
-from pixio_robot.cameras.camera import Camera, CameraSpec
+from pixio_robot.cameras.camera import Camera, CameraRequest, CameraSpec
 from pixio_robot.cameras.capture import Capture
 from pixio_robot.cameras.faults import Faults, Faulty
 from pixio_robot.cameras.frame import Frame, Intrinsics, rgbd_frame
+from pixio_robot.cameras.playback import Paced, Playback
+from pixio_robot.cameras.simulated import TaskCamera
 from pixio_robot.errors import CameraError, EndOfStream, StaleFrame
 
 SIZE = (24, 32)
@@ -160,6 +163,12 @@ def test_each_fault_is_counted_and_none_gets_through(fault: str, counter: str) -
     assert counted == faulty.injected[fault] if fault != "drop" else counted >= faulty.injected[fault] - 1
 
 
+def test_an_end_tells_what_became_of_the_frames() -> None:
+    skewed = _Steady(count=3, change=lambda frame: replace(frame, depth_time=frame.sensor_time - 0.1))
+    with Capture(skewed) as camera, pytest.raises(EndOfStream, match=r"the end; of them [0-9 a-z,]*[123] skewed"):
+        camera.read()
+
+
 def test_an_unplugged_camera_comes_back() -> None:
     camera, faulty = _faulty(unplug=0.05, gone_seconds=0.1)
     with camera:
@@ -169,6 +178,13 @@ def test_an_unplugged_camera_comes_back() -> None:
     counters = camera.counters()
     assert counters.failures == faulty.injected["unplug"] and counters.reconnects >= counters.failures - 1
     assert faulty.injected["refusal"] >= 3, "it tried while the camera was gone"
+
+
+def test_an_unplugged_camera_is_closed() -> None:
+    source = _Steady()
+    with Capture(Faulty(source, Faults(unplug=1.0, gone_seconds=5))) as camera:
+        _until(lambda: camera.counters().failures == 1)
+    assert source.closed >= 1
 
 
 def test_a_camera_that_is_gone_blocks_nobody() -> None:
@@ -209,6 +225,54 @@ def test_closing_ends_the_thread_and_the_camera() -> None:
         camera.read()
 
 
+class _Played(Playback):
+    """A source whose frames take 5 ms to be made, or never come."""
+
+    def __init__(self, waits: bool = False) -> None:
+        super().__init__(CameraRequest(repeat=True))
+        self.waits, self.stopped = waits, 0
+
+    def start(self) -> CameraSpec:
+        return CameraSpec("played", "test", False, SIZE, None, 200.0)
+
+    def frames(self) -> Iterator[Frame]:
+        number = 0
+        while not self.closing:
+            time.sleep(0.005)
+            if not self.waits:
+                number += 1
+                yield rgbd_frame(np.zeros((*SIZE, 3), np.uint8), None, None, None, number / 200)
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+
+@pytest.mark.parametrize("paced", [False, True])
+def test_a_played_source_is_closed_while_it_is_read(paced: bool) -> None:
+    source = _Played()
+    camera = Capture(Paced(source) if paced else source)
+    for times in range(1, 6):
+        camera.open()
+        camera.read()
+        camera.close()
+        assert source.stopped == times, "its files are closed"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("camera played")]
+
+
+def test_a_task_is_closed_while_it_is_drawn() -> None:
+    source = TaskCamera("toy/reach", CameraRequest(width=32, render="fast"))
+    with Capture(source) as camera:
+        camera.read()
+    assert source.env is None
+
+
+def test_closing_ends_a_source_that_waits_for_frames() -> None:
+    source = _Played(waits=True)
+    with Capture(source) as camera:
+        time.sleep(0.03)
+    assert source.stopped == 1 and camera.counters().failures == 0
+
+
 def test_a_camera_that_counts_anew_is_not_refused() -> None:
     source = _Steady(fps=200)
 
@@ -224,6 +288,27 @@ def test_a_camera_that_counts_anew_is_not_refused() -> None:
         _until(lambda: camera.counters().received > 30)
         assert camera.latest(1.0).sequence < 290
         assert camera.counters().repeated == 0
+
+
+def test_numbers_without_times_are_enough() -> None:
+    """A source of one's own may leave out the camera's clock."""
+    with Capture(_Steady(fps=100, change=lambda frame: replace(frame, sensor_time=0.0, depth_time=0.0))) as camera:
+        numbers = [camera.read().sequence for _ in range(5)]
+        assert len(set(numbers)) == 5 and camera.counters().repeated == 0
+
+
+def test_an_ended_recording_is_read_again_after_it_was_closed() -> None:
+    class Short(_Played):
+        def frames(self) -> Iterator[Frame]:
+            yield from islice(super().frames(), 4)
+
+    source = Short()
+    source.request = CameraRequest()
+    camera = Capture(source, timeout=1)
+    for _ in range(2):
+        with camera:
+            assert list(camera)[-1].sequence == 3
+    assert camera.counters().repeated == 0
 
 
 @pytest.mark.slow

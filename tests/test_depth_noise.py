@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from pixio_robot.cameras.camera import CameraRequest
+from pixio_robot.cameras.frame import Intrinsics
 from pixio_robot.cameras.noise_fit import fit_sensor, noise_figures, simulated_figures
 from pixio_robot.cameras.registry import find_camera
 from pixio_robot.envs.contract import check_contract
 from pixio_robot.envs.depth_noise import SENSORS, NoisyDepth, depth_sensor, edges
-from pixio_robot.envs.registry import make
+from pixio_robot.envs.registry import installed, make
 from pixio_robot.errors import DataError, UnknownName
 
 D435 = SENSORS["d435"]
-QUIET = replace(D435, sigma=0.0, edge_share=1e-9, hole_share=1e-9, margin=0.0)
+QUIET = replace(D435, sigma=0.0, edge_share=0.0, hole_share=0.0, margin=0.0)
 BAG = os.environ.get("REALSENSE_BAG", "")
 
 
@@ -94,6 +95,17 @@ def test_a_task_can_have_the_sensor() -> None:
     check_contract("toy/reach")
 
 
+@pytest.mark.parametrize("task", ["metaworld/hammer", "dmc/reacher_easy", "adroit/pen", "trifinger/reach_cube"])
+def test_every_suite_can_have_the_sensor(task: str) -> None:
+    if task not in installed():
+        pytest.skip(f"needs the extra of {task.split('/')[0]}")
+    env = make(task, observe=("rgb", "depth"), image_size=48, render="fast", depth_sensor="d435")
+    seen = env.reset(seed=0)[0]["depth"]
+    env.close()
+    assert np.isfinite(seen).all() and 0.1 < (seen > 0).mean() < 1, "holes and a blind border, but not only"
+    assert np.allclose(seen, np.rint(seen / D435.unit) * D435.unit, atol=1e-6), "in the sensor's steps"
+
+
 def test_fitting_finds_the_sensor_that_made_the_frames() -> None:
     """Frames of a made-up sensor in a made-up scene: the fit has their figures, whatever it began with."""
     rows, columns = np.mgrid[0:240, 0:320]
@@ -102,14 +114,26 @@ def test_fitting_finds_the_sensor_that_made_the_frames() -> None:
     truth = replace(D435, sigma=0.06, blob=(4.0, 3.0), margin=18.0, edge_share=0.2, hole_share=0.02, flicker=0.3)
     camera = NoisyDepth(truth, D435.focal, 5)
     frames = np.stack([camera.measure(scene) for _ in range(3)])
-    from pixio_robot.cameras.frame import Intrinsics
-
     known = Intrinsics(320, 240, D435.focal, D435.focal, 159.5, 119.5)
     found = fit_sensor(frames, known, D435.baseline, D435)
     assert found.sigma == pytest.approx(0.06, rel=0.1) and found.blob == pytest.approx((4.0, 3.0), rel=0.25)
     assert found.margin == pytest.approx(18, abs=4) and found.hole_share == pytest.approx(0.02, rel=0.5)
     with pytest.raises(DataError, match="two frames"):
         noise_figures(frames[:1], known.fx, D435.baseline)
+
+
+def test_frames_that_show_no_such_noise_are_refused() -> None:
+    known = Intrinsics(160, 120, D435.focal, D435.focal, 79.5, 59.5)
+    with pytest.raises(DataError, match="same in all frames"):
+        fit_sensor(np.stack([_wall(1.5)] * 2), known, D435.baseline, D435)
+    wide, waves = D435.focal * D435.baseline, np.cos(np.arange(160) * np.pi / 8)
+    striped = wide / (wide / 1.5 + 0.1 * np.stack([_wall(1.0) * waves, _wall(-1.0) * waves]))
+    with pytest.raises(DataError, match=r"8 px across is correlated by -1\.00"):
+        fit_sensor(striped.astype(np.float32), known, D435.baseline, D435)
+    noisy = NoisyDepth(replace(D435, margin=0.0), D435.focal, 0)
+    seen = np.stack([noisy.measure(_wall(1.5)) for _ in range(2)])
+    with pytest.raises(DataError, match=r"steps of start\.step=1 px"):
+        fit_sensor(seen, known, D435.baseline, replace(D435, step=1))
 
 
 @pytest.mark.skipif(not Path(BAG).is_file(), reason="set REALSENSE_BAG to librealsense's unit-test recording")

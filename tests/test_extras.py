@@ -112,9 +112,9 @@ def _lerobot_data(folder: Path) -> None:
 
 
 def _realsense(folder: Path) -> None:
-    import pyrealsense2 as rs
+    from pixio_robot.cameras.realsense_frames import realsense_library
 
-    device = rs.software_device()
+    device = realsense_library().software_device()
     assert device.add_sensor("Depth").get_stream_profiles() is not None
 
 

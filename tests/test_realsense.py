@@ -254,6 +254,34 @@ def test_the_real_recording_plays_registers_and_agrees_with_the_library() -> Non
 
 
 @needs_bag
+def test_the_live_camera_reads_what_its_pipeline_gives() -> None:
+    """All of it but the search for a device; so short a file may be over before it is asked."""
+
+    class Played(RealSense):
+        def choose_device(self, config: Any) -> str:
+            config.enable_device_from_file(BAG, repeat_playback=False)
+            return "recorded"
+
+    for _ in range(20):
+        with Played("", CameraRequest(fps=6, timeout=0.5)) as camera:
+            camera.open()
+            assert camera.spec.live and camera.spec.name == "realsense:recorded" and camera.spec.intrinsics is not None
+            assert camera.spec.color_size == camera.spec.depth_size == (480, 640)
+            try:
+                frame = camera.read()
+            except CameraError:
+                continue
+            with pytest.raises(CameraError, match=r"gave no frame for 0\.5 s|is gone"):
+                for _ in range(9):
+                    camera.read()
+        with pytest.raises(CameraError, match="not open"):
+            camera.read()
+        assert frame.rgb is not None and frame.rgb.shape == (480, 640, 3) and frame.unit == pytest.approx(0.001)
+        return
+    raise AssertionError("the library made no set")
+
+
+@needs_bag
 def test_two_readers_of_the_real_recording_agree() -> None:
     pytest.importorskip("rosbags")
     frames = {}

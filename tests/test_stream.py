@@ -93,6 +93,12 @@ def test_a_recording_replays_to_the_same_actions(checkpoint: Path, capsys: pytes
     rows = [json.loads(line) for line in Path("replayed.jsonl").read_text().splitlines()]
     assert len(rows) == 3 and np.array_equal(rows[0]["action"], acted[0]) and rows[0]["starts"]
     assert cli.run(["stream", "camera=episode", *words, "real_time=true", "max_age=5"]) == 0
+    rows = Path("episode/frames.jsonl").read_text().splitlines()
+    late = [{**row, "depth_time": row["depth_time"] + 0.2} for row in map(json.loads, rows)]
+    Path("episode/frames.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in late))
+    capsys.readouterr()
+    assert cli.run(["stream", "camera=episode", *words, "real_time=true", "max_age=5"]) == 1
+    assert "gave no frame to act on; of its frames" in (err := capsys.readouterr().err) and "skewed" in err
 
 
 class _Late(Camera):
@@ -128,6 +134,17 @@ def test_there_is_no_action_without_a_new_frame(checkpoint: Path, tiny: Backbone
     assert 0 < table["act"]["p50"] <= table["act"]["p95"] <= table["act"]["p99"]
     assert table["age"]["p50"] >= table["act"]["p50"], "the age counts what preparing and acting took"
     assert timing([Moment(None, None)])["age"]["p99"] == 0
+
+
+def test_without_a_rate_new_frames_set_the_pace(checkpoint: Path, tiny: Backbone) -> None:
+    with Capture(_Late()) as camera:
+        began = time.monotonic()
+        moments = list(islice(stream(_agent(checkpoint, tiny), camera, 0.08), 10))
+        took = time.monotonic() - began
+    acted = [each.sequence for each in moments if each.action is not None]
+    assert len(acted) == len(set(acted)) >= 3, "no frame is acted on twice"
+    stale = len(moments) - len(acted)
+    assert stale >= 2 and took > 0.08 * (stale - 1), "a camera that stands still is waited for"
 
 
 def test_what_a_camera_cannot_give_is_said(checkpoint: Path, tiny: Backbone) -> None:
