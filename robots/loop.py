@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..cameras.frame import Frame
-from ..errors import CameraError, EmergencyStopped, EndOfStream
+from ..errors import CameraError, EmergencyStopped, EndOfStream, OutOfControl
 from ..runtime.bundle import Card
 from .actions import ActionPlan, Interpolation, Planned
 from .clock import Metronome
@@ -49,7 +49,7 @@ class Tick:
     newest: float | None  # age of the newest frame [s]
     seconds: float | None  # that the policy took, where an answer came since the last tick [s]
     asked: list[float] | None  # by the policy
-    sent: list[float]
+    sent: list[float] | None  # None where nothing was
     reasons: tuple[str, ...]  # why something else was sent
     events: list[str] = field(default_factory=list)
 
@@ -62,7 +62,7 @@ class Moment:
     proprio: np.ndarray
     state: np.ndarray
     asked: np.ndarray  # NaN where there was nothing
-    sent: np.ndarray
+    sent: np.ndarray | None  # None where nothing was
     ticks: list[Tick]
     outcome: Outcome | None
 
@@ -133,19 +133,16 @@ class ControlLoop:
         """
         self.inference.settle(self.rules.patience)
         self._since = self.clock.now()
-        start = self.robot.reset(seed)
         self.plan.clear()
         self.ways.reset()
         self._frame, self._submitted, self._noted = None, -1, []
         outcomes: list[Outcome] = []
         try:
+            start = self.robot.reset(seed)
             self._look(0, self.rules.patience, first=True)
             self.inference.ready(self.rules.patience)
             why, step = self._steps(episode, steps, outcomes)
-        except BaseException:
-            self.robot.stop()
-            raise
-        if why not in ("success", "end"):
+        finally:
             self.robot.stop()
         return start, Ending(why, step, outcomes)
 
@@ -168,25 +165,24 @@ class ControlLoop:
                     planned = self._next(step, now)
                 command = None if planned is None else self.ways.next()
                 self._since = now
+                done: np.ndarray | None = None
+                reasons, end = ("estop",), ""
                 try:
                     done = self.robot.hold() if command is None else self.robot.send_action(command)
+                    reasons = self.robot.reasons
                 except EmergencyStopped as error:
                     log.error("%s", error)
-                    done, end = np.zeros_like(felt["set_point"], np.float32), "estop"
-                else:
-                    end = ""
-                reasons = self.robot.reasons if not end else ("estop",)
+                    end = "estop"
+                except OutOfControl as error:
+                    log.error("%s", error)
+                    reasons, end = ("out_of_control",), "control"
                 if command is None and reasons == ("hold",):
                     reasons = ("no_action",)
                 held = command is None or "nan" in reasons or bool(end)
                 if not held:
                     good = now
-                sent.append(done)
+                sent += [] if done is None else [done]
                 ticks.append(self._tick(episode, step, now - began, late, held, planned, done, reasons, now))
-                if not end and (words := self.robot.filter.out_of_control(self.robot.get_observation())):
-                    log.error("the robot is out of control: %s", words)
-                    ticks[-1].events.append("out_of_control")
-                    end = "control"
                 if not end and now - good > self.rules.stop_after:
                     ticks[-1].events.append("watchdog")
                     end = "watchdog"
@@ -225,7 +221,7 @@ class ControlLoop:
         late: float,
         held: bool,
         planned: Planned | None,
-        sent: np.ndarray,
+        sent: np.ndarray | None,
         reasons: tuple[str, ...],
         now: float,
     ) -> Tick:
@@ -241,7 +237,7 @@ class ControlLoop:
             None if self._frame is None else self._frame.age(now),
             took,
             None if planned is None or not np.isfinite(planned.action).all() else planned.action.tolist(),
-            sent.tolist(),
+            None if sent is None else sent.tolist(),
             reasons,
             events,
         )
@@ -259,8 +255,9 @@ class ControlLoop:
         outcome = self.robot.outcome()
         if outcome is not None:
             outcomes.append(outcome)
-        asked = np.full(len(sent[0]), np.nan, np.float32) if planned is None else planned.action
-        self.watch(Moment(frame, felt["proprio"], state, asked, self.ways.whole(sent), ticks, outcome))
+        asked = np.full(len(felt["set_point"]), np.nan, np.float32) if planned is None else planned.action
+        whole = self.ways.whole(sent) if sent else None
+        self.watch(Moment(frame, felt["proprio"], state, asked, whole, ticks, outcome))
 
     def _newest(self, timeout: float, first: bool) -> Frame | None:
         """Return a frame that came after the last command, else the newest; at first none from before the episode."""

@@ -45,10 +45,10 @@ class EpisodeRecording:
         self._thread.start()
 
     def add(self, moment: Moment) -> None:
-        """Take a step; arrays are copied. A step before the first frame is left out."""
+        """Take a step; arrays are copied. A step before the first frame, or in which nothing was sent, is left out."""
         for tick in moment.ticks:
             self._events += [{"step": tick.number, "at": round(tick.at, 4), "what": what} for what in happened(tick)]
-        if moment.frame is None or self._error is not None:
+        if moment.frame is None or moment.sent is None or self._error is not None:
             self.lost += self._error is not None
             return
         outcome, ticks = moment.outcome, moment.ticks

@@ -130,7 +130,7 @@ def _draw(path: Path, ticks: Sequence[dict[str, Any]], episodes: Sequence[int], 
     ages.set_ylabel("age [ms]")
     asked = np.array([np.abs(tick["asked"]).max() if tick["asked"] else np.nan for tick in ticks])
     sent.plot(times, asked, ".", ms=3, color="#b06a2a", label="asked by the policy")
-    largest = [np.abs(tick["sent"]).max() for tick in ticks]
+    largest = [np.abs(tick["sent"]).max() if tick["sent"] else np.nan for tick in ticks]
     gaps = np.flatnonzero(np.diff([tick["episode"] for tick in ticks])) + 1
     sent.plot(np.insert(times, gaps, np.nan), np.insert(largest, gaps, np.nan), lw=1, color="#0b6a72", label="sent")
     sent.set_ylabel("largest\naction")

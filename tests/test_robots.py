@@ -14,7 +14,7 @@ import pytest
 from pixio_robot.cameras.camera import CameraSpec
 from pixio_robot.envs.commands import Commands
 from pixio_robot.envs.registry import make
-from pixio_robot.errors import BadInput, DataError, EmergencyStopped, PixioError, UnknownName
+from pixio_robot.errors import BadInput, DataError, EmergencyStopped, OutOfControl, PixioError, RobotError, UnknownName
 from pixio_robot.robots import registry
 from pixio_robot.robots.actions import ActionPlan, Interpolation
 from pixio_robot.robots.clock import Metronome, SteppedClock, WallClock
@@ -144,14 +144,43 @@ def test_commands_in_quick_succession_go_no_faster() -> None:
 def test_from_outside_its_limits_nothing_moves_by_itself_and_nothing_further_out() -> None:
     robot = _Still(REACH)
     robot.at = np.array([0.19, 0.0, 0.0])
-    limits = _free(REACH, high=np.full(3, 0.1), low=np.full(3, -0.1))
+    limits = _free(REACH, high=np.full(3, 0.18), low=np.full(3, -0.18))
     guard = SafetyFilter(REACH, limits, PERIOD, robot.clock)
     assert np.array_equal(guard.apply(np.zeros(3), robot.get_observation()).target, robot.at)
     assert guard.apply(np.array([1.0, 0, 0]), robot.get_observation()).target[0] <= 0.19 + 1e-9
     robot.clock.sleep_until(1.0)
-    assert guard.apply(np.array([-1.0, 0, 0]), robot.get_observation()).target[0] < 0.18
+    assert guard.apply(np.array([-1.0, 0, 0]), robot.get_observation()).target[0] < 0.175
     robot.at[0] = 0.5
     assert "axis x is at 0.500 m" in guard.out_of_control(robot.get_observation())
+
+
+def _refused(tmp_path: Path, robot: _Still, kind: type[PixioError], words: str) -> None:
+    for sends in (lambda safe: safe.hold(), lambda safe: safe.send_action(np.zeros(3))):
+        before = robot.stops
+        with pytest.raises(kind, match=words):
+            sends(SafeRobot(robot, _free(JOINTS), PERIOD, EmergencyStop(tmp_path / "estop.json")))
+        assert not robot.sent and robot.stops == before + 1
+
+
+def test_a_joint_found_outside_its_range_is_not_thrown_into_it(tmp_path: Path) -> None:
+    """An absolute action reaches no further than the range, so that even a hold would be a jump."""
+    robot = _Still(JOINTS)
+    robot.at[0] = -1.5 - 0.05 * 3
+    _refused(tmp_path, robot, RobotError, r"shoulder is at -1.650 rad.*-1.500.*bring shoulder inside its range by hand")
+    robot.at[0] = -1.5 - 0.95 * 3
+    _refused(tmp_path, robot, OutOfControl, r"axis shoulder is at -4.350 rad, its limits are -1.5 to 1.5")
+    robot.at[0] = -1.55
+    SafeRobot(robot, _free(JOINTS), PERIOD, EmergencyStop(tmp_path / "estop.json")).hold()
+    assert robot.at[0] == -1.5, "as far as a command may go"
+
+
+@pytest.mark.parametrize("axis", ["set_point", "positions"])
+def test_where_nobody_knows_where_a_joint_is_nothing_is_sent(axis: str, tmp_path: Path) -> None:
+    class Blind(_Still):
+        def get_observation(self) -> dict[str, np.ndarray]:
+            return super().get_observation() | {axis: np.array([0.0, np.nan, 0.0])}
+
+    _refused(tmp_path, Blind(JOINTS), RobotError, "does not tell where axis elbow is")
 
 
 def test_tasks_say_in_units_what_their_actions_do() -> None:
