@@ -6,13 +6,14 @@ robot holds; where none has come for too long the watchdog stops the episode.
 """
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..cameras.frame import Frame
-from ..errors import CameraError, EmergencyStopped, EndOfStream, OutOfControl
+from ..errors import BadInput, CameraError, EmergencyStopped, EndOfStream, OutOfControl, RobotError
 from ..runtime.bundle import Card
 from .actions import ActionPlan, Interpolation, Planned
 from .clock import Metronome
@@ -29,11 +30,20 @@ _LOOK = 0.6  # share of a period in which a new frame is waited for
 
 @dataclass(frozen=True)
 class Rules:
-    """When the watchdog acts."""
+    """When the watchdog acts.
+
+    Raises:
+        BadInput: for a time that is no finite number above 0, which no age would ever exceed.
+    """
 
     max_age: float = 0.2  # of a frame, when it is handed to the policy [s]
     stop_after: float = 1.0  # without a good action [s]
     patience: float = 5.0  # for the first frame and action of an episode [s]
+
+    def __post_init__(self) -> None:
+        for name, value in (("max_age", self.max_age), ("stop_after", self.stop_after)):
+            if not (math.isfinite(value) and value > 0):
+                raise BadInput(f"{name}={value:g} is no time; give seconds above 0, e.g. {name}={getattr(Rules, name)}")
 
 
 @dataclass
@@ -117,6 +127,9 @@ class ControlLoop:
         self.ways = Interpolation(robot.spec.commands, parts)
         chunk = min(execute or card.chunk, card.chunk)
         self._ask_at = 0 if stepped else chunk // 2  # actions left when the next chunk is asked for
+        self._blind = (
+            rules.max_age + parts * metronome.period
+        )  # age of the newest frame, from which nothing is sent [s]
         self._bearable = rules.max_age + (chunk + 1) * parts * metronome.period  # age of what is behind an action [s]
         self._frame: Frame | None = None
         self._submitted = -1  # number of the frame
@@ -131,7 +144,11 @@ class ControlLoop:
             EmergencyStopped: if the stop is latched before anything moves.
             PixioError: what the policy or the robot raised, when the robot stands still.
         """
-        self.inference.settle(self.rules.patience)
+        if not self.inference.settle(self.rules.patience):
+            raise RobotError(
+                f"the policy still computes what it was asked in the last episode, for {self.rules.patience:g} s; "
+                "nothing has moved"
+            )
         self._since = self.clock.now()
         self.plan.clear()
         self.ways.reset()
@@ -208,6 +225,9 @@ class ControlLoop:
         planned = self.plan.take()
         if planned is not None and now - planned.seen > self._bearable:
             self._noted.append("expired")
+            planned = None
+        if planned is not None and (self._frame is None or self._frame.age(now) > self._blind):
+            self._noted.append("stale")  # the rest of a chunk, while the camera shows nothing
             planned = None
         if planned is not None:
             self.ways.aim(planned.action)
@@ -290,7 +310,7 @@ class ControlLoop:
             self._noted.append(f"stale {1000 * age:.0f} ms")
             return
         felt = self.robot.get_observation()["proprio"]
-        job = Job(observation_of(known, felt, self.card), step, known.arrival_time, first)
+        job = Job(observation_of(known, felt, self.card), step, known.arrival_time, self._submitted < 0)
         if self.inference.submit(job):
             self._submitted = known.sequence
         else:

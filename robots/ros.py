@@ -43,7 +43,7 @@ class RosRobot(Robot):
         self.path = Path(path)
         known = _read(self.path)
         self.joints = tuple(known["joints"])
-        self._rate = float(known.get("rate", 20.0))
+        self._rate = _rate(self.path, known)
         self._state_topic = known.get("state_topic", "/joint_states")
         self._command_topic = known.get("command_topic", "/joint_trajectory_controller/joint_trajectory")
         self._commands = _commands(self.path, self.joints, known)
@@ -168,6 +168,16 @@ def _read(path: Path) -> dict[str, Any]:
     return known
 
 
+def _rate(path: Path, known: dict[str, Any]) -> float:
+    try:
+        rate = float(known.get("rate", 20.0))
+    except (TypeError, ValueError):
+        rate = np.nan
+    if not 0 < rate < np.inf:
+        raise DataError(f'{path}: "rate" is in commands a second, e.g. 20; not {known["rate"]!r}')
+    return rate
+
+
 def _commands(path: Path, joints: tuple[str, ...], known: dict[str, Any]) -> Commands:
     """Return what actions do; limits that the file does not tell are infinite, and then nothing may move."""
     count, mode = len(joints), known.get("mode", "absolute")
@@ -180,7 +190,7 @@ def _commands(path: Path, joints: tuple[str, ...], known: dict[str, Any]) -> Com
         raise DataError(f"{path} holds a limit that is no number or pair of numbers: {error}") from error
     units = (str(known.get("unit", "rad")),) * count
     if mode == "relative":
-        if not (stride > 0).all():
+        if not ((stride > 0) & np.isfinite(stride)).all():
             raise DataError(f'{path}: mode "relative" needs "stride", how far an action of 1 moves each joint')
         return Commands(joints, units, stride, np.zeros(count), np.ones(count, bool), low, high, speed)
     if mode != "absolute":

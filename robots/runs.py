@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -80,6 +81,7 @@ def run_robot(command: Run, card: Card, policy: Policy, inputs: str, progress: P
         BadInput: if policy, robot and camera do not fit, or limits are missing; nothing has moved then.
         EmergencyStopped: if the stop was latched before this run.
     """
+    rules = Rules(command.max_age, command.stop_after)
     faults = [Fault.parse(each) for each in command.faults]
     emergency = EmergencyStop(Path(command.estop))
     if command.estop_reset and (told := emergency.reset()):
@@ -89,7 +91,7 @@ def run_robot(command: Run, card: Card, policy: Policy, inputs: str, progress: P
     out = Path(command.out or f"runs/run/{settings_digest(command, inputs)}")
     with find_robot(command.robot, request) as robot:
         rate = command.rate or robot.spec.control_hz or (1 / card.control_period if card.control_period else 0)
-        if not rate > 0:
+        if not 0 < rate < math.inf:
             raise BadInput(f"neither {robot.spec.name} nor the policy tells its rate; give rate= in commands a second")
         limits = Limits.of(robot.spec.commands)
         if command.limits is not None:
@@ -121,7 +123,7 @@ def run_robot(command: Run, card: Card, policy: Policy, inputs: str, progress: P
                         card,
                         Metronome(robot.clock, 1 / rate),
                         parts=parts,
-                        rules=Rules(command.max_age, command.stop_after),
+                        rules=rules,
                         execute=command.execute,
                         stepped=stepped,
                         saboteur=saboteur,

@@ -4,7 +4,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from pixio_robot import cli
 from pixio_robot.envs.registry import EnvRequest, installed
-from pixio_robot.errors import BadInput, DataError, EmergencyStopped
+from pixio_robot.errors import BadInput, DataError, EmergencyStopped, RobotError
 from pixio_robot.metrics import read_episodes
 from pixio_robot.policies.demos import DemoSet
 from pixio_robot.progress import Progress
@@ -23,7 +24,7 @@ from pixio_robot.robot_schemas import Run
 from pixio_robot.robots.clock import Metronome
 from pixio_robot.robots.emergency import EmergencyStop
 from pixio_robot.robots.eyes import SteppedEyes
-from pixio_robot.robots.inference import InferenceInStep
+from pixio_robot.robots.inference import InferenceInStep, InferenceThread, Job
 from pixio_robot.robots.limits import Limits
 from pixio_robot.robots.loop import ControlLoop, Moment, Rules
 from pixio_robot.robots.robot import RobotRequest
@@ -82,6 +83,18 @@ def _run(out: Path, policy: Any = None, card: Card = CARD, **settings: Any) -> R
     known: dict[str, Any] = dict(robot="task:toy/reach@top", bundle="reacher", time="stepped", steps=30, out=str(out))
     known |= dict(estop=str(out / "estop.json"), depth_sensor="exact")
     return run_robot(Run(**{**known, **settings}), card, policy or Reacher(), "policy", Progress.silent())
+
+
+@contextmanager
+def _loop(policy: Any, tmp_path: Path, kind: Any = InferenceInStep, rules: Rules = Rules()) -> Iterator[ControlLoop]:
+    """A loop on the toy in stepped time."""
+    with TaskRobot("toy/reach@top", RobotRequest(stepped=True, image_size=SIDE, depth_sensor="exact")) as robot:
+        safe = SafeRobot(robot, Limits.of(robot.spec.commands), 0.05, EmergencyStop(tmp_path / "estop.json"))
+        eyes = SteppedEyes(robot.camera(), robot.clock)
+        eyes.open()
+        inference = kind(policy, robot.clock) if kind is InferenceInStep else kind(policy)
+        yield ControlLoop(safe, eyes, inference, CARD, Metronome(robot.clock, 0.05), rules=rules, stepped=True)
+        inference.close()
 
 
 def _ticks(out: Path, episode: int) -> list[dict[str, Any]]:
@@ -167,6 +180,41 @@ def test_chunks_are_carried_out_and_asked_for_when_they_run_out(tmp_path: Path) 
     assert executed.calls == 15
 
 
+def test_a_chunk_is_not_played_to_its_end_behind_a_dead_camera(tmp_path: Path) -> None:
+    faults = ["stall@0:0.3:10"]
+    report = _run(tmp_path, Reacher(chunk=50), replace(CARD, chunk=50), episodes=1, steps=48, faults=faults)
+    assert report.endings == {"watchdog": 1}
+    ran = [tick for tick in _ticks(tmp_path, 0) if tick["state"] == "run"]
+    assert max(tick["newest"] for tick in ran) <= 0.25 and len(ran) < 14
+    assert "stale" in _ticks(tmp_path, 0)[-1]["events"]
+
+
+@pytest.mark.parametrize("kind", [InferenceInStep, InferenceThread])
+def test_the_first_observation_of_an_episode_resets_the_policy_however_late_it_comes(
+    kind: type[InferenceInStep | InferenceThread], tmp_path: Path
+) -> None:
+    class Resets(Reacher):
+        resets = 0
+
+        def reset(self) -> None:
+            self.resets += 1
+            super().reset()
+
+    policy = Resets()
+    with _loop(policy, tmp_path, kind) as loop:
+        loop.run(0, 3, 2)
+        loop.eyes.stall(5.5)  # longer than is waited for a first frame
+        loop.run(1, 4, 20)
+    assert policy.resets == 3, "when it was made, and once an episode"
+
+
+def test_an_episode_does_not_begin_while_the_last_one_is_thought_about(tmp_path: Path) -> None:
+    with _loop(Reacher(seconds=0.3), tmp_path, InferenceThread, Rules(patience=0.05)) as loop:
+        loop.inference.submit(Job({}, 0, 0.0, True))
+        with pytest.raises(RobotError, match="still computes"):
+            loop.run(0, 3, 2)
+
+
 def test_limits_change_what_is_sent_and_the_report_says_so(tmp_path: Path) -> None:
     limits = tmp_path / "limits.json"
     limits.write_text('{"velocity": {"x": 0.1, "y": 0.1, "z": 0.1}}')
@@ -188,6 +236,10 @@ def test_what_does_not_fit_is_refused_before_anything_moves(tmp_path: Path) -> N
         (CARD, {"camera": "task:toy/reach"}, "another simulation"),
         (CARD, {"camera": "robot:front"}, "has camera top, not 'front'"),
         (CARD, {"time": "fast"}, "there are real, stepped"),
+        (CARD, {"max_age": float("nan")}, "max_age=nan is no time"),
+        (CARD, {"stop_after": float("nan")}, "stop_after=nan is no time"),
+        (CARD, {"stop_after": float("inf")}, "stop_after=inf is no time"),
+        (CARD, {"max_age": 0.0}, "max_age=0 is no time"),
     ):
         with pytest.raises(BadInput, match=words):
             _run(tmp_path / "no", card=card, **settings)
@@ -259,21 +311,22 @@ def test_a_policy_that_breaks_stops_the_robot(tmp_path: Path) -> None:
                 raise ValueError("out of memory")
             return super().act(observation)
 
-    stops = []
-    robot = TaskRobot("toy/reach@top", RobotRequest(stepped=True, image_size=SIDE, depth_sensor="exact"))
-    with robot:
-        robot.stop = lambda: stops.append(1)  # type: ignore[method-assign]
-        safe = SafeRobot(robot, Limits.of(robot.spec.commands), 0.05, EmergencyStop(tmp_path / "estop.json"))
-        eyes = SteppedEyes(robot.camera(), robot.clock)
-        eyes.open()
-        seen: list[Moment] = []
-        inference = InferenceInStep(Broken(), robot.clock)
-        loop = ControlLoop(
-            safe, eyes, inference, CARD, Metronome(robot.clock, 0.05), rules=Rules(), stepped=True, watch=seen.append
-        )
+    stops: list[int] = []
+    seen: list[Moment] = []
+    with _loop(Broken(), tmp_path) as loop:
+        loop.robot.robot.stop = lambda: stops.append(1)  # type: ignore[method-assign]
+        loop.watch = seen.append
         with pytest.raises(ValueError, match="out of memory"):
             loop.run(0, 3, 50)
-    assert len(seen) == 5 and stops
+        assert len(seen) == 5 and len(stops) == 1
+        loop.robot.robot.reset = lambda seed: 1 // 0  # type: ignore[method-assign]
+        with pytest.raises(ZeroDivisionError):
+            loop.run(1, 3, 2)
+        assert len(stops) == 2, "it stands still too when a reset goes wrong half way"
+    stops.clear()
+    with _loop(Reacher(), tmp_path) as loop:
+        loop.robot.robot.stop = lambda: stops.append(1)  # type: ignore[method-assign]
+        assert loop.run(0, 3, 2)[1].why == "end" and stops
 
 
 def test_in_real_time_the_beat_is_kept_whatever_inference_does(tmp_path: Path) -> None:

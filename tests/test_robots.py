@@ -351,6 +351,9 @@ def test_limits_from_a_file_only_narrow(tmp_path: Path) -> None:
         ('{"speed": {"x": 1}}', UnknownName, "no limit 'speed'"),
         ('{"position": {"x": 3}}', DataError, "no number or pair"),
         ('{"workspace": [1, 2]}', DataError, "workspace"),
+        ('{"workspace": [[0, 0, NaN], [1, 1, 1]]}', DataError, "workspace"),
+        ('{"velocity": {"x": NaN}}', DataError, "nan limits nothing"),
+        ('{"position": {"x": [-Infinity, 0.1]}}', DataError, "-inf limits nothing"),
         ("[]", DataError, "holds no limits"),
     ):
         path.write_text(text)

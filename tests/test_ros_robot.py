@@ -140,6 +140,10 @@ def test_a_description_that_lacks_something_is_refused(tmp_path: Path) -> None:
         ({"position": None}, 'mode "absolute" needs "position"'),
         ({"mode": "relative"}, 'mode "relative" needs "stride"'),
         ({"mode": "torque"}, "no mode 'torque'"),
+        ({"mode": "relative", "stride": {"shoulder": 0.1, "elbow": float("inf")}}, 'needs "stride"'),
+        ({"rate": 0}, "not 0"),
+        ({"rate": float("nan")}, "not nan"),
+        ({"rate": "fast"}, "not 'fast'"),
         ({"colour": 1}, "no key 'colour'"),
         ({"velocity": {"elbow": "fast"}}, "no number"),
     ):
