@@ -87,6 +87,7 @@ def run_robot(command: Run, card: Card, policy: Policy, inputs: str, progress: P
     if command.estop_reset and (told := emergency.reset()):
         log.warning("the emergency stop is reset; it was latched: %s", told)
     emergency.check()
+    log.info("emergency stop: touch %s", emergency.path)
     request = robot_request(command, card)
     out = Path(command.out or f"runs/run/{settings_digest(command, inputs)}")
     with find_robot(command.robot, request) as robot:

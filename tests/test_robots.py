@@ -220,6 +220,14 @@ def test_the_stop_latches_until_somebody_resets_it(tmp_path: Path) -> None:
         safe.hold()
 
 
+def test_the_stop_can_be_pressed_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    stop = EmergencyStop(Path("runs/estop.json"))
+    monkeypatch.chdir("/")
+    (tmp_path / "runs/estop.json").touch()
+    assert stop.latched and str(tmp_path / "runs/estop.json") in str(stop.path)
+
+
 def test_the_beat_is_kept_and_never_caught_up_with() -> None:
     clock = SteppedClock()
     beat = Metronome(clock, 0.1)
