@@ -72,7 +72,7 @@ def _replay(command: Serve) -> tuple[Card, Callable[[], Policy]]:
         ports += [Port(depth_key(key), (side, side), "float32", unit) for key in demos.pictures(recorded)]
     if "proprio" in demos.widths:
         ports.append(Port("proprio", (demos.widths["proprio"],), "float32", "what the robot feels"))
-    width = actions.shape[1]
+    width, robot = actions.shape[1], demos.environment.get("robot") or {}
     card = Card(
         kind="policy",
         target="replay",
@@ -82,6 +82,8 @@ def _replay(command: Serve) -> tuple[Card, Callable[[], Policy]]:
         outputs=[Port("action", (command.chunk, width), "float32", "within [-1, 1], as recorded")],
         task=demos.task,
         image_size=side,
+        control_period=1 / robot["control_hz"] if "control_hz" in robot else None,
+        action_names=robot.get("axes"),
         chunk=command.chunk,
         action_low=[-1.0] * width,
         action_high=[1.0] * width,

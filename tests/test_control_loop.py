@@ -258,7 +258,9 @@ def test_commands_between_policy_steps_are_interpolated(tmp_path: Path) -> None:
         if one["asked"] is not None:
             np.testing.assert_allclose(one["sent"], np.array(one["asked"]) / 2, atol=1e-6)
             np.testing.assert_allclose(np.add(one["sent"], two["sent"]), one["asked"], atol=1e-6)
-    assert report.demos is not None and DemoSet(report.demos).lengths[0] * 2 == len(ticks)
+    assert report.demos is not None
+    demos = DemoSet(report.demos)
+    assert demos.lengths[0] * 2 == len(ticks) and demos.environment["robot"]["control_hz"] == pytest.approx(10)
 
 
 def test_asked_to_stop_it_stops_and_goes_on_later(tmp_path: Path) -> None:
