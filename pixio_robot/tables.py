@@ -144,7 +144,7 @@ def _console() -> Console:
 
 
 def print_run(report: Any) -> None:
-    """Print what a robot's run came to; `report` is a `robots.runs.RunReport`."""
+    """Print what a robot's run came to; `report` is a `robots.session.RunReport`."""
     table = Table(title="run", show_header=False)
     if report.rows:
         table.add_row("success, last step", str(success_rate(row.success_last for row in report.rows)))

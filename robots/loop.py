@@ -8,7 +8,7 @@ robot holds; where none has come for too long the watchdog stops the episode.
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from .eyes import Eyes
 from .faults import Saboteur
 from .fit import observation_of
 from .inference import InferenceInStep, InferenceThread, Job
+from .moments import Ending, Moment, Tick
 from .robot import Outcome
 from .safety import SafeRobot
 
@@ -44,46 +45,6 @@ class Rules:
         for name, value in (("max_age", self.max_age), ("stop_after", self.stop_after)):
             if not (math.isfinite(value) and value > 0):
                 raise BadInput(f"{name}={value:g} is no time; give seconds above 0, e.g. {name}={getattr(Rules, name)}")
-
-
-@dataclass
-class Tick:
-    """What happened at one tick."""
-
-    episode: int
-    number: int  # of the policy's step
-    at: float  # since the episode's beginning [s]
-    late: float  # [s]
-    state: str  # "run", "hold"
-    age: float | None  # of the frame behind the action, when it was sent [s]
-    newest: float | None  # age of the newest frame [s]
-    seconds: float | None  # that the policy took, where an answer came since the last tick [s]
-    asked: list[float] | None  # by the policy
-    sent: list[float] | None  # None where nothing was
-    reasons: tuple[str, ...]  # why something else was sent
-    events: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Moment:
-    """One step of the policy, for the recording."""
-
-    frame: Frame | None  # the newest; its arrays are valid until the next one is looked for
-    proprio: np.ndarray
-    state: np.ndarray
-    asked: np.ndarray  # NaN where there was nothing
-    sent: np.ndarray | None  # None where nothing was
-    ticks: list[Tick]
-    outcome: Outcome | None
-
-
-@dataclass
-class Ending:
-    """How an episode ended."""
-
-    why: str  # "success", "end" (of its steps), "watchdog", "estop", "control" (lost), "asked" (to stop)
-    steps: int
-    outcomes: list[Outcome]
 
 
 class ControlLoop:

@@ -19,7 +19,7 @@ from ..envs.demo_file import DemoWriter, demo_outcome, disk_key, merge_demos
 from ..envs.registry import EnvRequest
 from ..envs.rendering import Calibration
 from ..errors import BadInput
-from .loop import Moment, Tick
+from .moments import Moment, Tick
 
 _WAITING = 64  # steps that may wait for the disk
 

@@ -26,10 +26,12 @@ from pixio_robot.robots.emergency import EmergencyStop
 from pixio_robot.robots.eyes import SteppedEyes
 from pixio_robot.robots.inference import InferenceInStep, InferenceThread, Job
 from pixio_robot.robots.limits import Limits
-from pixio_robot.robots.loop import ControlLoop, Moment, Rules
+from pixio_robot.robots.loop import ControlLoop, Rules
+from pixio_robot.robots.moments import Moment
 from pixio_robot.robots.robot import RobotRequest
-from pixio_robot.robots.runs import RunReport, run_robot
+from pixio_robot.robots.runs import run_robot
 from pixio_robot.robots.safety import SafeRobot
+from pixio_robot.robots.session import RunReport
 from pixio_robot.robots.simulated import TaskRobot
 from pixio_robot.robots.timeline import read_ticks
 from pixio_robot.runtime.bundle import Card, Port

@@ -1,0 +1,48 @@
+"""What a control loop tells of itself: ticks, the policy's steps made of them, and how an episode ended."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..cameras.frame import Frame
+from .robot import Outcome
+
+
+@dataclass
+class Tick:
+    """What happened at one tick."""
+
+    episode: int
+    number: int  # of the policy's step
+    at: float  # since the episode's beginning [s]
+    late: float  # [s]
+    state: str  # "run", "hold"
+    age: float | None  # of the frame behind the action, when it was sent [s]
+    newest: float | None  # age of the newest frame [s]
+    seconds: float | None  # that the policy took, where an answer came since the last tick [s]
+    asked: list[float] | None  # by the policy
+    sent: list[float] | None  # None where nothing was
+    reasons: tuple[str, ...]  # why something else was sent
+    events: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Moment:
+    """One step of the policy, for the recording."""
+
+    frame: Frame | None  # the newest; its arrays are valid until the next one is looked for
+    proprio: np.ndarray
+    state: np.ndarray
+    asked: np.ndarray  # NaN where there was nothing
+    sent: np.ndarray | None  # None where nothing was
+    ticks: list[Tick]
+    outcome: Outcome | None
+
+
+@dataclass
+class Ending:
+    """How an episode ended."""
+
+    why: str  # "success", "end" (of its steps), "watchdog", "estop", "control" (lost), "asked" (to stop)
+    steps: int
+    outcomes: list[Outcome]
