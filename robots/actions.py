@@ -79,7 +79,10 @@ class Interpolation:
 
     def aim(self, action: np.ndarray) -> None:
         """Take a new action (A,) of the policy."""
-        self._from = action if self._to is None else self._to
+        if self._to is not None and np.isfinite(self._to).all():
+            self._from = self._to
+        if self._from is None or not np.isfinite(self._from).all():
+            self._from = action
         self._to, self._part = action, 0
 
     def next(self) -> np.ndarray | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..cameras.frame import Frame
-from ..errors import BadInput, CameraError, EmergencyStopped, EndOfStream, OutOfControl, RobotError
+from ..errors import BadInput, CameraError, EmergencyStopped, EndOfStream, OutOfControl, RemoteError, RobotError
 from ..runtime.bundle import Card
 from .actions import ActionPlan, Interpolation, Planned
 from .clock import Metronome
@@ -95,6 +95,7 @@ class ControlLoop:
         self._frame: Frame | None = None
         self._submitted = -1  # number of the frame
         self._noted: list[str] = []
+        self._lost = False  # whether the policy's server is
         self._since = -np.inf  # when the last command was sent, or the episode began [s]
         self._took: float | None = None  # by the answer that came [s]
 
@@ -113,7 +114,7 @@ class ControlLoop:
         self._since = self.clock.now()
         self.plan.clear()
         self.ways.reset()
-        self._frame, self._submitted, self._noted = None, -1, []
+        self._frame, self._submitted, self._noted, self._lost = None, -1, [], False
         outcomes: list[Outcome] = []
         try:
             start = self.robot.reset(seed)
@@ -164,6 +165,8 @@ class ControlLoop:
                 if not end and now - good > self.rules.stop_after:
                     ticks[-1].events.append("watchdog")
                     end = "watchdog"
+                if not end and self._lost:
+                    end = "remote"
                 if not end and self.asked_to_stop():
                     end = "asked"
                 if end:
@@ -180,6 +183,11 @@ class ControlLoop:
         self._took = None
         if (answer := self.inference.poll()) is not None:
             self._took = answer.seconds
+            if isinstance(answer.error, RemoteError) and not answer.job.starts:
+                log.error("%s", answer.error)
+                self._noted.append("remote")
+                self._lost = True
+                return None
             if answer.error is not None:
                 raise answer.error
             self.plan.put(answer, step)

@@ -43,6 +43,6 @@ class Moment:
 class Ending:
     """How an episode ended."""
 
-    why: str  # "success", "end" (of its steps), "watchdog", "estop", "control" (lost), "asked" (to stop)
+    why: str  # "success", "end" (of its steps), "watchdog", "estop", "control" or "remote" (lost), "asked" (to stop)
     steps: int
     outcomes: list[Outcome]

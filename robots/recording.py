@@ -69,6 +69,11 @@ class EpisodeRecording:
         except queue.Full:
             self.lost += 1
 
+    def note(self, what: str) -> None:
+        """Add an event after the last step."""
+        last = self._events[-1] if self._events else {"step": 0, "at": 0.0}
+        self._events.append({**last, "what": what})
+
     def _observed(self, frame: Frame, proprio: np.ndarray) -> dict[str, np.ndarray]:
         try:
             seen = squared(registered(frame), self._side)

@@ -59,6 +59,7 @@ def run_robot(command: Run, card: Card, policy: Policy, inputs: str, progress: P
     Raises:
         BadInput: if policy, robot and camera do not fit, or limits are missing; nothing has moved then.
         EmergencyStopped: if the stop was latched before this run.
+        PixioError: what the policy or the robot raised; what was recorded until then is kept, as no success.
     """
     rules = Rules(command.max_age, command.stop_after)
     faults = [Fault.parse(each) for each in command.faults]
@@ -115,6 +116,9 @@ def run_robot(command: Run, card: Card, policy: Policy, inputs: str, progress: P
                 inference.close()
                 eyes.close()
     _finish(command, report, faults)
+    if report.error is not None:
+        log.warning("what came before the error is in %s", out)
+        raise report.error
     return report
 
 
@@ -144,7 +148,7 @@ def _finish(command: Run, report: RunReport, faults: list[Fault]) -> None:
         "pictures_title": "Timeline",
         "pictures": pictures,
         "facts": {"time": command.time, "camera": command.camera, "ended by": ", ".join(_ends(report.endings))},
-        "notes": [report.stopped] if report.stopped else [],
+        "notes": [words for words in (report.stopped, str(report.error or "")) if words],
     }
     if report.rows:
         result["headline"] = report.rows[0].policy

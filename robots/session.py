@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..envs.registry import EnvRequest
 from ..errors import EmergencyStopped
+from ..files import replacing
 from ..metrics import EpisodeRecord, append_episode, read_episodes
 from ..progress import Progress
 from ..robot_schemas import Run
@@ -19,6 +20,7 @@ from .moments import Ending, Moment
 from .recording import EpisodeRecording, join_episodes, tick_row
 from .robot import Robot
 from .simulated import TaskRobot
+from .timeline import read_ticks
 
 log = logging.getLogger(__name__)
 SIDE = 224  # of recorded pictures, for a policy that looks at none [px]
@@ -36,7 +38,8 @@ class RunReport:
     summary: dict[str, float] = field(default_factory=dict)
     demos: Path | None = None
     stopped: str = ""  # why the emergency stop is latched
-    interrupted: bool = False  # by Ctrl-C or SIGTERM
+    interrupted: bool = False  # by Ctrl-C, SIGTERM or SIGHUP
+    error: Exception | None = None  # that ended the last episode; its files are written, and it is still to be raised
 
 
 class Session:
@@ -73,7 +76,7 @@ class Session:
                 bar.advance(1)
                 if why == "estop":
                     self.report.stopped = "the emergency stop was pressed"
-                if why in ("estop", "asked"):
+                if why in ("estop", "asked", "error"):
                     break
         self.report.rows = read_episodes(self.out / "episodes.jsonl")
         if self.command.record:
@@ -98,6 +101,17 @@ class Session:
             self.loop.watch = watch
             try:
                 start, ending = self.loop.run(index, seed, self._steps())
+            except EmergencyStopped:
+                if recording is not None:
+                    recording.discard()  # nothing has moved
+                raise
+            except Exception as error:  # what it led to must not be lost; the episode is run again
+                self.report.error = error
+                self.report.endings["error"] += 1
+                if recording is not None:
+                    recording.note(f"error: {error}")
+                    recording.close(seed, "", 0.0, False)
+                return "error"
             except BaseException:
                 if recording is not None:
                     recording.discard()
@@ -110,10 +124,11 @@ class Session:
         row = self._row(index, seed, start, ending, time.perf_counter() - began)
         if recording is not None:
             fine = ending.why in ("success", "end") and held <= _PAUSES * total
-            good = fine and (not self.robot.spec.resets or row.success_last)
+            good = fine and not recording.lost and (not self.robot.spec.resets or row.success_last)
             recording.close(seed, start, row.score, good)
             if recording.lost:
-                log.warning("the disk was too slow for %d steps of episode %d", recording.lost, index)
+                words = "the disk was too slow for %d steps of episode %d, which is not fit to learn from"
+                log.warning(words, recording.lost, index)
         self.report.endings[ending.why] += 1
         self.report.interrupted = ending.why == "asked"
         append_episode(self.out / "episodes.jsonl", row)
@@ -157,12 +172,12 @@ class Session:
     def _forget_unfinished(self, done: set[int]) -> None:
         """Drop the ticks of episodes that were cut off and run again."""
         if self.ticks.is_file():
-            kept = [line for line in self.ticks.read_text().splitlines(True) if json.loads(line)["episode"] in done]
-            self.ticks.write_text("".join(kept))
+            kept = [tick for tick in read_ticks(self.ticks) if tick["episode"] in done]
+            with replacing(self.ticks) as temporary:
+                temporary.write_text("".join(json.dumps(tick) + "\n" for tick in kept))
 
     def _join(self) -> None:
-        parts = [self._part(row.index) for row in self.report.rows]
-        parts = [part for part in parts if part.is_file()]
+        parts = sorted(self.parts.glob("episode_*.hdf5"))
         if not parts:
             return
         spec = self.robot.spec

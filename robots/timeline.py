@@ -24,8 +24,9 @@ _HOLDS = ("no_action", "nan", "expired")
 
 
 def read_ticks(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of ``ticks.jsonl``."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """Return the rows of ``ticks.jsonl``; a line cut short by a crash is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def summary_of(ticks: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -16,7 +16,7 @@ import pytest
 
 from pixio_robot import cli
 from pixio_robot.envs.registry import EnvRequest, installed
-from pixio_robot.errors import BadInput, DataError, EmergencyStopped, RobotError
+from pixio_robot.errors import BadInput, DataError, EmergencyStopped, RemoteError, RobotError
 from pixio_robot.metrics import read_episodes
 from pixio_robot.policies.demos import DemoSet
 from pixio_robot.progress import Progress
@@ -28,6 +28,7 @@ from pixio_robot.robots.inference import InferenceInStep, InferenceThread, Job
 from pixio_robot.robots.limits import Limits
 from pixio_robot.robots.loop import ControlLoop, Rules
 from pixio_robot.robots.moments import Moment
+from pixio_robot.robots.recording import EpisodeRecording
 from pixio_robot.robots.robot import RobotRequest
 from pixio_robot.robots.runs import run_robot
 from pixio_robot.robots.safety import SafeRobot
@@ -155,7 +156,7 @@ def test_every_fault_ends_as_documented(tmp_path: Path) -> None:
     assert len(held) == 21 and all(np.abs(tick["sent"]).max() < 1e-6 for tick in held)
     spoilt = next(tick for tick in _ticks(tmp_path, 2) if "nan" in tick["reasons"])
     assert spoilt["asked"] is None and np.abs(spoilt["sent"]).max() < 1e-6
-    assert _ticks(tmp_path, 5)[-1]["reasons"] == ["estop"]
+    assert _ticks(tmp_path, 5)[-1]["reasons"] == ["estop"] and _ticks(tmp_path, 5)[-1]["sent"] is None
     # good is what succeeded without long pauses: only the NaN's episode
     assert report.demos is not None and DemoSet(report.demos).members("train") == ["demo_0"]
     assert len(DemoSet(report.demos).names) == 6
@@ -215,6 +216,54 @@ def test_an_episode_does_not_begin_while_the_last_one_is_thought_about(tmp_path:
         loop.inference.submit(Job({}, 0, 0.0, True))
         with pytest.raises(RobotError, match="still computes"):
             loop.run(0, 3, 2)
+
+
+@pytest.mark.parametrize("error", [RemoteError("no answer"), ValueError("out of memory")])
+def test_an_error_keeps_the_record_of_what_came_before(error: Exception, tmp_path: Path) -> None:
+    class Breaking(Reacher):
+        def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+            if self.calls == 7:
+                self.calls += 1
+                raise error
+            return super().act(observation)
+
+    remote = isinstance(error, RemoteError)
+    if remote:  # the next episode connects anew
+        endings = _run(tmp_path, Breaking(), episodes=3, steps=5).endings
+        assert endings["remote"] == 1 and endings.total() == 3
+    else:
+        with pytest.raises(ValueError, match="out of memory"):
+            _run(tmp_path, Breaking(), episodes=3, steps=5)
+        assert "out of memory" in (tmp_path / "report.html").read_text()
+        assert "1 error" in json.loads((tmp_path / "result.json").read_text())["facts"]["ended by"]
+    demos = DemoSet(tmp_path / "demos.hdf5")
+    broken = demos.seeds.index(20_001)
+    assert demos.names[broken] not in demos.members("train") and demos.lengths[broken] == 2 + remote
+    with h5py.File(demos.path) as file:
+        events = json.loads(file[f"data/{demos.names[broken]}"].attrs["events"])
+    assert any(event["what"] == ("remote" if remote else "error: out of memory") for event in events)
+    again = _run(tmp_path, episodes=3, steps=5)  # the episode that an error ended is run again
+    assert again.endings.total() == (0 if remote else 2) and len(DemoSet(tmp_path / "demos.hdf5").names) == 3
+
+
+def test_a_torn_line_of_ticks_is_no_obstacle(tmp_path: Path) -> None:
+    _run(tmp_path, episodes=1, steps=3, record=False)
+    with (tmp_path / "ticks.jsonl").open("a") as file:
+        file.write('{"episode": 0, "num')
+    _run(tmp_path, episodes=1, steps=3, record=False)
+    assert len(read_ticks(tmp_path / "ticks.jsonl")) == 3 == len((tmp_path / "ticks.jsonl").read_text().splitlines())
+
+
+def test_a_recording_with_gaps_is_not_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add = EpisodeRecording.add
+
+    def slow(self: EpisodeRecording, moment: Moment) -> None:
+        self.lost += 1
+        add(self, moment)
+
+    monkeypatch.setattr(EpisodeRecording, "add", slow)
+    report = _run(tmp_path, episodes=1)
+    assert report.endings == {"success": 1} and DemoSet(report.demos or "").members("train") == []
 
 
 def test_limits_change_what_is_sent_and_the_report_says_so(tmp_path: Path) -> None:

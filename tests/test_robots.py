@@ -1,6 +1,7 @@
 """Limits hold whatever is asked, the stop latches, the beat never catches up, and what does not fit is refused."""
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,6 +28,7 @@ from pixio_robot.robots.registry import find_robot
 from pixio_robot.robots.robot import Robot, RobotRequest, RobotSpec
 from pixio_robot.robots.safety import SafeRobot, SafetyFilter
 from pixio_robot.runtime.bundle import Card, Port
+from pixio_robot.stopping import Stopping
 
 PERIOD = 0.05
 REACH = Commands.of(("x", "y", "z"), "m", 0.02, -np.full(3, 0.2), np.full(3, 0.2), 0.5, (0.0, 0.0, 0.2))
@@ -228,6 +230,19 @@ def test_the_stop_can_be_pressed_from_anywhere(tmp_path: Path, monkeypatch: pyte
     assert stop.latched and str(tmp_path / "runs/estop.json") in str(stop.path)
 
 
+def test_a_lost_terminal_asks_to_stop_unless_it_shall_be_ignored() -> None:
+    with Stopping() as stopping:
+        signal.raise_signal(signal.SIGHUP)
+        assert stopping.asked
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with Stopping() as stopping:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stopping.asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_beat_is_kept_and_never_caught_up_with() -> None:
     clock = SteppedClock()
     beat = Metronome(clock, 0.1)
@@ -282,6 +297,14 @@ def test_ways_between_targets_are_straight_and_whole_steps_add_up() -> None:
             np.array(sent)[:, :2], [begin[:2] + (part + 1) / 4 * (action - begin)[:2] for part in range(4)], atol=1e-6
         )
         last = action
+
+
+def test_after_an_action_that_is_no_number_the_way_goes_on() -> None:
+    ways, sent = Interpolation(JOINTS, 2), []
+    for action in ([np.nan] * 3, [0.0] * 3, [np.nan] * 3, [0.2] * 3):
+        ways.aim(np.array(action, np.float32))
+        sent.append([float(each[0]) for _ in range(2) if (each := ways.next()) is not None])
+    np.testing.assert_allclose(sent, [[np.nan] * 2, [0, 0], [np.nan] * 2, [0.1, 0.2]], atol=1e-6)
 
 
 def test_a_thread_thinks_about_one_thing_and_its_errors_arrive() -> None:
