@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,36 @@ def test_silence_is_no_answer(arm: _Arm, tmp_path: Path, monkeypatch: pytest.Mon
         _until(lambda: _raises(robot))
     with pytest.raises(RobotError, match="no state of the joints shoulder, elbow"):
         RosRobot(_file(tmp_path)).connect()
+
+
+def test_a_controller_that_does_not_listen_is_noticed(
+    arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pixio_robot.robots.ros._PATIENCE", 1.0)
+    robot = RosRobot(_file(tmp_path, command_topic="/pixio_test/nobody"))
+    with pytest.raises(RobotError, match="nobody listens on /pixio_test/nobody"):
+        robot.connect()
+    assert robot._running is None
+
+
+def test_after_silence_a_stop_sends_no_old_position(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pixio_robot.robots.ros._OLD", 0.1)
+    with RosRobot(_file(tmp_path)) as robot:
+        arm.silent = True
+        _until(lambda: _raises(robot))
+        robot.stop()
+        robot._target = np.array([0.4, 1.2])  # where it was sent to meanwhile
+        robot.stop()
+        _until(lambda: arm.heard)
+    assert arm.heard == [[0.4, 1.2]], "nothing is known to send before the first command"
+
+
+def test_a_state_without_positions_is_not_heard(tmp_path: Path) -> None:
+    robot = RosRobot(_file(tmp_path))
+    robot._hear(SimpleNamespace(name=["shoulder", "elbow"], position=[]))
+    assert robot._positions is None
+    robot._hear(SimpleNamespace(name=["elbow", "shoulder"], position=[1.0, 0.5]))
+    np.testing.assert_array_equal(robot._positions, [0.5, 1.0])
 
 
 def _raises(robot: RosRobot) -> bool:
