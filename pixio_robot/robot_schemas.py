@@ -26,6 +26,9 @@ class Run(CameraSettings):
     render: str | None = key("fast", "render quality of a simulated robot: benchmark, balanced, fast")
     depth_sensor: str = key("d435", "what a simulated robot's depth is measured with: exact, d435")
     execute: int | None = key(None, "actions of a chunk that are used; null is all", least=1)
+    new_share: float = key(
+        1.0, "weight of a new chunk where an older one planned the same step; 1 replaces, LeRobot's is 0.7", later=True
+    )
     limits: str | None = key(None, "file (.json) of limits that narrow the robot's own")
     max_age: float = key(0.2, "oldest frame that the policy may act on [s]")
     stop_after: float = key(1.0, "time without a good action after which the watchdog stops the episode [s]")

@@ -58,8 +58,8 @@ class ControlLoop:
         metronome: the beat.
         parts: ticks a step of the policy.
         rules: of the watchdog.
-        execute: actions of a chunk that are used; None uses all.
-        stepped: in stepped time nothing is asked for before it is needed.
+        plan: what becomes of chunks; None carries each out to its end.
+        stepped: in stepped time nothing is asked for before it is needed, unless chunks are mixed.
         saboteur: of planned faults.
         watch: called with each step, for the recording.
     """
@@ -74,7 +74,7 @@ class ControlLoop:
         *,
         parts: int = 1,
         rules: Rules = Rules(),
-        execute: int | None = None,
+        plan: ActionPlan | None = None,
         stepped: bool = False,
         saboteur: Saboteur | None = None,
         watch: Callable[[Moment], None] = lambda moment: None,
@@ -84,13 +84,12 @@ class ControlLoop:
         self.metronome, self.rules, self.saboteur, self.watch = metronome, rules, saboteur, watch
         self.asked_to_stop = asked_to_stop
         self.clock = robot.clock
-        self.plan = ActionPlan(execute)
+        self.plan = ActionPlan() if plan is None else plan
         self.ways = Interpolation(robot.spec.commands, parts)
-        chunk = min(execute or card.chunk, card.chunk)
-        self._ask_at = 0 if stepped else chunk // 2  # actions left when the next chunk is asked for
-        self._blind = (
-            rules.max_age + parts * metronome.period
-        )  # age of the newest frame, from which nothing is sent [s]
+        chunk = min(self.plan.execute or card.chunk, card.chunk)
+        needed = stepped and self.plan.new_share == 1
+        self._ask_at = 0 if needed else chunk // 2  # actions left when the next chunk is asked for
+        self._blind = rules.max_age + parts * metronome.period  # age of the newest frame; beyond it nothing is sent
         self._bearable = rules.max_age + (chunk + 1) * parts * metronome.period  # age of what is behind an action [s]
         self._frame: Frame | None = None
         self._submitted = -1  # number of the frame

@@ -18,6 +18,7 @@ from ..run_folder import open_run, settings_digest, write_json
 from ..runtime.bundle import Card
 from ..runtime.policy import Policy
 from ..stopping import Stopping
+from .actions import ActionPlan
 from .clock import Metronome
 from .emergency import EmergencyStop
 from .eyes import SteppedEyes, eyes_of
@@ -61,6 +62,7 @@ def run_robot(command: Run, card: Card, policy: Policy, inputs: str, progress: P
         EmergencyStopped: if the stop was latched before this run.
         PixioError: what the policy or the robot raised; what was recorded until then is kept, as no success.
     """
+    plan = ActionPlan(command.execute, command.new_share)
     rules = Rules(command.max_age, command.stop_after)
     faults = [Fault.parse(each) for each in command.faults]
     emergency = EmergencyStop(Path(command.estop))
@@ -105,7 +107,7 @@ def run_robot(command: Run, card: Card, policy: Policy, inputs: str, progress: P
                         Metronome(robot.clock, 1 / rate),
                         parts=parts,
                         rules=rules,
-                        execute=command.execute,
+                        plan=plan,
                         stepped=stepped,
                         saboteur=saboteur,
                         asked_to_stop=lambda: stopping.asked,

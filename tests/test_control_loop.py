@@ -181,6 +181,9 @@ def test_chunks_are_carried_out_and_asked_for_when_they_run_out(tmp_path: Path) 
     executed = Reacher(chunk=5)
     _run(tmp_path / "some", executed, replace(CARD, chunk=5), episodes=1, execute=2)
     assert executed.calls == 15
+    merged = Reacher(chunk=4)
+    report = _run(tmp_path / "merged", merged, replace(CARD, chunk=4), episodes=1, new_share=0.7)
+    assert report.rows[0].success_last and merged.calls == 15, "asked when half is left"
 
 
 def test_a_chunk_is_not_played_to_its_end_behind_a_dead_camera(tmp_path: Path) -> None:

@@ -283,6 +283,23 @@ def test_of_a_chunk_what_is_past_is_dropped() -> None:
     assert len(first) == 2
 
 
+def test_where_two_chunks_plan_a_step_they_are_mixed() -> None:
+    plan = ActionPlan(new_share=0.7)
+    plan.put(_answer([[0.0], [1.0], [2.0], [np.nan], [4.0]], 0), 0)
+    first, second = plan.take(), plan.take()
+    plan.put(_answer([[9.0], [12.0], [13.0], [14.0], [15.0]], 1), 2)  # asked at step 1, here at step 2
+    taken = [float(each.action[0]) for _ in range(4) if (each := plan.take()) is not None]
+    assert first is not None and second is not None and (first.action[0], second.action[0]) == (0, 1)
+    assert taken == pytest.approx([0.3 * 2 + 0.7 * 12, 13, 0.3 * 4 + 0.7 * 14, 15]) and plan.dropped == 1
+    plan.put(_answer([[0.0], [1.0]], 6), 6)
+    plan.put(_answer([[5.0], [6.0]], 0), 6)  # wholly of the past: it is not of this step
+    late = plan.take()
+    assert late is not None and late.action[0] == 6
+    for share in (0.0, 1.1, np.nan):
+        with pytest.raises(BadInput, match="weight of a new chunk"):
+            ActionPlan(new_share=share)
+
+
 def test_ways_between_targets_are_straight_and_whole_steps_add_up() -> None:
     ways = Interpolation(JOINTS, 4)
     actions = np.random.default_rng(0).uniform(-1, 1, (3, 3)).astype(np.float32)
