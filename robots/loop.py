@@ -7,6 +7,7 @@ robot holds; where none has come for too long the watchdog stops the episode.
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from .eyes import Eyes
 from .faults import Saboteur
 from .fit import observation_of
 from .inference import InferenceInStep, InferenceThread, Job
-from .moments import Ending, Moment, Tick
+from .moments import COUNTED, Ending, Moment, Tick
 from .robot import Outcome
 from .safety import SafeRobot
 
@@ -94,6 +95,7 @@ class ControlLoop:
         self._frame: Frame | None = None
         self._submitted = -1  # number of the frame
         self._noted: list[str] = []
+        self._told: Counter[str] = Counter()  # what ticks have counted so far
         self._lost = False  # whether the policy's server is
         self._since = -np.inf  # when the last command was sent, or the episode began [s]
         self._took: float | None = None  # by the answer that came [s]
@@ -144,13 +146,13 @@ class ControlLoop:
                 command = None if planned is None else self.ways.next()
                 self._since = now
                 done: np.ndarray | None = None
-                reasons, end = ("estop",), ""
+                end = ""
                 try:
                     done = self.robot.hold() if command is None else self.robot.send_action(command)
                     reasons = self.robot.reasons
                 except EmergencyStopped as error:
                     log.error("%s", error)
-                    end = "estop"
+                    reasons, end = ("estop",), "estop"
                 except OutOfControl as error:
                     log.error("%s", error)
                     reasons, end = ("out_of_control",), "control"
@@ -228,7 +230,16 @@ class ControlLoop:
             None if sent is None else sent.tolist(),
             reasons,
             events,
+            self._counted(),
         )
+
+    def _counted(self) -> dict[str, int]:
+        totals = Counter(dict(zip(COUNTED, self._totals(), strict=True)))
+        news, self._told = totals - self._told, totals
+        return dict(news)
+
+    def _totals(self) -> tuple[int, int, int, int]:
+        return self.metronome.misses, self.metronome.anchored, self.plan.dropped, self.robot.unled
 
     def _finish(
         self,

@@ -7,6 +7,13 @@ import numpy as np
 from ..cameras.frame import Frame
 from .robot import Outcome
 
+COUNTED = (
+    "deadlines missed",  # ticks that came late by more than a tenth of their period
+    "new beats",  # of these, late by a whole period
+    "actions dropped",  # of chunks, for steps that had passed when they came
+    "steps of the robot without a command",  # of one that goes on by itself
+)
+
 
 @dataclass
 class Tick:
@@ -24,6 +31,7 @@ class Tick:
     sent: list[float] | None  # None where nothing was
     reasons: tuple[str, ...]  # why something else was sent
     events: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)  # of `COUNTED`, since the tick before
 
 
 @dataclass

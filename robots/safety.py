@@ -202,6 +202,10 @@ class SafeRobot(Robot):
     def spec(self) -> RobotSpec:
         return self.robot.spec
 
+    @property
+    def unled(self) -> int:  # type: ignore[override]
+        return self.robot.unled
+
     def connect(self) -> None:
         self.emergency.check()
         self.robot.connect()

@@ -186,8 +186,12 @@ class Session:
         else:
             seen = ("rgb", "depth", "proprio") if self.command.depth else ("rgb", "proprio")
             request = EnvRequest(spec.name, observe=seen, cameras=(self._camera_name(),), image_size=self.side)
-        about = {"name": spec.name, "axes": list(spec.commands.names), "units": list(spec.commands.units)}
-        about["control_hz"] = 1 / (self.loop.ways.parts * self.loop.metronome.period)  # a row is a step of the policy
+        about = {
+            "name": spec.name,
+            "axes": list(spec.commands.names),
+            "units": list(spec.commands.units),
+            "control_hz": 1 / (self.loop.ways.parts * self.loop.metronome.period),  # a row is a step of the policy
+        }
         self.report.demos = self.out / "demos.hdf5"
         good, total = join_episodes(self.report.demos, parts, request, self._camera_name(), about, asdict(self.command))
         log.info("%s: %d of %d episodes are fit to learn from", self.report.demos, good, total)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..files import replacing
 from .faults import HANDLING, Fault
+from .moments import COUNTED
 
 _EPISODES = 12  # shown in a picture, at most
 _COLOURS = {
@@ -40,6 +41,7 @@ def summary_of(ticks: Sequence[dict[str, Any]]) -> dict[str, float]:
         "lateness of a tick, 99 % [ms]": float(np.percentile(late, 99)),
         "lateness of a tick, worst [ms]": float(late.max()),
     }
+    numbers |= {what: float(sum(tick.get("counts", {}).get(what, 0) for tick in ticks)) for what in COUNTED}
     for key, name in (("seconds", "inference"), ("age", "age of the frame behind an action")):
         values = np.array([tick[key] for tick in ticks if tick[key] is not None]) * 1000
         for at in (50, 95, 99) if values.size else ():

@@ -395,3 +395,17 @@ def test_in_real_time_the_beat_is_kept_whatever_inference_does(tmp_path: Path) -
     ran = [tick for tick in ticks if tick["state"] == "run"]
     assert 2 <= len(ran) < len(ticks) - 2, "it acts when there is an action and holds in between"
     assert all(tick["age"] > 0.12 for tick in ran[1:]), "what was computed from it took that long"
+
+
+def test_what_was_missed_is_counted(tmp_path: Path) -> None:
+    policy = Reacher(chunk=4, seconds=0.12)
+    report = _run(
+        tmp_path, policy, replace(CARD, chunk=4), time="real", episodes=1, steps=25, faults=["late@0:0.4:0.3"]
+    )
+    numbers = json.loads((tmp_path / "result.json").read_text())["numbers"]
+    late = [tick["late"] for tick in _ticks(tmp_path, 0)]
+    assert numbers["deadlines missed"] == sum(each > 0.005 for each in late)
+    assert numbers["new beats"] == sum(each >= 0.05 for each in late)
+    assert numbers["actions dropped"] >= 2, "a chunk that takes more than two periods has a past"
+    assert numbers["steps of the robot without a command"] >= 0 and "deadlines missed" in report.summary
+    assert "Actions dropped" in (tmp_path / "report.html").read_text()
