@@ -16,6 +16,7 @@ class Run(CameraSettings):
     checkpoint: str | None = key(None, "instead of a bundle: a policy checkpoint, run by torch")
     server: str | None = key(None, "instead of a bundle: HOST:PORT of pixio-robot serve, or a ws:// or wss:// address")
     token_file: str | None = key(None, "file with the server's secret", free=True)
+    ungated: bool = key(False, "use an int8 bundle that did not pass the gate", free=True)
     time: str = key("real", "time of a simulated robot: real, stepped")
     rate: float | None = key(None, "commands a second; null is the robot's own, else the policy's")
     episodes: int = key(1, "episodes", least=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BadInput, DataError
-from ..runtime.bundle import Card, Port
+from ..runtime.bundle import Card, Port, check_gate
 from ..runtime.policy import Policy
 from ..runtime.remote.server import Limits, PolicyServer
 from ..runtime.remote.token_file import read_token
@@ -38,6 +38,7 @@ def _bundle(command: Serve) -> tuple[Card, Callable[[], Policy]]:
     from ..runtime.runtime import Runtime
 
     assert command.bundle is not None
+    check_gate(command.bundle, command.ungated)
     first = Runtime.load(command.bundle, command.threads)
     return first.card, first.session
 
