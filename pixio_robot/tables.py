@@ -56,7 +56,10 @@ def print_evaluation(out: Path, row: EpisodeRecord, summary: dict[str, Any]) -> 
 
 def print_parity(parity: dict[str, Any]) -> None:
     """Print what ``parity.json`` holds."""
-    table = Table(title=f"parity, {parity['precision']}: {'passed' if parity['passed'] else 'FAILED'}")
+    verdict = "passed" if parity["passed"] else "FAILED"
+    if not parity.get("closed_loop_shown"):
+        verdict += "; closed loop: not shown"
+    table = Table(title=f"parity, {parity['precision']}: {verdict}")
     for column in ("what", "value", "limit", ""):
         table.add_column(column)
     for check in parity["checks"]:
