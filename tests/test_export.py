@@ -22,11 +22,11 @@ from pixio_robot.errors import BadInput
 from pixio_robot.policies.bc import train_bc
 from pixio_robot.policies.demos import DemoSet
 from pixio_robot.policies.eager import EagerPolicy, eager_policies
-from pixio_robot.policies.export.int8 import in_blocks
+from pixio_robot.policies.export.int8 import in_blocks, quantise_onnx
 from pixio_robot.policies.export.onnx_file import write_onnx
 from pixio_robot.policies.export.pixels import DepthPictures, Pixels, SmallDepth, SmallPictures
 from pixio_robot.policies.export.precision import halve
-from pixio_robot.policies.export.program import PolicyProgram, program_of
+from pixio_robot.policies.export.program import EncoderProgram, PolicyProgram, program_of
 from pixio_robot.policies.export.run import acting
 from pixio_robot.policies.pixel_network import shrunk
 from pixio_robot.policies.visuomotor import Agent, EncoderIdentity, LoadedPolicy, Visuomotor, load_policy
@@ -205,6 +205,23 @@ def test_types_are_written_into_the_graph(precision: str, tiny: Backbone, tmp_pa
     alone = [session.run(None, {key: value[row : row + 1] for key, value in feed.items()})[0] for row in range(3)]
     assert np.abs(together - np.concatenate(alone)).max() < 1e-3, "any batch, and rows do not mix"
     assert np.abs(together - program(*program.example(3))[0].numpy()).max() < 1e-2
+
+
+def test_int8_for_tensorrt_is_symmetric(tiny: Backbone, tmp_path: Path) -> None:
+    """It takes no zero point but 0, and no int32 that is scaled for a bias."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    program = EncoderProgram(tiny, SIZE).eval()
+    write_onnx(program, tmp_path / "fp32.onnx", 1)
+    inputs = [{"rgb": each["rgb"][None]} for each in _episode(4)]
+    quantise_onnx(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", inputs, symmetric=True)
+    model = onnx.load(str(tmp_path / "int8.onnx"))
+    values = {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
+    pairs = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(pairs) > 8 and all(not values[node.input[2]].any() for node in pairs if len(node.input) > 2)
+    scaled = [values[node.input[0]] for node in pairs if node.input[0] in values and node.op_type[0] == "D"]
+    assert scaled and {each.dtype for each in scaled} == {np.dtype(np.int8)}
 
 
 def test_a_bundle_is_whole_reused_and_told_apart(
