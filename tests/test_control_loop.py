@@ -296,7 +296,7 @@ def test_what_does_not_fit_is_refused_before_anything_moves(tmp_path: Path) -> N
         (CARD, {"max_age": 0.0}, "max_age=0 is no time"),
     ):
         with pytest.raises(BadInput, match=words):
-            _run(tmp_path / "no", card=card, **settings)
+            _run(tmp_path / "no", card=card, estop=str(tmp_path / "estop.json"), **settings)
         assert not (tmp_path / "no").exists()
     assert cli.run(["run", "robot=task:toy/reach"]) == 1
     with pytest.raises(DataError, match="no limits at"):
