@@ -70,6 +70,10 @@ class RobotError(PixioError):
     """A robot that cannot be reached, or gave no answer in time."""
 
 
+class OutOfControl(RobotError):
+    """An axis is found where no command of ours can have brought it; nothing was sent."""
+
+
 class EmergencyStopped(RobotError):
     """The emergency stop is latched; nothing is sent until somebody resets it."""
 

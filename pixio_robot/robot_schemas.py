@@ -16,6 +16,7 @@ class Run(CameraSettings):
     checkpoint: str | None = key(None, "instead of a bundle: a policy checkpoint, run by torch")
     server: str | None = key(None, "instead of a bundle: HOST:PORT of pixio-robot serve, or a ws:// or wss:// address")
     token_file: str | None = key(None, "file with the server's secret", free=True)
+    ungated: bool = key(False, "use an int8 bundle that did not pass the gate", free=True)
     time: str = key("real", "time of a simulated robot: real, stepped")
     rate: float | None = key(None, "commands a second; null is the robot's own, else the policy's")
     episodes: int = key(1, "episodes", least=1)
@@ -26,6 +27,9 @@ class Run(CameraSettings):
     render: str | None = key("fast", "render quality of a simulated robot: benchmark, balanced, fast")
     depth_sensor: str = key("d435", "what a simulated robot's depth is measured with: exact, d435")
     execute: int | None = key(None, "actions of a chunk that are used; null is all", least=1)
+    new_share: float = key(
+        1.0, "weight of a new chunk where an older one planned the same step; 1 replaces, LeRobot's is 0.7", later=True
+    )
     limits: str | None = key(None, "file (.json) of limits that narrow the robot's own")
     max_age: float = key(0.2, "oldest frame that the policy may act on [s]")
     stop_after: float = key(1.0, "time without a good action after which the watchdog stops the episode [s]")

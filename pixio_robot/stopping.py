@@ -1,4 +1,4 @@
-"""Stopping when asked: SIGTERM, which schedulers send, and Ctrl-C set a flag that a loop reads."""
+"""Stopping when asked: SIGTERM, which schedulers send, SIGHUP of a lost terminal, and Ctrl-C set a flag for a loop."""
 
 import signal
 from time import monotonic
@@ -11,7 +11,7 @@ ECHO = 1.0  # [s] in which a repeated signal is the same request: launchers and 
 
 
 class Stopping:
-    """While open, the first SIGTERM or SIGINT only sets `signal`; one that comes later again acts as usual."""
+    """While open, the first SIGTERM, SIGINT or SIGHUP only sets `signal`; one that comes later again acts as usual."""
 
     def __init__(self) -> None:
         self.signal = 0  # that was received
@@ -24,7 +24,9 @@ class Stopping:
         return self.signal != 0
 
     def __enter__(self) -> "Stopping":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if number in self._before or signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup wants a lost terminal to be ignored
             self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -56,7 +56,10 @@ def print_evaluation(out: Path, row: EpisodeRecord, summary: dict[str, Any]) -> 
 
 def print_parity(parity: dict[str, Any]) -> None:
     """Print what ``parity.json`` holds."""
-    table = Table(title=f"parity, {parity['precision']}: {'passed' if parity['passed'] else 'FAILED'}")
+    verdict = "passed" if parity["passed"] else "FAILED"
+    if not parity.get("closed_loop_shown"):
+        verdict += "; closed loop: not shown"
+    table = Table(title=f"parity, {parity['precision']}: {verdict}")
     for column in ("what", "value", "limit", ""):
         table.add_column(column)
     for check in parity["checks"]:
@@ -144,7 +147,7 @@ def _console() -> Console:
 
 
 def print_run(report: Any) -> None:
-    """Print what a robot's run came to; `report` is a `robots.runs.RunReport`."""
+    """Print what a robot's run came to; `report` is a `robots.session.RunReport`."""
     table = Table(title="run", show_header=False)
     if report.rows:
         table.add_row("success, last step", str(success_rate(row.success_last for row in report.rows)))

@@ -144,7 +144,7 @@ def train_bc(
                 values["valid/loss"] = state.valid_loss
             metrics.write(epoch, state.step, values)
             bar.advance(1)
-            explained = {**training, "epoch": epoch}
+            explained = {**training, "epoch": epoch, "robot": demos.environment.get("robot")}
             due = epoch % save_every == 0 or epoch == settings.epochs or epoch in kept
             if state.valid_loss < state.best_loss or (due and not len(data.valid)):
                 state.best_loss = state.valid_loss

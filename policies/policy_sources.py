@@ -8,7 +8,7 @@ from ..errors import BadInput
 from ..files import sha256_of
 from ..robot_schemas import Run
 from ..run_folder import digest
-from ..runtime.bundle import CARD, Card
+from ..runtime.bundle import CARD, Card, check_gate
 from ..runtime.policy import Policy
 
 
@@ -20,6 +20,7 @@ def asked_policy(command: Run, stack: ExitStack) -> tuple[Card, Policy, str]:
 
     Raises:
         BadInput: unless one of bundle, checkpoint and server is given.
+        CheckpointError: for a bundle that is damaged, or int8 and did not pass the gate.
         RemoteError: if the server cannot be reached, or refuses.
     """
     given = [name for name in ("bundle", "checkpoint", "server") if getattr(command, name) is not None]
@@ -31,6 +32,7 @@ def asked_policy(command: Run, stack: ExitStack) -> tuple[Card, Policy, str]:
     if command.bundle is not None:
         from ..runtime.runtime import Runtime
 
+        check_gate(command.bundle, command.ungated)
         runtime = Runtime.load(command.bundle, command.threads)
         return runtime.card, runtime, sha256_of(Path(command.bundle) / CARD)
     if command.server is not None:

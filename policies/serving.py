@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BadInput, DataError
-from ..runtime.bundle import Card, Port
+from ..runtime.bundle import Card, Port, check_gate
 from ..runtime.policy import Policy
 from ..runtime.remote.server import Limits, PolicyServer
 from ..runtime.remote.token_file import read_token
@@ -38,6 +38,7 @@ def _bundle(command: Serve) -> tuple[Card, Callable[[], Policy]]:
     from ..runtime.runtime import Runtime
 
     assert command.bundle is not None
+    check_gate(command.bundle, command.ungated)
     first = Runtime.load(command.bundle, command.threads)
     return first.card, first.session
 
@@ -72,7 +73,7 @@ def _replay(command: Serve) -> tuple[Card, Callable[[], Policy]]:
         ports += [Port(depth_key(key), (side, side), "float32", unit) for key in demos.pictures(recorded)]
     if "proprio" in demos.widths:
         ports.append(Port("proprio", (demos.widths["proprio"],), "float32", "what the robot feels"))
-    width = actions.shape[1]
+    width, robot = actions.shape[1], demos.environment.get("robot") or {}
     card = Card(
         kind="policy",
         target="replay",
@@ -82,6 +83,8 @@ def _replay(command: Serve) -> tuple[Card, Callable[[], Policy]]:
         outputs=[Port("action", (command.chunk, width), "float32", "within [-1, 1], as recorded")],
         task=demos.task,
         image_size=side,
+        control_period=1 / robot["control_hz"] if "control_hz" in robot else None,
+        action_names=robot.get("axes"),
         chunk=command.chunk,
         action_low=[-1.0] * width,
         action_high=[1.0] * width,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..envs.commands import Commands
+from ..runtime.overlap import check_share, mixed
 from .inference import Answer
 
 
@@ -25,10 +26,15 @@ class ActionPlan:
 
     Args:
         execute: how many actions of a chunk are used at most; None uses all.
+        new_share: weight of a new chunk where an older one has planned the same step; 1 replaces.
+
+    Raises:
+        BadInput: if that is no weight.
     """
 
-    def __init__(self, execute: int | None = None) -> None:
-        self._execute = execute
+    def __init__(self, execute: int | None = None, new_share: float = 1.0) -> None:
+        check_share(new_share)
+        self.execute, self.new_share = execute, new_share
         self._waiting: deque[Planned] = deque()
         self.dropped = 0  # actions for steps that had passed when they came
 
@@ -40,18 +46,21 @@ class ActionPlan:
         self._waiting.clear()
 
     def put(self, answer: Answer, step: int) -> None:
-        """Take a chunk in place of what waits; its first action was meant for the step of its observation.
+        """Take a chunk, whose first action was meant for the step of its observation, in place of what waits or mixed.
 
         Args:
             step: the policy's step now. A policy of single actions is late by what it takes, and its action is used;
                 of a chunk, what was meant for the past is dropped, unless that is all of it.
         """
         assert answer.actions is not None
-        chunk = answer.actions[: self._execute]
-        past = max(0, step - answer.job.step) if len(chunk) > 1 else 0
-        past = min(past, len(chunk) - 1)
+        chunk = answer.actions[: self.execute]
+        late = max(0, step - answer.job.step) if len(chunk) > 1 else 0
+        past = min(late, len(chunk) - 1)
         self.dropped += past
-        self._waiting = deque(Planned(action, answer.job.seen, answer.seconds) for action in chunk[past:])
+        chunk = chunk[past:]
+        if self._waiting and self.new_share < 1 and past == late:  # both plan from this step on
+            chunk = mixed(np.stack([each.action for each in self._waiting]), chunk, self.new_share)
+        self._waiting = deque(Planned(action, answer.job.seen, answer.seconds) for action in chunk)
 
     def take(self) -> Planned | None:
         """Return the next action; None where there is none."""
@@ -79,7 +88,10 @@ class Interpolation:
 
     def aim(self, action: np.ndarray) -> None:
         """Take a new action (A,) of the policy."""
-        self._from = action if self._to is None else self._to
+        if self._to is not None and np.isfinite(self._to).all():
+            self._from = self._to
+        if self._from is None or not np.isfinite(self._from).all():
+            self._from = action
         self._to, self._part = action, 0
 
     def next(self) -> np.ndarray | None:

@@ -12,11 +12,12 @@ class EmergencyStop:
     """A latch that outlives the process. It is looked at before every command; `touch FILE` triggers it from outside.
 
     Args:
-        path: of the file.
+        path: of the file; its folder is made, so that a person can `touch` it.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path.absolute()  # whatever folder the program goes to
+        self.path.parent.mkdir(parents=True, exist_ok=True)
 
     @property
     def latched(self) -> bool:

@@ -40,14 +40,14 @@ class Limits:
         low, high, velocity, step = (each.copy() for each in (self.low, self.high, self.velocity, self.step))
         try:
             for at, (least, most) in _axes(asked, "position", commands, path):
-                low[at], high[at] = max(low[at], float(least)), min(high[at], float(most))
+                low[at], high[at] = max(low[at], _finite(least)), min(high[at], _finite(most))
             for name, values in (("velocity", velocity), ("step", step)):
                 for at, most in _axes(asked, name, commands, path):
-                    values[at] = min(values[at], float(most))
+                    values[at] = min(values[at], _finite(most))
             box = self.workspace
             if "workspace" in asked:
                 corners = np.array(asked["workspace"], float)
-                if corners.shape != (2, 3):
+                if corners.shape != (2, 3) or not np.isfinite(corners).all():
                     raise ValueError("workspace is [[x, y, z], [x, y, z]]")
                 box = (corners[0], corners[1])
         except (TypeError, ValueError) as error:
@@ -95,6 +95,12 @@ def _read(path: Path) -> dict[str, Any]:
     if unknown := [name for name in asked if name not in known]:
         raise UnknownName(f"{path}: no limit {unknown[0]!r}{closest(unknown[0], known)}; there are: {', '.join(known)}")
     return asked
+
+
+def _finite(value: Any) -> float:
+    if not np.isfinite(number := float(value)):
+        raise ValueError(f"{number} limits nothing")
+    return number
 
 
 def _axes(asked: dict[str, Any], kind: str, commands: Commands, path: Path) -> list[tuple[int, Any]]:

@@ -6,13 +6,15 @@ robot holds; where none has come for too long the watchdog stops the episode.
 """
 
 import logging
+import math
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..cameras.frame import Frame
-from ..errors import CameraError, EmergencyStopped, EndOfStream
+from ..errors import BadInput, CameraError, EmergencyStopped, EndOfStream, OutOfControl, RemoteError, RobotError
 from ..runtime.bundle import Card
 from .actions import ActionPlan, Interpolation, Planned
 from .clock import Metronome
@@ -20,6 +22,7 @@ from .eyes import Eyes
 from .faults import Saboteur
 from .fit import observation_of
 from .inference import InferenceInStep, InferenceThread, Job
+from .moments import COUNTED, Ending, Moment, Tick
 from .robot import Outcome
 from .safety import SafeRobot
 
@@ -29,51 +32,20 @@ _LOOK = 0.6  # share of a period in which a new frame is waited for
 
 @dataclass(frozen=True)
 class Rules:
-    """When the watchdog acts."""
+    """When the watchdog acts.
+
+    Raises:
+        BadInput: for a time that is no finite number above 0, which no age would ever exceed.
+    """
 
     max_age: float = 0.2  # of a frame, when it is handed to the policy [s]
     stop_after: float = 1.0  # without a good action [s]
     patience: float = 5.0  # for the first frame and action of an episode [s]
 
-
-@dataclass
-class Tick:
-    """What happened at one tick."""
-
-    episode: int
-    number: int  # of the policy's step
-    at: float  # since the episode's beginning [s]
-    late: float  # [s]
-    state: str  # "run", "hold"
-    age: float | None  # of the frame behind the action, when it was sent [s]
-    newest: float | None  # age of the newest frame [s]
-    seconds: float | None  # that the policy took, where an answer came since the last tick [s]
-    asked: list[float] | None  # by the policy
-    sent: list[float]
-    reasons: tuple[str, ...]  # why something else was sent
-    events: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Moment:
-    """One step of the policy, for the recording."""
-
-    frame: Frame | None  # the newest; its arrays are valid until the next one is looked for
-    proprio: np.ndarray
-    state: np.ndarray
-    asked: np.ndarray  # NaN where there was nothing
-    sent: np.ndarray
-    ticks: list[Tick]
-    outcome: Outcome | None
-
-
-@dataclass
-class Ending:
-    """How an episode ended."""
-
-    why: str  # "success", "end" (of its steps), "watchdog", "estop", "control" (lost), "asked" (to stop)
-    steps: int
-    outcomes: list[Outcome]
+    def __post_init__(self) -> None:
+        for name, value in (("max_age", self.max_age), ("stop_after", self.stop_after)):
+            if not (math.isfinite(value) and value > 0):
+                raise BadInput(f"{name}={value:g} is no time; give seconds above 0, e.g. {name}={getattr(Rules, name)}")
 
 
 class ControlLoop:
@@ -87,8 +59,8 @@ class ControlLoop:
         metronome: the beat.
         parts: ticks a step of the policy.
         rules: of the watchdog.
-        execute: actions of a chunk that are used; None uses all.
-        stepped: in stepped time nothing is asked for before it is needed.
+        plan: what becomes of chunks; None carries each out to its end.
+        stepped: in stepped time nothing is asked for before it is needed, unless chunks are mixed.
         saboteur: of planned faults.
         watch: called with each step, for the recording.
     """
@@ -103,7 +75,7 @@ class ControlLoop:
         *,
         parts: int = 1,
         rules: Rules = Rules(),
-        execute: int | None = None,
+        plan: ActionPlan | None = None,
         stepped: bool = False,
         saboteur: Saboteur | None = None,
         watch: Callable[[Moment], None] = lambda moment: None,
@@ -113,14 +85,18 @@ class ControlLoop:
         self.metronome, self.rules, self.saboteur, self.watch = metronome, rules, saboteur, watch
         self.asked_to_stop = asked_to_stop
         self.clock = robot.clock
-        self.plan = ActionPlan(execute)
+        self.plan = ActionPlan() if plan is None else plan
         self.ways = Interpolation(robot.spec.commands, parts)
-        chunk = min(execute or card.chunk, card.chunk)
-        self._ask_at = 0 if stepped else chunk // 2  # actions left when the next chunk is asked for
+        chunk = min(self.plan.execute or card.chunk, card.chunk)
+        needed = stepped and self.plan.new_share == 1
+        self._ask_at = 0 if needed else chunk // 2  # actions left when the next chunk is asked for
+        self._blind = rules.max_age + parts * metronome.period  # age of the newest frame; beyond it nothing is sent
         self._bearable = rules.max_age + (chunk + 1) * parts * metronome.period  # age of what is behind an action [s]
         self._frame: Frame | None = None
         self._submitted = -1  # number of the frame
         self._noted: list[str] = []
+        self._told: Counter[str] = Counter()  # what ticks have counted so far
+        self._lost = False  # whether the policy's server is
         self._since = -np.inf  # when the last command was sent, or the episode began [s]
         self._took: float | None = None  # by the answer that came [s]
 
@@ -131,21 +107,22 @@ class ControlLoop:
             EmergencyStopped: if the stop is latched before anything moves.
             PixioError: what the policy or the robot raised, when the robot stands still.
         """
-        self.inference.settle(self.rules.patience)
+        if not self.inference.settle(self.rules.patience):
+            raise RobotError(
+                f"the policy still computes what it was asked in the last episode, for {self.rules.patience:g} s; "
+                "nothing has moved"
+            )
         self._since = self.clock.now()
-        start = self.robot.reset(seed)
         self.plan.clear()
         self.ways.reset()
-        self._frame, self._submitted, self._noted = None, -1, []
+        self._frame, self._submitted, self._noted, self._lost = None, -1, [], False
         outcomes: list[Outcome] = []
         try:
+            start = self.robot.reset(seed)
             self._look(0, self.rules.patience, first=True)
             self.inference.ready(self.rules.patience)
             why, step = self._steps(episode, steps, outcomes)
-        except BaseException:
-            self.robot.stop()
-            raise
-        if why not in ("success", "end"):
+        finally:
             self.robot.stop()
         return start, Ending(why, step, outcomes)
 
@@ -168,28 +145,29 @@ class ControlLoop:
                     planned = self._next(step, now)
                 command = None if planned is None else self.ways.next()
                 self._since = now
+                done: np.ndarray | None = None
+                end = ""
                 try:
                     done = self.robot.hold() if command is None else self.robot.send_action(command)
+                    reasons = self.robot.reasons
                 except EmergencyStopped as error:
                     log.error("%s", error)
-                    done, end = np.zeros_like(felt["set_point"], np.float32), "estop"
-                else:
-                    end = ""
-                reasons = self.robot.reasons if not end else ("estop",)
+                    reasons, end = ("estop",), "estop"
+                except OutOfControl as error:
+                    log.error("%s", error)
+                    reasons, end = ("out_of_control",), "control"
                 if command is None and reasons == ("hold",):
                     reasons = ("no_action",)
                 held = command is None or "nan" in reasons or bool(end)
                 if not held:
                     good = now
-                sent.append(done)
+                sent += [] if done is None else [done]
                 ticks.append(self._tick(episode, step, now - began, late, held, planned, done, reasons, now))
-                if not end and (words := self.robot.filter.out_of_control(self.robot.get_observation())):
-                    log.error("the robot is out of control: %s", words)
-                    ticks[-1].events.append("out_of_control")
-                    end = "control"
                 if not end and now - good > self.rules.stop_after:
                     ticks[-1].events.append("watchdog")
                     end = "watchdog"
+                if not end and self._lost:
+                    end = "remote"
                 if not end and self.asked_to_stop():
                     end = "asked"
                 if end:
@@ -206,12 +184,20 @@ class ControlLoop:
         self._took = None
         if (answer := self.inference.poll()) is not None:
             self._took = answer.seconds
+            if isinstance(answer.error, RemoteError) and not answer.job.starts:
+                log.error("%s", answer.error)
+                self._noted.append("remote")
+                self._lost = True
+                return None
             if answer.error is not None:
                 raise answer.error
             self.plan.put(answer, step)
         planned = self.plan.take()
         if planned is not None and now - planned.seen > self._bearable:
             self._noted.append("expired")
+            planned = None
+        if planned is not None and (self._frame is None or self._frame.age(now) > self._blind):
+            self._noted.append("stale")  # the rest of a chunk, while the camera shows nothing
             planned = None
         if planned is not None:
             self.ways.aim(planned.action)
@@ -225,7 +211,7 @@ class ControlLoop:
         late: float,
         held: bool,
         planned: Planned | None,
-        sent: np.ndarray,
+        sent: np.ndarray | None,
         reasons: tuple[str, ...],
         now: float,
     ) -> Tick:
@@ -241,10 +227,19 @@ class ControlLoop:
             None if self._frame is None else self._frame.age(now),
             took,
             None if planned is None or not np.isfinite(planned.action).all() else planned.action.tolist(),
-            sent.tolist(),
+            None if sent is None else sent.tolist(),
             reasons,
             events,
+            self._counted(),
         )
+
+    def _counted(self) -> dict[str, int]:
+        totals = Counter(dict(zip(COUNTED, self._totals(), strict=True)))
+        news, self._told = totals - self._told, totals
+        return dict(news)
+
+    def _totals(self) -> tuple[int, int, int, int]:
+        return self.metronome.misses, self.metronome.anchored, self.plan.dropped, self.robot.unled
 
     def _finish(
         self,
@@ -259,8 +254,9 @@ class ControlLoop:
         outcome = self.robot.outcome()
         if outcome is not None:
             outcomes.append(outcome)
-        asked = np.full(len(sent[0]), np.nan, np.float32) if planned is None else planned.action
-        self.watch(Moment(frame, felt["proprio"], state, asked, self.ways.whole(sent), ticks, outcome))
+        asked = np.full(len(felt["set_point"]), np.nan, np.float32) if planned is None else planned.action
+        whole = self.ways.whole(sent) if sent else None
+        self.watch(Moment(frame, felt["proprio"], state, asked, whole, ticks, outcome))
 
     def _newest(self, timeout: float, first: bool) -> Frame | None:
         """Return a frame that came after the last command, else the newest; at first none from before the episode."""
@@ -293,7 +289,7 @@ class ControlLoop:
             self._noted.append(f"stale {1000 * age:.0f} ms")
             return
         felt = self.robot.get_observation()["proprio"]
-        job = Job(observation_of(known, felt, self.card), step, known.arrival_time, first)
+        job = Job(observation_of(known, felt, self.card), step, known.arrival_time, self._submitted < 0)
         if self.inference.submit(job):
             self._submitted = known.sequence
         else:

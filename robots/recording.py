@@ -19,7 +19,7 @@ from ..envs.demo_file import DemoWriter, demo_outcome, disk_key, merge_demos
 from ..envs.registry import EnvRequest
 from ..envs.rendering import Calibration
 from ..errors import BadInput
-from .loop import Moment, Tick
+from .moments import Moment, Tick
 
 _WAITING = 64  # steps that may wait for the disk
 
@@ -45,10 +45,10 @@ class EpisodeRecording:
         self._thread.start()
 
     def add(self, moment: Moment) -> None:
-        """Take a step; arrays are copied. A step before the first frame is left out."""
+        """Take a step; arrays are copied. A step before the first frame, or in which nothing was sent, is left out."""
         for tick in moment.ticks:
             self._events += [{"step": tick.number, "at": round(tick.at, 4), "what": what} for what in happened(tick)]
-        if moment.frame is None or self._error is not None:
+        if moment.frame is None or moment.sent is None or self._error is not None:
             self.lost += self._error is not None
             return
         outcome, ticks = moment.outcome, moment.ticks
@@ -68,6 +68,11 @@ class EpisodeRecording:
             self._steps.put_nowait((self._observed(moment.frame, moment.proprio), values))
         except queue.Full:
             self.lost += 1
+
+    def note(self, what: str) -> None:
+        """Add an event after the last step."""
+        last = self._events[-1] if self._events else {"step": 0, "at": 0.0}
+        self._events.append({**last, "what": what})
 
     def _observed(self, frame: Frame, proprio: np.ndarray) -> dict[str, np.ndarray]:
         try:

@@ -58,6 +58,7 @@ class Robot(abc.ABC):
     A robot sends what it is told within its own limits; `SafeRobot` stands before it and checks everything.
     """
 
+    unled = 0  # steps that a robot which goes on by itself made without a command
     clock: Clock = WallClock()  # the time that its observations and its cameras' frames have
     _spec: RobotSpec | None = None  # what `spec` gives, from `connect` on
 

@@ -43,7 +43,7 @@ class RosRobot(Robot):
         self.path = Path(path)
         known = _read(self.path)
         self.joints = tuple(known["joints"])
-        self._rate = float(known.get("rate", 20.0))
+        self._rate = _rate(self.path, known)
         self._state_topic = known.get("state_topic", "/joint_states")
         self._command_topic = known.get("command_topic", "/joint_trajectory_controller/joint_trajectory")
         self._commands = _commands(self.path, self.joints, known)
@@ -82,6 +82,15 @@ class RosRobot(Robot):
                 f"no state of the joints {', '.join(self.joints)} came on {self._state_topic} for {_PATIENCE:.0f} s; "
                 "is the robot's driver running, with the same ROS_DOMAIN_ID? See: ros2 topic echo " + self._state_topic
             )
+        end = time.monotonic() + _PATIENCE
+        while not publisher.get_subscription_count():
+            if time.monotonic() > end:
+                self.disconnect()
+                raise RobotError(
+                    f"nobody listens on {self._command_topic}, so that commands would be lost; is the controller "
+                    f'active, and "command_topic" in {self.path} its topic? See: ros2 control list_controllers'
+                )
+            time.sleep(0.01)
         self._spec = RobotSpec(
             name=f"ros:{self.path.stem}",
             driver="ros",
@@ -123,9 +132,9 @@ class RosRobot(Robot):
         return sent
 
     def stop(self) -> None:
-        """Tell the joints to stay where they are."""
+        """Tell the joints to stay where they are, or where they were sent to if that is not known any more."""
         with self._heard:
-            here = self._positions
+            here = self._positions if time.monotonic() - self._at <= _OLD else self._target
         if here is not None and self._running is not None:
             self._target = here.copy()
             self._publish(here)
@@ -145,8 +154,8 @@ class RosRobot(Robot):
 
     def _hear(self, message: Any) -> None:
         places = {name: at for at, name in enumerate(message.name)}
-        if any(name not in places for name in self.joints):
-            return  # of another part of the robot
+        if any(places.get(name, len(message.position)) >= len(message.position) for name in self.joints):
+            return  # of another part of the robot, or without positions
         positions = np.array([message.position[places[name]] for name in self.joints])
         if np.isfinite(positions).all():
             with self._heard:
@@ -168,6 +177,16 @@ def _read(path: Path) -> dict[str, Any]:
     return known
 
 
+def _rate(path: Path, known: dict[str, Any]) -> float:
+    try:
+        rate = float(known.get("rate", 20.0))
+    except (TypeError, ValueError):
+        rate = np.nan
+    if not 0 < rate < np.inf:
+        raise DataError(f'{path}: "rate" is in commands a second, e.g. 20; not {known["rate"]!r}')
+    return rate
+
+
 def _commands(path: Path, joints: tuple[str, ...], known: dict[str, Any]) -> Commands:
     """Return what actions do; limits that the file does not tell are infinite, and then nothing may move."""
     count, mode = len(joints), known.get("mode", "absolute")
@@ -180,7 +199,7 @@ def _commands(path: Path, joints: tuple[str, ...], known: dict[str, Any]) -> Com
         raise DataError(f"{path} holds a limit that is no number or pair of numbers: {error}") from error
     units = (str(known.get("unit", "rad")),) * count
     if mode == "relative":
-        if not (stride > 0).all():
+        if not ((stride > 0) & np.isfinite(stride)).all():
             raise DataError(f'{path}: mode "relative" needs "stride", how far an action of 1 moves each joint')
         return Commands(joints, units, stride, np.zeros(count), np.ones(count, bool), low, high, speed)
     if mode != "absolute":

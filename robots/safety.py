@@ -9,7 +9,7 @@ import numpy as np
 
 from ..cameras.camera import Camera
 from ..envs.commands import Commands
-from ..errors import EmergencyStopped
+from ..errors import OutOfControl, RobotError
 from .clock import Clock
 from .emergency import EmergencyStop
 from .limits import Limits
@@ -44,6 +44,7 @@ class SafetyFilter:
         self._clock, self._period = clock, period
         self._last: np.ndarray | None = None  # targets of the last command
         self._at = -np.inf  # when that was [s]
+        self._placed = ~commands.relative & (np.array(commands.units) != "1")  # axes that are sent to places
 
     def reset(self) -> None:
         """Forget the last command: the robot was moved by somebody else."""
@@ -54,7 +55,12 @@ class SafetyFilter:
 
         Args:
             observation: of the robot, now.
+
+        Raises:
+            OutOfControl: if an axis is far beyond its limits.
+            RobotError: if it is not known where a command begins, or the first one would jump.
         """
+        self._check(observation)
         asked = np.asarray(asked, np.float32)
         if asked.shape != self._commands.scale.shape or not np.isfinite(asked).all():
             return self._hold(observation, "nan")
@@ -87,20 +93,52 @@ class SafetyFilter:
             target = inside
         if set(reasons) - {"range"}:
             action = self._commands.action(target, set_point)
-        return self._decided(action, set_point, tuple(reasons))
+        return self._decided(action, observation, tuple(reasons))
 
     def hold(self, observation: dict[str, np.ndarray]) -> Decision:
-        """Return the command that changes nothing: efforts rest, everything else stays where it was sent to."""
+        """Return the command that changes nothing: efforts rest, everything else stays where it was sent to.
+
+        Raises:
+            OutOfControl, RobotError: as `apply` does.
+        """
+        self._check(observation)
         return self._hold(observation, "hold")
 
     def _hold(self, observation: dict[str, np.ndarray], reason: str) -> Decision:
         commands, set_point = self._commands, observation["set_point"]
         held = np.where(commands.relative, set_point, self._begin(observation))
-        return self._decided(commands.action(held, set_point), set_point, (reason,))
+        return self._decided(commands.action(held, set_point), observation, (reason,))
 
-    def _decided(self, action: np.ndarray, set_point: np.ndarray, reasons: tuple[str, ...]) -> Decision:
-        self._last, self._at = self._commands.target(action, set_point), self._clock.now()
-        return Decision(action, self._last, reasons)
+    def _decided(self, action: np.ndarray, observation: dict[str, np.ndarray], reasons: tuple[str, ...]) -> Decision:
+        target = self._commands.target(action, observation["set_point"])
+        if self._last is None:
+            self._check_first(target, observation)
+        self._last, self._at = target, self._clock.now()
+        return Decision(action, target, reasons)
+
+    def _check(self, observation: dict[str, np.ndarray]) -> None:
+        """Refuse what nothing can be measured against: every comparison with a number that is none is false."""
+        unknown = ~np.isfinite(observation["set_point"])
+        if self._last is None:
+            unknown |= self._placed & ~np.isfinite(observation["positions"])
+        if unknown.any():
+            name = self._commands.names[int(np.flatnonzero(unknown)[0])]
+            raise RobotError(f"the robot does not tell where axis {name} is, so nothing is sent; look at its sensors")
+        if words := self.out_of_control(observation):
+            raise OutOfControl(f"the robot is out of control: {words}")
+
+    def _check_first(self, target: np.ndarray, observation: dict[str, np.ndarray]) -> None:
+        """Refuse a first command that would jump: actions reach no further than an axis's range, and it is outside."""
+        jump = np.abs(target - self._begin(observation))
+        stride = np.minimum(self._limits.velocity * self._period, self._limits.step)
+        if (far := self._placed & (jump > stride + _GRAIN * self._commands.scale)).any():
+            at = int(np.flatnonzero(far)[0])
+            name, unit = self._commands.names[at], self._commands.units[at]
+            raise RobotError(
+                f"axis {name} is at {observation['positions'][at]:.3f} {unit}, and the nearest place that it can be "
+                f"sent to, {target[at]:.3f}, is further than a command may go ({stride[at]:.3g} {unit}); bring {name} "
+                "inside its range by hand"
+            )
 
     def out_of_control(self, observation: dict[str, np.ndarray]) -> str:
         """Return which axis is found far beyond its limits, in words; "" if none is."""
@@ -164,6 +202,10 @@ class SafeRobot(Robot):
     def spec(self) -> RobotSpec:
         return self.robot.spec
 
+    @property
+    def unled(self) -> int:  # type: ignore[override]
+        return self.robot.unled
+
     def connect(self) -> None:
         self.emergency.check()
         self.robot.connect()
@@ -178,7 +220,9 @@ class SafeRobot(Robot):
         """Send what may be sent of an action (A,); return what the robot says it sent.
 
         Raises:
-            EmergencyStopped: if the stop is latched; the robot was told to stand still.
+            EmergencyStopped: if the stop is latched; the robot was told to stand still, as before all of these.
+            OutOfControl: if an axis is far beyond its limits.
+            RobotError: if the robot does not tell where it is, or the first command would jump.
         """
         return self._send(action)
 
@@ -189,11 +233,11 @@ class SafeRobot(Robot):
     def _send(self, action: np.ndarray | None) -> np.ndarray:
         try:
             self.emergency.check()
-        except EmergencyStopped:
+            observation = self.robot.get_observation()
+            decision = self.filter.hold(observation) if action is None else self.filter.apply(action, observation)
+        except RobotError:
             self.robot.stop()
             raise
-        observation = self.robot.get_observation()
-        decision = self.filter.hold(observation) if action is None else self.filter.apply(action, observation)
         self.reasons = decision.reasons
         sent = self.robot.send_action(decision.action)
         if not np.array_equal(sent, decision.action):

@@ -46,7 +46,6 @@ class TaskRobot(Robot):
         )
         self.stepped = request.stepped
         self.clock = SteppedClock() if request.stepped else WallClock()
-        self.unled = 0  # steps in real time for which no command came
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._work: Callable[[], Any] | None = None  # for the thread

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..files import replacing
 from .faults import HANDLING, Fault
+from .moments import COUNTED
 
 _EPISODES = 12  # shown in a picture, at most
 _COLOURS = {
@@ -24,8 +25,9 @@ _HOLDS = ("no_action", "nan", "expired")
 
 
 def read_ticks(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of ``ticks.jsonl``."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """Return the rows of ``ticks.jsonl``; a line cut short by a crash is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def summary_of(ticks: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -39,6 +41,7 @@ def summary_of(ticks: Sequence[dict[str, Any]]) -> dict[str, float]:
         "lateness of a tick, 99 % [ms]": float(np.percentile(late, 99)),
         "lateness of a tick, worst [ms]": float(late.max()),
     }
+    numbers |= {what: float(sum(tick.get("counts", {}).get(what, 0) for tick in ticks)) for what in COUNTED}
     for key, name in (("seconds", "inference"), ("age", "age of the frame behind an action")):
         values = np.array([tick[key] for tick in ticks if tick[key] is not None]) * 1000
         for at in (50, 95, 99) if values.size else ():
@@ -130,7 +133,7 @@ def _draw(path: Path, ticks: Sequence[dict[str, Any]], episodes: Sequence[int], 
     ages.set_ylabel("age [ms]")
     asked = np.array([np.abs(tick["asked"]).max() if tick["asked"] else np.nan for tick in ticks])
     sent.plot(times, asked, ".", ms=3, color="#b06a2a", label="asked by the policy")
-    largest = [np.abs(tick["sent"]).max() for tick in ticks]
+    largest = [np.abs(tick["sent"]).max() if tick["sent"] else np.nan for tick in ticks]
     gaps = np.flatnonzero(np.diff([tick["episode"] for tick in ticks])) + 1
     sent.plot(np.insert(times, gaps, np.nan), np.insert(largest, gaps, np.nan), lw=1, color="#0b6a72", label="sent")
     sent.set_ylabel("largest\naction")

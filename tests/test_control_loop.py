@@ -4,7 +4,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from pixio_robot import cli
 from pixio_robot.envs.registry import EnvRequest, installed
-from pixio_robot.errors import BadInput, DataError, EmergencyStopped
+from pixio_robot.errors import BadInput, DataError, EmergencyStopped, RemoteError, RobotError
 from pixio_robot.metrics import read_episodes
 from pixio_robot.policies.demos import DemoSet
 from pixio_robot.progress import Progress
@@ -23,12 +24,15 @@ from pixio_robot.robot_schemas import Run
 from pixio_robot.robots.clock import Metronome
 from pixio_robot.robots.emergency import EmergencyStop
 from pixio_robot.robots.eyes import SteppedEyes
-from pixio_robot.robots.inference import InferenceInStep
+from pixio_robot.robots.inference import InferenceInStep, InferenceThread, Job
 from pixio_robot.robots.limits import Limits
-from pixio_robot.robots.loop import ControlLoop, Moment, Rules
+from pixio_robot.robots.loop import ControlLoop, Rules
+from pixio_robot.robots.moments import Moment
+from pixio_robot.robots.recording import EpisodeRecording
 from pixio_robot.robots.robot import RobotRequest
-from pixio_robot.robots.runs import RunReport, run_robot
+from pixio_robot.robots.runs import run_robot
 from pixio_robot.robots.safety import SafeRobot
+from pixio_robot.robots.session import RunReport
 from pixio_robot.robots.simulated import TaskRobot
 from pixio_robot.robots.timeline import read_ticks
 from pixio_robot.runtime.bundle import Card, Port
@@ -82,6 +86,18 @@ def _run(out: Path, policy: Any = None, card: Card = CARD, **settings: Any) -> R
     known: dict[str, Any] = dict(robot="task:toy/reach@top", bundle="reacher", time="stepped", steps=30, out=str(out))
     known |= dict(estop=str(out / "estop.json"), depth_sensor="exact")
     return run_robot(Run(**{**known, **settings}), card, policy or Reacher(), "policy", Progress.silent())
+
+
+@contextmanager
+def _loop(policy: Any, tmp_path: Path, kind: Any = InferenceInStep, rules: Rules = Rules()) -> Iterator[ControlLoop]:
+    """A loop on the toy in stepped time."""
+    with TaskRobot("toy/reach@top", RobotRequest(stepped=True, image_size=SIDE, depth_sensor="exact")) as robot:
+        safe = SafeRobot(robot, Limits.of(robot.spec.commands), 0.05, EmergencyStop(tmp_path / "estop.json"))
+        eyes = SteppedEyes(robot.camera(), robot.clock)
+        eyes.open()
+        inference = kind(policy, robot.clock) if kind is InferenceInStep else kind(policy)
+        yield ControlLoop(safe, eyes, inference, CARD, Metronome(robot.clock, 0.05), rules=rules, stepped=True)
+        inference.close()
 
 
 def _ticks(out: Path, episode: int) -> list[dict[str, Any]]:
@@ -140,7 +156,7 @@ def test_every_fault_ends_as_documented(tmp_path: Path) -> None:
     assert len(held) == 21 and all(np.abs(tick["sent"]).max() < 1e-6 for tick in held)
     spoilt = next(tick for tick in _ticks(tmp_path, 2) if "nan" in tick["reasons"])
     assert spoilt["asked"] is None and np.abs(spoilt["sent"]).max() < 1e-6
-    assert _ticks(tmp_path, 5)[-1]["reasons"] == ["estop"]
+    assert _ticks(tmp_path, 5)[-1]["reasons"] == ["estop"] and _ticks(tmp_path, 5)[-1]["sent"] is None
     # good is what succeeded without long pauses: only the NaN's episode
     assert report.demos is not None and DemoSet(report.demos).members("train") == ["demo_0"]
     assert len(DemoSet(report.demos).names) == 6
@@ -165,6 +181,92 @@ def test_chunks_are_carried_out_and_asked_for_when_they_run_out(tmp_path: Path) 
     executed = Reacher(chunk=5)
     _run(tmp_path / "some", executed, replace(CARD, chunk=5), episodes=1, execute=2)
     assert executed.calls == 15
+    merged = Reacher(chunk=4)
+    report = _run(tmp_path / "merged", merged, replace(CARD, chunk=4), episodes=1, new_share=0.7)
+    assert report.rows[0].success_last and merged.calls == 15, "asked when half is left"
+
+
+def test_a_chunk_is_not_played_to_its_end_behind_a_dead_camera(tmp_path: Path) -> None:
+    faults = ["stall@0:0.3:10"]
+    report = _run(tmp_path, Reacher(chunk=50), replace(CARD, chunk=50), episodes=1, steps=48, faults=faults)
+    assert report.endings == {"watchdog": 1}
+    ran = [tick for tick in _ticks(tmp_path, 0) if tick["state"] == "run"]
+    assert max(tick["newest"] for tick in ran) <= 0.25 and len(ran) < 14
+    assert "stale" in _ticks(tmp_path, 0)[-1]["events"]
+
+
+@pytest.mark.parametrize("kind", [InferenceInStep, InferenceThread])
+def test_the_first_observation_of_an_episode_resets_the_policy_however_late_it_comes(
+    kind: type[InferenceInStep | InferenceThread], tmp_path: Path
+) -> None:
+    class Resets(Reacher):
+        resets = 0
+
+        def reset(self) -> None:
+            self.resets += 1
+            super().reset()
+
+    policy = Resets()
+    with _loop(policy, tmp_path, kind) as loop:
+        loop.run(0, 3, 2)
+        loop.eyes.stall(5.5)  # longer than is waited for a first frame
+        loop.run(1, 4, 20)
+    assert policy.resets == 3, "when it was made, and once an episode"
+
+
+def test_an_episode_does_not_begin_while_the_last_one_is_thought_about(tmp_path: Path) -> None:
+    with _loop(Reacher(seconds=0.3), tmp_path, InferenceThread, Rules(patience=0.05)) as loop:
+        loop.inference.submit(Job({}, 0, 0.0, True))
+        with pytest.raises(RobotError, match="still computes"):
+            loop.run(0, 3, 2)
+
+
+@pytest.mark.parametrize("error", [RemoteError("no answer"), ValueError("out of memory")])
+def test_an_error_keeps_the_record_of_what_came_before(error: Exception, tmp_path: Path) -> None:
+    class Breaking(Reacher):
+        def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+            if self.calls == 7:
+                self.calls += 1
+                raise error
+            return super().act(observation)
+
+    remote = isinstance(error, RemoteError)
+    if remote:  # the next episode connects anew
+        endings = _run(tmp_path, Breaking(), episodes=3, steps=5).endings
+        assert endings["remote"] == 1 and endings.total() == 3
+    else:
+        with pytest.raises(ValueError, match="out of memory"):
+            _run(tmp_path, Breaking(), episodes=3, steps=5)
+        assert "out of memory" in (tmp_path / "report.html").read_text()
+        assert "1 error" in json.loads((tmp_path / "result.json").read_text())["facts"]["ended by"]
+    demos = DemoSet(tmp_path / "demos.hdf5")
+    broken = demos.seeds.index(20_001)
+    assert demos.names[broken] not in demos.members("train") and demos.lengths[broken] == 2 + remote
+    with h5py.File(demos.path) as file:
+        events = json.loads(file[f"data/{demos.names[broken]}"].attrs["events"])
+    assert any(event["what"] == ("remote" if remote else "error: out of memory") for event in events)
+    again = _run(tmp_path, episodes=3, steps=5)  # the episode that an error ended is run again
+    assert again.endings.total() == (0 if remote else 2) and len(DemoSet(tmp_path / "demos.hdf5").names) == 3
+
+
+def test_a_torn_line_of_ticks_is_no_obstacle(tmp_path: Path) -> None:
+    _run(tmp_path, episodes=1, steps=3, record=False)
+    with (tmp_path / "ticks.jsonl").open("a") as file:
+        file.write('{"episode": 0, "num')
+    _run(tmp_path, episodes=1, steps=3, record=False)
+    assert len(read_ticks(tmp_path / "ticks.jsonl")) == 3 == len((tmp_path / "ticks.jsonl").read_text().splitlines())
+
+
+def test_a_recording_with_gaps_is_not_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add = EpisodeRecording.add
+
+    def slow(self: EpisodeRecording, moment: Moment) -> None:
+        self.lost += 1
+        add(self, moment)
+
+    monkeypatch.setattr(EpisodeRecording, "add", slow)
+    report = _run(tmp_path, episodes=1)
+    assert report.endings == {"success": 1} and DemoSet(report.demos or "").members("train") == []
 
 
 def test_limits_change_what_is_sent_and_the_report_says_so(tmp_path: Path) -> None:
@@ -188,9 +290,13 @@ def test_what_does_not_fit_is_refused_before_anything_moves(tmp_path: Path) -> N
         (CARD, {"camera": "task:toy/reach"}, "another simulation"),
         (CARD, {"camera": "robot:front"}, "has camera top, not 'front'"),
         (CARD, {"time": "fast"}, "there are real, stepped"),
+        (CARD, {"max_age": float("nan")}, "max_age=nan is no time"),
+        (CARD, {"stop_after": float("nan")}, "stop_after=nan is no time"),
+        (CARD, {"stop_after": float("inf")}, "stop_after=inf is no time"),
+        (CARD, {"max_age": 0.0}, "max_age=0 is no time"),
     ):
         with pytest.raises(BadInput, match=words):
-            _run(tmp_path / "no", card=card, **settings)
+            _run(tmp_path / "no", card=card, estop=str(tmp_path / "estop.json"), **settings)
         assert not (tmp_path / "no").exists()
     assert cli.run(["run", "robot=task:toy/reach"]) == 1
     with pytest.raises(DataError, match="no limits at"):
@@ -206,7 +312,9 @@ def test_commands_between_policy_steps_are_interpolated(tmp_path: Path) -> None:
         if one["asked"] is not None:
             np.testing.assert_allclose(one["sent"], np.array(one["asked"]) / 2, atol=1e-6)
             np.testing.assert_allclose(np.add(one["sent"], two["sent"]), one["asked"], atol=1e-6)
-    assert report.demos is not None and DemoSet(report.demos).lengths[0] * 2 == len(ticks)
+    assert report.demos is not None
+    demos = DemoSet(report.demos)
+    assert demos.lengths[0] * 2 == len(ticks) and demos.environment["robot"]["control_hz"] == pytest.approx(10)
 
 
 def test_asked_to_stop_it_stops_and_goes_on_later(tmp_path: Path) -> None:
@@ -259,21 +367,22 @@ def test_a_policy_that_breaks_stops_the_robot(tmp_path: Path) -> None:
                 raise ValueError("out of memory")
             return super().act(observation)
 
-    stops = []
-    robot = TaskRobot("toy/reach@top", RobotRequest(stepped=True, image_size=SIDE, depth_sensor="exact"))
-    with robot:
-        robot.stop = lambda: stops.append(1)  # type: ignore[method-assign]
-        safe = SafeRobot(robot, Limits.of(robot.spec.commands), 0.05, EmergencyStop(tmp_path / "estop.json"))
-        eyes = SteppedEyes(robot.camera(), robot.clock)
-        eyes.open()
-        seen: list[Moment] = []
-        inference = InferenceInStep(Broken(), robot.clock)
-        loop = ControlLoop(
-            safe, eyes, inference, CARD, Metronome(robot.clock, 0.05), rules=Rules(), stepped=True, watch=seen.append
-        )
+    stops: list[int] = []
+    seen: list[Moment] = []
+    with _loop(Broken(), tmp_path) as loop:
+        loop.robot.robot.stop = lambda: stops.append(1)  # type: ignore[method-assign]
+        loop.watch = seen.append
         with pytest.raises(ValueError, match="out of memory"):
             loop.run(0, 3, 50)
-    assert len(seen) == 5 and stops
+        assert len(seen) == 5 and len(stops) == 1
+        loop.robot.robot.reset = lambda seed: 1 // 0  # type: ignore[method-assign]
+        with pytest.raises(ZeroDivisionError):
+            loop.run(1, 3, 2)
+        assert len(stops) == 2, "it stands still too when a reset goes wrong half way"
+    stops.clear()
+    with _loop(Reacher(), tmp_path) as loop:
+        loop.robot.robot.stop = lambda: stops.append(1)  # type: ignore[method-assign]
+        assert loop.run(0, 3, 2)[1].why == "end" and stops
 
 
 def test_in_real_time_the_beat_is_kept_whatever_inference_does(tmp_path: Path) -> None:
@@ -286,3 +395,17 @@ def test_in_real_time_the_beat_is_kept_whatever_inference_does(tmp_path: Path) -
     ran = [tick for tick in ticks if tick["state"] == "run"]
     assert 2 <= len(ran) < len(ticks) - 2, "it acts when there is an action and holds in between"
     assert all(tick["age"] > 0.12 for tick in ran[1:]), "what was computed from it took that long"
+
+
+def test_what_was_missed_is_counted(tmp_path: Path) -> None:
+    policy = Reacher(chunk=4, seconds=0.12)
+    report = _run(
+        tmp_path, policy, replace(CARD, chunk=4), time="real", episodes=1, steps=25, faults=["late@0:0.4:0.3"]
+    )
+    numbers = json.loads((tmp_path / "result.json").read_text())["numbers"]
+    late = [tick["late"] for tick in _ticks(tmp_path, 0)]
+    assert numbers["deadlines missed"] == sum(each > 0.005 for each in late)
+    assert numbers["new beats"] == sum(each >= 0.05 for each in late)
+    assert numbers["actions dropped"] >= 2, "a chunk that takes more than two periods has a past"
+    assert numbers["steps of the robot without a command"] >= 0 and "deadlines missed" in report.summary
+    assert "Actions dropped" in (tmp_path / "report.html").read_text()

@@ -2,31 +2,39 @@
 
 import importlib.util
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from pixio_robot import cli
 from pixio_robot.backbones import Backbone
+from pixio_robot.cameras.camera import CameraSpec
 from pixio_robot.depth_encoding import depth_pictures, small_depth
 from pixio_robot.embedding import Embedder
 from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.errors import BadInput
 from pixio_robot.policies.agent import Agent
+from pixio_robot.policies.bc import train_bc
 from pixio_robot.policies.demos import DemoSet
-from pixio_robot.policies.eager import EagerPolicy
-from pixio_robot.policies.export.int8 import in_blocks
+from pixio_robot.policies.eager import EagerPolicy, eager_policies
+from pixio_robot.policies.export.int8 import in_blocks, quantise_onnx
 from pixio_robot.policies.export.onnx_file import write_onnx
 from pixio_robot.policies.export.pixels import DepthPictures, Pixels, SmallDepth, SmallPictures
 from pixio_robot.policies.export.precision import halve
-from pixio_robot.policies.export.program import PolicyProgram, program_of
+from pixio_robot.policies.export.program import EncoderProgram, PolicyProgram, program_of
+from pixio_robot.policies.export.run import acting
 from pixio_robot.policies.pixel_network import shrunk
-from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, Visuomotor
+from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, Visuomotor, load_policy
 from pixio_robot.preprocessing import Preprocessing, preprocess
+from pixio_robot.robots.fit import check_fit
+from pixio_robot.robots.robot import RobotRequest
+from pixio_robot.robots.simulated import TaskRobot
 from pixio_robot.runtime.bundle import STARTS, Card
 from pixio_robot.runtime.runtime import Runtime
 from pixio_robot.schemas import EmbeddingSettings, PolicySettings
@@ -200,12 +208,30 @@ def test_types_are_written_into_the_graph(precision: str, tiny: Backbone, tmp_pa
     assert np.abs(together - program(*program.example(3))[0].numpy()).max() < 1e-2
 
 
+def test_int8_for_tensorrt_is_symmetric(tiny: Backbone, tmp_path: Path) -> None:
+    """It takes no zero point but 0, and no int32 that is scaled for a bias."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    program = EncoderProgram(tiny, SIZE).eval()
+    write_onnx(program, tmp_path / "fp32.onnx", 1)
+    inputs = [{"rgb": each["rgb"][None]} for each in _episode(4)]
+    quantise_onnx(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", inputs, symmetric=True)
+    model = onnx.load(str(tmp_path / "int8.onnx"))
+    values = {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
+    pairs = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(pairs) > 8 and all(not values[node.input[2]].any() for node in pairs if len(node.input) > 2)
+    scaled = [values[node.input[0]] for node in pairs if node.input[0] in values and node.op_type[0] == "D"]
+    assert scaled and {each.dtype for each in scaled} == {np.dtype(np.int8)}
+
+
 def test_a_bundle_is_whole_reused_and_told_apart(
     toy_bundle: Path, toy_checkpoint: Path, toy_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     card = Card.read(toy_bundle)
     assert (card.kind, card.task, card.chunk, card.actions, card.batch) == ("policy", "toy/reach", 1, 3, 1)
     assert card.control_period == pytest.approx(0.05) and card.action_low == [-1.0] * 3
+    assert card.action_names == ["x", "y", "z"]
     assert [(each.name, each.shape) for each in card.observation] == [("rgb", (256, 256, 3)), ("proprio", (3,))]
     assert card.memory[0].frames == 3 and json.loads((toy_bundle / "parity.json").read_text())["passed"]
     words = [f"checkpoint={toy_checkpoint}", f"demos={toy_file}", "frames=16", "episodes=0", f"out={toy_bundle}"]
@@ -213,6 +239,32 @@ def test_a_bundle_is_whole_reused_and_told_apart(
     assert cli.run(["export", *words, "precision=fp16"]) == 1
     assert "another bundle (onnx, fp32)" in capsys.readouterr().err
     assert not [each for each in toy_bundle.parent.iterdir() if each.name != "toy"], "nothing half-written is left"
+
+
+def test_a_policy_of_a_robots_demonstrations_keeps_its_axes_and_its_rate(
+    toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its task is no simulation, so the recording is asked."""
+    demos = tmp_path / "arm.hdf5"
+    shutil.copy(toy_file, demos)
+    with h5py.File(demos, "r+") as file:
+        known = json.loads(file["data"].attrs["env_args"])
+        known["robot"] = {"name": "ros:arm", "axes": ["base", "elbow", "wrist"], "control_hz": 12.5}
+        known["env_name"] = known["env_kwargs"]["task"] = "ros:arm"
+        file["data"].attrs["env_args"] = json.dumps(known)
+    settings = PolicySettings(layers=[8], batch=64, epochs=1)
+    how: dict[str, Any] = dict(embedding=EmbeddingSettings(), settings=settings, seed=0, device=CPU, kind="blind")
+    checkpoint = train_bc(DemoSet(demos), None, None, None, out=tmp_path, **how).last
+    card, _, _ = eager_policies(str(checkpoint), CPU)
+    assert (card.task, card.control_period, card.action_names) == ("ros:arm", 0.08, ["base", "elbow", "wrist"])
+    toy = TaskRobot("toy/reach", RobotRequest(stepped=True))
+    with toy, pytest.raises(BadInput, match="actions are base, elbow, wrist, task:toy/reach takes x, y, z"):
+        check_fit(card, toy.spec, CameraSpec("cam", "test", True, (64, 64), None, 30.0), 12.5)
+    assert cli.run(["export", f"checkpoint={checkpoint}", f"demos={demos}"]) == 1
+    assert "ros:arm cannot be simulated" in capsys.readouterr().err
+    loaded = load_policy(checkpoint)
+    loaded.training["robot"] = None  # recorded by an older version
+    assert acting(loaded) == {"control_period": None, "action_names": None}
 
 
 @pytest.mark.parametrize("target", ["openvino", pytest.param("aoti", marks=pytest.mark.slow)])

@@ -110,6 +110,19 @@ def test_a_worker_s_end_is_noticed(job: Callable[[Connection, None], None], mess
         pass
 
 
+def test_a_bundle_is_timed_without_torch_and_with_its_library_loaded(toy_bundle: Path) -> None:
+    code = f"""
+import sys
+from pixio_robot.latency.contenders import Spec, import_library, opened
+spec = Spec("bundle", {str(toy_bundle)!r})
+import_library(spec)
+assert "onnxruntime" in sys.modules
+opened(spec)[0]()
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_peak_memory_is_a_peak() -> None:
     """In a process of its own: this one may have held more before."""
     code = """

@@ -127,6 +127,17 @@ def test_waiting_ends(gated: Gated) -> None:
         assert player.act(_seen(1)) == [[0]] and gated.asked == [0]  # it came in the end
 
 
+def test_a_reset_does_not_wait_for_ever(gated: Gated) -> None:
+    with Overlapped(gated, timeout=0.05) as player:
+        player._ask(_seen(0))
+        with pytest.raises(RemoteError, match=r"still computed after 0\.05 s"):
+            player.reset()
+        gated.gate.release()
+        _finished(player)
+        player.reset()
+        assert gated.resets == 1
+
+
 def test_a_policy_s_failure_is_passed_on() -> None:
     class Failing(Replay):
         def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -146,5 +157,5 @@ def test_a_policy_that_needs_every_frame_is_refused() -> None:
     policy.card = Card("policy", "onnx", "fp32", "", [], [], [Memory("tokens", 3, (8, 4))])  # type: ignore[attr-defined]
     with pytest.raises(BadInput, match=r"looks at 3 frames.*embedding\.frames=single"):
         Overlapped(policy)
-    with pytest.raises(BadInput, match="both are shares"):
+    with pytest.raises(BadInput, match="share of a chunk that is left"):
         Overlapped(Replay(np.zeros((2, 1))), ask_at=1.5)

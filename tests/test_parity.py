@@ -58,7 +58,7 @@ def test_a_drop_that_matters_fails(lost: int, gained: int, passes: bool) -> None
     ours = [False] * lost + [True] * (50 - lost) + [True] * gained + [False] * (50 - gained)
     parity = Parity("fp32")
     compare_episodes(parity, _rows(ours), _rows(eager))
-    assert parity.passed == passes
+    assert parity.passed == passes and parity.as_json()["closed_loop_shown"]
     words = " ".join(parity.words)
     assert f"{lost} lost and {gained} gained" in words and "100 episodes show a drop from 6 points on" in words
 
@@ -82,6 +82,7 @@ def test_int8_needs_episodes_that_can_show_something() -> None:
         hopeless = Parity(precision)
         compare_episodes(hopeless, _rows([False] * 60), _rows([False] * 60))
         assert hopeless.passed == passes and "too seldom" in hopeless.words[-1]
+        assert not parity.as_json()["closed_loop_shown"] and not hopeless.as_json()["closed_loop_shown"]
 
 
 @pytest.mark.parametrize("precision", list(LIMITS))

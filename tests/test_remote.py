@@ -1,5 +1,7 @@
 """A policy on another machine: the same actions, clients that do not disturb each other, nothing for the hostile."""
 
+import base64
+import hashlib
 import json
 import os
 import socket
@@ -9,6 +11,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -451,6 +454,46 @@ def test_random_bytes_and_other_protocols_do_no_harm(serve: Callable[..., Policy
 
 
 # what may go wrong
+
+
+def test_a_server_that_reads_nothing_is_given_up_in_time() -> None:
+    side = 1700
+    card = replace(CARD, observation=[Port("rgb", (side, side, 3), "uint8")])  # more than fits between the two
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        done = threading.Event()
+
+        def deaf() -> None:
+            client, _ = listening.accept()
+            said = b""
+            while b"\r\n\r\n" not in said:
+                said += client.recv(4096)
+            key = next(line.split(b": ")[1] for line in said.split(b"\r\n") if b"websocket-key" in line.lower())
+            accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+            hello = pack({"kind": "card", "card": asdict(card)})
+            client.sendall(
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Accept: "
+                + accept
+                + b"\r\nSec-WebSocket-Protocol: "
+                + VERSION.encode()
+                + b"\r\n\r\n"
+                + bytes([0x82, 126])
+                + struct.pack(">H", len(hello))
+                + hello
+            )
+            done.wait(30)
+            client.close()
+
+        threading.Thread(target=deaf, daemon=True).start()
+        policy = RemotePolicy(f"127.0.0.1:{listening.getsockname()[1]}", timeout=5)
+        policy.timeout, began = 0.2, time.monotonic()
+        with pytest.raises(RemoteError, match=r"no answer within 0\.2 s"):
+            policy.act({"rgb": np.zeros((side, side, 3), np.uint8)})
+        assert time.monotonic() - began < 5
+        done.set()
 
 
 def test_a_policy_that_fails_is_reported_and_the_others_go_on(

@@ -1,6 +1,7 @@
 """Limits hold whatever is asked, the stop latches, the beat never catches up, and what does not fit is refused."""
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 from pixio_robot.cameras.camera import CameraSpec
 from pixio_robot.envs.commands import Commands
 from pixio_robot.envs.registry import make
-from pixio_robot.errors import BadInput, DataError, EmergencyStopped, PixioError, UnknownName
+from pixio_robot.errors import BadInput, DataError, EmergencyStopped, OutOfControl, PixioError, RobotError, UnknownName
 from pixio_robot.robots import registry
 from pixio_robot.robots.actions import ActionPlan, Interpolation
 from pixio_robot.robots.clock import Metronome, SteppedClock, WallClock
@@ -27,6 +28,7 @@ from pixio_robot.robots.registry import find_robot
 from pixio_robot.robots.robot import Robot, RobotRequest, RobotSpec
 from pixio_robot.robots.safety import SafeRobot, SafetyFilter
 from pixio_robot.runtime.bundle import Card, Port
+from pixio_robot.stopping import Stopping
 
 PERIOD = 0.05
 REACH = Commands.of(("x", "y", "z"), "m", 0.02, -np.full(3, 0.2), np.full(3, 0.2), 0.5, (0.0, 0.0, 0.2))
@@ -144,14 +146,43 @@ def test_commands_in_quick_succession_go_no_faster() -> None:
 def test_from_outside_its_limits_nothing_moves_by_itself_and_nothing_further_out() -> None:
     robot = _Still(REACH)
     robot.at = np.array([0.19, 0.0, 0.0])
-    limits = _free(REACH, high=np.full(3, 0.1), low=np.full(3, -0.1))
+    limits = _free(REACH, high=np.full(3, 0.18), low=np.full(3, -0.18))
     guard = SafetyFilter(REACH, limits, PERIOD, robot.clock)
     assert np.array_equal(guard.apply(np.zeros(3), robot.get_observation()).target, robot.at)
     assert guard.apply(np.array([1.0, 0, 0]), robot.get_observation()).target[0] <= 0.19 + 1e-9
     robot.clock.sleep_until(1.0)
-    assert guard.apply(np.array([-1.0, 0, 0]), robot.get_observation()).target[0] < 0.18
+    assert guard.apply(np.array([-1.0, 0, 0]), robot.get_observation()).target[0] < 0.175
     robot.at[0] = 0.5
     assert "axis x is at 0.500 m" in guard.out_of_control(robot.get_observation())
+
+
+def _refused(tmp_path: Path, robot: _Still, kind: type[PixioError], words: str) -> None:
+    for sends in (lambda safe: safe.hold(), lambda safe: safe.send_action(np.zeros(3))):
+        before = robot.stops
+        with pytest.raises(kind, match=words):
+            sends(SafeRobot(robot, _free(JOINTS), PERIOD, EmergencyStop(tmp_path / "estop.json")))
+        assert not robot.sent and robot.stops == before + 1
+
+
+def test_a_joint_found_outside_its_range_is_not_thrown_into_it(tmp_path: Path) -> None:
+    """An absolute action reaches no further than the range, so that even a hold would be a jump."""
+    robot = _Still(JOINTS)
+    robot.at[0] = -1.5 - 0.05 * 3
+    _refused(tmp_path, robot, RobotError, r"shoulder is at -1.650 rad.*-1.500.*bring shoulder inside its range by hand")
+    robot.at[0] = -1.5 - 0.95 * 3
+    _refused(tmp_path, robot, OutOfControl, r"axis shoulder is at -4.350 rad, its limits are -1.5 to 1.5")
+    robot.at[0] = -1.55
+    SafeRobot(robot, _free(JOINTS), PERIOD, EmergencyStop(tmp_path / "estop.json")).hold()
+    assert robot.at[0] == -1.5, "as far as a command may go"
+
+
+@pytest.mark.parametrize("axis", ["set_point", "positions"])
+def test_where_nobody_knows_where_a_joint_is_nothing_is_sent(axis: str, tmp_path: Path) -> None:
+    class Blind(_Still):
+        def get_observation(self) -> dict[str, np.ndarray]:
+            return super().get_observation() | {axis: np.array([0.0, np.nan, 0.0])}
+
+    _refused(tmp_path, Blind(JOINTS), RobotError, "does not tell where axis elbow is")
 
 
 def test_tasks_say_in_units_what_their_actions_do() -> None:
@@ -189,6 +220,27 @@ def test_the_stop_latches_until_somebody_resets_it(tmp_path: Path) -> None:
     (tmp_path / "estop.json").touch()  # by hand, from another program
     with pytest.raises(EmergencyStopped, match="by hand"):
         safe.hold()
+
+
+def test_the_stop_can_be_pressed_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    stop = EmergencyStop(Path("runs/estop.json"))
+    monkeypatch.chdir("/")
+    (tmp_path / "runs/estop.json").touch()
+    assert stop.latched and str(tmp_path / "runs/estop.json") in str(stop.path)
+
+
+def test_a_lost_terminal_asks_to_stop_unless_it_shall_be_ignored() -> None:
+    with Stopping() as stopping:
+        signal.raise_signal(signal.SIGHUP)
+        assert stopping.asked
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with Stopping() as stopping:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stopping.asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_beat_is_kept_and_never_caught_up_with() -> None:
@@ -231,6 +283,23 @@ def test_of_a_chunk_what_is_past_is_dropped() -> None:
     assert len(first) == 2
 
 
+def test_where_two_chunks_plan_a_step_they_are_mixed() -> None:
+    plan = ActionPlan(new_share=0.7)
+    plan.put(_answer([[0.0], [1.0], [2.0], [np.nan], [4.0]], 0), 0)
+    first, second = plan.take(), plan.take()
+    plan.put(_answer([[9.0], [12.0], [13.0], [14.0], [15.0]], 1), 2)  # asked at step 1, here at step 2
+    taken = [float(each.action[0]) for _ in range(4) if (each := plan.take()) is not None]
+    assert first is not None and second is not None and (first.action[0], second.action[0]) == (0, 1)
+    assert taken == pytest.approx([0.3 * 2 + 0.7 * 12, 13, 0.3 * 4 + 0.7 * 14, 15]) and plan.dropped == 1
+    plan.put(_answer([[0.0], [1.0]], 6), 6)
+    plan.put(_answer([[5.0], [6.0]], 0), 6)  # wholly of the past: it is not of this step
+    late = plan.take()
+    assert late is not None and late.action[0] == 6
+    for share in (0.0, 1.1, np.nan):
+        with pytest.raises(BadInput, match="weight of a new chunk"):
+            ActionPlan(new_share=share)
+
+
 def test_ways_between_targets_are_straight_and_whole_steps_add_up() -> None:
     ways = Interpolation(JOINTS, 4)
     actions = np.random.default_rng(0).uniform(-1, 1, (3, 3)).astype(np.float32)
@@ -245,6 +314,14 @@ def test_ways_between_targets_are_straight_and_whole_steps_add_up() -> None:
             np.array(sent)[:, :2], [begin[:2] + (part + 1) / 4 * (action - begin)[:2] for part in range(4)], atol=1e-6
         )
         last = action
+
+
+def test_after_an_action_that_is_no_number_the_way_goes_on() -> None:
+    ways, sent = Interpolation(JOINTS, 2), []
+    for action in ([np.nan] * 3, [0.0] * 3, [np.nan] * 3, [0.2] * 3):
+        ways.aim(np.array(action, np.float32))
+        sent.append([float(each[0]) for _ in range(2) if (each := ways.next()) is not None])
+    np.testing.assert_allclose(sent, [[np.nan] * 2, [0, 0], [np.nan] * 2, [0.1, 0.2]], atol=1e-6)
 
 
 def test_a_thread_thinks_about_one_thing_and_its_errors_arrive() -> None:
@@ -322,6 +399,9 @@ def test_limits_from_a_file_only_narrow(tmp_path: Path) -> None:
         ('{"speed": {"x": 1}}', UnknownName, "no limit 'speed'"),
         ('{"position": {"x": 3}}', DataError, "no number or pair"),
         ('{"workspace": [1, 2]}', DataError, "workspace"),
+        ('{"workspace": [[0, 0, NaN], [1, 1, 1]]}', DataError, "workspace"),
+        ('{"velocity": {"x": NaN}}', DataError, "nan limits nothing"),
+        ('{"position": {"x": [-Infinity, 0.1]}}', DataError, "-inf limits nothing"),
         ("[]", DataError, "holds no limits"),
     ):
         path.write_text(text)

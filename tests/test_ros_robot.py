@@ -3,20 +3,30 @@
 import json
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pixio_robot import cli
+from pixio_robot.cameras.camera import Camera, CameraSpec
+from pixio_robot.cameras.frame import Frame, rgbd_frame
 from pixio_robot.errors import BadInput, DataError, RobotError
+from pixio_robot.policies.demos import DemoSet
+from pixio_robot.progress import Progress
+from pixio_robot.robot_schemas import Run
 from pixio_robot.robots.clock import Metronome, WallClock
 from pixio_robot.robots.emergency import EmergencyStop
 from pixio_robot.robots.limits import Limits
 from pixio_robot.robots.registry import find_robot
 from pixio_robot.robots.ros import RosRobot
+from pixio_robot.robots.runs import run_robot
 from pixio_robot.robots.safety import SafeRobot
+from pixio_robot.runtime.bundle import Card, Port
 
 pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_:DeprecationWarning")  # lark, which rclpy's messages use
 ARM: dict[str, Any] = {
@@ -125,6 +135,99 @@ def test_silence_is_no_answer(arm: _Arm, tmp_path: Path, monkeypatch: pytest.Mon
         RosRobot(_file(tmp_path)).connect()
 
 
+def test_a_controller_that_does_not_listen_is_noticed(
+    arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pixio_robot.robots.ros._PATIENCE", 1.0)
+    robot = RosRobot(_file(tmp_path, command_topic="/pixio_test/nobody"))
+    with pytest.raises(RobotError, match="nobody listens on /pixio_test/nobody"):
+        robot.connect()
+    assert robot._running is None
+
+
+def test_after_silence_a_stop_sends_no_old_position(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pixio_robot.robots.ros._OLD", 0.1)
+    with RosRobot(_file(tmp_path)) as robot:
+        arm.silent = True
+        _until(lambda: _raises(robot))
+        robot.stop()
+        robot._target = np.array([0.4, 1.2])  # where it was sent to meanwhile
+        robot.stop()
+        _until(lambda: arm.heard)
+    assert arm.heard == [[0.4, 1.2]], "nothing is known to send before the first command"
+
+
+def test_a_state_without_positions_is_not_heard(tmp_path: Path) -> None:
+    robot = RosRobot(_file(tmp_path))
+    robot._hear(SimpleNamespace(name=["shoulder", "elbow"], position=[]))
+    assert robot._positions is None
+    robot._hear(SimpleNamespace(name=["elbow", "shoulder"], position=[1.0, 0.5]))
+    np.testing.assert_array_equal(robot._positions, [0.5, 1.0])
+
+
+class _Webcam(Camera):
+    """100 small pictures a second, by the wall's clock."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def open(self) -> None:
+        self._spec = CameraSpec("webcam", "test", True, (32, 32), None, 100.0)
+
+    def read(self) -> Frame:
+        time.sleep(0.01)
+        self._count += 1
+        picture = np.full((32, 32, 3), self._count % 256, np.uint8)
+        return rgbd_frame(picture, None, None, None, time.monotonic(), self._count)
+
+    def close(self) -> None:
+        self._spec = None
+
+
+class _Reaching:
+    """Sends both joints to the middle of their ranges, four steps at a time."""
+
+    def reset(self) -> None:
+        pass
+
+    def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        assert observation["rgb"].shape == (32, 32, 3) and observation["proprio"].shape == (2,)
+        return np.zeros((4, 2), np.float32)
+
+
+def test_what_an_arm_did_teaches_the_next_policy(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way: run, demonstrations, train_bc, export."""
+    monkeypatch.setattr("pixio_robot.robots.runs.asked_camera", lambda command: _Webcam())
+    card = Card(
+        "policy",
+        "onnx",
+        "fp32",
+        "program.onnx",
+        [Port("rgb", (32, 32, 3), "uint8"), Port("proprio", (2,), "float32")],
+        [Port("action", (4, 2), "float32")],
+        image_size=32,
+        control_period=0.1,
+        chunk=4,
+        action_low=[-1.0] * 2,
+        action_high=[1.0] * 2,
+    )
+    command = Run(
+        robot=f"ros:{_file(tmp_path, rate=10)}", camera="webcam", bundle="b", steps=10, out="out", depth=False
+    )
+    report = run_robot(command, card, _Reaching(), "policy", Progress.silent())
+    assert report.endings == {"end": 1} and report.demos is not None
+    _until(lambda: np.allclose(arm.positions, [0.0, 1.0], atol=1e-6))
+    demos = DemoSet(report.demos)
+    assert demos.task == "ros:arm" and demos.environment["robot"]["control_hz"] == pytest.approx(10)
+    assert len(demos.members("train")) == 1 and demos.widths == {"proprio": 2, "actions": 2}
+    assert cli.run(["train_bc", f"demos={demos.path}", "encoder=none", "policy.epochs=1", "device=cpu", "out=bc"]) == 0
+    pytest.importorskip("onnxscript", reason="needs the extra export")
+    words = ["checkpoint=bc/checkpoints/blind/last.safetensors", "gate=false", "out=bundle"]
+    assert cli.run(["export", *words]) == 0
+    exported = Card.read("bundle")
+    assert exported.action_names == ["shoulder", "elbow"] and exported.control_period == pytest.approx(0.1)
+
+
 def _raises(robot: RosRobot) -> bool:
     try:
         robot.get_observation()
@@ -140,6 +243,10 @@ def test_a_description_that_lacks_something_is_refused(tmp_path: Path) -> None:
         ({"position": None}, 'mode "absolute" needs "position"'),
         ({"mode": "relative"}, 'mode "relative" needs "stride"'),
         ({"mode": "torque"}, "no mode 'torque'"),
+        ({"mode": "relative", "stride": {"shoulder": 0.1, "elbow": float("inf")}}, 'needs "stride"'),
+        ({"rate": 0}, "not 0"),
+        ({"rate": float("nan")}, "not nan"),
+        ({"rate": "fast"}, "not 'fast'"),
         ({"colour": 1}, "no key 'colour'"),
         ({"velocity": {"elbow": "fast"}}, "no number"),
     ):

@@ -1,6 +1,7 @@
 """The runtime: without torch, without a growing memory, with a history that begins where an episode does."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pixio_robot import cli
 from pixio_robot.errors import BadInput, CheckpointError
 from pixio_robot.policies.demos import DemoSet
 from pixio_robot.policies.eager import EagerPolicy
-from pixio_robot.runtime.bundle import Card
+from pixio_robot.runtime.bundle import Card, check_gate
 from pixio_robot.runtime.policy import Policy
 from pixio_robot.runtime.runtime import Runtime
 
@@ -151,6 +153,35 @@ def test_damaged_bundles_are_refused(toy_bundle: Path, tmp_path: Path) -> None:
         (changed / "card.json").write_text(json.dumps(wrong))
         with pytest.raises(CheckpointError, match=message):
             Card.read(changed)
+
+
+def test_a_bundle_that_did_not_pass_the_gate_is_told_apart(
+    toy_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Runtime.load(toy_bundle, threads=1)
+    assert not caplog.records
+    edited = tmp_path / "edited"
+    shutil.copytree(toy_bundle, edited)
+    parity = json.loads((edited / "parity.json").read_text())
+    card = json.loads((edited / "card.json").read_text())
+    for text, words in (
+        (json.dumps({**parity, "passed": False}), "did not pass the gate"),
+        ("{", "cannot be read"),
+        (None, "was never compared"),
+    ):
+        (edited / "parity.json").unlink(missing_ok=True)
+        if text is not None:
+            (edited / "parity.json").write_text(text)
+        caplog.clear()
+        Runtime.load(edited, threads=1)
+        assert words in caplog.text
+        check_gate(edited, ungated=False)
+        (edited / "card.json").write_text(json.dumps({**card, "precision": "int8"}))
+        check_gate(edited, ungated=True)
+        for command in (["serve"], ["run", "robot=task:toy/reach"]):
+            assert cli.run([*command, f"bundle={edited}"]) == 1
+            assert re.search(f"is int8 and .*{words}.*ungated=true", capsys.readouterr().err)
+        (edited / "card.json").write_text(json.dumps(card))
 
 
 def test_an_encoder_alone_gives_tokens(toy_file: Path, tiny_file: Path, frames: list[Observation]) -> None:

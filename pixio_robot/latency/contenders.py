@@ -3,8 +3,10 @@
 Each takes one picture as bytes and ends with tokens or actions in memory of the CPU.
 """
 
+import importlib
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BadInput, MissingExtra
+from ..runtime.bundle import Card
 
 BASELINES = ("eager", "compile", "graph", "transformers")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -31,6 +34,13 @@ class Spec:
     def label(self) -> str:
         """What tables call it."""
         return f"bundle {self.name}" if self.kind == "bundle" else f"{self.kind} {self.precision}"
+
+
+def import_library(spec: Spec) -> None:
+    """Import what a contender computes with, and no more: the rest would count as its memory."""
+    target = Card.read(spec.name, check=False).target if spec.kind == "bundle" else "torch"
+    with suppress(ImportError):  # `opened` says it
+        importlib.import_module({"onnx": "onnxruntime", "openvino": "openvino"}.get(target, "torch"))
 
 
 def opened(spec: Spec) -> tuple[Callable[[], Any], int]:

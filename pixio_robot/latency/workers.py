@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from ..errors import PixioError, WorkerLost
-from .contenders import Spec, opened
+from .contenders import Spec, import_library, opened
 from .floor import Products, Rates
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -29,7 +29,7 @@ class Call(NamedTuple):
 class Start(NamedTuple):
     """What a program cost before it ran at its own speed."""
 
-    load: Call  # from its files to the first call; importing torch is not counted
+    load: Call  # from its files to the first call; importing its library is not counted
     first: Call  # the first call
     size: int  # of its files or weights [bytes]
 
@@ -98,8 +98,7 @@ def _guarded(job: Callable[[Connection, Any], None], pipe: Connection, argument:
 
 def time_contender(pipe: Connection, spec: Spec) -> None:
     """Load and warm up one contender, then run it as often as is said; answers (calls, peak memory [bytes])."""
-    import torch  # noqa: F401
-
+    import_library(spec)
     logging.getLogger("pixio_robot").setLevel(logging.ERROR)  # what it says, the parent has said
     (call, size), load = timed(lambda: opened(spec))
     _, first = timed(call)

@@ -147,6 +147,30 @@ class Card:
         return card
 
 
+def gate_words(folder: Path | str) -> str:
+    """Return what a bundle's ``parity.json`` has against it, in words; "" if it passed the gate."""
+    try:
+        known = json.loads((Path(folder) / PARITY).read_text())
+    except FileNotFoundError:
+        return "was never compared with the policy it came from"
+    except (OSError, ValueError) as error:
+        return f"has a {PARITY} that cannot be read ({error})"
+    return "" if isinstance(known, dict) and known.get("passed") is True else "did not pass the gate"
+
+
+def check_gate(folder: Path | str, ungated: bool) -> None:
+    """Refuse an int8 bundle that did not pass the gate, unless that is asked for.
+
+    Raises:
+        CheckpointError: saying what to do.
+    """
+    if not ungated and Card.read(folder, check=False).precision == "int8" and (words := gate_words(folder)):
+        raise CheckpointError(
+            f"{folder} is int8 and {words}; compare it first: pixio-robot verify bundle={folder} checkpoint=... "
+            "demos=..., or give ungated=true"
+        )
+
+
 def _port(values: dict[str, Any]) -> Port:
     return Port(values["name"], tuple(values["shape"]), values["dtype"], values["unit"])
 

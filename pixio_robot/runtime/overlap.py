@@ -18,6 +18,29 @@ from ..errors import BadInput, RemoteError
 from .policy import Policy
 
 
+def mixed(old: np.ndarray, new: np.ndarray, new_share: float) -> np.ndarray:
+    """Return what is planned when a chunk comes: `new` (C, A), in the steps of `old` (O, A) too mixed with that.
+
+    Args:
+        old: what was planned, from the same step on; an action of it that is no number is left out.
+        new_share: weight of the new chunk, above 0; 1 replaces.
+    """
+    both = min(len(old), len(new))
+    ours, theirs = new[:both], old[:both]
+    mixture = np.where(np.isfinite(theirs), (1 - new_share) * theirs + new_share * ours, ours)
+    return np.concatenate([mixture, new[both:]]).astype(np.float32)
+
+
+def check_share(new_share: float) -> None:
+    """Refuse a weight that is none.
+
+    Raises:
+        BadInput: unless it is above 0 and at most 1.
+    """
+    if not 0 < new_share <= 1:
+        raise BadInput(f"new_share={new_share} is the weight of a new chunk: above 0, at most 1, which replaces")
+
+
 class Plan:
     """Actions that are still to be played, by control step.
 
@@ -41,11 +64,8 @@ class Plan:
 
     def merge(self, chunk: np.ndarray, since: int) -> None:
         """Take a chunk (C, A) whose first action is of step `since`."""
-        ahead = chunk[max(0, self.step - since) :]
-        both = min(self.left, len(ahead))
-        old = np.array(self._actions[:both]).reshape(both, chunk.shape[1])
-        mixed = (1 - self.new_share) * old + self.new_share * ahead[:both]
-        self._actions = [*mixed.astype(np.float32), *ahead[both:]]
+        old = np.array(self._actions).reshape(self.left, chunk.shape[1])
+        self._actions = [*mixed(old, chunk[max(0, self.step - since) :], self.new_share)]
 
     def pop(self) -> np.ndarray:
         """Return the action (A,) of this step and go to the next one."""
@@ -60,15 +80,16 @@ class Overlapped:
         policy: of chunks; local or remote. It sees the observations of some steps only.
         ask_at: share of a chunk that is left when the next one is asked for.
         new_share: as `Plan` takes it.
-        timeout: longest wait where no action is left [s].
+        timeout: longest wait where no action is left, and for a reset [s].
 
     Raises:
         BadInput: if the policy's memory needs every observation, or a number is out of range.
     """
 
     def __init__(self, policy: Policy, ask_at: float = 0.5, new_share: float = 0.7, timeout: float = 10.0) -> None:
-        if not (0 <= ask_at <= 1 and 0 < new_share <= 1):
-            raise BadInput(f"ask_at={ask_at}, new_share={new_share}: both are shares, new_share above 0")
+        check_share(new_share)
+        if not 0 <= ask_at <= 1:
+            raise BadInput(f"ask_at={ask_at} is the share of a chunk that is left: 0 to 1")
         card = getattr(policy, "card", None)
         if card is not None and (frames := max((each.frames for each in card.memory), default=1)) > 1:
             raise BadInput(
@@ -82,9 +103,16 @@ class Overlapped:
         self._length = 0  # of the last chunk
 
     def reset(self) -> None:
-        """Forget the past: what was asked before is not played."""
+        """Forget the past: what was asked before is not played.
+
+        Raises:
+            RemoteError: if that is not answered within the time-out.
+        """
         if self._asked is not None:
-            self._asked[1].exception()  # its end is awaited, not its answer
+            try:
+                self._asked[1].exception(self.timeout)  # its end is awaited, not its answer
+            except Late as error:
+                raise RemoteError(f"what was asked before is still computed after {self.timeout:g} s") from error
             self._asked = None
         self.plan.clear()
         self.policy.reset()

@@ -3,15 +3,17 @@
 Shapes: H, W picture, P proprioception, T frames of history, C chunk, A action, K class tokens, N patches, D width.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import BadInput
-from .bundle import STARTS, Card, Port
+from .bundle import STARTS, Card, Port, gate_words
 from .programs import Program, open_program
 
+log = logging.getLogger(__name__)
 _WARM_UP = 2  # calls before the first that counts
 
 
@@ -43,13 +45,15 @@ class Runtime:
         Args:
             folder: what ``pixio-robot export`` wrote.
             threads: CPU threads; None is the library's choice.
-            check: compare the files with the hashes in the card.
+            check: compare the files with the hashes in the card, and warn of a bundle that did not pass the gate.
 
         Raises:
             CheckpointError: if the folder is no bundle, or a file was changed.
             MissingExtra: if the library that runs it is not installed.
         """
         card = Card.read(folder, check)
+        if check and (words := gate_words(folder)):
+            log.warning("%s %s; pixio-robot verify compares it", folder, words)
         return cls(card, open_program(card, Path(folder), threads))
 
     def session(self) -> "Runtime":

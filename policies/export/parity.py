@@ -68,6 +68,11 @@ class Parity:
         """Whether something was compared and all of it kept its limit."""
         return bool(self.checks) and all(each.passed for each in self.checks)
 
+    @property
+    def closed_loop_shown(self) -> bool:
+        """Whether episodes were run, and enough of them succeed for a drop to be seen."""
+        return bool(self.details.get("closed_loop", {}).get("shows"))
+
     def most(self, name: str, value: float, limit: float) -> None:
         """Add a figure that may be at most `limit`; what is no number fails."""
         self.checks.append(Check(name, value, limit, bool(value <= limit)))
@@ -78,7 +83,7 @@ class Parity:
 
     def as_json(self) -> dict[str, Any]:
         """Return what is written."""
-        return {"passed": self.passed, **asdict(self)}
+        return {"passed": self.passed, "closed_loop_shown": self.closed_loop_shown, **asdict(self)}
 
 
 def compare_tokens(parity: Parity, name: str, exported: np.ndarray, eager: np.ndarray) -> None:
@@ -174,6 +179,7 @@ def compare_episodes(parity: Parity, exported: Sequence[EpisodeRecord], eager: S
         gained=test.only_second,
         p=test.p,
         most_lost=bound,
+        shows=scored or min(count, sum(theirs)) >= needed,
     )
     if scored:
         difference = mean_score(b.score - a.score for a, b in zip(eager, exported, strict=True))

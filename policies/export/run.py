@@ -3,14 +3,14 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ...backbones import Backbone, load_encoder
-from ...envs.registry import new_task
+from ...envs.registry import new_task, tasks
 from ...errors import BadInput, CheckpointError, DataError, MissingExtra, UnknownName, closest
 from ...export_schemas import BUNDLE_PRECISIONS, TARGETS, Export, Gate, Verify
 from ...files import sha256_of
@@ -116,7 +116,7 @@ def compare(
     progress: Progress,
 ) -> Parity:
     """Run the gate on a bundle: recorded frames first, episodes only if these pass."""
-    runtime = Runtime.load(folder, command.threads)
+    runtime = Runtime.load(folder, command.threads, check=False)  # it was, and this is the gate
     parity = Parity(runtime.card.precision)
     if loaded is None:
         assert backbone is not None
@@ -149,8 +149,13 @@ def gate_frames(command: Gate, card: Card, loaded: LoadedPolicy | None) -> Recor
     """Read the frames that the gate compares on.
 
     Raises:
-        BadInput: if none are given.
+        BadInput: if none are given, or episodes are asked for of what cannot be simulated.
     """
+    if loaded is not None and command.episodes and loaded.request.task not in tasks():
+        raise BadInput(
+            f"{loaded.request.task} cannot be simulated, so no episodes can be compared; give episodes=0, and the gate "
+            "compares tokens and actions alone"
+        )
     if command.demos is None:
         raise BadInput(
             "the gate compares on recorded frames: give demos=FILE, e.g. what the policy was trained on; "
@@ -229,7 +234,7 @@ def described(
         about |= dict(
             task=loaded.request.task,
             image_size=loaded.request.image_size,
-            control_period=control_period(loaded.request.task),
+            **acting(loaded),
             chunk=program.outputs[0].shape[0],
             action_low=[-1.0] * width,
             action_high=[1.0] * width,
@@ -250,16 +255,17 @@ def described(
     return program, card
 
 
-def control_period(task: str) -> float | None:
-    """Return the time between two observations of a task [s]; None where its suite is not installed."""
-    try:
-        made = new_task(task)
-    except MissingExtra:
-        return None
-    try:
-        return 1 / made.control_hz
-    finally:
-        made.close()
+def acting(loaded: LoadedPolicy) -> dict[str, Any]:
+    """Return a policy's ``control_period`` [s] and ``action_names``: as its robot's recording has them, else its task.
+
+    None where neither is known: recorded by an older version, or the suite is not installed.
+    """
+    robot = loaded.training.get("robot") or {}
+    rate, names = robot.get("control_hz"), robot.get("axes")
+    if loaded.request.task in tasks() and None in (rate, names):
+        with suppress(MissingExtra), closing(new_task(loaded.request.task)) as task:
+            rate, names = rate or task.control_hz, names or list(task.commands().names)
+    return dict(control_period=1 / rate if rate else None, action_names=names)
 
 
 def versions() -> dict[str, str]:

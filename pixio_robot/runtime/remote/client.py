@@ -1,7 +1,10 @@
 """The robot's end of a remote policy; for the rest of the program a `Policy` like any other."""
 
+import socket
+import threading
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +21,7 @@ class RemotePolicy:
     Args:
         address: the server's, e.g. 127.0.0.1:8770 or wss://robot.example:443.
         token: what it asks for.
-        timeout: wait for an answer [s]; connecting may take as long.
+        timeout: for an observation to be sent and answered [s]; connecting may take as long.
 
     Raises:
         RemoteError: if there is no such server, it refuses, or it speaks another version.
@@ -118,10 +121,12 @@ class RemotePolicy:
         from websockets.exceptions import ConnectionClosed
 
         try:
+            end = monotonic() + self.timeout
             if message is not None:
-                self._socket.send(message)
-            reply = unpack(self._socket.recv(self.timeout, decode=False), REPLY_LIMIT)
+                self._send(message)
+            reply = unpack(self._socket.recv(max(0.0, end - monotonic()), decode=False), REPLY_LIMIT)
         except TimeoutError as error:
+            self._cut()  # saying goodbye to a server that does not listen would take as long again
             raise self._lost(f"no answer within {self.timeout:g} s") from error
         except ConnectionClosed as error:
             raise self._lost(str(error.rcvd.reason) if error.rcvd else "the connection broke") from error
@@ -130,6 +135,33 @@ class RemotePolicy:
         if reply.header.get("kind") == "error":
             raise self._lost(f"it refuses: {str(reply.header.get('error'))[:1000]}")
         return reply
+
+    def _send(self, message: bytes) -> None:
+        """Send a message; the library would wait for ever for a server that does not read; another thread ends that."""
+        from websockets.exceptions import ConnectionClosed
+
+        late = threading.Event()
+
+        def cut() -> None:
+            late.set()
+            self._cut()
+
+        timer = threading.Timer(self.timeout, cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            self._socket.send(message)
+        except ConnectionClosed as error:
+            if late.is_set():
+                raise TimeoutError from error
+            raise
+        finally:
+            timer.cancel()
+
+    def _cut(self) -> None:
+        """Break the connection off, whatever is on its way."""
+        with suppress(OSError):
+            self._socket.socket.shutdown(socket.SHUT_RDWR)
 
     def _lost(self, why: str) -> RemoteError:
         self.close()

@@ -1,0 +1,197 @@
+"""The episodes of one run, one after the other, and their files: rows, ticks, recordings."""
+
+import json
+import logging
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ..envs.registry import EnvRequest
+from ..errors import EmergencyStopped
+from ..files import replacing
+from ..metrics import EpisodeRecord, append_episode, read_episodes
+from ..progress import Progress
+from ..robot_schemas import Run
+from ..runtime.bundle import Card
+from ..stopping import Stopping
+from .loop import ControlLoop
+from .moments import Ending, Moment
+from .recording import EpisodeRecording, join_episodes, tick_row
+from .robot import Robot
+from .simulated import TaskRobot
+from .timeline import read_ticks
+
+log = logging.getLogger(__name__)
+SIDE = 224  # of recorded pictures, for a policy that looks at none [px]
+_STEPS = 1000  # of an episode on a robot that does not know its end
+_PAUSES = 0.05  # share of steps without the policy's action, up to which an episode is fit to learn from
+
+
+@dataclass
+class RunReport:
+    """What a run came to."""
+
+    out: Path
+    rows: list[EpisodeRecord]
+    endings: Counter[str] = field(default_factory=Counter)
+    summary: dict[str, float] = field(default_factory=dict)
+    demos: Path | None = None
+    stopped: str = ""  # why the emergency stop is latched
+    interrupted: bool = False  # by Ctrl-C, SIGTERM or SIGHUP
+    error: Exception | None = None  # that ended the last episode; its files are written, and it is still to be raised
+
+
+class Session:
+    """The episodes of one run and their files."""
+
+    def __init__(
+        self, command: Run, card: Card, out: Path, robot: Robot, loop: ControlLoop, stopping: Stopping
+    ) -> None:
+        self.command, self.card, self.out, self.robot, self.loop, self.stopping = (
+            command,
+            card,
+            out,
+            robot,
+            loop,
+            stopping,
+        )
+        self.parts = out / "episodes"
+        self.side = card.image_size or SIDE
+        self.ticks = out / "ticks.jsonl"
+        self.name = "checkpoint" if command.checkpoint else "bundle"
+        self.report = RunReport(out, [])
+
+    def run(self, progress: Progress) -> RunReport:
+        done = {row.index for row in read_episodes(self.out / "episodes.jsonl")}
+        waiting = [index for index in range(self.command.episodes) if index not in done]
+        self._forget_unfinished(done)
+        with progress.stage(f"run {self.robot.spec.name}", len(waiting)) as bar:
+            for index in waiting:
+                try:
+                    why = self._episode(index)
+                except EmergencyStopped as error:
+                    self.report.stopped = str(error)
+                    break
+                bar.advance(1)
+                if why == "estop":
+                    self.report.stopped = "the emergency stop was pressed"
+                if why in ("estop", "asked", "error"):
+                    break
+        self.report.rows = read_episodes(self.out / "episodes.jsonl")
+        if self.command.record:
+            self._join()
+        return self.report
+
+    def _episode(self, index: int) -> str:
+        seed = self.command.seed + index
+        recording = EpisodeRecording(self._part(index), self._camera_name(), self.side) if self.command.record else None
+        held, total = 0, 0
+        began = time.perf_counter()
+        with self.ticks.open("a") as lines:
+
+            def watch(moment: Moment) -> None:
+                nonlocal held, total
+                if recording is not None:
+                    recording.add(moment)
+                lines.writelines(tick_row(tick) for tick in moment.ticks)
+                total += 1
+                held += any(tick.state != "run" for tick in moment.ticks)
+
+            self.loop.watch = watch
+            try:
+                start, ending = self.loop.run(index, seed, self._steps())
+            except EmergencyStopped:
+                if recording is not None:
+                    recording.discard()  # nothing has moved
+                raise
+            except Exception as error:  # what it led to must not be lost; the episode is run again
+                self.report.error = error
+                self.report.endings["error"] += 1
+                if recording is not None:
+                    recording.note(f"error: {error}")
+                    recording.close(seed, "", 0.0, False)
+                return "error"
+            except BaseException:
+                if recording is not None:
+                    recording.discard()
+                raise
+        if ending.why == "asked" and self.robot.spec.resets:  # it can be run again
+            if recording is not None:
+                recording.discard()
+            self.report.interrupted = True
+            return ending.why
+        row = self._row(index, seed, start, ending, time.perf_counter() - began)
+        if recording is not None:
+            fine = ending.why in ("success", "end") and held <= _PAUSES * total
+            good = fine and not recording.lost and (not self.robot.spec.resets or row.success_last)
+            recording.close(seed, start, row.score, good)
+            if recording.lost:
+                words = "the disk was too slow for %d steps of episode %d, which is not fit to learn from"
+                log.warning(words, recording.lost, index)
+        self.report.endings[ending.why] += 1
+        self.report.interrupted = ending.why == "asked"
+        append_episode(self.out / "episodes.jsonl", row)
+        return ending.why
+
+    def _steps(self) -> int:
+        known = self.robot.spec.details.get("horizon")
+        return self.command.steps or known or _STEPS
+
+    def _row(self, index: int, seed: int, start: str, ending: Ending, seconds: float) -> EpisodeRecord:
+        outcomes = ending.outcomes
+        success = [each.success for each in outcomes] or [False]
+        encoder = self.card.encoder or {}
+        return EpisodeRecord(
+            task=self.robot.spec.name.removeprefix("task:"),
+            policy=self.name,
+            encoder=str(encoder.get("name", "none")),
+            weights=str(encoder.get("weights", "none")),
+            fusion="as exported",
+            render=self.command.render or "none",
+            index=index,
+            seed=seed,
+            start=start,
+            episode_return=float(sum(each.reward for each in outcomes)),
+            success_any=any(success),
+            success_last=success[-1] and ending.why in ("success", "end"),
+            success_count=sum(success),
+            score=outcomes[-1].score if outcomes and ending.why in ("success", "end") else 0.0,
+            length=ending.steps,
+            wall_s=round(seconds, 3),
+        )
+
+    def _part(self, index: int) -> Path:
+        return self.parts / f"episode_{index:05d}.hdf5"
+
+    def _camera_name(self) -> str:
+        if self.command.camera.startswith("robot"):
+            return self.robot.spec.cameras[0]
+        return self.command.camera.partition(":")[0]
+
+    def _forget_unfinished(self, done: set[int]) -> None:
+        """Drop the ticks of episodes that were cut off and run again."""
+        if self.ticks.is_file():
+            kept = [tick for tick in read_ticks(self.ticks) if tick["episode"] in done]
+            with replacing(self.ticks) as temporary:
+                temporary.write_text("".join(json.dumps(tick) + "\n" for tick in kept))
+
+    def _join(self) -> None:
+        parts = sorted(self.parts.glob("episode_*.hdf5"))
+        if not parts:
+            return
+        spec = self.robot.spec
+        if isinstance(self.robot, TaskRobot):
+            request = self.robot.request
+        else:
+            seen = ("rgb", "depth", "proprio") if self.command.depth else ("rgb", "proprio")
+            request = EnvRequest(spec.name, observe=seen, cameras=(self._camera_name(),), image_size=self.side)
+        about = {
+            "name": spec.name,
+            "axes": list(spec.commands.names),
+            "units": list(spec.commands.units),
+            "control_hz": 1 / (self.loop.ways.parts * self.loop.metronome.period),  # a row is a step of the policy
+        }
+        self.report.demos = self.out / "demos.hdf5"
+        good, total = join_episodes(self.report.demos, parts, request, self._camera_name(), about, asdict(self.command))
+        log.info("%s: %d of %d episodes are fit to learn from", self.report.demos, good, total)
