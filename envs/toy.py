@@ -38,11 +38,11 @@ _SCENE = """
 _CENTRE = np.array([0.0, 0.0, 0.2])  # of the workspace [m]
 _REACH = np.array([0.22, 0.22, 0.12])  # half its size [m]
 _STRIDE = 0.02  # farthest the set point moves in a step [m]
-_NEAR = 0.02  # success distance [m]
+_NEAR = 0.05  # success distance [m]: hand (half a side 2.5 cm) and ball (radius 3 cm) touch
 
 
 class Reach(Task):
-    """Bring the hand within 2 cm of the ball. Proprioception is the hand's position [m]; the ball is only seen.
+    """Bring the hand to the ball, until they touch. Proprioception is the hand's position [m]; the ball is only seen.
 
     The hand is light and held stiffly: after a step it is where it was sent, so where it is says all there is to know.
     A step's reward is by how much it brought the hand nearer, in strides of 2 cm: shaping by a potential (Ng et al.
