@@ -89,7 +89,7 @@ def test_a_full_disk_is_said_in_words(
     def full(command: Any) -> int:
         raise error
 
-    monkeypatch.setitem(cli._COMMANDS, "collect", full)
+    monkeypatch.setitem(cli.BRANCHES, "collect", full)
     status, _, err = _run(capsys, "collect", "task=toy/reach")
     assert status == 1 and "no space left for" in err and "Traceback" not in err
 
@@ -151,7 +151,7 @@ def test_a_signal_ends_the_whole_sweep(capsys: pytest.CaptureFixture[str], monke
         jobs.append(command)
         raise Stopped("stopped by SIGTERM", 15)
 
-    monkeypatch.setitem(cli._COMMANDS, "pretrain", stopped)
+    monkeypatch.setitem(cli.BRANCHES, "pretrain", stopped)
     status, _, err = _run(capsys, "pretrain", "-m", "images=procedural", "seed=0,1,2")
     assert status == 128 + 15 and len(jobs) == 1 and "the sweep ends here" in err and "Traceback" not in err
 
