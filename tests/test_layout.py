@@ -62,7 +62,7 @@ def _layer(module: str) -> str:
     parts = module.split(".")
     if len(parts) > 1 and parts[1] in ("cameras", "envs", "policies", "pretrain", "robots"):
         return parts[1]
-    return "cli" if parts[1:2] in (["cli"], ["doctor"]) else "core"
+    return "cli" if parts[1:2] in (["cli"], ["branches"], ["doctor"]) else "core"
 
 
 def _imports(file: Path, package: str) -> set[str]:
