@@ -10,7 +10,7 @@ from .camera import Camera, CameraRequest, CameraSpec
 from .frame import Frame
 from .pairing import nearest_pairs
 from .playback import Playback
-from .realsense_frames import describe, frame_of, realsense_library, single_frame, unit_of
+from .realsense_frames import Stamped, describe, frame_of, on_one_clock, realsense_library, stamped, unit_of
 
 _WAITING = 4  # frames of a recording that wait to be read
 
@@ -106,7 +106,7 @@ class RealSenseFile(Playback):
         self._sensors: list[Any] = []
         self._streams: dict[Any, Any] = {}  # profiles by stream type
         self._unit = 0.001
-        self._queue: Queue[Frame | Exception] = Queue(_WAITING)
+        self._queue: Queue[Stamped | Exception] = Queue(_WAITING)
 
     def start(self) -> CameraSpec:
         rs = self._rs
@@ -137,12 +137,8 @@ class RealSenseFile(Playback):
 
     def _take(self, frame: Any) -> None:
         """Take a frame from the library's thread, which waits while nobody reads."""
-        rs = self._rs
         try:
-            kind = frame.profile.stream_type()
-            color = frame.as_video_frame() if kind == rs.stream.color else None
-            deep = frame.as_depth_frame() if kind == rs.stream.depth else None
-            item: Frame | Exception = single_frame(rs, color, deep, self._unit, self._streams.get(rs.stream.color))
+            item: Stamped | Exception = stamped(self._rs, frame, self._unit, self._streams.get(self._rs.stream.color))
         except Exception as error:  # an exception in the library's thread would end the process
             item = error
         queue = self._queue
@@ -155,9 +151,11 @@ class RealSenseFile(Playback):
 
     def frames(self) -> Iterator[Frame]:
         """Yield a frame a colour picture, or a depth map where there is no colour."""
-        return nearest_pairs(self._single()) if len(self._streams) == 2 else self._single()
+        if len(self._streams) == 2:
+            return nearest_pairs(on_one_clock(self._single()))
+        return (each.frame for each in self._single())
 
-    def _single(self) -> Iterator[Frame]:
+    def _single(self) -> Iterator[Stamped]:
         over = False
         while not self.closing:
             try:

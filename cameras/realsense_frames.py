@@ -6,7 +6,9 @@
 import ctypes
 import importlib.util
 import time
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +22,7 @@ _MODELS = {
     "inverse_brown_conrady": "inverse_brown_conrady",
     "modified_brown_conrady": "inverse_brown_conrady",
 }
+_HELD = 60  # frames: a second of colour and depth at 30 Hz
 
 
 def realsense_library() -> Any:
@@ -91,6 +94,46 @@ def single_frame(rs: Any, color: Any, deep: Any, unit: float, beside: Any) -> Fr
     )
 
 
+class Stamped(NamedTuple):
+    """Colour or depth of a recording, with what tells whether its time may be compared with the other's."""
+
+    frame: Frame
+    domain: Any  # clock of its time
+    arrived: float | None  # on the recording computer's clock [s]
+
+
+def stamped(rs: Any, frame: Any, unit: float, beside: Any) -> Stamped:
+    """Return colour or depth that a recording gives alone; arguments as of `single_frame`."""
+    deep = frame.as_depth_frame() if frame.profile.stream_type() == rs.stream.depth else None
+    single = single_frame(rs, None if deep else frame.as_video_frame(), deep, unit, beside)
+    return Stamped(single, frame.get_frame_timestamp_domain(), _arrival(rs, frame))
+
+
+def on_one_clock(frames: Iterable[Stamped]) -> Iterator[Frame]:
+    """Yield colour and depth, with times of arrival where their clocks are of two kinds and arrival is known.
+
+    The first frames are held back until both streams have come, at most a second of them.
+    """
+    held: list[Stamped] = []
+    domains: dict[bool, Any] = {}  # by whether it is colour
+    for each in frames:
+        held.append(each)
+        domains[each.frame.rgb is not None] = each.domain
+        if len(domains) == 2 or len(held) >= _HELD:
+            yield from _retimed(held, domains)
+            held.clear()
+    yield from _retimed(held, domains)
+
+
+def _retimed(held: list[Stamped], domains: dict[bool, Any]) -> Iterator[Frame]:
+    one_clock = len(set(domains.values())) < 2
+    for frame, _, arrived in held:
+        if one_clock or arrived is None:
+            yield frame
+        else:
+            yield replace(frame, sensor_time=arrived, depth_time=None if frame.depth is None else arrived)
+
+
 def _rgb(rs: Any, color: Any) -> np.ndarray:
     values = np.asanyarray(color.get_data())
     kind = color.profile.format()
@@ -103,10 +146,13 @@ def _rgb(rs: Any, color: Any) -> np.ndarray:
 
 def _when(rs: Any, frame: Any, one_clock: bool) -> float:
     """Return when a frame was taken [s]; on the computer's clock where two sensors have clocks of their own."""
+    arrived = None if one_clock else _arrival(rs, frame)
+    return frame.get_timestamp() / 1000 if arrived is None else arrived
+
+
+def _arrival(rs: Any, frame: Any) -> float | None:
     arrival = rs.frame_metadata_value.time_of_arrival
-    if not one_clock and frame.supports_frame_metadata(arrival):
-        return frame.get_frame_metadata(arrival) / 1000
-    return frame.get_timestamp() / 1000
+    return frame.get_frame_metadata(arrival) / 1000 if frame.supports_frame_metadata(arrival) else None
 
 
 def unit_of(device: Any) -> float:

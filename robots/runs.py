@@ -8,6 +8,7 @@ from typing import Any
 
 from ..cameras.camera import Camera
 from ..cameras.faults import Faults, Faulty
+from ..cameras.playback import Paced, Playback
 from ..cameras.runs import asked_camera
 from ..errors import BadInput
 from ..metrics import success_rate
@@ -83,7 +84,7 @@ def run_robot(command: Run, card: Card, policy: Policy, inputs: str, progress: P
         stepped = request.stepped and robot.spec.resets
         if request.stepped and not stepped:
             raise BadInput(f"{robot.spec.name} cannot be stepped; time=stepped is for simulated robots")
-        camera = Faulty(_camera(command, robot), Faults())
+        camera = Faulty(_camera(command, robot, stepped), Faults())
         with camera:
             parts = check_fit(card, robot.spec, camera.spec, rate)
             open_run(out, command, inputs)
@@ -124,14 +125,15 @@ def run_robot(command: Run, card: Card, policy: Policy, inputs: str, progress: P
     return report
 
 
-def _camera(command: Run, robot: Robot) -> Camera:
-    """Return the camera that a run looks through, not open yet."""
+def _camera(command: Run, robot: Robot, stepped: bool) -> Camera:
+    """Return the camera that a run looks through, not open yet; in real time a recording plays at its own pace."""
     driver, _, name = command.camera.partition(":")
     if driver == "robot":
         return robot.camera(name)
     if driver == "task":
         raise BadInput(f"camera={command.camera} is another simulation than the robot's; use camera=robot")
-    return asked_camera(command)
+    camera = asked_camera(command)
+    return Paced(camera) if isinstance(camera, Playback) and not stepped else camera
 
 
 def _finish(command: Run, report: RunReport, faults: list[Fault]) -> None:

@@ -397,6 +397,14 @@ def test_in_real_time_the_beat_is_kept_whatever_inference_does(tmp_path: Path) -
     assert all(tick["age"] > 0.12 for tick in ran[1:]), "what was computed from it took that long"
 
 
+def test_in_real_time_a_recording_plays_at_its_own_pace(tmp_path: Path) -> None:
+    seen = ["camera=task:toy/reach@top", "width=64", "height=64", "frames=40", f"out={tmp_path / 'seen'}"]
+    assert cli.run(["record", *seen]) == 0
+    out = tmp_path / "run"
+    _run(out, camera=str(tmp_path / "seen"), time="real", episodes=1, steps=20)
+    assert sum(tick["state"] == "run" for tick in _ticks(out, 0)) >= 5, "not all its frames at once, at the first"
+
+
 def test_what_was_missed_is_counted(tmp_path: Path) -> None:
     policy = Reacher(chunk=4, seconds=0.12)
     report = _run(

@@ -36,8 +36,9 @@ needs_bag = pytest.mark.skipif(
 class _Device:
     """A camera of software: the library's own sensors, stream profiles, extrinsics and recorder."""
 
-    def __init__(self, late: float = 0.0) -> None:
+    def __init__(self, late: float = 0.0, own_clock: bool = False) -> None:
         self.late = late  # of colour [ms]
+        self.own_clock = own_clock  # of colour, which began elsewhere
         self.device = rs.software_device()
         self.sensors, self.profiles = {}, {}
         for kind, form, bpp, focal in (
@@ -74,6 +75,10 @@ class _Device:
             frame = rs.software_video_frame()
             frame.pixels, frame.stride, frame.bpp = np.ascontiguousarray(values), SIZE[1] * bpp, bpp
             frame.timestamp, frame.domain = 1000 + number * 1000 / 30 + late, rs.timestamp_domain.hardware_clock
+            arrival = 50_000 + number * 1000 // 30
+            if self.own_clock and kind == rs.stream.color:
+                frame.timestamp, frame.domain = frame.timestamp + 7000, rs.timestamp_domain.system_time
+            self.sensors[kind].set_metadata(rs.frame_metadata_value.time_of_arrival, arrival)
             frame.frame_number, frame.profile = number, self.profiles[kind].as_video_stream_profile()
             if kind == rs.stream.depth:
                 frame.depth_units = UNIT
@@ -123,8 +128,8 @@ def test_a_late_colour_sensor_shows_as_skew() -> None:
     assert pairs and all(frame.skew == pytest.approx(0.009, abs=1e-4) or frame.skew > 0.02 for frame in pairs)
 
 
-def _recorded(count: int) -> str:
-    device = _Device()
+def _recorded(count: int, own_clock: bool = False) -> str:
+    device = _Device(own_clock=own_clock)
     recorder = rs.recorder("recorded.db3", device.device)
     sensors = dict(zip(device.sensors, recorder.query_sensors(), strict=True))
     queue = rs.frame_queue(100)
@@ -156,6 +161,17 @@ def test_a_recording_of_the_library_plays_back_exactly() -> None:
         assert np.array_equal(frame.rgb, color) and np.array_equal(frame.depth, metric(depth, frame.unit)[0])
     both = registered(pairs[-1])
     assert both.is_registered and both.depth is not None and both.depth.any()
+
+
+def test_in_a_recording_with_two_clocks_arrival_pairs() -> None:
+    with find_camera(_recorded(12, own_clock=True)) as camera:
+        frames = list(camera)
+    pairs = [frame for frame in frames if frame.depth is not None and frame.skew < 1e-6]
+    assert len(pairs) >= 9, "their own times are 7 s apart"
+    for frame in pairs:
+        depth, color = _pair(frame.sequence)
+        assert np.array_equal(frame.rgb, color) and np.array_equal(frame.depth, metric(depth, frame.unit)[0])
+        assert frame.sensor_time == pytest.approx(50 + frame.sequence / 30, abs=2e-3)
 
 
 def test_no_camera_and_no_recording_say_so() -> None:
