@@ -1,6 +1,7 @@
 """Small real things that several tests share: demonstrations of the toy, an encoder, a token cache."""
 
 import contextlib
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,13 @@ from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 def _one_thread() -> None:
     """Networks here are tiny, and several threads on a busy machine mostly wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _signals_are_heard() -> None:
+    """What a shell starts in the background, or nohup, ignores some signals; here they are sent on purpose."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True, scope="session")
