@@ -35,7 +35,7 @@ demo-robot: setup  ## train on the toy, export, gate, then drive the simulated r
 	$(PIP) -e '.[export]'
 	$(BIN)/pixio-robot collect $(TOY) out=$(ROBOT)/demos.hdf5
 	$(BIN)/pixio-robot train_bc demos=$(ROBOT)/demos.hdf5 encoder=pixio-robot-ti \
-	  embedding.fusion=concat policy.epochs=60 out=$(ROBOT)/policy
+	  embedding.fusion=concat policy.epochs=60 policy.chunk=8 out=$(ROBOT)/policy
 	$(BIN)/pixio-robot export checkpoint=$(ROBOT)/policy/checkpoints/bc/last.safetensors demos=$(ROBOT)/demos.hdf5 \
 	  episodes=25 out=$(ROBOT)/bundle
 	@echo "ten episodes; in the ninth the emergency stop is pressed, so the first command ends there with status 3"

@@ -17,6 +17,7 @@ from pixio_robot.policies.demos import DemoSet
 from pixio_robot.policies.eager import EagerPolicy
 from pixio_robot.runtime.bundle import Card, check_gate
 from pixio_robot.runtime.policy import Policy
+from pixio_robot.runtime.programs import open_program
 from pixio_robot.runtime.runtime import Runtime
 
 Observation = dict[str, np.ndarray]
@@ -188,7 +189,6 @@ def test_an_encoder_alone_gives_tokens(toy_file: Path, tiny_file: Path, frames: 
     pytest.importorskip("onnxscript")
     import torch
 
-    from pixio_robot import cli
     from pixio_robot.backbones import load_encoder
 
     words = [f"encoder={tiny_file}", f"demos={toy_file}", "frames=8", "out=tokens", "threads=1"]
@@ -201,3 +201,26 @@ def test_an_encoder_alone_gives_tokens(toy_file: Path, tiny_file: Path, frames: 
     assert np.abs(tokens["patches"] - expected.patches[0].numpy()).max() < 1e-4
     with pytest.raises(BadInput, match="an encoder alone"):
         runtime.act(frames[0])
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino", pytest.param("aoti", marks=pytest.mark.slow)])
+def test_an_open_batch_takes_any_number(
+    target: str, toy_file: Path, tiny_file: Path, frames: list[Observation]
+) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip({"onnx": "onnxruntime", "openvino": "openvino", "aoti": "torch"}[target])
+    import torch
+
+    from pixio_robot.backbones import load_encoder
+
+    words = [f"encoder={tiny_file}", f"demos={toy_file}", f"target={target}", "batch=null", "frames=8", "out=tokens"]
+    assert cli.run(["export", *words, "threads=1"]) == 0
+    card, backbone = Card.read(Path("tokens")), load_encoder(str(tiny_file))
+    program = open_program(card, Path("tokens"), threads=1)
+    for rows in (1, 3):
+        pictures = np.stack([frame["rgb"] for frame in frames[:rows]])
+        outputs = {port.name: np.zeros((rows, *port.shape), port.dtype) for port in card.outputs}
+        program.bind({"rgb": pictures}, outputs).run()
+        with torch.inference_mode():
+            expected = backbone(backbone.preprocess(torch.from_numpy(pictures)))
+        assert np.abs(outputs["cls"] - expected.cls.numpy()).max() < 1e-3
