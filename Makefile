@@ -34,17 +34,17 @@ demo-pretrain: setup  ## train a small encoder on drawn images, or on DATA=folde
 demo-robot: setup  ## train on the toy, export, gate, then drive the simulated robot at 20 Hz with faults on purpose
 	$(PIP) -e '.[export]'
 	$(BIN)/pixio-robot collect $(TOY) out=$(ROBOT)/demos.hdf5
-	$(BIN)/pixio-robot train_bc demos=$(ROBOT)/demos.hdf5 encoder=pixio-robot-ti \
+	$(BIN)/pixio-robot train_bc demos=$(ROBOT)/demos.hdf5 encoder=pixio-robot-ti@128 \
 	  embedding.fusion=concat policy.epochs=60 policy.chunk=8 out=$(ROBOT)/policy
 	$(BIN)/pixio-robot export checkpoint=$(ROBOT)/policy/checkpoints/bc/last.safetensors demos=$(ROBOT)/demos.hdf5 \
-	  episodes=25 out=$(ROBOT)/bundle
+	  episodes=100 out=$(ROBOT)/bundle
 	@echo "ten episodes; in the ninth the emergency stop is pressed, so the first command ends there with status 3"
 	$(DRIVE) || test $$? = 3
 	$(DRIVE) estop_reset=true
 	@echo "look at $(ROBOT)/run/report.html; what was recorded trains the next policy: train_bc demos=$(ROBOT)/run/demos.hdf5"
 
 ROBOT := runs/demo-robot
-TOY := task=toy/reach demos=240 valid=10 horizon=15 image_size=128 render=fast obs=rgbd depth_sensor=d435
+TOY := task=toy/reach demos=800 valid=20 horizon=15 image_size=128 render=fast obs=rgbd depth_sensor=d435
 FAULTS := stall@1:0.5:0.3,stall@3:0.5:3,nan@5:0.5,late@6:0.5:0.3,estop@8:0.7
 DRIVE := $(BIN)/pixio-robot run robot=task:toy/reach bundle=$(ROBOT)/bundle episodes=10 steps=40 'faults=[$(FAULTS)]' \
   estop=$(ROBOT)/estop.json out=$(ROBOT)/run
