@@ -214,7 +214,8 @@ def in_workers(
     `function` must be importable; it runs without torch unless it imports it.
     """
     items = list(items)
-    pool = ProcessPoolExecutor(max(1, min(workers, len(items))), mp_context=multiprocessing.get_context("spawn"))
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(max(1, min(workers, len(items))), spawn, initializer=_end_with_parent)
     try:
         with starting_workers():
             results = pool.map(function, items)
@@ -226,6 +227,18 @@ def in_workers(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Have this worker end with the process that started it, also when that one is killed; else it waits for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _end_at_once(pool: ProcessPoolExecutor) -> None:

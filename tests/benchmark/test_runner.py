@@ -124,6 +124,27 @@ def test_a_worker_killed_in_mid_episode_is_said() -> None:
         list(in_workers(_kill_myself, [1, 2], 1))
 
 
+def test_workers_end_with_what_started_them(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pixio_robot",
+        "collect",
+        "task=toy/reach",
+        "render=fast",
+        "demos=5000",
+        "workers=2",
+    ]
+    parent = subprocess.Popen([*command, f"out={tmp_path / 'demos.hdf5'}"], stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not list(tmp_path.glob("demos.hdf5.parts/*.hdf5")) and time.monotonic() < until:
+        time.sleep(0.1)
+    workers = psutil.Process(parent.pid).children(recursive=True)
+    parent.kill()
+    parent.wait()
+    assert len(workers) >= 2 and not psutil.wait_procs(workers, timeout=30)[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_stopped_the_same_command_goes_on_and_no_process_stays(number: int) -> None:
