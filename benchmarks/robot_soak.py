@@ -66,6 +66,7 @@ def main() -> None:
                     "1 min": float(memory[late][0]),
                     "end": float(memory[-1]),
                     "most": float(memory.max()),
+                    "each minute": [round(float(each), 1) for each in memory[:: round(60 / EVERY)]],
                 },
                 "slope after the first minute [MiB/min]": round(slope, 3),
                 **{name: round(value, 3) for name, value in report.summary.items()},
