@@ -124,7 +124,8 @@ def _draw(path: Path, ticks: Sequence[dict[str, Any]], episodes: Sequence[int], 
     FigureCanvasAgg(figure)
     axes = figure.subplots(4, 1, sharex=True, height_ratios=[1.1, 1.1, 0.9, 1.1])
     timing, ages, sent, events = axes
-    _line(timing, times, ticks, "seconds", "inference", "#0b6a72")
+    thought = [np.nan if tick["seconds"] is None else 1000 * tick["seconds"] for tick in ticks]  # not in every tick
+    timing.plot(times, thought, ".", ms=4, color="#0b6a72", label="inference")
     _line(timing, times, ticks, "late", "tick later than due", "#888888")
     timing.set_ylabel("[ms]")
     _line(ages, times, ticks, "age", "frame behind the action", "#0b6a72")
