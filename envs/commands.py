@@ -31,6 +31,15 @@ class Commands(NamedTuple):
         origin = np.where(self.relative, set_point, self.offset)
         return np.clip((target - origin) / self.scale, -1, 1).astype(np.float32)
 
+    @property
+    def meanings(self) -> list[str]:
+        """What an action a sets on each axis, e.g. "set point + 0.02 a m"."""
+        origins = ["set point" if each else f"{zero:g}" for each, zero in zip(self.relative, self.offset, strict=True)]
+        return [
+            f"{origin} + {scale:g} a {unit}"
+            for origin, scale, unit in zip(origins, self.scale, self.units, strict=True)
+        ]
+
     @classmethod
     def of(
         cls,

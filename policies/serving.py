@@ -85,6 +85,7 @@ def _replay(command: Serve) -> tuple[Card, Callable[[], Policy]]:
         image_size=side,
         control_period=1 / robot["control_hz"] if "control_hz" in robot else None,
         action_names=robot.get("axes"),
+        action_meanings=robot.get("actions"),
         chunk=command.chunk,
         action_low=[-1.0] * width,
         action_high=[1.0] * width,

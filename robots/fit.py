@@ -1,5 +1,6 @@
 """Whether a policy, a robot and a camera belong together, and what the policy observes of them."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,8 @@ from ..cameras.geometry import registered, squared
 from ..errors import BadInput
 from ..runtime.bundle import Card
 from .robot import RobotSpec
+
+log = logging.getLogger(__name__)
 
 _PERIOD = 0.02  # share by which control periods may differ
 
@@ -36,6 +39,12 @@ def check_fit(card: Card, robot: RobotSpec, camera: CameraSpec, rate: float) -> 
         )
     if card.action_names is not None and tuple(card.action_names) != axes:
         raise BadInput(f"the policy's actions are {', '.join(card.action_names)}, {robot.name} takes {', '.join(axes)}")
+    if card.action_meanings is not None and card.action_meanings != robot.commands.meanings:
+        pairs = zip(axes, card.action_meanings, robot.commands.meanings, strict=True)
+        log.warning(
+            "an action a means something else here than where the policy learned: %s",
+            "; ".join(f"{axis}: {here}, was {there}" for axis, there, here in pairs if here != there),
+        )
     if card.action_low and (min(card.action_low) < -1 or max(card.action_high) > 1):
         raise BadInput(f"the policy's actions are {min(card.action_low)} to {max(card.action_high)}, not -1 to 1")
     for port in card.observation:

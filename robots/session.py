@@ -190,6 +190,7 @@ class Session:
             "name": spec.name,
             "axes": list(spec.commands.names),
             "units": list(spec.commands.units),
+            "actions": spec.commands.meanings,
             "control_hz": 1 / (self.loop.ways.parts * self.loop.metronome.period),  # a row is a step of the policy
         }
         self.report.demos = self.out / "demos.hdf5"

@@ -231,7 +231,7 @@ def test_a_bundle_is_whole_reused_and_told_apart(
     card = Card.read(toy_bundle)
     assert (card.kind, card.task, card.chunk, card.actions, card.batch) == ("policy", "toy/reach", 1, 3, 1)
     assert card.control_period == pytest.approx(0.05) and card.action_low == [-1.0] * 3
-    assert card.action_names == ["x", "y", "z"]
+    assert card.action_names == ["x", "y", "z"] and card.action_meanings == ["set point + 0.02 a m"] * 3
     assert [(each.name, each.shape) for each in card.observation] == [("rgb", (256, 256, 3)), ("proprio", (3,))]
     assert card.memory[0].frames == 3 and json.loads((toy_bundle / "parity.json").read_text())["passed"]
     words = [f"checkpoint={toy_checkpoint}", f"demos={toy_file}", "frames=16", "episodes=0", f"out={toy_bundle}"]
@@ -264,7 +264,7 @@ def test_a_policy_of_a_robots_demonstrations_keeps_its_axes_and_its_rate(
     assert "ros:arm cannot be simulated" in capsys.readouterr().err
     loaded = load_policy(checkpoint)
     loaded.training["robot"] = None  # recorded by an older version
-    assert acting(loaded) == {"control_period": None, "action_names": None}
+    assert acting(loaded) == {"control_period": None, "action_names": None, "action_meanings": None}
 
 
 @pytest.mark.parametrize("target", ["openvino", pytest.param("aoti", marks=pytest.mark.slow)])

@@ -380,6 +380,15 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
             check_fit(card, spec, camera, rate)
 
 
+def test_actions_that_mean_something_else_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    robot = RobotSpec("arm", "test", REACH, 3, 20.0)
+    camera = CameraSpec("cam", "test", True, (48, 64), None, 30.0)
+    check_fit(_card(action_meanings=REACH.meanings), robot, camera, 20.0)
+    assert not caplog.records
+    check_fit(_card(action_meanings=["0.5 + 1 a rad", *REACH.meanings[1:]]), robot, camera, 20.0)
+    assert f"x: {REACH.meanings[0]}, was 0.5 + 1 a rad" in caplog.text and "; " not in caplog.text
+
+
 def test_limits_from_a_file_only_narrow(tmp_path: Path) -> None:
     path = tmp_path / "limits.json"
     asked: dict[str, Any] = {"position": {"x": [-0.1, 9]}, "velocity": {"y": 0.2}, "step": {"z": 0.01}}

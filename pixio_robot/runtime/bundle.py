@@ -65,6 +65,7 @@ class Card:
     action_low: list[float] = field(default_factory=list)  # (A,), the action's unit is the task's
     action_high: list[float] = field(default_factory=list)  # (A,)
     action_names: list[str] | None = None  # where known
+    action_meanings: list[str] | None = None  # what an action a sets on each axis, where known
     normalisation: dict[str, Any] | None = None  # done by the program: for the record
     encoder: dict[str, Any] | None = None  # name, fingerprint, weights
     policy: dict[str, Any] | None = None  # kind, sha256 of its checkpoint, step

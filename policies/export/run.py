@@ -256,16 +256,23 @@ def described(
 
 
 def acting(loaded: LoadedPolicy) -> dict[str, Any]:
-    """Return a policy's ``control_period`` [s] and ``action_names``: as its robot's recording has them, else its task.
+    """Return a policy's ``control_period`` [s], ``action_names`` and ``action_meanings``.
+
+    As its robot's recording has them, else as its task does.
 
     None where neither is known: recorded by an older version, or the suite is not installed.
     """
     robot = loaded.training.get("robot") or {}
-    rate, names = robot.get("control_hz"), robot.get("axes")
-    if loaded.request.task in tasks() and None in (rate, names):
+    rate, names, meanings = (robot.get(key) for key in ("control_hz", "axes", "actions"))
+    if loaded.request.task in tasks() and None in (rate, names, meanings):
         with suppress(MissingExtra), closing(new_task(loaded.request.task)) as task:
-            rate, names = rate or task.control_hz, names or list(task.commands().names)
-    return dict(control_period=1 / rate if rate else None, action_names=names)
+            commands = task.commands()
+            rate, names, meanings = (
+                rate or task.control_hz,
+                names or list(commands.names),
+                meanings or commands.meanings,
+            )
+    return dict(control_period=1 / rate if rate else None, action_names=names, action_meanings=meanings)
 
 
 def versions() -> dict[str, str]:
