@@ -1,6 +1,7 @@
 """What each command about cameras does, from its settings to its files."""
 
 import logging
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import fields
@@ -14,6 +15,7 @@ from ..camera_schemas import Calibrate, CameraCheck, CameraSettings, CameraView,
 from ..errors import BadInput, CameraError, DataError, EndOfStream
 from ..files import replacing
 from ..progress import Bar, Progress
+from ..stopping import Stopping
 from .calibration import Board, Calibrated, HandEye, calibrate, hand_eye, read_poses, spread
 from .camera import Camera, CameraRequest
 from .check import Finding, findings, observe
@@ -42,7 +44,11 @@ def run_record(command: Record, progress: Progress) -> tuple[Path, int, int]:
     """Record a camera; return the folder, the frames in it and how many the camera left out."""
     if command.seconds is not None and not command.seconds > 0:
         raise BadInput(f"seconds={command.seconds}: there is something to record after 0 only")
-    with asked_camera(command) as camera, RecordingWriter(Path(command.out), camera.spec, command.color) as writer:
+    with (
+        asked_camera(command) as camera,
+        RecordingWriter(Path(command.out), camera.spec, command.color) as writer,
+        Stopping() as stopping,
+    ):
         endless = camera.spec.live or camera.spec.driver == "task"
         if endless and command.frames is None and command.seconds is None:
             log.info("recording %s until Ctrl-C; frames= or seconds= end it by themselves", camera.spec.name)
@@ -51,7 +57,7 @@ def run_record(command: Record, progress: Progress) -> tuple[Path, int, int]:
         shown = progress if total else Progress.silent()  # nobody knows how many there will be
         with shown.stage(f"record {camera.spec.name}", total) as bar:
             try:
-                while (command.frames is None or writer.count < command.frames) and time.monotonic() < end:
+                while not stopping.asked and writer.count < (command.frames or float("inf")) and time.monotonic() < end:
                     frame = camera.read()
                     missing += 0 if before is None else max(0, frame.sequence - before - 1)
                     before = frame.sequence
@@ -59,12 +65,14 @@ def run_record(command: Record, progress: Progress) -> tuple[Path, int, int]:
                     bar.advance(1)
             except EndOfStream:
                 log.info("%s is over", camera.spec.name)
-            except KeyboardInterrupt:
-                log.info("ended; %d frames are kept", writer.count)
+            except KeyboardInterrupt:  # asked again, while waiting for a frame
+                stopping.signal = signal.SIGINT
             except CameraError as error:  # what was recorded is worth keeping
                 if not writer.count:
                     raise
                 log.warning("%s; the %d frames before that are kept", error, writer.count)
+        if stopping.asked:
+            log.info("ended; %d frames are kept", writer.count)
     return writer.path, writer.count, missing
 
 

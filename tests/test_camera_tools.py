@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -57,14 +58,17 @@ def test_record_and_replay_is_exact(capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0 and "again: 5 frames" in out, "a recording ends by itself"
 
 
+@pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_record_keeps_what_came_before_an_interruption(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    number: int | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count, read = 0, TaskCamera.read
 
     def interrupted(self: TaskCamera) -> Frame:
         nonlocal count
         count += 1
+        if count == 3 and number is not None:
+            signal.raise_signal(number)
         if count == 4:
             raise KeyboardInterrupt
         return read(self)
