@@ -26,6 +26,8 @@ class Demonstrations(Playback):
         request: `fps` is the rate of the steps.
     """
 
+    follows = ("fps",)
+
     def __init__(self, path: str, request: CameraRequest) -> None:
         super().__init__(request)
         name, _, camera = path.partition("@") if not Path(path).exists() else (path, "", "")

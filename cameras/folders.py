@@ -34,6 +34,8 @@ class ImageFolder(Playback):
         request: `fps` is the rate the pictures were taken with, 30 by default.
     """
 
+    follows = ("fps",)
+
     def __init__(self, path: str, request: CameraRequest) -> None:
         super().__init__(request)
         self.path = Path(path)
@@ -69,6 +71,8 @@ class TumFolder(Playback):
     Args:
         path: the folder.
     """
+
+    follows = ("fps",)
 
     def __init__(self, path: str, request: CameraRequest) -> None:
         super().__init__(request)

@@ -22,6 +22,7 @@ class Playback(Camera):
     """
 
     numbered = False
+    follows: tuple[str, ...] = ()  # which of width, height and fps it gives as asked
 
     def __init__(self, request: CameraRequest) -> None:
         self.request = request

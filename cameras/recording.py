@@ -117,7 +117,9 @@ class Recording(Playback):
                     proprio=None if row["proprio"] is None else np.array(row["proprio"], np.float32),
                 )
         except (av.FFmpegError, StopIteration) as error:
-            raise DataError(f"{self.path} is damaged: {error or 'its videos are shorter than its rows'}") from error
+            raise DataError(
+                f"{self.path} is damaged: {str(error) or 'its videos are shorter than its rows'}"
+            ) from error
 
     def stop(self) -> None:
         files, self._files = self._files, None

@@ -22,7 +22,7 @@ from .check import Finding, findings, observe
 from .frame import Frame
 from .geometry import registered
 from .intrinsics_file import write_intrinsics
-from .playback import Paced
+from .playback import Paced, Playback
 from .recording_writer import RecordingWriter
 from .registry import find_camera
 from .view import RerunStream, depth_span, tile, write_film, write_strip
@@ -37,7 +37,11 @@ def asked_camera(command: CameraSettings) -> Camera:
     """Return the camera that a command names, not open yet."""
     names = {each.name for each in fields(CameraRequest)} & {each.name for each in fields(CameraSettings)}
     asked = {name: value for name in names if (value := getattr(command, name)) is not None}
-    return find_camera(command.camera, CameraRequest(**asked))
+    camera = find_camera(command.camera, CameraRequest(**asked))
+    fixed = {"fps", "width", "height"} - set(camera.follows) if isinstance(camera, Playback) else ()
+    if ignored := [f"{name}={asked[name]}" for name in sorted(fixed) if name in asked]:
+        raise BadInput(f"{', '.join(ignored)}: camera={command.camera} gives its frames as they are; leave that out")
+    return camera
 
 
 def run_record(command: Record, progress: Progress) -> tuple[Path, int, int]:
@@ -52,13 +56,17 @@ def run_record(command: Record, progress: Progress) -> tuple[Path, int, int]:
         endless = camera.spec.live or camera.spec.driver == "task"
         if endless and command.frames is None and command.seconds is None:
             log.info("recording %s until Ctrl-C; frames= or seconds= end it by themselves", camera.spec.name)
-        missing, before, end = 0, None, time.monotonic() + (command.seconds or float("inf"))
+        missing, before, begin = 0, None, None
         total = command.frames or camera.spec.frames or 0
         shown = progress if total else Progress.silent()  # nobody knows how many there will be
         with shown.stage(f"record {camera.spec.name}", total) as bar:
             try:
-                while not stopping.asked and writer.count < (command.frames or float("inf")) and time.monotonic() < end:
+                while not stopping.asked and writer.count < (command.frames or float("inf")):
                     frame = camera.read()
+                    now = time.monotonic() if camera.spec.live else frame.sensor_time
+                    begin = now if begin is None else begin
+                    if now - begin >= (command.seconds or float("inf")):
+                        break
                     missing += 0 if before is None else max(0, frame.sequence - before - 1)
                     before = frame.sequence
                     writer.add(frame)
@@ -136,6 +144,8 @@ def run_check(command: CameraCheck) -> list[Finding]:
     """Look at a camera and judge it."""
     if not 0 <= command.max_invalid <= 1:
         raise BadInput(f"max_invalid={command.max_invalid} is a share of the depth, from 0 to 1")
+    if command.max_skew is not None and not command.max_skew >= 0:
+        raise BadInput(f"max_skew={command.max_skew} is a time between colour and depth [s], 0 or more")
     source = asked_camera(command)
     with Paced(source) if command.real_time else source as camera:
         stretch = observe(camera, command.frames, command.seconds)

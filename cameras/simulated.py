@@ -27,6 +27,8 @@ class TaskCamera(Playback):
         request: side of the square pictures, render quality, seed of the first episode; they count up.
     """
 
+    follows = ("width", "height")
+
     def __init__(self, name: str, request: CameraRequest) -> None:
         super().__init__(request)
         if request.width and request.height and request.width != request.height:

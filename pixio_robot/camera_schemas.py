@@ -32,7 +32,7 @@ class Record(CameraSettings):
     """Record a camera without loss: colour, depth, calibration, times. Ctrl-C ends it and keeps what there is."""
 
     frames: int | None = key(None, "frames; null records until the source ends, or Ctrl-C", least=1)
-    seconds: float | None = key(None, "seconds; null as above")
+    seconds: float | None = key(None, "seconds, of a recording or a simulation by its own clock; null as above")
     color: str = key("h264", "codec of colour, both without loss: h264 (smaller), png")
     out: str = key("recording", "folder to make", free=True)
 

@@ -1,5 +1,6 @@
 """Where a control loop's frames come from: only ones that it has not seen, and never a wait beyond its time."""
 
+from dataclasses import replace
 from typing import Protocol
 
 from ..cameras.camera import Camera
@@ -42,7 +43,7 @@ class SteppedEyes:
             self._clock.sleep_until(min(self._blind_until, now + timeout))
             if self._clock.now() < self._blind_until:
                 return None
-        frame = self._camera.read()
+        frame = replace(self._camera.read(), arrival_time=self._clock.now())  # a recording's own is the wall's
         return None if self._clock.now() < self._blind_until else frame
 
     def close(self) -> None:

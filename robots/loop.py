@@ -271,8 +271,10 @@ class ControlLoop:
         """Wait a little for a new frame and hand it to the policy, if that has time and is needed."""
         try:
             frame = self._newest(timeout, first)
-        except EndOfStream:
-            raise
+        except EndOfStream as error:
+            raise EndOfStream(
+                f"{error}, before the episode's end; record more, or lower steps= or episodes="
+            ) from error
         except CameraError as error:
             if "camera_lost" not in self._noted:
                 log.warning("%s", error)

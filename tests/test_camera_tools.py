@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import tracemalloc
 from collections.abc import Callable
@@ -76,6 +77,22 @@ def test_record_keeps_what_came_before_an_interruption(
     monkeypatch.setattr(TaskCamera, "read", interrupted)
     status, out, _ = _run(capsys, "record", "camera=task:toy/reach", *TOY, "out=cut")
     assert status == 0 and "cut: 3 frames" in out and len(list(find_camera("cut").__enter__())) == 3
+
+
+def test_what_a_recording_cannot_do_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(capsys, "record", "camera=task:toy/reach", *TOY, "seconds=0.5", "out=half")[0] == 0
+    assert len(list(find_camera("half").__enter__())) == 10, "half a second of the simulation, however long it took"
+    for words, message in (
+        (["camera=half", "fps=7"], "fps=7.0: camera=half gives its frames as they are"),
+        (["camera=task:toy/reach", "fps=7"], "fps=7.0"),
+        (["camera=half", "max_skew=-1"], "max_skew=-1.0 is a time"),
+    ):
+        status, _, err = _run(capsys, "camera_check", *words)
+        assert status == 1 and message in err
+    video = Path("half/depth.mkv")
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    status, _, err = _run(capsys, "camera_check", "camera=half")
+    assert status == 1 and re.search("half is damaged: [^ \n]", err)
 
 
 def test_views_of_every_kind(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from pixio_robot import cli
 from pixio_robot.envs.registry import EnvRequest, installed
-from pixio_robot.errors import BadInput, DataError, EmergencyStopped, RemoteError, RobotError
+from pixio_robot.errors import BadInput, DataError, EmergencyStopped, EndOfStream, RemoteError, RobotError
 from pixio_robot.metrics import read_episodes
 from pixio_robot.policies.demos import DemoSet
 from pixio_robot.progress import Progress
@@ -403,6 +403,15 @@ def test_in_real_time_a_recording_plays_at_its_own_pace(tmp_path: Path) -> None:
     out = tmp_path / "run"
     _run(out, camera=str(tmp_path / "seen"), time="real", episodes=1, steps=20)
     assert sum(tick["state"] == "run" for tick in _ticks(out, 0)) >= 5, "not all its frames at once, at the first"
+
+
+def test_in_stepped_time_a_recording_ages_by_the_robots_clock(tmp_path: Path) -> None:
+    seen = ["camera=task:toy/reach@top", "width=64", "height=64", "frames=12", f"out={tmp_path / 'seen'}"]
+    assert cli.run(["record", *seen]) == 0
+    _run(tmp_path / "run", camera=str(tmp_path / "seen"), episodes=1, steps=8)
+    assert all(0 <= tick["age"] < 0.2 for tick in _ticks(tmp_path / "run", 0))
+    with pytest.raises(EndOfStream, match="before the episode's end; record more"):
+        _run(tmp_path / "long", camera=str(tmp_path / "seen"), episodes=1, steps=30)
 
 
 def test_what_was_missed_is_counted(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from ...errors import BadInput, MissingExtra, UnknownName, closest
 
 ENGINES = ("local", "ray", "slurm")
-_GRACE = 20.0  # between asking a cell to end and ending it [s]
+_GRACE = 300.0  # between asking a cell to end and ending it [s]; a learner ends after its next row of metrics
 
 
 class Job(Protocol):
@@ -85,13 +85,13 @@ def start_process(folder: Path | str, resources: Resources) -> "subprocess.Popen
 
 
 def end_process(process: "subprocess.Popen[bytes]") -> None:
-    """End a cell and the workers it started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(_GRACE)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
+    """Ask a cell to end, which may have a state to write with its workers' help; then end what is left of both."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_GRACE)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def run_process(folder: str, resources: Resources) -> str:
