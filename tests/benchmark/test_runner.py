@@ -19,7 +19,7 @@ from pixio_robot.errors import Stopped, UnknownName, WorkerLost
 from pixio_robot.metrics import read_episodes
 from pixio_robot.policies.benchmark import cell as cells
 from pixio_robot.policies.benchmark.cell import Cell, Places
-from pixio_robot.policies.benchmark.engines import Job, Resources, engine, outcome, run_process
+from pixio_robot.policies.benchmark.engines import Job, Resources, end_process, engine, outcome, run_process
 from pixio_robot.policies.benchmark.runner import Room, Task, run_tasks
 
 
@@ -122,6 +122,32 @@ def test_a_worker_killed_in_mid_episode_is_said() -> None:
         list(rollout.run(act))
     with pytest.raises(WorkerLost):
         list(in_workers(_kill_myself, [1, 2], 1))
+
+
+_LEADER = """
+import signal, subprocess, sys, time
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+def end(*_):
+    time.sleep(0.3)
+    print(worker.pid, worker.poll(), flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+time.sleep(300)
+"""
+
+
+def test_a_cell_that_is_asked_to_end_still_has_its_workers() -> None:
+    cell = subprocess.Popen([sys.executable, "-c", _LEADER], stdout=subprocess.PIPE, start_new_session=True)
+    assert cell.stdout is not None and cell.stdout.readline() == b"ready\n"
+    end_process(cell)
+    worker, state = cell.stdout.readline().split()
+    cell.stdout.close()
+    assert state == b"None" and cell.returncode == 0
+    until = time.monotonic() + 10
+    while psutil.pid_exists(int(worker)) and psutil.Process(int(worker)).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until, "nothing stays"
+        time.sleep(0.05)
 
 
 def test_workers_end_with_what_started_them(tmp_path: Path) -> None:
