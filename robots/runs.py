@@ -122,6 +122,8 @@ def run_robot(command: Run, card: Card, policy: Policy, inputs: str, progress: P
     if report.error is not None:
         log.warning("what came before the error is in %s", out)
         raise report.error
+    if report.interrupted:
+        log.warning("interrupted after %d of %d episodes; the same command goes on", len(report.rows), command.episodes)
     return report
 
 
