@@ -35,7 +35,7 @@ demo-robot: setup  ## train on the toy, export, gate, then drive the simulated r
 	$(PIP) -e '.[export]'
 	$(BIN)/pixio-robot collect $(TOY) out=$(ROBOT)/demos.hdf5
 	$(BIN)/pixio-robot train_bc demos=$(ROBOT)/demos.hdf5 encoder=pixio-robot-ti@128 \
-	  embedding.fusion=concat embedding.frames=single embedding.depth=late embedding.depth_range=[0.3,1.6] \
+	  embedding.fusion=concat embedding.frames=single embedding.depth=late 'embedding.depth_range=[0.3,1.6]' \
 	  policy.epochs=15 policy.chunk=8 out=$(ROBOT)/policy
 	$(BIN)/pixio-robot export checkpoint=$(ROBOT)/policy/checkpoints/bc/last.safetensors demos=$(ROBOT)/demos.hdf5 \
 	  episodes=100 out=$(ROBOT)/bundle
