@@ -76,7 +76,7 @@ extras:  ## into the environment `wheel` left: install every extra and run the t
 	$(call elsewhere,.venv-wheel,tests/test_extras.py tests/test_backbones.py tests/test_baselines.py tests/test_demos.py \
 	  tests/test_images.py tests/test_frames.py tests/test_curation.py tests/test_examples.py tests/test_camera_sources.py \
 	  tests/test_camera_tools.py tests/test_realsense.py tests/rl tests/test_export.py tests/test_parity.py \
-	  tests/test_runtime.py tests/test_remote.py tests/test_robots.py tests/test_ros_robot.py)
+	  tests/test_runtime.py tests/test_remote.py tests/test_robots.py tests/test_ros_robot.py tests/test_suites.py)
 
 bench: setup  ## side-by-side timings against peers; writes benchmarks/README.md
 	$(PIP) -e '.[metaworld,hf,robomimic,rl]'

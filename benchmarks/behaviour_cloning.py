@@ -1,7 +1,8 @@
 """Behaviour cloning with several encoders and without, on common starts, seed by seed.
 
-    python benchmarks/behaviour_cloning.py --out runs/bc --encoders random:ti:0 cnn none state
+    python benchmarks/behaviour_cloning.py --out runs/bc --encoders pixio-robot-ti pixio-robot-ti+concat none
 
+NAME+FUSION fuses an encoder's tokens otherwise than by their mean.
 Cells (task, encoder, seed) that are finished are not run again, so several calls may share the work.
 """
 
@@ -27,8 +28,9 @@ def run_cell(out: Path, task: str, encoder: str, seed: int, envs: int) -> None:
     cell = out / name_of(task, encoder, seed)
     if len(read_episodes(cell / "eval/episodes.jsonl")) == EPISODES:
         return
-    command = TrainBC(demos=str(out / f"{task}.hdf5"), encoder=encoder, seed=seed, out=str(cell))
-    command.cache = str(out / "cache")
+    name, _, fusion = encoder.partition("+")
+    command = TrainBC(demos=str(out / f"{task}.hdf5"), encoder=name, seed=seed, out=str(cell))
+    command.cache, command.embedding.fusion = str(out / "cache"), fusion or "mean"
     if encoder == "cnn":
         command.policy = END_TO_END
     _, result = run_train_bc(command, Progress())

@@ -45,16 +45,12 @@ def _adroit(folder: Path) -> None:
 
 
 def _trifinger(folder: Path) -> None:
-    from gymnasium.utils import env_checker
-    from stable_baselines3.common.env_checker import check_env
-
     from pixio_robot.envs.registry import make
 
-    for task in ("trifinger/reach_cube", "trifinger/move_cube"):
-        env = make(task, observe=("rgb", "proprio"), image_size=36, horizon=2)
-        env_checker.check_env(env, skip_render_check=True)
-        check_env(env)
-        env.close()
+    env = make("trifinger/reach_cube", observe=("rgb", "proprio"), image_size=36, horizon=2)
+    observation, _ = env.reset(seed=0)
+    assert observation["rgb"].shape == (36, 36, 3)
+    env.close()
 
 
 def _rl(folder: Path) -> None:

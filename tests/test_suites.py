@@ -1,5 +1,6 @@
 """The DeepMind Control Suite and Adroit: the contract, and what each suite's numbers depend on."""
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pixio_robot.envs.state_actor import shipped_expert
 from pixio_robot.envs.task import StepResult, TaskEnv
 from pixio_robot.errors import BadInput
 from pixio_robot.policies.bc import new_policy
+from pixio_robot.policies.benchmark.protocol import TASKS
 from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 
 BENCHMARKED = [f"dmc/{task}" for task in dmc.CORTEXBENCH] + [f"adroit/{task}" for task in adroit.TASKS]
@@ -33,13 +35,19 @@ def test_contract(task: str) -> None:
     check_contract(task)
 
 
-@pytest.mark.parametrize("task", ["dmc/walker_walk", "adroit/pen"])
+@pytest.mark.parametrize("task", sorted({*TASKS, *BENCHMARKED}))
 @pytest.mark.filterwarnings("ignore:.*render_modes.*:UserWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning:gymnasium.utils.env_checker")  # unbounded observations, by design
-def test_gymnasium_accepts(task: str) -> None:
+def test_gymnasium_and_stable_baselines_accept(task: str) -> None:
+    """All 14 tasks of CortexBench, and Adroit's other two."""
     needs(task)
-    env = make(task, observe=("rgb", "depth", "proprio"), render="fast", horizon=5)
+    felt = () if task.startswith("dmc/") else ("proprio",)
+    env = make(task, observe=("rgb", "state", *felt), render="fast", horizon=3, image_size=48)
     check_env(env, skip_render_check=True)
+    if importlib.util.find_spec("stable_baselines3"):
+        from stable_baselines3.common.env_checker import check_env as accepted_by_sb3
+
+        accepted_by_sb3(env)
     env.close()
 
 

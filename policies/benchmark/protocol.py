@@ -125,7 +125,7 @@ BUDGETS = {
         moments=2,
         episodes=1,
         honest_episodes=2,
-        planned_episodes=1,
+        planned_episodes=2,
         render="fast",
         image_size=64,
     ),

@@ -51,8 +51,8 @@ class Replay(DictReplayBuffer):
         super().__init__(*arguments, **named)
         self.demos, self.demo_ratio, self.shift = demos, demo_ratio, shift
 
-    def sample(self, batch_size: int, env: Any = None) -> DictReplayBufferSamples:
-        """Return a batch of B transitions."""
+    def sample(self, batch_size: int, env: Any = None) -> Any:
+        """Return a batch of B transitions, `DictReplayBufferSamples`; the base class promises another tuple."""
         shown = 0 if self.demos is None else round(self.demo_ratio * batch_size)
         batch = super().sample(batch_size - shown, env)
         if self.demos is not None and shown:

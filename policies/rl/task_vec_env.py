@@ -150,6 +150,6 @@ class TaskVecEnv(VecEnv):
         """Call a method of every environment."""
         return list(self._envs.call(method_name, *method_args, **method_kwargs))
 
-    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> Sequence[bool]:
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
         """Return that none is wrapped."""
         return [False] * self.num_envs

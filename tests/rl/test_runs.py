@@ -17,10 +17,12 @@ from pixio_robot.envs.state_actor import StateActor
 from pixio_robot.errors import DataError, Stopped
 from pixio_robot.policies.collect import collect
 from pixio_robot.policies.demos import DemoSet
+from pixio_robot.policies.eager import EagerPolicy
 from pixio_robot.policies.rl.run import run_train_rl
 from pixio_robot.policies.runs import run_evaluate
 from pixio_robot.policies.visuomotor import load_policy
 from pixio_robot.progress import Progress
+from pixio_robot.runtime.runtime import Runtime
 from pixio_robot.schemas import Evaluate
 
 
@@ -97,6 +99,24 @@ def test_its_checkpoint_is_one_for_evaluate_and_for_experts(tmp_path: Path, worl
     action = StateActor(last).act(state)
     with torch.no_grad():
         np.testing.assert_allclose(action, loaded.policy(None, torch.from_numpy(state)[None])[0].numpy(), atol=1e-6)
+
+
+def test_its_policy_is_exported_like_a_cloned_one(tmp_path: Path, small_file: Path, world: Any) -> None:
+    """Actor, running statistics and encoder as one program: in ONNX Runtime its actions are the eager policy's."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    command = world.command(tmp_path / "rl", obs="tokens", encoder=str(small_file), steps=96, episodes=1)
+    _, last, _ = run_train_rl(replace(command, eval_every=1000), Progress.silent())
+    words = [f"checkpoint={last}", "gate=false", "threads=1", f"out={tmp_path / 'bundle'}"]
+    assert cli.run(["export", *words]) == 0
+    runtime, eager = Runtime.load(tmp_path / "bundle", threads=1), EagerPolicy.load(last)
+    env = EnvRequest("toy/reach", ("rgb", "proprio"), image_size=32, render="fast").make()
+    observation, _ = env.reset(seed=4)
+    for _ in range(5):
+        expected = eager.act(observation)[0]
+        np.testing.assert_allclose(runtime.act(observation)[0], expected, atol=1e-3)
+        observation = env.step(expected)[0]
+    env.close()
 
 
 @pytest.mark.slow
