@@ -3,7 +3,6 @@
 Shapes: B environments, A action.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
