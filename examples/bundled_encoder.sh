@@ -6,12 +6,10 @@
 set -euo pipefail
 photos=$1 out=$2 scale=${3:-full}
 scenes=metaworld frames=10000 own=(task=metaworld/assembly task=metaworld/bin-picking) demos=6 held_out=256
-more_scenes=[metaworld,adroit,toy/reach,dm_control:suite/*.xml] more_frames=12000 drawn=procedural:3000
-encoder=ti first=4500 second=4000 third=1000 fourth=600 fifth=1200 batches=(64 32 32)
+encoder=ti first=4500 second=4000 third=1000 batches=(64 32 32)
 if [ "$scale" = tiny ]; then
   scenes=toy/reach frames=60 own=(task=toy/reach) demos=2 held_out=8
-  more_scenes=toy/reach more_frames=40 drawn=procedural:20
-  encoder=32x2x2 first=4 second=3 third=2 fourth=2 fifth=2 batches=(8 8 8)
+  encoder=32x2x2 first=4 second=3 third=2 batches=(8 8 8)
 fi
 common=("encoder=$encoder" decoder=128x4x4 "cache=$out/cache" clip=1 workers=0 log_every=50 valid_every=250 save_every=250)
 photographs=()
@@ -30,28 +28,18 @@ done
 pixio-robot render_frames "scenes=$scenes" "frames=$frames" render=[fast] own_look=0.8 own_camera=0.85 seed=7 "out=$out/frames"
 images=$(list "$out/frames" "${photographs[@]}")
 
-# Pictures of more simulators, closer to what moves and less in their own look, for the last two.
-pixio-robot render_frames "scenes=$more_scenes" "frames=$more_frames" render=[fast] own_look=0.6 own_camera=0.6 close=0.5 \
-  clutter=4 seed=11 "out=$out/more"
-more=$(list "$out/more" "${photographs[@]}")
-
 # 64 px: as published, but small. Class tokens become different from each other here.
 pixio-robot pretrain "images=$(list "${photographs[@]}" "${recorded[@]}")" image_size=64 patch=8 mask_block=2 \
   "batch=${batches[0]}" "steps=$first" lr=1e-3 "held_out=$held_out" "${common[@]}" "out=$out/64px"
 
-# From here on raw pixels are decoded from the class tokens alone: they learn to say what is where.
-common+=(patch=16 mask_block=2 cls_only=1 norm_pixels=false warmup=0.05 "crop_scale=[0.5,1.0]" "held_out=$held_out")
-pixio-robot pretrain "images=$images" "start=$out/64px" image_size=128 mask_ratio=0.5 "batch=${batches[1]}" \
-  "steps=$second" lr=7e-4 "${common[@]}" "out=$out/128px"
-pixio-robot pretrain "images=$images" "start=$out/128px" image_size=256 mask_ratio=0.75 "batch=${batches[2]}" \
-  "steps=$third" lr=5e-4 "${common[@]}" "out=$out/256px"
+# 128 px, raw pixels decoded from the class tokens alone: they learn to say what is where.
+pixio-robot pretrain "images=$images" "start=$out/64px" image_size=128 patch=16 mask_block=2 mask_ratio=0.5 cls_only=1 \
+  norm_pixels=false "batch=${batches[1]}" "steps=$second" lr=7e-4 warmup=0.05 "crop_scale=[0.5,1.0]" "held_out=$held_out" \
+  "${common[@]}" "out=$out/128px"
 
-# More simulators and drawn pictures, small; what this network finds hard is then shown more often, at 256 px.
-pixio-robot pretrain "images=$(list "$out/more" "${photographs[@]}" "$drawn")" "start=$out/256px/encoder.safetensors" \
-  image_size=128 mask_ratio=0.5 "batch=${batches[1]}" "steps=$fourth" lr=7e-4 "${common[@]}" "out=$out/more-128px"
-pixio-robot score "images=$more" "model=$out/more-128px" masks=1 "out=$out/scores"
-pixio-robot curate "scores=$out/scores" "images=$more" entropy=null least_side=200 temperature=2 "out=$out/curated"
-pixio-robot pretrain "images=$more" "weights=$out/curated/weights.parquet" "start=$out/more-128px" image_size=256 \
-  mask_ratio=0.75 "batch=${batches[2]}" "steps=$fifth" lr=5e-4 "${common[@]}" "out=$out/more-256px"
+# 256 px, the size it is used at.
+pixio-robot pretrain "images=$images" "start=$out/128px" image_size=256 patch=16 mask_block=2 mask_ratio=0.75 cls_only=1 \
+  norm_pixels=false "batch=${batches[2]}" "steps=$third" lr=5e-4 warmup=0.05 "crop_scale=[0.5,1.0]" "held_out=$held_out" \
+  "${common[@]}" "out=$out/256px"
 
-python "$(dirname "$0")/package_encoder.py" "$out/more-256px/encoder.safetensors" "$out/pixio-robot-ti.safetensors"
+python "$(dirname "$0")/package_encoder.py" "$out/256px/encoder.safetensors" "$out/pixio-robot-ti.safetensors"
