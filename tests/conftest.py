@@ -1,6 +1,8 @@
 """Small real things that several tests share: demonstrations of the toy, an encoder, a token cache."""
 
 import contextlib
+import importlib.util
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -48,6 +50,17 @@ def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """Run every test in a folder of its own, so that none leaves a runs/ behind."""
     monkeypatch.chdir(tmp_path)
     yield
+
+
+@pytest.fixture(scope="session")
+def real_recording() -> str:
+    """A D435's recording: ``single_depth_color_640x480.bag`` of librealsense's unit tests, named by REALSENSE_BAG."""
+    recording = os.environ.get("REALSENSE_BAG", "")
+    if not Path(recording).is_file():
+        pytest.skip("set REALSENSE_BAG to librealsense's unit-test recording")
+    if importlib.util.find_spec("pyrealsense2") is None:
+        pytest.skip("needs the extra realsense")
+    return recording
 
 
 @pytest.fixture(scope="session")

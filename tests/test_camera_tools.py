@@ -1,7 +1,6 @@
 """The commands about cameras: what is recorded comes back, calibration finds the truth, a check tells good from bad."""
 
 import json
-import os
 import re
 import signal
 import tracemalloc
@@ -330,17 +329,12 @@ def test_few_of_many_pictures_are_held() -> None:
     assert spread(iter([]), 4) == ([], [], 0)
 
 
-BAG = os.environ.get("REALSENSE_BAG", "")
-
-
-@pytest.mark.skipif(not Path(BAG).is_file(), reason="set REALSENSE_BAG to librealsense's unit-test recording")
-def test_the_real_recording_through_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("pyrealsense2")
-    status, out, _ = _run(capsys, "camera_check", f"camera={BAG}")
+def test_the_real_recording_through_the_commands(capsys: pytest.CaptureFixture[str], real_recording: str) -> None:
+    status, out, _ = _run(capsys, "camera_check", f"camera={real_recording}")
     assert status == 1 and out.strip().endswith("not usable as it is: pairs"), "its nearest pair is 102 ms apart"
-    assert _run(capsys, "camera_check", f"camera={BAG}", "max_skew=0.3")[0] == 0
-    assert _run(capsys, "record", f"camera={BAG}", "out=copy")[0] == 0
-    with find_camera(BAG) as first, find_camera("copy") as second:
+    assert _run(capsys, "camera_check", f"camera={real_recording}", "max_skew=0.3")[0] == 0
+    assert _run(capsys, "record", f"camera={real_recording}", "out=copy")[0] == 0
+    with find_camera(real_recording) as first, find_camera("copy") as second:
         ours, theirs = second.read(), first.read()
     for name in ("rgb", "depth", "valid", "depth_to_color"):
         assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name

@@ -1,8 +1,6 @@
 """The simulated depth sensor: its laws, and that it errs as the real camera it was fitted to does."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +16,6 @@ from pixio_robot.errors import DataError, UnknownName
 
 D435 = SENSORS["d435"]
 QUIET = replace(D435, sigma=0.0, edge_share=0.0, hole_share=0.0, margin=0.0)
-BAG = os.environ.get("REALSENSE_BAG", "")
 
 
 def _wall(distance: float, shape: tuple[int, int] = (120, 160)) -> np.ndarray:
@@ -136,10 +133,8 @@ def test_frames_that_show_no_such_noise_are_refused() -> None:
         fit_sensor(seen, known, D435.baseline, replace(D435, step=1))
 
 
-@pytest.mark.skipif(not Path(BAG).is_file(), reason="set REALSENSE_BAG to librealsense's unit-test recording")
-def test_the_sensor_errs_as_the_real_camera_does() -> None:
-    pytest.importorskip("pyrealsense2")
-    with find_camera(BAG, CameraRequest(color=False)) as camera:
+def test_the_sensor_errs_as_the_real_camera_does(real_recording: str) -> None:
+    with find_camera(real_recording, CameraRequest(color=False)) as camera:
         frames = list(camera)
     known, depths = frames[0].depth_intrinsics, np.stack([frame.depth for frame in frames if frame.depth is not None])
     assert len(depths) == 2 and known is not None

@@ -1,7 +1,6 @@
 """Depth as policy input: codes that keep order and invalidity, policies that learn from it with the same commands."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from pixio_robot.policies.export.program import program_of
 from pixio_robot.policies.runs import load_policy
 from pixio_robot.policies.stream import observation_of, stream
 
-BAG = os.environ.get("REALSENSE_BAG", "")
 CPU = torch.device("cpu")
 FAST = ["policy.layers=[32]", "policy.batch=64", "device=cpu"]
 
@@ -115,13 +113,13 @@ def test_policies_learn_act_and_stream_with_depth(
             program_of(loaded, tiny)
 
 
-@pytest.mark.skipif(not Path(BAG).is_file(), reason="set REALSENSE_BAG to librealsense's unit-test recording")
 @pytest.mark.parametrize("depth", ["patches", "late", "points", "channels"])
-def test_the_real_recording_drives_policies_with_depth(depth: str, rgbd_file: Path, tiny_file: Path) -> None:
-    pytest.importorskip("pyrealsense2")
+def test_the_real_recording_drives_policies_with_depth(
+    depth: str, rgbd_file: Path, tiny_file: Path, real_recording: str
+) -> None:
     words = [f"embedding.depth={depth}", "embedding.depth_epochs=1", "embedding.depth_points=64", "policy.epochs=1"]
     checkpoint = _train(rgbd_file, str(tiny_file), *words)
-    words = [f"camera={BAG}", f"checkpoint={checkpoint}", "zeros=true", "device=cpu", "out=actions.jsonl"]
+    words = [f"camera={real_recording}", f"checkpoint={checkpoint}", "zeros=true", "device=cpu", "out=actions.jsonl"]
     assert cli.run(["stream", *words]) == 0
     rows = [json.loads(line) for line in Path("actions.jsonl").read_text().splitlines()]
     assert len(rows) == 1 and np.isfinite(rows[0]["action"]).all() and np.abs(rows[0]["action"]).max() <= 1

@@ -1,7 +1,6 @@
 """A policy on a camera acts as it does in its environment, on whatever frames come, and never on an old one."""
 
 import json
-import os
 import time
 from dataclasses import replace
 from itertools import islice
@@ -28,7 +27,6 @@ from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, load_
 from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 
 CPU = torch.device("cpu")
-BAG = os.environ.get("REALSENSE_BAG", "")
 
 
 def _train(demos: DemoSet, cache: TokenCache, tiny: Backbone, out: Path, proprio: bool) -> Path:
@@ -162,13 +160,11 @@ def test_what_a_camera_cannot_give_is_said(checkpoint: Path, tiny: Backbone) -> 
         next(stream(Agent(two, tiny, CPU), find_camera("task:toy/reach")))
 
 
-@pytest.mark.skipif(not Path(BAG).is_file(), reason="set REALSENSE_BAG to librealsense's unit-test recording")
 def test_the_real_recording_drives_a_policy(
-    toy_demos: DemoSet, toy_cache: TokenCache, tiny: Backbone, tmp_path: Path
+    toy_demos: DemoSet, toy_cache: TokenCache, tiny: Backbone, tmp_path: Path, real_recording: str
 ) -> None:
-    pytest.importorskip("pyrealsense2")
     blind_to_body = _train(toy_demos, toy_cache, tiny, tmp_path / "seeing", proprio=False)
-    words = [f"camera={BAG}", f"checkpoint={blind_to_body}", "device=cpu", "out=actions.jsonl"]
+    words = [f"camera={real_recording}", f"checkpoint={blind_to_body}", "device=cpu", "out=actions.jsonl"]
     assert cli.run(["stream", *words]) == 0
     rows = [json.loads(line) for line in Path("actions.jsonl").read_text().splitlines()]
     assert len(rows) == 1 and np.isfinite(rows[0]["action"]).all() and np.abs(rows[0]["action"]).max() <= 1
