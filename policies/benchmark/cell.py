@@ -147,10 +147,10 @@ def run_cell(cell: Cell, places: Places, progress: Progress) -> dict[str, Any]:
             "peak_memory_mb": round(memory.megabytes),
         }
         write_json(out / "result.json", result)
-    for path in (out / "checkpoints").glob("*/*"):
-        if path.name != "last.safetensors":  # the others were needed to judge and to go on
-            path.unlink()
-    shutil.rmtree(out / "tensorboard", ignore_errors=True)
+        for path in (out / "checkpoints").glob("*/*"):
+            if path.name != "last.safetensors":  # the others were needed to judge and to go on
+                path.unlink()
+        shutil.rmtree(out / "tensorboard", ignore_errors=True)
     return result
 
 

@@ -278,6 +278,26 @@ def test_what_cells_share_is_recorded_once(tmp_path: Path, monkeypatch: pytest.M
     assert found == [(1, False), (1, True)] and one.sha256() == other.sha256()
 
 
+def test_a_cell_begun_twice_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two commands on one folder, as from two machines: one works, the other waits and finds the result."""
+    together, worked = threading.Barrier(2), list[str]()
+
+    def slow(cell: Cell, *_: object) -> dict[str, Any]:
+        worked.append(cell.encoder)
+        time.sleep(0.2)
+        return {"weights": "none", "demos": 0}
+
+    def begin(_: int) -> dict[str, Any]:
+        together.wait()
+        return run_cell(_cell(encoder="expert"), Places(str(tmp_path)), SILENT)
+
+    monkeypatch.setattr(cells, "_expert", slow)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(begin, range(2))
+    assert worked == ["expert"] and json.dumps(one) == json.dumps(other)
+    assert folder_of(_cell(encoder="expert"), tmp_path).joinpath("result.json").is_file()
+
+
 def test_a_full_disk_fails_a_cell_in_words_and_the_rest_goes_on(
     inline: Inline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
