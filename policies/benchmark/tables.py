@@ -15,6 +15,7 @@ from .results import Policy, Results
 
 Table = list[dict[str, Any]]
 NONE = "–"  # noqa: RUF001
+_USED = 0.01  # a smaller rise of the action error is not called use
 
 
 def main_table(results: Results, protocol: str) -> Table:
@@ -131,16 +132,20 @@ def comparison_table(results: Results) -> Table:
 
 
 def token_table(results: Results) -> Table:
-    """Return, for each task and policy with class tokens, by how much the action error rises without each [%]."""
+    """Return, for each task and policy with class tokens, by how much the action error rises without each [%].
+
+    A policy whose error rises by less than 1 % without any of them leans on none.
+    """
     rows = []
     for task in results.tasks:
         for policy in results.policies:
             found = [each.about["tokens"] for each in results.cells(task, policy) if each.about.get("tokens")]
             if found:
                 means = [sum(values) / len(found) for values in zip(*found, strict=True)]
+                most = max(range(len(means)), key=means.__getitem__)
                 row: dict[str, Any] = {"task": task, "policy": str(policy)}
                 row |= {f"{place + 1}": f"{100 * value:+.1f}" for place, value in enumerate(means)}
-                rows.append(row | {"most used": f"token {max(range(len(means)), key=means.__getitem__) + 1}"})
+                rows.append(row | {"most used": f"token {most + 1}" if means[most] >= _USED else "none"})
     return rows
 
 

@@ -3,6 +3,7 @@
 import csv
 import doctest
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from pixio_robot.metrics import Mean, resampled
 from pixio_robot.policies.benchmark.cell import Cell
 from pixio_robot.policies.benchmark.protocol import TASKS
 from pixio_robot.policies.benchmark.results import Outcome, Policy, Results
-from pixio_robot.policies.benchmark.tables import as_csv, as_latex, as_markdown, main_table
+from pixio_robot.policies.benchmark.tables import as_csv, as_latex, as_markdown, main_table, token_table
 from pixio_robot.schemas import HELD_OUT_SEED
 
 
@@ -45,6 +46,13 @@ def test_the_mean_is_the_plain_mean_of_suites() -> None:
     assert (row["policy"], row["mean"], row["DMC"]) == ("a", "30.0 [30.0, 30.0]", "20.0 [20.0, 20.0]")
     pixio = main_table(found, "honest")[-1]
     assert (pixio["policy"], pixio["mean"], pixio["Adroit"]) == ("Pixio ViT-H", "78.4", "70.7")
+
+
+def test_a_token_is_called_used_only_where_its_absence_shows() -> None:
+    used = {"adroit/pen": [0.0, 0.4, -0.1], "adroit/relocate": [0.004, 0.009, 0.0]}
+    outcomes = [_outcome(task, "a", 100, [0.0], []) for task in used]
+    found = Results([replace(each, about=each.about | {"tokens": used[each.cell.task]}) for each in outcomes])
+    assert [(row["2"], row["most used"]) for row in token_table(found)] == [("+40.0", "token 2"), ("+0.9", "none")]
 
 
 def test_differences_need_enough_common_episodes() -> None:
