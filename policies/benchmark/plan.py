@@ -18,7 +18,7 @@ from ..demos import DemoSet
 from ..pixel_network import SIDE
 from ..runs import load_backbone
 from ..visuomotor import policy_kind
-from .cell import EXPERT, Cell, Places, folder_of, request_of
+from .cell import EXPERT, Cell, Places, expert_plans, folder_of, request_of
 from .grid import Grid, Vision
 from .protocol import NAMES
 from .runner import duration
@@ -84,7 +84,7 @@ def load_of(cell: Cell, places: Places) -> Load:
     episodes, moments = limits.honest_episodes, len(protocol.moments) if released else 0
     if cell.encoder == EXPERT:
         released, training, recorded, moments = 0, 0, 0, 0
-        episodes = min(episodes, limits.planned_episodes) if cell.suite == "dmc" else episodes
+        episodes = min(episodes, limits.planned_episodes) if expert_plans(cell, places) else episodes
     sees = cell.encoder == "cnn" or bool(cell.weights)
     return Load(
         horizon,
@@ -182,7 +182,7 @@ def make_plan(grid: Grid, jobs: int, threads: int, root: Path, progress: Progres
     learning_from = {cell.task: (cell, places) for cell, places in reversed(cells) if cell.encoder != EXPERT}
     planned = 0.0
     for cell, places in learning_from.values():
-        if cell.suite == "dmc" and not places.demos:
+        if expert_plans(cell, places) and not places.demos:
             planned += load_of(cell, places).recorded * by_task[cell.task].expert
     if planned:
         plan.rows.append(("of this, planning DMC's demonstrations", duration(planned)))
