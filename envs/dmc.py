@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MissingExtra
-from .mpc import SamplingExpert
+from ..errors import MissingExtra, UnknownName
+from .mpc import ReacherExpert
 from .state_actor import StateActor, shipped_expert
 from .task import StepResult, Task
 
@@ -66,11 +66,11 @@ class DMControl(Task):
         self._name = task
         self._trained: StateActor | None = None
         self._looked = False  # for a trained expert
-        self._expert: SamplingExpert | None = None  # made when it is asked for
-        self._expert_seed, self._substeps = 0, round(1 / (self.control_hz * physics.timestep()))
+        self._planner: ReacherExpert | None = None  # made when it is asked for
+        self._planner_seed, self._substeps = 0, round(1 / (self.control_hz * physics.timestep()))
 
     def reset(self, rng: np.random.Generator) -> None:
-        self._expert, self._expert_seed = None, int(rng.integers(2**31))
+        self._planner, self._planner_seed = None, int(rng.integers(2**31))
         self._env.task._random = np.random.RandomState(int(rng.integers(2**31)))  # the suite's own way is at load time
         self._env.reset()
 
@@ -88,14 +88,16 @@ class DMControl(Task):
         return np.concatenate([np.ravel(each) for each in values])
 
     def expert_action(self) -> np.ndarray:
-        """Return the trained expert's action where one is shipped, else that of planning."""
+        """Return the trained expert's action; reacher_easy's plans."""
         if not self._looked:
             self._trained, self._looked = shipped_expert(f"dmc/{self._name}"), True
         if self._trained is not None:
             return self._trained.act(self.known_state())
-        if self._expert is None:
-            self._expert = SamplingExpert(self._name, self.model, self._substeps, self._expert_seed)
-        return self._expert.action(self.data)
+        if self._name != "reacher_easy":
+            raise UnknownName(f"dmc/{self._name} has no expert; there are experts for: {', '.join(CORTEXBENCH)}")
+        if self._planner is None:
+            self._planner = ReacherExpert(self.model, self._substeps, self._planner_seed)
+        return self._planner.action(self.data)
 
     def score(self, rewards: Sequence[float], success: Sequence[bool]) -> float:
         return sum(rewards) / 10

@@ -64,12 +64,12 @@ def test_the_table_names_every_task_of_the_suite() -> None:
 @pytest.mark.parametrize(
     ("task", "least"), [("finger_spin", 40), ("cheetah_run", 42), ("walker_walk", 60), ("walker_stand", 80)]
 )
-def test_a_trained_expert_that_is_shipped_comes_before_planning(task: str, least: float) -> None:
-    """It acts on the known state alone; its first 100 steps, in which a cheetah only gets going, score `least`."""
+def test_trained_experts_that_are_shipped_are_worth_it(task: str, least: float) -> None:
+    """They act on the known state alone; 100 steps, in which a cheetah only gets going, score `least`."""
     needs(f"dmc/{task}")
     env = make(f"dmc/{task}", observe=("state",))
     actor = shipped_expert(f"dmc/{task}")
-    assert actor is not None and actor.task == env.name and shipped_expert("dmc/hopper_stand") is None
+    assert actor is not None and actor.task == env.name and shipped_expert("dmc/reacher_easy") is None
     rewards = []
     for seed in (10_000, 10_001):
         state = env.reset(seed=seed)[0]["state"]
@@ -136,10 +136,10 @@ def test_adroit_proprioception_is_the_hand_alone(task: str) -> None:
 
 
 def test_planning_disturbs_nothing_and_repeats_itself() -> None:
-    needs("dmc/cheetah_run")
+    needs("dmc/reacher_easy")
     actions = []
     for _ in range(2):
-        env = make("dmc/cheetah_run", observe=("state",))
+        env = make("dmc/reacher_easy", observe=("state",))
         env.reset(seed=3)
         before = env.task.state()
         actions.append([env.task.expert_action() for _ in range(3)])
@@ -148,16 +148,13 @@ def test_planning_disturbs_nothing_and_repeats_itself() -> None:
     assert np.array_equal(actions[0], actions[1]) and np.abs(actions[0]).max() <= 1
 
 
-@pytest.mark.parametrize(
-    ("task", "steps", "least"), [("reacher_easy", 100, 60), ("cheetah_run", 100, 25), ("walker_stand", 25, 60)]
-)
-def test_planned_actions_earn_rewards(task: str, steps: int, least: float) -> None:
-    needs(f"dmc/{task}")
-    env = make(f"dmc/{task}", observe=("state",))
+def test_planned_actions_earn_rewards() -> None:
+    needs("dmc/reacher_easy")
+    env = make("dmc/reacher_easy", observe=("state",))
     env.reset(seed=1)
-    for _ in range(steps):
+    for _ in range(100):
         info = env.step(env.task.expert_action().astype(np.float32))[-1]
-    assert info["score"] * env.horizon / steps > least
+    assert info["score"] * env.horizon / 100 > 60
     env.close()
 
 

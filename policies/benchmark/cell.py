@@ -13,7 +13,6 @@ from filelock import FileLock
 
 from ...envs.registry import EnvRequest, new_task
 from ...envs.rollout import plan_episodes
-from ...envs.state_actor import shipped_expert
 from ...errors import CheckpointError
 from ...hardware import choose_device, choose_precision
 from ...memory import PeakMemory
@@ -96,11 +95,6 @@ def folder_of(cell: Cell, root: Path) -> Path:
     return root / "cells" / cell.name
 
 
-def expert_plans(cell: Cell, places: Places) -> bool:
-    """Whether the task's expert plans, which is slow: the Control Suite's where none is trained."""
-    return cell.suite == "dmc" and not places.expert and shipped_expert(cell.task) is None
-
-
 def request_of(cell: Cell, places: Places) -> EnvRequest:
     """Return the environment of a cell's demonstrations and, the same, of its episodes."""
     own = new_task(cell.task).horizon
@@ -162,10 +156,7 @@ def run_cell(cell: Cell, places: Places, progress: Progress) -> dict[str, Any]:
 
 def _expert(cell: Cell, places: Places, request: EnvRequest, stages: Stages, progress: Progress) -> dict[str, Any]:
     """Judge the task's expert on the first of the held-out episodes."""
-    count = cell.limits.honest_episodes
-    if expert_plans(cell, places):
-        count = min(count, cell.limits.planned_episodes)
-    plans = plan_episodes(request, count, HELD_OUT_SEED)
+    plans = plan_episodes(request, cell.limits.honest_episodes, HELD_OUT_SEED)
     with stages.timed("evaluate") as spent:
         out = folder_of(cell, Path(places.root)) / "honest"
         found = evaluate_expert(request, plans, out, torch.get_num_threads(), progress, places.expert_or_none)

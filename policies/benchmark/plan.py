@@ -18,7 +18,7 @@ from ..demos import DemoSet
 from ..pixel_network import SIDE
 from ..runs import load_backbone
 from ..visuomotor import policy_kind
-from .cell import EXPERT, Cell, Places, expert_plans, folder_of, request_of
+from .cell import EXPERT, Cell, Places, folder_of, request_of
 from .grid import Grid, Vision
 from .protocol import NAMES
 from .runner import duration
@@ -84,7 +84,6 @@ def load_of(cell: Cell, places: Places) -> Load:
     episodes, moments = limits.honest_episodes, len(protocol.moments) if released else 0
     if cell.encoder == EXPERT:
         released, training, recorded, moments = 0, 0, 0, 0
-        episodes = min(episodes, limits.planned_episodes) if expert_plans(cell, places) else episodes
     sees = cell.encoder == "cnn" or bool(cell.weights)
     return Load(
         horizon,
@@ -115,8 +114,6 @@ def rough_costs(cell: Cell, vision: Vision | None) -> Costs:
     costs = Costs()
     if cell.limits.render == "benchmark":
         costs.picture = 0.08
-    if cell.suite == "dmc":
-        costs.expert = 0.1
     if vision is not None:
         patches = vision.tokens.grid[0] * vision.tokens.grid[1]
         costs.encoding = 2 * vision.parameters * (patches + vision.tokens.cls) / 50e9
@@ -180,12 +177,6 @@ def make_plan(grid: Grid, jobs: int, threads: int, root: Path, progress: Progres
         spent = sum(each for each, (cell, _) in zip(work, cells, strict=True) if cell.encoder == encoder)
         plan.rows.append((f"{encoder}, one core", duration(spent)))
     learning_from = {cell.task: (cell, places) for cell, places in reversed(cells) if cell.encoder != EXPERT}
-    planned = 0.0
-    for cell, places in learning_from.values():
-        if expert_plans(cell, places) and not places.demos:
-            planned += load_of(cell, places).recorded * by_task[cell.task].expert
-    if planned:
-        plan.rows.append(("of this, planning DMC's demonstrations", duration(planned)))
     plan.rows.append(("all, one core", duration(sum(work))))
     plan.rows.append((f"all, {jobs} jobs of {threads} threads", duration(sum(work) / max(jobs, 1))))
     pictures = sum(

@@ -110,7 +110,6 @@ class Budget:
     moments: int | None = None  # evaluations of a run, evenly spread, the last among them; None is all
     episodes: int | None = None  # of each of them; None is the protocol's
     honest_episodes: int = 50
-    planned_episodes: int = 10  # of an expert that plans, which is slow
     render: str = "benchmark"
     image_size: int | None = None  # [px]; None is the protocol's
 
@@ -125,7 +124,6 @@ BUDGETS = {
         moments=2,
         episodes=1,
         honest_episodes=2,
-        planned_episodes=2,
         render="fast",
         image_size=64,
     ),
@@ -138,7 +136,6 @@ BUDGETS = {
         moments=4,
         episodes=5,
         honest_episodes=20,
-        planned_episodes=3,
         render="fast",
     ),
     "full": Budget(),
