@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# How pixio-robot-ti, the bundled encoder, was made: examples/bundled_encoder.sh PHOTOS OUT [scale]
+# How an encoder like the bundled one, pixio-robot-ti, is made (its card says what differed): examples/bundled_encoder.sh PHOTOS OUT [scale]
 #
-# PHOTOS holds CC0 photographs as tar shards, or is "none". Needs the extras metaworld and curation, and some hours of two cores.
+# PHOTOS holds CC0 photographs as tar shards, or is "none". Needs the extra metaworld, the environment
+on the path (`. .venv/bin/activate`) and some hours of two cores.
 # Run it again to go on after a stop. With scale=tiny, a minute on toy scenes shows that everything is in place.
 set -euo pipefail
 photos=$1 out=$2 scale=${3:-full}

@@ -141,7 +141,7 @@ def load_encoder(name_or_path: str | Path) -> Backbone:
 def _load(name: str) -> tuple[PixioEncoder | baselines.Baseline, Preprocessing, str]:
     if name in WITHOUT_ENCODER:
         raise UnknownName(
-            f"{name!r} is no encoder: it makes a {WITHOUT_ENCODER[name]}; train_bc and quickstart take it"
+            f"{name!r} is no encoder: it makes a {WITHOUT_ENCODER[name]}; train_bc, quickstart and benchmark take it"
         )
     if name in BUNDLED:
         return _read_ours(BUNDLED[name])

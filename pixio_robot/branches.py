@@ -1,10 +1,12 @@
 """What each command does, a function a command: it imports what it needs, calls it, and prints what came of it."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from . import schemas
 from .composition import compose, sweep_jobs
+from .engine_schemas import EngineSettings
 from .errors import BadInput
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
@@ -76,8 +78,9 @@ def _train_rl(command: schemas.TrainRL) -> int:
     from .progress import Progress
     from .tables import print_evaluation
 
-    if command.engine != "local":
-        raise BadInput(f"engine={command.engine} runs the jobs of a sweep; add -m")
+    for each in fields(EngineSettings):
+        if getattr(command, each.name) != each.default:
+            raise BadInput(f"{each.name}={getattr(command, each.name)} is for the jobs of a sweep; add -m")
     out, last, evaluation = run_train_rl(command, Progress())
     print_evaluation(out, evaluation.rows[0], evaluation.summary())
     print(f"evaluate it with: pixio-robot evaluate checkpoint={last}")

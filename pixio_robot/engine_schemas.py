@@ -13,6 +13,6 @@ class EngineSettings:
     engine: str = key("local", "who runs jobs: local, ray, slurm", free=True)
     jobs: int | None = key(None, "jobs at a time; null is one for each `threads` cores, of ray and slurm all", 1, True)
     threads: int = key(1, "threads of a job", least=1, free=True)
-    memory: float | None = key(None, "memory for all jobs together [GB]; null is 80 % of what is free", free=True)
+    memory: float | None = key(None, "memory for all local jobs together [GB]; null is 80 % of what is free", free=True)
     gpus: float = key(0, "GPUs of a job under ray (shares too) and slurm", free=True)
     slurm: Any = key(None, "further settings of submitit, e.g. {slurm_partition: gpu, timeout_min: 600}", free=True)

@@ -23,9 +23,15 @@ def key(default: Any, help: str, least: int | None = None, free: bool = False, l
 
 
 @dataclass
-class Hardware:
-    """Where and how exactly numbers are computed."""
+class Device:
+    """Where numbers are computed."""
 
     device: str = key("auto", "auto, cpu, cuda, mps", free=True)
-    precision: str = key("auto", "auto, fp32, bf16 (autocast); auto is bf16 on CUDA devices that have it")
     debug: bool = key(False, "show tracebacks", free=True)
+
+
+@dataclass
+class Hardware(Device):
+    """Where and how exactly numbers are computed."""
+
+    precision: str = key("auto", "auto, fp32, bf16 (autocast); auto is bf16 on CUDA devices that have it")

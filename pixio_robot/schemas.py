@@ -9,7 +9,7 @@ from typing import Any
 from .camera_schemas import Calibrate, CameraCheck, CameraSettings, CameraView, Record
 from .engine_schemas import EngineSettings
 from .export_schemas import Export, Verify
-from .keys import MISSING, Hardware, key
+from .keys import MISSING, Device, Hardware, key
 from .pretrain_schemas import Curate, Distill, Pretrain, Probe, Score
 from .robot_schemas import Run
 from .serving_schemas import Latency, Serve
@@ -218,7 +218,7 @@ class LearningCurves:
 
 
 @dataclass
-class Evaluate(Hardware):
+class Evaluate(Device):
     """Run a trained policy on a fixed list of held-out episodes."""
 
     checkpoint: str = key(MISSING, "policy checkpoint, e.g. runs/.../checkpoints/bc/last.safetensors")
@@ -255,7 +255,7 @@ class Benchmark(Hardware, EngineSettings):
 
 
 @dataclass
-class Stream(Hardware, CameraSettings):
+class Stream(Device, CameraSettings):
     """Run a trained policy on a camera, live, recorded or simulated; tell how long it takes and how old frames are."""
 
     checkpoint: str = key(MISSING, "policy checkpoint, e.g. runs/.../checkpoints/bc/last.safetensors")

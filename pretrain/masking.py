@@ -113,27 +113,6 @@ class PatchMask(NamedTuple):
         every = torch.arange(grid[0] * grid[1]).expand(batch, -1)
         return cls(every, every[:, :0], grid)
 
-    @classmethod
-    def from_visible(cls, indices: Tensor, grid: tuple[int, int]) -> "PatchMask":
-        """Show the patches named, in that order, and hide the others.
-
-        Args:
-            indices: (B, V) or (V,) row-major indices, different ones in a row.
-
-        Raises:
-            BadInput: if an index is outside the grid or comes twice.
-        """
-        visible = torch.atleast_2d(indices).long()
-        count = grid[0] * grid[1]
-        if visible.numel() and not 0 <= int(visible.min()) <= int(visible.max()) < count:
-            raise BadInput(f"visible patches must be 0 to {count - 1} on a grid of {grid[0]}x{grid[1]}")
-        seen = torch.zeros(len(visible), count, dtype=torch.int64, device=visible.device)
-        seen.scatter_add_(1, visible, torch.ones_like(visible))
-        if int(seen.max()) > 1:
-            raise BadInput("a visible patch is named twice in one image")
-        hidden = seen.argsort(dim=1, stable=True)[:, : count - visible.shape[1]]
-        return cls(visible, hidden, grid)
-
     @property
     def ratio(self) -> float:
         """Share of the patches that is hidden."""

@@ -145,7 +145,7 @@ def test_hidden_pixels_do_not_reach_the_prediction_and_visible_ones_do() -> None
 
 def test_the_order_of_visible_patches_does_not_matter() -> None:
     model, pixels, mask = small(), noise(1, 3, 32, 32), masks((4, 4), 1)
-    turned = PatchMask.from_visible(mask.visible.flip(1), (4, 4))
+    turned = PatchMask(mask.visible.flip(1), mask.hidden, (4, 4))
     torch.testing.assert_close(model(pixels, turned).prediction, model(pixels, mask).prediction)
 
 

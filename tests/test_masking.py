@@ -59,17 +59,6 @@ def test_none_hides_nothing() -> None:
     assert mask.ratio == 0 and mask.hidden.shape == (2, 0) and not mask.is_hidden().any()
 
 
-def test_what_is_named_visible_is_visible_in_that_order() -> None:
-    mask = PatchMask.from_visible(torch.tensor([[5, 0, 3], [1, 2, 4]]), (2, 3))
-    assert mask.visible.tolist() == [[5, 0, 3], [1, 2, 4]] and mask.hidden.tolist() == [[1, 2, 4], [0, 3, 5]]
-
-
-@pytest.mark.parametrize("indices", [[0, 0], [6], [-1]])
-def test_impossible_visible_patches_are_refused(indices: list[int]) -> None:
-    with pytest.raises(BadInput):
-        PatchMask.from_visible(torch.tensor(indices), (2, 3))
-
-
 def test_blocks_that_do_not_tile_are_refused_with_the_nearest_that_do() -> None:
     with pytest.raises(BadInput, match=r"4x4 .* 14x14; the nearest that do: 2 or 7"):
         mask_shape((14, 14), 0.75, 4)

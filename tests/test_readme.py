@@ -1,4 +1,4 @@
-"""The README's code runs, its commands exist and its files are there."""
+"""The README's code runs, it begins with the demo and the tests, and its files are there."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 import pixio_robot
-from pixio_robot.cli import compose
 
 ROOT = Path(pixio_robot.__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -21,14 +20,6 @@ def _blocks(language: str) -> list[str]:
 def test_its_python_runs() -> None:
     for block in _blocks("python"):
         exec(block, {})
-
-
-def test_its_commands_and_keys_exist() -> None:
-    lines = [line for block in _blocks("sh") for line in block.splitlines() if line.startswith("pixio-robot ")]
-    assert len(lines) >= 5
-    for line in lines:
-        _, command, *overrides = line.split()
-        compose(command, [each for each in overrides if each != "-m" and "," not in each], complete=False)
 
 
 def test_it_begins_with_the_demo_and_the_tests() -> None:

@@ -208,17 +208,20 @@ def _experts(given: Any, tasks: Sequence[str]) -> dict[str, str]:
 
     Raises:
         BadInput: if `given` is neither a folder nor names of tasks with files.
-        DataError: if a file is missing or holds no expert.
+        DataError: if a folder has no expert, or a file is missing or holds none.
     """
     if given is None:
         return {}
     if isinstance(given, str):
-        if not Path(given).is_dir():
+        folder = given
+        if not Path(folder).is_dir():
             raise BadInput(
-                f"experts={given} is no folder; give one with pen-v0.pickle, or experts={{adroit/pen: FILE}}"
+                f"experts={folder} is no folder; give one with pen-v0.pickle, or experts={{adroit/pen: FILE}}"
             )
-        files = {f"adroit/{name}": Path(given) / f"{name}-v0.pickle" for name in ("pen", "relocate", "door", "hammer")}
-        given = {task: path for task, path in files.items() if path.is_file()}
+        names = {f"{name}-v0.pickle": f"adroit/{name}" for name in ("pen", "relocate", "door", "hammer")}
+        given = {names[path.name]: path for path in sorted(Path(given).rglob("*-v0.pickle")) if path.name in names}
+        if not given:
+            raise DataError(f"no DAPG policy anywhere in experts={folder}; these are: {', '.join(names)}")
     found = {}
     for task, path in dict(given).items():
         protocol_of(task)

@@ -83,7 +83,7 @@ def run_benchmark(command: Benchmark, progress: Progress) -> BenchmarkReport:
 
 
 def _write(command: Benchmark, grid: Grid, root: Path, failures: dict[str, str]) -> dict[str, Any]:
-    """Write ``result.json``, the tables and, where a cell has finished, ``report.html``."""
+    """Write ``result.json``, the tables and ``report.html``."""
     outcomes = [outcome for cell, _ in grid.cells if (outcome := read_outcome(cell, root)) is not None]
     results = Results(outcomes)
     exported = {
@@ -119,8 +119,7 @@ def _write(command: Benchmark, grid: Grid, root: Path, failures: dict[str, str])
     }
     write_json(root / "result.json", result)
     write_tables(root, exported)
-    if outcomes:
-        write_report(root)
+    write_report(root)
     return result
 
 
@@ -149,7 +148,9 @@ def notes(command: Benchmark, results: Results, unfinished: int) -> list[str]:
     if any(each.about["scale"] != 1 for each in cells):
         lines.append("Episodes of the Control Suite are cut; its score is then the mean reward of a step, in percent.")
     if any(each.cell.encoder == EXPERT for each in cells):
-        lines.append("The expert recorded the demonstrations and knows the state: an upper bound, as is 'state'.")
+        lines.append(
+            "The expert is the task's own for demonstrations; it knows the state: an upper bound, as is 'state'."
+        )
     if any(each.about["weights"] == "random" for each in cells):
         lines.append("Encoders called random have learned nothing: their rows say what a task gives away.")
     if any(each.about.get("tokens") for each in cells):

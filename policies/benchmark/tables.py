@@ -209,12 +209,15 @@ def _each(values: Iterable[Any]) -> str:
 
 
 def write_tables(out: Path, tables: dict[str, Table]) -> None:
-    """Write ``tables/NAME.csv``, ``.tex`` and ``.md`` of each table that has rows."""
+    """Write ``tables/NAME.csv``, ``.tex`` and ``.md`` of each table with rows; of one without, none stays."""
     for name, rows in tables.items():
         for suffix, text in (("csv", as_csv(rows)), ("tex", as_latex(rows)), ("md", as_markdown(rows))):
+            file = out / "tables" / f"{name}.{suffix}"
             if rows:
-                with replacing(out / "tables" / f"{name}.{suffix}") as temporary:
+                with replacing(file) as temporary:
                     temporary.write_text(text, encoding="utf-8")
+            else:
+                file.unlink(missing_ok=True)
 
 
 def as_csv(rows: Table) -> str:

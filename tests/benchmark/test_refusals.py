@@ -35,6 +35,7 @@ SILENT = Progress.silent()
         (["tasks=toy/reach", "encoders=[none]", "jobs=0"], "jobs=0 is too small"),
         (["tasks=toy/reach", "encoders=[none]", "demos=nowhere"], "no demonstrations (*.hdf5) in demos=nowhere"),
         (["tasks=adroit", "encoders=[none]", "experts=nowhere"], "experts=nowhere is no folder"),
+        (["tasks=adroit", "encoders=[none]", "experts=."], "no DAPG policy anywhere in experts=."),
         (["tasks=adroit", "encoders=[none]", "experts={adroit/pen:pen.pickle}"], "no file pen.pickle"),
         (["tasks=dmc", "encoders=[none]", "experts={dmc/walker_walk:x}"], "takes no expert from a file"),
     ],
@@ -65,6 +66,16 @@ def test_adroit_without_experts_is_said_and_the_rest_runs(monkeypatch: pytest.Mo
     assert len(found.cells) == 7 + 12
 
 
+def test_adroits_experts_are_found_in_a_clone_of_their_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grids, "installed", lambda: list(TASKS))
+    monkeypatch.setattr(grids, "load_dapg", lambda path: None)
+    file = Path("hand_dapg/dapg/policies/pen-v0.pickle")
+    file.parent.mkdir(parents=True)
+    file.touch()
+    found = make_grid(Benchmark(encoders=["state"], tasks="adroit", experts="hand_dapg"), Path("b"))
+    assert [(cell.task, places.expert) for cell, places in found.cells] == [("adroit/pen", str(file.absolute()))]
+
+
 GUIDE = Path(pixio_robot.__file__).resolve().parent.parent / "docs" / "benchmark.md"
 
 
@@ -81,7 +92,8 @@ def test_the_guides_commands_and_budgets_are_true() -> None:
         wholes = [protocol_of(next(task for task in TASKS if task.startswith(suite))).demos for suite in suites]
         demos = ", ".join(str(budget.demos.get(suite, whole)) for suite, whole in zip(suites, wholes, strict=True))
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}`"))
-        assert f"| {demos} |" in row and f"| {budget.honest_episodes} |" in row
+        seeds = ", ".join(str(seed) for seed in budget.seeds)
+        assert f"| {seeds} | {demos} |" in row and f"| {budget.honest_episodes} |" in row
 
 
 def test_an_encoders_file_is_named_in_full_with_its_size(tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from pixio_robot.metrics import Mean, resampled
 from pixio_robot.policies.benchmark.cell import Cell
 from pixio_robot.policies.benchmark.protocol import TASKS
 from pixio_robot.policies.benchmark.results import Outcome, Policy, Results
-from pixio_robot.policies.benchmark.tables import as_csv, as_latex, as_markdown, main_table, token_table
+from pixio_robot.policies.benchmark.tables import as_csv, as_latex, as_markdown, main_table, token_table, write_tables
 from pixio_robot.schemas import HELD_OUT_SEED
 
 
@@ -95,6 +95,12 @@ def test_tables_survive_their_formats() -> None:
     rows = [{"policy": "a_b & c", "score": "50 % | x"}]
     assert list(csv.DictReader(as_csv(rows).splitlines())) == rows
     assert r"a\_b \& c & 50 \% | x \\" in as_latex(rows) and r"50 % \| x" in as_markdown(rows)
+
+
+def test_a_table_without_rows_leaves_none_of_an_earlier_command() -> None:
+    write_tables(Path("b"), {"tokens": [{"a": 1}], "cost": [{"a": 1}]})
+    write_tables(Path("b"), {"tokens": [], "cost": [{"a": 2}]})
+    assert sorted(file.name for file in Path("b/tables").iterdir()) == ["cost.csv", "cost.md", "cost.tex"]
 
 
 @pytest.mark.parametrize("name", ["grid", "runner", "tables"])

@@ -12,12 +12,20 @@ from pixio_robot.composition import sweep_jobs
 from pixio_robot.metrics import read_episodes
 
 TINY = ["task=toy/reach", "obs=state", "steps=60", "horizon=10", "eval_every=60", "eval_episodes=1", "episodes=1"]
-TINY += ["algorithm.layers=[8]", "algorithm.batch=8", "algorithm.buffer=100", "algorithm.warmup=20", "jobs=2"]
+TINY += ["algorithm.layers=[8]", "algorithm.batch=8", "algorithm.buffer=100", "algorithm.warmup=20"]
 LAST = "checkpoints/sac/last.safetensors"
 
 
 def test_each_job_is_a_run_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    sweep = ["train_rl", "-m", *TINY, "algorithm.gamma=0.9,2.0", "out='r/${seed}-${algorithm.gamma}'", "seed=0,1"]
+    sweep = [
+        "train_rl",
+        "-m",
+        *TINY,
+        "jobs=2",
+        "algorithm.gamma=0.9,2.0",
+        "out='r/${seed}-${algorithm.gamma}'",
+        "seed=0,1",
+    ]
     assert cli.run(sweep) == 1 and "gamma=2.0 must lie from 0 to 1" in capsys.readouterr().err
     assert not Path("r").exists(), "what cannot run is refused before anything is started"
     sweep[sweep.index("algorithm.gamma=0.9,2.0")] = "algorithm.gamma=0.9"
@@ -49,6 +57,8 @@ def test_jobs_are_all_combinations() -> None:
         (["-m", "seed=0,1", "hydra/launcher=joblib"], "engine=local, ray or slurm"),
         (["-m", "sed=0,1"], "did you mean 'seed'"),
         (["engine=ray"], "add -m"),
+        (["jobs=2"], "jobs=2 is for the jobs of a sweep; add -m"),
+        (["-m", "seed=0,1", "jobs=0"], "jobs=0 is too small"),
     ],
 )
 def test_a_sweep_that_cannot_run_says_so(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,7 +71,7 @@ def test_a_sweep_that_cannot_run_says_so(words: list[str], message: str, capsys:
 def test_engines_run_the_same_jobs(engine: str, package: str) -> None:
     pytest.importorskip(package)
     more = ["slurm={cluster:local,timeout_min:10}"] if engine == "slurm" else []
-    command = [sys.executable, "-m", "pixio_robot", "train_rl", "-m", *TINY, "seed=0,1"]
+    command = [sys.executable, "-m", "pixio_robot", "train_rl", "-m", *TINY, "seed=0,1", "jobs=2"]
     for name, options in (("local", []), (engine, [f"engine={engine}", *more])):
         words = [*command, *options, f"out='{name}/${{seed}}'"]
         ended = subprocess.run(words, capture_output=True, text=True, check=False)
