@@ -76,7 +76,7 @@ class Comparison(NamedTuple):
         """Say in words what the episodes allow to say."""
         if self.difference.low <= 0 <= self.difference.high or self.p > 0.05:
             return "not enough episodes to tell"
-        return f"{self.first if self.difference.value > 0 else self.second} does better"
+        return f"the {'first' if self.difference.value > 0 else 'second'} does better"
 
 
 class Results:

@@ -64,7 +64,7 @@ def test_differences_need_enough_common_episodes() -> None:
         (comparison,) = found.comparisons()
         assert comparison.difference.value == 75 and comparison.losses == 0
         verdicts.append(comparison.verdict)
-    assert verdicts == ["not enough episodes to tell", "a does better"]
+    assert verdicts == ["not enough episodes to tell", "the first does better"]
 
 
 def test_policies_are_compared_on_common_episodes_only() -> None:
