@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# How an encoder like the bundled one, pixio-robot-ti, is made (its card says what differed): examples/bundled_encoder.sh PHOTOS OUT [scale]
+# How an encoder like the bundled one, pixio-robot-ti, is made: examples/bundled_encoder.sh PHOTOS OUT [scale]
+# Its card says what differed.
 #
 # PHOTOS holds CC0 photographs as tar shards, or is "none". Needs the extras metaworld, adroit and dmc, the environment on the
 # path (`. .venv/bin/activate`), and some hours of two cores.
 # Run it again to go on after a stop. With scale=tiny, a minute on toy scenes shows that everything is in place.
 set -euo pipefail
 photos=$1 out=$2 scale=${3:-full}
-scenes=metaworld frames=10000 more="metaworld,adroit,toy/reach,dm_control:suite/*.xml" many=12000 drawn=3000 own=(task=metaworld/assembly task=metaworld/bin-picking) demos=6 held_out=256
+own=(task=metaworld/assembly task=metaworld/bin-picking) demos=6 held_out=256
+scenes=metaworld frames=10000 more="metaworld,adroit,toy/reach,dm_control:suite/*.xml" many=12000 drawn=3000
 encoder=ti first=4500 second=2334 third=320 fourth=3000 batches=(64 32 32 32)
 if [ "$scale" = tiny ]; then
-  scenes=toy/reach frames=60 more=toy/reach many=60 drawn=20 own=(task=toy/reach) demos=2 held_out=8
+  own=(task=toy/reach) demos=2 held_out=8
+  scenes=toy/reach frames=60 more=toy/reach many=60 drawn=20
   encoder=32x2x2 first=4 second=3 third=2 fourth=3 batches=(8 8 8 8)
 fi
 common=("encoder=$encoder" decoder=128x4x4 "cache=$out/cache" clip=1 workers=0 log_every=50 valid_every=250 save_every=250)
@@ -25,7 +28,7 @@ for task in "${own[@]}"; do
   recorded+=("$file")
 done
 
-# Pictures of all scenes of MetaWorld, most in their own look and from their own camera, for the second and third.
+# Pictures of all scenes, most in their own look and from their own camera, for the second and third.
 pixio-robot render_frames "scenes=$scenes" "frames=$frames" render=[fast] own_look=0.8 own_camera=0.85 seed=7 "out=$out/frames"
 images=$(list "$out/frames" "${photographs[@]}")
 

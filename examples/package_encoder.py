@@ -1,4 +1,4 @@
-"""Write an encoder to be shipped, in half precision and with its model card: package_encoder.py SOURCE[@SIZE] TARGET."""
+"""Write an encoder to ship, in half precision and with its model card: package_encoder.py SOURCE[@SIZE] TARGET."""
 
 import sys
 from pathlib import Path
@@ -7,15 +7,27 @@ import torch
 
 from pixio_robot.backbones import load_encoder, save_encoder
 from pixio_robot.checkpoint import load_checkpoint
+from pixio_robot.encoder import PixioEncoder
 
 CARD = Path(__file__).parent.parent / "docs" / "pixio-robot-ti.md"
 
 
 def package(source: str, target: Path) -> None:
-    """Copy an encoder, to be used at pictures of SIZE; the settings that trained it stay with it."""
+    """Copy an encoder, with the position table of pictures of SIZE; the settings that trained it stay with it."""
     trained = load_checkpoint(Path(source.partition("@")[0]), kind="encoder")
     settings = {**trained.settings, "licence": "Apache-2.0", "model_card": CARD.read_text()}
-    save_encoder(load_encoder(source), target, settings, trained.step, torch.float16)
+    save_encoder(at_its_size(source), target, settings, trained.step, torch.float16)
+
+
+def at_its_size(source: str) -> PixioEncoder:
+    """Return an encoder made for pictures of the size that its name says."""
+    backbone = load_encoder(source)
+    network = backbone.network
+    assert isinstance(network, PixioEncoder)
+    network.bake_positions(*backbone.token_shape.grid)
+    sized = PixioEncoder(**{**network.arguments, "image_size": backbone.preprocessing.size[0]})
+    sized.load_state_dict(network.state_dict())
+    return sized
 
 
 if __name__ == "__main__":
