@@ -26,8 +26,9 @@ def test_it_is_small_and_explains_itself() -> None:
     assert FILE.stat().st_size <= 12e6
     _, tensors = read_safetensors(FILE)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
-    settings = load_checkpoint(FILE, kind="encoder").settings
-    assert settings["licence"] == "Apache-2.0"
+    shipped = load_checkpoint(FILE, kind="encoder")
+    settings = shipped.settings
+    assert settings["licence"] == "Apache-2.0" and shipped.arguments["encoder"]["image_size"] == 256
     for section in ("What it is not for", "Data", "Recipe", "Results"):
         assert f"## {section}" in settings["model_card"]
 
