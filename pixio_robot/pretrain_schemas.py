@@ -86,7 +86,7 @@ class Distill(Training):
     teacher: str = key(MISSING, "encoder, as load_encoder takes it; hf: and timm: models too", free=True)
     students: Any = key(
         MISSING,
-        "sizes ti, s, b, l, h, 1b or WIDTHxDEPTHxHEADS; or {NAME:{size:s,patch:16,image_size:256,mask_ratio:0.5}, ...}",
+        "sizes ti, s, b, l, h, 1b or WIDTHxDEPTHxHEADS; or {NAME:{size:s,patch:16,image_size:256,start:FILE}, ...}",
     )
     patch: int | None = key(None, "side of the students' patches [px]; null is the teacher's, or 16", least=1)
     image_size: int | None = key(None, "side of the students' images [px]; null is the teacher's", least=1)

@@ -18,15 +18,15 @@ from ..run_folder import settings_digest, write_json
 from .distillation import Distillation, StudentPlan, new_students
 from .images.image_set import fingerprint
 from .masking import mask_shape
-from .networks import network_size
+from .networks import network_size, start_hash, take_encoder
 from .parallel import joined
-from .students import LOSSES, PROJECTIONS, WEIGHTINGS, Students
+from .students import LOSSES, PROJECTIONS, WEIGHTINGS, Student, Students
 from .train import TrainResult
 from .training_run import Prepared, check_names, check_training, prepare, run_training
 
 log = logging.getLogger(__name__)
 MASK_FROM = 1280  # width from which students are masked unless told otherwise, as published for 1B and H
-_KEYS = ("size", "patch", "image_size", "cls_tokens", "mask_ratio", "mask_block", "drop_path")
+_KEYS = ("size", "patch", "image_size", "cls_tokens", "mask_ratio", "mask_block", "drop_path", "start")
 
 
 @dataclass
@@ -44,7 +44,8 @@ def run_distill(command: Distill, progress: Progress) -> tuple[Path, DistillResu
     plans = student_plans(command, teacher)
     with joined(command.device) as world:
         training = prepare(command, world)
-        training.inputs = fingerprint([training.inputs, teacher.fingerprint()])
+        starts = [start_hash(plan.start) for plan in plans.values() if plan.start]
+        training.inputs = fingerprint([training.inputs, teacher.fingerprint(), *starts])
         out = Path(command.out or f"runs/distill/{settings_digest(command, training.inputs)}")
         if world.first:
             log.info("%s", training.summary)
@@ -86,10 +87,12 @@ def student_plans(command: Distill, teacher: Backbone) -> dict[str, StudentPlan]
         students = {str(size): {"size": str(size)} for size in students}
     if not isinstance(students, dict) or not students:
         raise BadInput(f"students={command.students} must be sizes, students=[s,ti], or {{NAME:{{size:s}}}}")
-    return {str(name): _plan(str(name), dict(values), command, teacher) for name, values in students.items()}
+    return {str(name): _plan(str(name), values, command, teacher) for name, values in students.items()}
 
 
-def _plan(name: str, values: dict[str, Any], command: Distill, teacher: Backbone) -> StudentPlan:
+def _plan(name: str, values: Any, command: Distill, teacher: Backbone) -> StudentPlan:
+    if not isinstance(values, dict):
+        raise BadInput(f"student {name!r} has {values}; it must have settings, as in {name}:{{size:s}}")
     if unknown := [key for key in values if key not in _KEYS]:
         raise BadInput(f"student {name!r} has {', '.join(unknown)}; it may have: {', '.join(_KEYS)}")
     if not name.replace("-", "").replace("_", "").isalnum() or name in ("encoder", "autoencoder", "teacher"):
@@ -105,8 +108,9 @@ def _plan(name: str, values: dict[str, Any], command: Distill, teacher: Backbone
     side = size // patch
     shape = mask_shape((side, side), ratio, chosen["mask_block"]) if ratio else None
     drop = chosen["drop_path"] if chosen["drop_path"] is not None else (0.4 if shape else 0.1)
-    arguments = dict(dim=width, depth=depth, heads=heads, patch=patch, image_size=size)
-    return StudentPlan(arguments | dict(cls_tokens=int(chosen["cls_tokens"]), drop_path=float(drop)), shape)
+    arguments: dict[str, Any] = dict(dim=width, depth=depth, heads=heads, patch=patch, image_size=size)
+    arguments |= dict(cls_tokens=int(chosen["cls_tokens"]), drop_path=float(drop))
+    return StudentPlan(arguments, shape, chosen["start"] and str(chosen["start"]))
 
 
 def matches(teacher: Backbone, plans: dict[str, StudentPlan]) -> list[str]:
@@ -127,12 +131,19 @@ def matches(teacher: Backbone, plans: dict[str, StudentPlan]) -> list[str]:
 
 
 def initialised(command: Distill, plans: dict[str, StudentPlan], teacher_dim: int) -> Students:
-    """Return the students with weights that the seed decides, the same for a student alone and beside others."""
+    """Return the students with their first weights; drawn ones are the same for a student alone and beside others.
+
+    Raises:
+        CheckpointError: if a student's first weights are of another network.
+    """
     with torch.device("meta"):
         model = new_students(plans, teacher_dim, command.projection, command.loss, command.weighting)
     model.to_empty(device="cpu")
-    for student in model.students.values():
-        student.initialise(torch.Generator().manual_seed(combine(command.seed, 0)))  # type: ignore[operator]
+    for name, student in model.students.items():
+        assert isinstance(student, Student)
+        student.initialise(torch.Generator().manual_seed(combine(command.seed, 0)))
+        if (start := plans[name].start) is not None:
+            take_encoder(student.encoder, start)
     return model
 
 

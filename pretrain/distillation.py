@@ -27,6 +27,7 @@ class StudentPlan:
 
     arguments: dict[str, Any]  # of its `PixioEncoder`
     shape: MaskShape | None  # how much of an image is hidden from it; None hides nothing
+    start: str | None = None  # weights it begins with, as `take_encoder` takes them; None draws
 
     @property
     def size(self) -> int:

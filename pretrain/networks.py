@@ -91,31 +91,43 @@ def _autoencoder_file(start: str) -> Path | None:
 
 
 def _take_weights(model: MaskedAutoencoder, start: str) -> None:
-    """Replace weights by trained ones; position tables and patches are resized to the images that are trained on.
-
-    Args:
-        start: a run folder of ``pretrain`` or its ``autoencoder.safetensors``; or an encoder as `load_encoder` takes
-            it, and then the decoder keeps its drawn weights.
+    """Replace weights by trained ones, the decoder's too if `start` has one; else it keeps its drawn weights.
 
     Raises:
         CheckpointError: if the networks are of other sizes.
     """
-    parts: list[tuple[str, Any, Any]]
+    take_encoder(model.encoder, start)
     if _autoencoder_file(start) is not None:
-        source = load_autoencoder(start)
-        parts = [("encoder", model.encoder, source.encoder), ("decoder", model.decoder, source.decoder)]
+        _take("decoder", model.decoder, load_autoencoder(start).decoder, start)
+
+
+def take_encoder(encoder: PixioEncoder, start: str) -> None:
+    """Replace an encoder's weights by trained ones; position table and patches are resized to its own.
+
+    Args:
+        encoder: changed in place.
+        start: a run folder of ``pretrain``, its ``autoencoder.safetensors``, or an encoder as `load_encoder` takes it.
+
+    Raises:
+        CheckpointError: if the networks are of other sizes.
+    """
+    if _autoencoder_file(start) is not None:
+        given = load_autoencoder(start).encoder
     else:
         network = load_encoder(start).network
         if not isinstance(network, PixioEncoder):
             raise CheckpointError(f"start={start} is no Pixio encoder, so it cannot be trained on")
-        parts = [("encoder", model.encoder, network)]
-    for name, part, given in parts:
-        asked, found = ({k: v for k, v in each.arguments.items() if k not in _MAY_DIFFER} for each in (part, given))
-        if different := [f"{key} {found[key]}, not {asked[key]}" for key in asked if asked[key] != found[key]]:
-            raise CheckpointError(f"start={start} has an {name} with {'; '.join(different)}; change one or the other")
-        side = part.arguments["image_size"] // part.patch
-        table = resized_positions(given.pos_embed.detach(), part.cls_tokens, side, side)
-        part.load_state_dict({**given.state_dict(), **_resized_ends(given, part.patch), "pos_embed": table})
+        given = network
+    _take("encoder", encoder, given, start)
+
+
+def _take(name: str, part: Any, given: Any, start: str) -> None:
+    asked, found = ({k: v for k, v in each.arguments.items() if k not in _MAY_DIFFER} for each in (part, given))
+    if different := [f"{key} {found[key]}, not {asked[key]}" for key in asked if asked[key] != found[key]]:
+        raise CheckpointError(f"start={start} has an {name} with {'; '.join(different)}; change one or the other")
+    side = part.arguments["image_size"] // part.patch
+    table = resized_positions(given.pos_embed.detach(), part.cls_tokens, side, side)
+    part.load_state_dict({**given.state_dict(), **_resized_ends(given, part.patch), "pos_embed": table})
 
 
 def _resized_ends(part: PixioEncoder | PixelDecoder, patch: int) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from pixio_robot.backbones import load_encoder, save_encoder
 from pixio_robot.encoder import PixioEncoder, Tokens
-from pixio_robot.errors import BadInput, PixioError, Stopped, UnknownName
+from pixio_robot.errors import BadInput, CheckpointError, PixioError, Stopped, UnknownName
 from pixio_robot.pretrain import train
 from pixio_robot.pretrain.distill_run import check_distill, initialised, matches, run_distill, student_plans
 from pixio_robot.pretrain.distillation import Distillation
@@ -85,17 +86,16 @@ def objective_of(command: Distill) -> Distillation:
 
 @pytest.mark.parametrize("loss", ["cosine", "l1", "mse"])
 @pytest.mark.parametrize("hidden", [0.0, 0.5])
-def test_a_student_with_its_teachers_weights_has_no_loss(teacher: str, loss: str, hidden: float) -> None:
+def test_a_student_that_starts_as_its_teacher_has_no_loss(teacher: str, loss: str, hidden: float) -> None:
     """Without projection, on the same normed tokens; hidden patches change what the student sees, so it has some."""
     command = small(
         teacher,
-        students={"twin": {"size": "48x2x2", "mask_ratio": hidden, "mask_block": 2}},
+        students={"twin": {"size": "48x2x2", "mask_ratio": hidden, "mask_block": 2, "start": teacher}},
         projection="none",
         target="normed",
         loss=loss,
     )
     objective = objective_of(command)
-    objective.model.students["twin"].encoder.load_state_dict(objective.teacher.network.state_dict())  # type: ignore[union-attr]
     value = float(objective.losses(objective.model, random_batch(32), torch.device("cpu"))["twin"].detach())
     assert (value < 1e-6) if hidden == 0 else (value > 1e-3)
 
@@ -279,6 +279,7 @@ def test_the_log_says_how_tokens_meet(teacher: str) -> None:
     [
         ({"students": {"a": {"sise": "s"}}}, "sise"),
         ({"students": []}, "students"),
+        ({"students": {"small": "s"}}, "must have settings, as in small:{size:s}"),
         ({"students": ["tiny"]}, "no student 'tiny'"),
         ({"students": {"a/b": {"size": "s"}}}, "cannot name"),
         ({"students": {"a": {"size": "32x2x2", "patch": 7, "image_size": 32}}}, "not a multiple"),
@@ -295,6 +296,21 @@ def test_impossible_settings_are_refused_before_any_work(teacher: str, changes: 
     with pytest.raises((BadInput, UnknownName), match=words):
         check_distill(command)
         student_plans(command, load_encoder(teacher))
+
+
+def test_first_weights_of_another_network_are_refused(teacher: str) -> None:
+    with pytest.raises(CheckpointError, match="depth 2, not 1"):
+        run_distill(small(teacher, students={"a": {"size": "48x1x2", "start": teacher}}), SILENT)
+
+
+def test_a_run_does_not_go_on_from_other_first_weights(teacher: str, tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    shutil.copy(teacher, start)
+    command = small(teacher, students={"a": {"size": "48x2x2", "start": str(start)}}, steps=4)
+    run_distill(command, SILENT)
+    save_encoder(PixioEncoder(dim=48, depth=2, heads=2, patch=8, image_size=32), start)
+    with pytest.raises(PixioError, match="run"):
+        run_distill(command, SILENT)
 
 
 def test_widths_must_be_equal_without_projection(teacher: str) -> None:
