@@ -126,7 +126,8 @@ def matches(teacher: Backbone, plans: dict[str, StudentPlan]) -> list[str]:
         if plan.arguments["cls_tokens"] != shape.cls:
             cls = f"the mean of {plan.arguments['cls_tokens']} class tokens to the mean of the teacher's {shape.cls}"
         hidden = f"{plan.shape.ratio:.0%} of the patches hidden" if plan.shape else "nothing hidden"
-        lines.append(f"student {name}: width {plan.arguments['dim']} to {shape.dim}, {patches}, {cls}, {hidden}")
+        start = f", first weights of {plan.start}" if plan.start else ""
+        lines.append(f"student {name}: width {plan.arguments['dim']} to {shape.dim}, {patches}, {cls}, {hidden}{start}")
     return lines
 
 

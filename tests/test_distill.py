@@ -23,8 +23,9 @@ from pixio_robot.pretrain.distill_run import check_distill, initialised, matches
 from pixio_robot.pretrain.distillation import Distillation
 from pixio_robot.pretrain.guard import Guard
 from pixio_robot.pretrain.loader import Batch
+from pixio_robot.pretrain.runs import run_pretrain
 from pixio_robot.pretrain.students import matching_loss, on_grid
-from pixio_robot.pretrain_schemas import Distill
+from pixio_robot.pretrain_schemas import Distill, Pretrain
 from pixio_robot.progress import Progress
 
 SILENT = Progress.silent()
@@ -296,6 +297,34 @@ def test_impossible_settings_are_refused_before_any_work(teacher: str, changes: 
     with pytest.raises((BadInput, UnknownName), match=words):
         check_distill(command)
         student_plans(command, load_encoder(teacher))
+
+
+def test_a_student_starts_from_a_run_of_pretrain(teacher: str) -> None:
+    """Of smaller patches: they and the position table are resized."""
+    settings = Pretrain(
+        images="procedural:24",
+        held_out=8,
+        batch=8,
+        steps=1,
+        lr=1e-3,
+        workers=0,
+        device="cpu",
+        encoder="48x2x2",
+        decoder="32x1x2",
+        image_size=32,
+        patch=8,
+        mask_block=2,
+        out="first",
+    )
+    run_pretrain(settings, SILENT)
+    command = small(teacher, students={"a": {"size": "48x2x2", "start": "first", "patch": 16, "image_size": 32}})
+    plans = student_plans(command, load_encoder(teacher))
+    student = initialised(command, plans, 48).students["a"].encoder.state_dict()  # type: ignore[union-attr]
+    given = weights("first/encoder.safetensors")
+    for name in ("blocks.1.mlp.fc1.weight", "cls_token"):
+        assert torch.equal(student[name], given[name]), name
+    assert student["patch_embed.proj.weight"].shape[-1] == 16 and student["pos_embed"].shape[1] == 8 + 4
+    assert "first weights of first" in matches(load_encoder(teacher), plans)[0]
 
 
 def test_first_weights_of_another_network_are_refused(teacher: str) -> None:
