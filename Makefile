@@ -73,10 +73,9 @@ wheel: setup  ## build the wheel; run the fast tests on it in a bare environment
 extras:  ## into the environment `wheel` left: install every extra and run the tests that need them
 	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls dist/*.whl)[all]"
 	.venv-wheel/bin/python -m pip check
-	$(call elsewhere,.venv-wheel,tests/test_extras.py tests/test_backbones.py tests/test_baselines.py tests/test_demos.py \
-	  tests/test_images.py tests/test_frames.py tests/test_curation.py tests/test_examples.py tests/test_camera_sources.py \
-	  tests/test_camera_tools.py tests/test_realsense.py tests/rl tests/test_export.py tests/test_parity.py \
-	  tests/test_runtime.py tests/test_remote.py tests/test_robots.py tests/test_ros_robot.py tests/test_suites.py)
+	$(call elsewhere,.venv-wheel,tests/test_extras.py tests/test_frozen.py tests/test_examples.py tests/encoders tests/datasets \
+	  tests/pretrain/test_images.py tests/pretrain/test_curation.py tests/envs/test_frames.py tests/envs/test_suites.py \
+	  tests/cameras tests/policies/rl tests/deploy tests/robots)
 
 bench: setup  ## side-by-side timings against peers; writes benchmarks/README.md
 	$(PIP) -e '.[metaworld,hf,robomimic,rl]'

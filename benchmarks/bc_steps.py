@@ -17,7 +17,7 @@ import numpy as np
 from timing import Section, cells, compare, in_turns, markdown, per_second
 
 if TYPE_CHECKING:
-    from pixio_robot.policies.demos import DemoSet
+    from pixio_robot.datasets.robomimic import DemoSet
     from pixio_robot.schemas import PolicySettings
 
 NEEDS = {"robomimic": "robomimic"}  # package: extra of pixio-robot
@@ -41,8 +41,8 @@ def measure() -> Section:
 
 
 def _measure(folder: Path) -> Section:
+    from pixio_robot.datasets.robomimic import DemoSet
     from pixio_robot.hardware import threads
-    from pixio_robot.policies.demos import DemoSet
     from pixio_robot.schemas import PolicySettings
 
     settings = PolicySettings(epochs=OUR_EPOCHS)
@@ -82,8 +82,8 @@ class Ours:
     def __init__(
         self, folder: Path, demos: "DemoSet", tokens: np.ndarray, frames: str, settings: "PolicySettings"
     ) -> None:
-        from pixio_robot.embedding import Embedder, TokenShape
-        from pixio_robot.policies.cache import TokenCache
+        from pixio_robot.datasets.token_cache import TokenCache
+        from pixio_robot.policies.embedding import Embedder, TokenShape
         from pixio_robot.schemas import EmbeddingSettings
 
         folder.mkdir()
@@ -99,7 +99,7 @@ class Ours:
         """Return the embedding of all frames without proprioception, (F, E) float32."""
         import torch
 
-        from pixio_robot.embedding import frame_indices
+        from pixio_robot.policies.embedding import frame_indices
 
         history = frame_indices(self.demos.frame_starts, self.embedder.history)  # (F, T)
         return self.embedder(torch.from_numpy(self.cache.cls[history]), None).numpy()
@@ -133,7 +133,7 @@ class Robomimic:
     """robomimic's BC on a file, set up as its training script does."""
 
     def __init__(self, path: Path, width: int, settings: "PolicySettings") -> None:
-        from pixio_robot.torchvision_guard import declare_missing_operators
+        from pixio_robot.encoders.torchvision_guard import declare_missing_operators
 
         declare_missing_operators()
         import torch
@@ -178,7 +178,7 @@ def _quiet() -> Iterator[None]:
 
 def _write_demos(folder: Path) -> Path:
     """Write demonstrations of noise, as `collect` would."""
-    from pixio_robot.envs.demo_file import Demo, merge_demos, write_demo
+    from pixio_robot.datasets.writer import Demo, merge_demos, write_demo
     from pixio_robot.envs.registry import EnvRequest
 
     rng = np.random.default_rng(0)

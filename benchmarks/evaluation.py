@@ -19,11 +19,11 @@ def measure() -> Section:
     """Run the same episodes with the same policy both ways, in turns."""
     import torch
 
-    from pixio_robot.backbones import load_encoder
-    from pixio_robot.embedding import Embedder
+    from pixio_robot.encoders.load import load_encoder
     from pixio_robot.envs.registry import EnvRequest
     from pixio_robot.envs.rollout import BatchRollout, default_width, plan_episodes
     from pixio_robot.policies.agent import Agent
+    from pixio_robot.policies.embedding import Embedder
     from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, Visuomotor
     from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pixio_robot.backbones import Backbone, load_encoder
+from pixio_robot.encoders.load import Backbone, load_encoder
 from pixio_robot.envs.registry import new_task
 from pixio_robot.envs.rendering import use_headless_gl
 

@@ -249,11 +249,11 @@ def _our_step(device: "torch.device", case: Case, side: Side, precision: str) ->
     import torch
 
     from pixio_robot.hardware import autocast
-    from pixio_robot.pretrain.guard import Guard
     from pixio_robot.pretrain.masking import PatchMask, mask_shape
-    from pixio_robot.pretrain.optim import new_optimizer
     from pixio_robot.pretrain.train import clip_gradients
     from pixio_robot.pretrain_schemas import Pretrain
+    from pixio_robot.training.guard import Guard
+    from pixio_robot.training.optim import new_optimizer
 
     model = _ours(case, side.pixio).to(device).train()
     if side.compile is not None:
@@ -302,7 +302,7 @@ def _their_step(device: "torch.device", case: Case, side: Side, precision: str) 
 
 
 def _ours(case: Case, pixio: bool) -> "MaskedAutoencoder":
-    from pixio_robot.encoder import PixioEncoder
+    from pixio_robot.encoders.pixio import PixioEncoder
     from pixio_robot.pretrain.decoder import PixelDecoder
     from pixio_robot.pretrain.mae import MaskedAutoencoder
 

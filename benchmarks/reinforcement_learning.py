@@ -73,7 +73,7 @@ def _megabytes(size: float) -> str:
 def _ours() -> Any:
     import torch
 
-    from pixio_robot.backbones import load_encoder
+    from pixio_robot.encoders.load import load_encoder
     from pixio_robot.envs.registry import EnvRequest
     from pixio_robot.policies.agent import Perception
     from pixio_robot.policies.bc import new_policy
@@ -98,7 +98,7 @@ def _theirs() -> Any:
     from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
     from torch import Tensor
 
-    from pixio_robot.backbones import load_encoder
+    from pixio_robot.encoders.load import load_encoder
     from pixio_robot.envs.registry import make
 
     class Encoder(BaseFeaturesExtractor):

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from pixio_robot.deploy.runtime.runtime import Runtime
 from pixio_robot.progress import Progress
 from pixio_robot.robot_schemas import Run
 from pixio_robot.robots.runs import run_robot
-from pixio_robot.runtime.runtime import Runtime
 
 EVERY = 5.0  # between two looks at memory [s]
 STEPS = 50  # of an episode of toy/reach, at 20 a second

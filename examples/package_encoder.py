@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from pixio_robot.backbones import load_encoder, save_encoder
 from pixio_robot.checkpoint import load_checkpoint
-from pixio_robot.encoder import PixioEncoder
+from pixio_robot.encoders.load import load_encoder, save_encoder
+from pixio_robot.encoders.pixio import PixioEncoder
 
 CARD = Path(__file__).parent.parent / "docs" / "pixio-robot-ti.md"
 

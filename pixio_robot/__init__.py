@@ -7,31 +7,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .backbones import Backbone, load_encoder
-    from .depth_estimation import DepthEstimator, load_depth
-    from .embedding import Embedder
-    from .encoder import PixioEncoder, Tokens
+    from .deploy.runtime.runtime import Runtime
+    from .depth.estimator import DepthEstimator, load_depth
+    from .encoders.load import Backbone, load_encoder
+    from .encoders.pixio import PixioEncoder, Tokens
+    from .encoders.preprocessing import Preprocessing, preprocess
     from .envs.registry import make
+    from .policies.embedding import Embedder
     from .policies.visuomotor import Visuomotor, load_policy
-    from .preprocessing import Preprocessing, preprocess
-    from .runtime.runtime import Runtime
     from .schemas import EmbeddingSettings
 
 _HOME = {
-    "Backbone": "backbones",
-    "load_encoder": "backbones",
-    "DepthEstimator": "depth_estimation",
-    "load_depth": "depth_estimation",
-    "Embedder": "embedding",
+    "Backbone": "encoders.load",
+    "load_encoder": "encoders.load",
+    "DepthEstimator": "depth.estimator",
+    "load_depth": "depth.estimator",
+    "Embedder": "policies.embedding",
     "EmbeddingSettings": "schemas",
-    "PixioEncoder": "encoder",
-    "Tokens": "encoder",
+    "PixioEncoder": "encoders.pixio",
+    "Tokens": "encoders.pixio",
     "make": "envs.registry",
     "Visuomotor": "policies.visuomotor",
     "load_policy": "policies.visuomotor",
-    "Preprocessing": "preprocessing",
-    "preprocess": "preprocessing",
-    "Runtime": "runtime.runtime",
+    "Preprocessing": "encoders.preprocessing",
+    "preprocess": "encoders.preprocessing",
+    "Runtime": "deploy.runtime.runtime",
 }
 
 __all__ = sorted(_HOME)

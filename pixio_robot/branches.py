@@ -15,7 +15,7 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 def _quickstart(command: schemas.Quickstart) -> int:
     from .policies.quickstart import run_quickstart
     from .progress import Progress
-    from .tables import print_quickstart
+    from .report.tables import print_quickstart
 
     out, result = run_quickstart(command, Progress())
     print_quickstart(out, result)
@@ -33,7 +33,7 @@ def _collect(command: schemas.Collect) -> int:
 
 
 def _convert(command: schemas.Convert) -> int:
-    from .policies.released.convert import run_convert
+    from .cortexbench.released.convert import run_convert
     from .progress import Progress
 
     report = run_convert(command, Progress())
@@ -76,7 +76,7 @@ def _train_bc(command: schemas.TrainBC) -> int:
 def _train_rl(command: schemas.TrainRL) -> int:
     from .policies.rl.run import run_train_rl
     from .progress import Progress
-    from .tables import print_evaluation
+    from .report.tables import print_evaluation
 
     for each in fields(EngineSettings):
         if getattr(command, each.name) != each.default:
@@ -110,7 +110,7 @@ def _learning_curves(command: schemas.LearningCurves) -> int:
 def _evaluate(command: schemas.Evaluate) -> int:
     from .policies.runs import run_evaluate
     from .progress import Progress
-    from .tables import print_evaluation
+    from .report.tables import print_evaluation
 
     out, evaluation = run_evaluate(command, Progress())
     print_evaluation(out, evaluation.rows[0], evaluation.summary())
@@ -118,9 +118,9 @@ def _evaluate(command: schemas.Evaluate) -> int:
 
 
 def _benchmark(command: schemas.Benchmark) -> int:
-    from .policies.benchmark.runs import run_benchmark, run_plan
+    from .cortexbench.runs import run_benchmark, run_plan
     from .progress import Progress
-    from .tables import print_benchmark, print_plan
+    from .report.tables import print_benchmark, print_plan
 
     if command.plan:
         plan = run_plan(command, Progress())
@@ -132,10 +132,10 @@ def _benchmark(command: schemas.Benchmark) -> int:
 
 
 def _pretrain(command: schemas.Pretrain) -> int:
-    from .pretrain.parallel import is_first_process
     from .pretrain.runs import run_plan, run_pretrain
     from .progress import Progress
-    from .tables import print_plan
+    from .report.tables import print_plan
+    from .training.distributed import is_first_process
 
     if command.plan:
         cost = run_plan(command)
@@ -165,7 +165,7 @@ def _score(command: schemas.Score) -> int:
 def _curate(command: schemas.Curate) -> int:
     from .pretrain.curation.curate_run import run_curate
     from .progress import Progress
-    from .tables import print_curation
+    from .report.tables import print_curation
 
     out, result = run_curate(command, Progress())
     print_curation(out, result)
@@ -174,8 +174,8 @@ def _curate(command: schemas.Curate) -> int:
 
 def _distill(command: schemas.Distill) -> int:
     from .pretrain.distill_run import run_distill
-    from .pretrain.parallel import is_first_process
     from .progress import Progress
+    from .training.distributed import is_first_process
 
     out, result = run_distill(command, Progress())
     if is_first_process():
@@ -189,7 +189,7 @@ def _distill(command: schemas.Distill) -> int:
 def _probe(command: schemas.Probe) -> int:
     from .pretrain.probes.runs import run_probe
     from .progress import Progress
-    from .tables import print_probes
+    from .report.tables import print_probes
 
     print_probes(*run_probe(command, Progress()))
     return 0
@@ -262,9 +262,9 @@ def _stream(command: schemas.Stream) -> int:
 
 
 def _export(command: schemas.Export) -> int:
-    from .policies.export.run import run_export
+    from .deploy.export.run import run_export
     from .progress import Progress
-    from .tables import print_parity
+    from .report.tables import print_parity
 
     result = run_export(command, Progress())
     if result.parity is not None:
@@ -278,9 +278,9 @@ def _export(command: schemas.Export) -> int:
 
 
 def _verify(command: schemas.Verify) -> int:
-    from .policies.export.run import run_verify
+    from .deploy.export.run import run_verify
     from .progress import Progress
-    from .tables import print_parity
+    from .report.tables import print_parity
 
     parity = run_verify(command, Progress())
     print_parity(parity.as_json())
@@ -290,10 +290,10 @@ def _verify(command: schemas.Verify) -> int:
 def _run(command: schemas.Run) -> int:
     from contextlib import ExitStack
 
-    from .policies.policy_sources import asked_policy
+    from .deploy.load import asked_policy
     from .progress import Progress
+    from .report.tables import print_run
     from .robots.runs import run_robot
-    from .tables import print_run
 
     with ExitStack() as open_until_the_end:
         card, policy, inputs = asked_policy(command, open_until_the_end)
@@ -303,7 +303,7 @@ def _run(command: schemas.Run) -> int:
 
 
 def _serve(command: schemas.Serve) -> int:
-    from .policies.serving import new_server
+    from .deploy.serve.command import new_server
 
     with new_server(command) as server:
         print(f"{server.card.task or server.card.kind} at {server.host}:{server.port}; stop it with Ctrl-C", flush=True)
@@ -312,8 +312,8 @@ def _serve(command: schemas.Serve) -> int:
 
 
 def _latency(command: schemas.Latency) -> int:
-    from .latency.run import run_latency
-    from .latency.table import lines
+    from .deploy.latency.run import run_latency
+    from .deploy.latency.table import lines
 
     print("\n".join(lines(*run_latency(command))))
     return 0
@@ -322,7 +322,7 @@ def _latency(command: schemas.Latency) -> int:
 def _report(command: schemas.Report) -> int:
     from pathlib import Path
 
-    from .report import write_report
+    from .report.page import write_report
 
     print(write_report(Path(command.run)))
     return 0

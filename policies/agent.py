@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..backbones import Backbone
-from ..embedding import FrameHistory
+from ..datasets.robomimic import depth_key
+from ..datasets.token_cache import encode
+from ..encoders.load import Backbone
 from ..hardware import threads
-from .cache import encode
 from .chunks import ChunkQueue
-from .demos import depth_key
 from .depth_inputs import depth_estimator, predicted
+from .embedding import FrameHistory
 from .pixel_network import shrunk
 from .visuomotor import LoadedPolicy, Visuomotor
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbones import Backbone
 from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
-from ..embedding import Embedder, TokenShape, history_of
+from ..datasets.robomimic import DemoSet
+from ..datasets.token_cache import TokenCache
+from ..encoders.load import Backbone
 from ..envs.rendering import Calibration
 from ..errors import BadInput, CheckpointError, DataError, UnknownName, closest
 from ..files import sha256_of
@@ -25,8 +26,6 @@ from ..progress import Progress
 from ..run_folder import MetricsLog, described, digest
 from ..schemas import EmbeddingSettings, PolicySettings
 from .bc_data import Batches, bc_data
-from .cache import TokenCache
-from .demos import DemoSet
 from .depth_inputs import (
     PointView,
     check_depth,
@@ -35,6 +34,7 @@ from .depth_inputs import (
     recorded_depth,
     require_depth_head,
 )
+from .embedding import Embedder, TokenShape, history_of
 from .pixel_network import PixelNetwork
 from .visuomotor import EncoderIdentity, Visuomotor
 

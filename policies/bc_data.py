@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..backbones import Backbone
-from ..embedding import frame_indices
-from ..encoder import Block, PixioEncoder
+from ..datasets.robomimic import DemoSet, depth_key
+from ..datasets.token_cache import TokenCache, tokens_of
+from ..encoders.load import Backbone
+from ..encoders.pixio import Block, PixioEncoder
 from ..errors import DataError
 from ..run_folder import digest
-from .cache import TokenCache, tokens_of
 from .chunks import chunk_indices
-from .demos import DemoSet, depth_key
 from .depth_inputs import depth_frames
+from .embedding import frame_indices
 from .pixel_network import shrunk
 from .visuomotor import Visuomotor
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..envs.demo_file import Demo, demo_outcome, disk_key, merge_demos, write_demo
+from ..datasets.robomimic import DemoSet
+from ..datasets.writer import Demo, demo_outcome, disk_key, merge_demos, write_demo
 from ..envs.registry import EnvRequest, check_task
 from ..envs.rendering import check_rendering
 from ..envs.rollout import default_width, in_workers
@@ -21,7 +22,6 @@ from ..envs.task import TaskEnv
 from ..errors import BadInput, DataError
 from ..files import replacing, sha256_of
 from ..progress import Progress
-from .demos import DemoSet
 
 log = logging.getLogger(__name__)
 

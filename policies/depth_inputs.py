@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from ..backbones import Backbone
 from ..cameras.frame import Intrinsics
 from ..cameras.geometry import points
 from ..cameras.point_clouds import point_cloud
-from ..depth_encoding import check_code
-from ..depth_estimation import DepthEstimator, load_depth
-from ..encoder import PixioEncoder
+from ..datasets.robomimic import DemoSet, depth_key
+from ..depth.encoding import check_code
+from ..depth.estimator import DepthEstimator, load_depth
+from ..encoders.load import Backbone
+from ..encoders.pixio import PixioEncoder
 from ..envs.rendering import Calibration
 from ..errors import BadInput, CheckpointError, UnknownName, closest
 from ..files import replacing, sha256_of
 from ..progress import Progress
 from ..run_folder import digest
 from ..schemas import DEPTHS, EmbeddingSettings
-from .demos import DemoSet, depth_key
 
 _SEEN = 64  # frames that a box is taken from
 _SHARE = 0.01  # of their points that may lie outside, on each side of each axis

@@ -10,19 +10,19 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..backbones import BUNDLED, Backbone
+from ..datasets.robomimic import DemoSet
+from ..datasets.token_cache import class_token_cosine
+from ..encoders.load import BUNDLED, Backbone
 from ..envs.registry import EnvRequest
 from ..envs.rollout import default_width, plan_episodes
 from ..hardware import choose_device, choose_precision
 from ..memory import PeakMemory
 from ..progress import Progress
-from ..report import write_report
+from ..report.page import write_report
 from ..run_folder import open_run, read_json, settings_digest, write_json
 from ..schemas import HELD_OUT_SEED, Quickstart
 from .bc import new_policy, train_bc
-from .cache import class_token_cosine
 from .collect import collect
-from .demos import DemoSet
 from .depth_inputs import check_depth_encoder, predicted_depth, recorded_depth
 from .evaluate import Evaluation, evaluate_expert
 from .runs import cache_for, check_held_out, evaluate_policy, load_backbone

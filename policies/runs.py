@@ -9,28 +9,28 @@ from pathlib import Path
 
 import torch
 
-from ..backbones import WITHOUT_ENCODER, Backbone, load_encoder
 from ..cameras.camera import Camera
 from ..cameras.capture import Capture
 from ..cameras.playback import Paced
 from ..cameras.runs import asked_camera
+from ..datasets.robomimic import DemoSet
+from ..datasets.token_cache import TokenCache, side_by_side, token_cache
+from ..deploy.stream import Moment, check_policy, stream, timing
+from ..encoders.load import WITHOUT_ENCODER, Backbone, load_encoder
 from ..envs.registry import EnvRequest
 from ..envs.rollout import EpisodePlan, default_width, plan_episodes
 from ..errors import DataError, UnknownName, closest
 from ..files import replacing, sha256_of
 from ..hardware import choose_device, choose_precision
 from ..progress import Progress
-from ..report import write_report
+from ..report.page import write_report
 from ..run_folder import open_run, settings_digest, write_json
 from ..schemas import CLONED, Collect, Embed, EmbeddingSettings, Evaluate, Stream, TrainBC
 from .agent import Agent
 from .bc import BCResult, new_policy, train_bc
-from .cache import TokenCache, side_by_side, token_cache
 from .collect import CollectReport, collect
-from .demos import DemoSet
 from .depth_inputs import check_depth_encoder, predicted_depth, recorded_depth
 from .evaluate import Evaluation, Label, evaluate
-from .stream import Moment, check_policy, stream, timing
 from .visuomotor import EncoderIdentity, LoadedPolicy, load_policy, load_policy_encoder, policy_kind
 
 log = logging.getLogger(__name__)

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..backbones import WITHOUT_ENCODER, Backbone, load_encoder
 from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
-from ..depth_encoding import depth_pictures, small_depth
-from ..embedding import Embedder
+from ..depth.encoding import depth_pictures, small_depth
+from ..encoders.load import WITHOUT_ENCODER, Backbone, load_encoder
+from ..encoders.preprocessing import Preprocessing
 from ..envs.registry import EnvRequest
 from ..errors import CheckpointError
-from ..preprocessing import Preprocessing
 from ..run_folder import described
 from ..schemas import PolicySettings
 from .depth_inputs import PointView
 from .depth_networks import DepthPatches, PointNetwork
+from .embedding import Embedder
 from .heads import MlpHead
 from .pixel_network import SIDE, PixelNetwork
 

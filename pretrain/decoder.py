@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..encoder import Block, Tokens, check_sizes, initialise_layers, resized_positions
+from ..encoders.pixio import Block, Tokens, check_sizes, initialise_layers, resized_positions
 from ..errors import BadInput, UnknownName, closest
 from .masking import PatchMask
 

@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 
-from ..backbones import Backbone, load_encoder
-from ..encoder import PRESETS, PixioEncoder
+from ..encoders.load import Backbone, load_encoder
+from ..encoders.pixio import PRESETS, PixioEncoder
 from ..errors import BadInput
 from ..hardware import combine
 from ..pretrain_schemas import Distill
 from ..progress import Progress
-from ..report import write_report
+from ..report.page import write_report
 from ..run_folder import settings_digest, write_json
+from ..training.distributed import joined
 from .distillation import Distillation, StudentPlan, new_students
 from .images.image_set import fingerprint
 from .masking import mask_shape
 from .networks import network_size, start_hash, take_encoder
-from .parallel import joined
 from .students import LOSSES, PROJECTIONS, WEIGHTINGS, Student, Students
 from .train import TrainResult
 from .training_run import Prepared, check_names, check_training, prepare, run_training

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..backbones import Backbone, save_encoder
-from ..encoder import PixioEncoder, Tokens
-from ..preprocessing import Preprocessing, preprocess
+from ..encoders.load import Backbone, save_encoder
+from ..encoders.pixio import PixioEncoder, Tokens
+from ..encoders.preprocessing import Preprocessing, preprocess
+from ..training.distributed import unwrapped
 from .feature_maps import draw_feature_maps
 from .loader import Batch
 from .masking import MaskShape, PatchMask
 from .monitor import Matrix, Monitor
 from .objective import Objective
-from .parallel import unwrapped
 from .plan import BACKWARD, encoder_flops
 from .students import Student, Students, on_grid
 

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..encoder import Tokens
+from ..encoders.pixio import Tokens
+from ..encoders.token_statistics import class_token_cosine, effective_rank, mean_off_diagonal
 from ..errors import DataError
 from ..hardware import autocast
 from ..pretrain_schemas import Training
-from ..token_statistics import class_token_cosine, effective_rank, mean_off_diagonal
+from ..training.distributed import World
 from .images.image_set import ImageSet
 from .loader import held_out_batch
 from .order import Order, Split
-from .parallel import World
 from .probes.knn import knn_accuracy
 from .probes.thumbnails import thumbnails
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from ..encoder import PixioEncoder
+from ..encoders.pixio import PixioEncoder
 from ..hardware import autocast
 from ..pretrain_schemas import Pretrain
+from ..training.distributed import engine
 from .decoder import PixelDecoder
 from .mae import MaskedAutoencoder
 from .masking import MaskShape
-from .parallel import engine
 
 # dense bf16 peak [FLOP/s] and memory [bytes] as the makers state them
 DEVICES: dict[str, tuple[float, float]] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from ..encoders.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from .mae import Statistics, flat_patches, images_of, patch_statistics
 from .masking import PatchMask
 from .picture_grid import draw_grid

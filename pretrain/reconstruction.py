@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones import save_encoder
-from ..encoder import Tokens
-from ..preprocessing import Preprocessing, preprocess
+from ..encoders.load import save_encoder
+from ..encoders.pixio import Tokens
+from ..encoders.preprocessing import Preprocessing, preprocess
+from ..training.distributed import unwrapped
 from .loader import Batch
 from .mae import MaskedAutoencoder
 from .masking import MaskShape, PatchMask
 from .monitor import Matrix, Monitor
 from .networks import blank_autoencoder, save_autoencoder
 from .objective import Objective
-from .parallel import unwrapped
 from .plan import training_flops
 from .reconstruct import draw_reconstructions
 

@@ -10,13 +10,13 @@ from ..errors import BadInput
 from ..hardware import choose_device, choose_precision
 from ..pretrain_schemas import Pretrain
 from ..progress import Progress
-from ..report import write_report
+from ..report.page import write_report
 from ..run_folder import settings_digest, write_json
+from ..training.distributed import World, joined, micro_batches
 from .images.sources import open_images
 from .masking import MaskShape, mask_shape
 from .networks import build_autoencoder, new_autoencoder, sizes, start_hash
 from .order import Split
-from .parallel import World, joined, micro_batches
 from .plan import DEVICES, Plan, plan
 from .reconstruction import Reconstruction
 from .train import TrainResult

@@ -13,17 +13,17 @@ from ..pretrain_schemas import Training
 from ..progress import Progress
 from ..run_folder import binding_settings
 from ..stopping import Stopping
-from .guard import Guard
+from ..training.distributed import World, accumulating, distribute, micro_batches
+from ..training.guard import Guard
+from ..training.metric_log import Journal, Window
+from ..training.optim import lr_at, new_optimizer, peak_lr
+from ..training.states import Position, States, save_trained
 from .images.crops import Cropping
 from .images.image_set import ImageSet
-from .journal import Journal, Window
 from .loader import Batch, UnreadableLog, train_batches
 from .monitor import Matrix, Monitor
 from .objective import Objective
-from .optim import lr_at, new_optimizer, peak_lr
 from .order import ImageOrder, Split
-from .parallel import World, accumulating, distribute, micro_batches
-from .states import Position, States, save_trained
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from ..hardware import choose_precision, keep_memory
 from ..pretrain_schemas import Training
 from ..progress import Progress
 from ..run_folder import open_run
+from ..training.distributed import PARALLEL, World, is_first_process, micro_batches
+from ..training.optim import peak_lr
 from .images.image_set import ImageSet
 from .images.sources import open_images
 from .objective import Objective
-from .optim import peak_lr
 from .order import ImageOrder, Order, Split, hold_out
-from .parallel import PARALLEL, World, is_first_process, micro_batches
 from .plan import matmul_peak
 from .train import TrainResult, train
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..deploy.runtime.overlap import check_share, mixed
 from ..envs.commands import Commands
-from ..runtime.overlap import check_share, mixed
 from .inference import Answer
 
 

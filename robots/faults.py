@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..cameras.faults import Faulty
+from ..deploy.runtime.policy import Policy
 from ..errors import BadInput, UnknownName, closest
-from ..runtime.policy import Policy
 from .emergency import EmergencyStop
 
 HANDLING = {  # what each must lead to; the report compares it with what happened

@@ -8,8 +8,8 @@ import numpy as np
 from ..cameras.camera import CameraSpec
 from ..cameras.frame import Frame
 from ..cameras.geometry import registered, squared
+from ..deploy.runtime.bundle import Card
 from ..errors import BadInput
-from ..runtime.bundle import Card
 from .robot import RobotSpec
 
 log = logging.getLogger(__name__)

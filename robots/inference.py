@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..runtime.policy import Policy
+from ..deploy.runtime.policy import Policy
 from .clock import Clock
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..cameras.frame import Frame
+from ..deploy.runtime.bundle import Card
 from ..errors import BadInput, CameraError, EmergencyStopped, EndOfStream, OutOfControl, RemoteError, RobotError
-from ..runtime.bundle import Card
 from .actions import ActionPlan, Interpolation, Planned
 from .clock import Metronome
 from .eyes import Eyes

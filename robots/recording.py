@@ -15,7 +15,7 @@ import numpy as np
 
 from ..cameras.frame import Frame
 from ..cameras.geometry import registered, squared
-from ..envs.demo_file import DemoWriter, demo_outcome, disk_key, merge_demos
+from ..datasets.writer import DemoWriter, demo_outcome, disk_key, merge_demos
 from ..envs.registry import EnvRequest
 from ..envs.rendering import Calibration
 from ..errors import BadInput

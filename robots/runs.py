@@ -10,14 +10,14 @@ from ..cameras.camera import Camera
 from ..cameras.faults import Faults, Faulty
 from ..cameras.playback import Paced, Playback
 from ..cameras.runs import asked_camera
+from ..deploy.runtime.bundle import Card
+from ..deploy.runtime.policy import Policy
 from ..errors import BadInput
 from ..metrics import success_rate
 from ..progress import Progress
-from ..report import write_report
+from ..report.page import write_report
 from ..robot_schemas import Run
 from ..run_folder import open_run, settings_digest, write_json
-from ..runtime.bundle import Card
-from ..runtime.policy import Policy
 from ..stopping import Stopping
 from .actions import ActionPlan
 from .clock import Metronome

@@ -7,13 +7,13 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..deploy.runtime.bundle import Card
 from ..envs.registry import EnvRequest
 from ..errors import EmergencyStopped
 from ..files import replacing
 from ..metrics import EpisodeRecord, append_episode, read_episodes
 from ..progress import Progress
 from ..robot_schemas import Run
-from ..runtime.bundle import Card
 from ..stopping import Stopping
 from .loop import ControlLoop
 from .moments import Ending, Moment

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from pixio_robot import cli
-from pixio_robot.backbones import Backbone, load_encoder, save_encoder
-from pixio_robot.encoder import PixioEncoder
+from pixio_robot.datasets.robomimic import DemoSet
+from pixio_robot.datasets.token_cache import TokenCache, token_cache
+from pixio_robot.encoders.load import Backbone, load_encoder, save_encoder
+from pixio_robot.encoders.pixio import PixioEncoder
 from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.policies.bc import train_bc
-from pixio_robot.policies.cache import TokenCache, token_cache
 from pixio_robot.policies.collect import collect
-from pixio_robot.policies.demos import DemoSet
 from pixio_robot.policies.visuomotor import EncoderIdentity
 from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 

@@ -64,7 +64,7 @@ def _rl(folder: Path) -> None:
 
 
 def _robomimic(folder: Path) -> None:
-    from pixio_robot.torchvision_guard import declare_missing_operators
+    from pixio_robot.encoders.torchvision_guard import declare_missing_operators
 
     declare_missing_operators()
     from robomimic.algo import algo_name_to_factory_func
@@ -74,9 +74,9 @@ def _robomimic(folder: Path) -> None:
 
 
 def _hf(folder: Path) -> None:
-    from pixio_robot.backbones import export_transformers, load_encoder
-    from pixio_robot.encoder import PixioEncoder
-    from pixio_robot.torchvision_guard import declare_missing_operators
+    from pixio_robot.encoders.load import export_transformers, load_encoder
+    from pixio_robot.encoders.pixio import PixioEncoder
+    from pixio_robot.encoders.torchvision_guard import declare_missing_operators
 
     declare_missing_operators()
     from transformers import AutoModel
@@ -91,7 +91,7 @@ def _hf(folder: Path) -> None:
 
 
 def _timm(folder: Path) -> None:
-    from pixio_robot.backbones import load_encoder
+    from pixio_robot.encoders.load import load_encoder
 
     encoder = load_encoder("random:timm:vit_tiny_patch16_224")
     height, width = encoder.preprocessing.size
@@ -187,10 +187,10 @@ def _curation(folder: Path) -> None:
 
 
 def _remote(folder: Path) -> None:
-    from pixio_robot.runtime.bundle import Card
-    from pixio_robot.runtime.remote.client import RemotePolicy
-    from pixio_robot.runtime.remote.server import PolicyServer
-    from pixio_robot.runtime.replay import Replay
+    from pixio_robot.deploy.runtime.bundle import Card
+    from pixio_robot.deploy.runtime.replay import Replay
+    from pixio_robot.deploy.serve.client import RemotePolicy
+    from pixio_robot.deploy.serve.server import PolicyServer
 
     card = Card("policy", "replay", "fp32", "", [], [], action_low=[-1.0] * 2, action_high=[1.0] * 2)
     actions = np.arange(8, dtype=np.float32).reshape(4, 2)

@@ -26,8 +26,8 @@ import torch
 from safetensors.numpy import load_file
 
 from pixio_robot import cli
-from pixio_robot.backbones import save_encoder
-from pixio_robot.encoder import PixioEncoder
+from pixio_robot.encoders.load import save_encoder
+from pixio_robot.encoders.pixio import PixioEncoder
 from pixio_robot.envs.registry import EnvRequest
 
 FILE = Path(__file__).with_name("frozen.json")
@@ -204,7 +204,7 @@ def evaluation(home: Path) -> Numbers:
 
 def exported(home: Path) -> Numbers:
     """Tokens and actions of an exported program over eight frames of an episode."""
-    from pixio_robot.runtime.runtime import Runtime
+    from pixio_robot.deploy.runtime.runtime import Runtime
 
     out = train("mean", home, **{"policy.chunk": "2"})
     words = [f"checkpoint={checkpoint_of(out)}", f"demos={home / 'demos.hdf5'}", "frames=16", "episodes=0", "threads=1"]

@@ -16,7 +16,7 @@ import pytest
 
 from pixio_robot.errors import DataError
 from pixio_robot.metrics import EpisodeRecord, append_episode, read_episodes, success_rate
-from pixio_robot.report import write_report
+from pixio_robot.report.page import write_report
 from pixio_robot.video import VideoWriter
 
 VOID = {"meta", "link", "img", "br", "line", "circle"}

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from ...embedding import frame_indices
+from ...datasets.robomimic import DemoSet
+from ...datasets.token_cache import TokenCache
 from ...errors import DataError
-from ..cache import TokenCache
-from ..demos import DemoSet
+from ..embedding import frame_indices
 from ..pixel_network import shrunk
 from ..visuomotor import Visuomotor
 from .embedded_env import FELT, TOKENS

@@ -11,8 +11,8 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnvWrapper
 from torch import Tensor
 
-from ...embedding import FrameHistory
 from ..agent import Perception
+from ..embedding import FrameHistory
 from ..pixel_network import SIDE
 from ..visuomotor import Visuomotor
 from .task_vec_env import TaskVecEnv

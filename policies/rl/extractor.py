@@ -13,8 +13,8 @@ from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
-from ...backbones import Backbone
-from ...embedding import Embedder
+from ...encoders.load import Backbone
+from ..embedding import Embedder
 from ..pixel_network import PixelNetwork
 from .embedded_env import FELT, TOKENS
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
 from torch import Tensor, nn
 
-from ...backbones import Backbone
+from ...encoders.load import Backbone
 from ...errors import BadInput, CheckpointError, UnknownName, closest
 from ...schemas import AlgorithmSettings, PolicySettings
 from ..visuomotor import Visuomotor

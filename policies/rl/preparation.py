@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ...backbones import Backbone
+from ...encoders.load import Backbone
 from ...envs.registry import EnvRequest
 from ...envs.rendering import check_rendering
 from ...errors import BadInput, CheckpointError, UnknownName, closest
@@ -61,7 +61,7 @@ def prepare(command: TrainRL) -> Preparation:
     kind = {"state": "state", "rgb": "cnn"}.get(command.obs, "blind" if command.encoder == "none" else "bc")
     backbone = load_backbone(command.encoder) if kind == "bc" else None
     if backbone is not None and command.finetune:
-        from ...encoder import PixioEncoder
+        from ...encoders.pixio import PixioEncoder
 
         if not isinstance(backbone.network, PixioEncoder):
             raise BadInput(f"finetune=true takes Pixio encoders; {command.encoder} is none")

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ...datasets.robomimic import DemoSet
 from ...envs.rollout import EpisodePlan, plan_episodes
 from ...errors import DataError, MissingExtra
 from ...metrics import mean_score, success_rate
 from ...progress import Progress
-from ...report import write_report
+from ...report.page import write_report
 from ...run_folder import open_run, write_json
 from ...schemas import CURVE_SEED, HELD_OUT_SEED, TrainRL
 from ..agent import Perception
-from ..demos import DemoSet
 from ..evaluate import Evaluation
 from ..runs import cache_for, check_held_out, evaluate_policy
 from ..visuomotor import LoadedPolicy, Visuomotor, load_policy

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...backbones import Backbone, save_encoder
+from ...encoders.load import Backbone, save_encoder
 from ..visuomotor import EncoderIdentity
 from .learner import extractor_of
 

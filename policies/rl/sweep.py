@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
+from ...cortexbench.runner import Task, check_engine, room_of, run_as_asked
 from ...errors import BadInput
 from ...progress import Progress
 from ...run_folder import open_run, read_json
 from ...schemas import TrainRL
-from ..benchmark.runner import Task, check_engine, room_of, run_as_asked
 from .run import require_learner, run_train_rl
 
 if TYPE_CHECKING:

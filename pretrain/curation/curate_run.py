@@ -11,7 +11,7 @@ from typing import Any
 from ...errors import BadInput, DataError
 from ...pretrain_schemas import Curate
 from ...progress import Progress
-from ...report import write_report
+from ...report.page import write_report
 from ...run_folder import open_run, settings_digest, write_json
 from .official import official_statistics
 from .sheets import KINDS, Examples, draw_histograms

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ...backbones import Backbone
-from ...depth_estimation import DepthEstimator, DepthHead, save_depth
+from ...depth.estimator import DepthEstimator, DepthHead, save_depth
+from ...encoders.load import Backbone
 from ...errors import BadInput, DataError, UnknownName, closest
 from ...pretrain_schemas import DenseSettings, Probe
 from .dense import depth_errors

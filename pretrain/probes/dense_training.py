@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...backbones import Backbone
-from ...dense_heads import DPTHead, LinearHead, dpt_blocks, frozen_tokens, make_head, metric_depth, token_map
-from ...depth_estimation import at_size
-from ...encoder import PixioEncoder, Tokens
+from ...depth.estimator import at_size
+from ...depth.heads import DPTHead, LinearHead, dpt_blocks, frozen_tokens, make_head, metric_depth, token_map
+from ...encoders.load import Backbone
+from ...encoders.pixio import PixioEncoder, Tokens
 from ...errors import BadInput, DataError
 from ...hardware import autocast, seeded
 from ...pretrain_schemas import DenseSettings

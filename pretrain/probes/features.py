@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...backbones import Backbone
-from ...encoder import PixioEncoder, Tokens
+from ...encoders.load import Backbone
+from ...encoders.pixio import PixioEncoder, Tokens
+from ...encoders.preprocessing import preprocess
 from ...errors import DataError, Unreadable
 from ...hardware import autocast
-from ...preprocessing import preprocess
 from ...progress import Progress
 from ..images.crops import center_crop
 from .labelled import Part

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...backbones import Backbone, load_encoder
-from ...dense_heads import WIDTHS
-from ...encoder import PixioEncoder
+from ...depth.heads import WIDTHS
+from ...encoders.load import Backbone, load_encoder
+from ...encoders.pixio import PixioEncoder
 from ...errors import BadInput, UnknownName, closest
 from ...hardware import choose_device, choose_precision
 from ...pretrain_schemas import Probe
 from ...progress import Progress
-from ...report import write_report
+from ...report.page import write_report
 from ...run_folder import open_run, settings_digest, write_json
 from .classification import PROBES, Subject
 from .dense_runs import PROBES as DENSE_PROBES

@@ -1,0 +1,222 @@
+"""Demonstrations in robomimic's HDF5 layout, as they are written: one file each, then joined into one.
+
+On disk: ``data/demo_N`` with ``actions`` (T, A), ``rewards`` (T,), ``dones`` (T,), ``states`` (T, S), ``success`` (T,)
+and ``obs/<camera>_image`` (T, H, W, 3) uint8, ``obs/<camera>_depth`` (T, H, W, 1) float32 [m], ``obs/proprio`` (T, P);
+``mask/train`` and ``mask/valid`` name the demonstrations of each split. Robots add what else happened under ``run/``.
+"""
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ..envs.registry import EnvRequest
+from ..envs.rendering import Calibration
+from ..files import replacing, require_space
+
+_ROOM = 100 * 2**20  # that a disk must have left [bytes]
+_LOOK_AT_DISK = 100  # steps after which it is looked at again
+GYM_TYPE = 2  # robomimic's number for a gym-like environment
+
+
+@dataclass
+class Demo:
+    """One demonstration in memory."""
+
+    observations: dict[str, np.ndarray]  # keys as on disk, each (T, ...)
+    actions: np.ndarray  # (T, A) float32 in [-1, 1]
+    rewards: np.ndarray  # (T,)
+    success: np.ndarray  # (T,) bool, per step
+    score: float  # what its suite counts, 0 to 100
+    good: bool  # whether it is fit to learn from
+    states: np.ndarray  # (T, S) float64
+    seed: int
+    start: str  # digest of the first state
+    cameras: dict[str, Calibration]
+
+
+def disk_key(key: str, cameras: Sequence[str]) -> str:
+    """Return the name on disk of an observation key.
+
+    >>> disk_key("rgb", ("top_cap2",)), disk_key("depth_side", ("front", "side")), disk_key("proprio", ())
+    ('top_cap2_image', 'side_depth', 'proprio')
+    """
+    kind, _, camera = key.partition("_")
+    suffix = {"rgb": "image", "depth": "depth"}.get(kind)
+    return key if suffix is None else f"{camera or cameras[0]}_{suffix}"
+
+
+def write_demo(path: Path, demo: Demo) -> None:
+    """Write one demonstration to a file of its own, whole or not at all.
+
+    HDF5 builds it in memory: on a full disk its own writing ends the process, Python's raises.
+    """
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+        _fill_group(file.create_group("demo"), demo)
+        file.flush()
+        image = file.id.get_file_image()
+    with replacing(path) as temporary:
+        temporary.write_bytes(image)
+
+
+class DemoWriter:
+    """One demonstration written step by step, for what is too long for memory. `close` puts the file in its place.
+
+    Args:
+        path: the file, as `write_demo` makes it.
+
+    Raises:
+        OSError: if the disk has less room than `_ROOM`; HDF5 itself would end the process on a full one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        require_space(path, _ROOM)
+        self._stack = ExitStack()
+        self._file = h5py.File(self._stack.enter_context(replacing(path)), "w")
+        self._group = self._file.create_group("demo")
+        self._path, self.steps = path, 0
+
+    def add(self, observations: dict[str, np.ndarray], values: dict[str, Any]) -> None:
+        """Add a step: observations under their keys on disk, and actions, rewards, states, success, ``run/...``."""
+        if self.steps % _LOOK_AT_DISK == 0:
+            require_space(self._path, _ROOM)
+        rows = {f"obs/{key}": value[..., None] if value.ndim == 2 else value for key, value in observations.items()}
+        for key, value in {**rows, **values}.items():
+            row = np.asarray(value)
+            if key not in self._group:
+                options = picture_options(row.shape) if row.ndim == 3 else dict(chunks=(256, *row.shape))
+                self._group.create_dataset(key, (0, *row.shape), row.dtype, maxshape=(None, *row.shape), **options)
+            dataset = self._group[key]
+            dataset.resize(self.steps + 1, axis=0)
+            dataset[self.steps] = row
+        self.steps += 1
+
+    def close(
+        self, seed: int, start: str, score: float, good: bool, cameras: dict[str, Calibration], events: str
+    ) -> None:
+        """Finish the file; the arguments are as in `Demo`."""
+        dones = np.zeros(self.steps, np.int64)
+        dones[-1:] = 1
+        self._group.create_dataset("dones", data=dones)
+        _tell(self._group, self.steps, seed, start, score, good, cameras)
+        self._group.attrs["events"] = events
+        self._file.close()
+        self._stack.close()
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        self._file.close()
+        with suppress(_Dropped), self._stack:
+            raise _Dropped
+
+
+class _Dropped(Exception):
+    """Makes `replacing` drop its file."""
+
+
+def picture_options(shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return how pictures (H, W, C) are stored: each on its own, compressed without loss."""
+    return dict(chunks=(1, *shape), compression="lzf")
+
+
+def _tell(
+    group: h5py.Group,
+    steps: int,
+    seed: int,
+    start: str,
+    score: float,
+    good: bool,
+    cameras: dict[str, Calibration],
+) -> None:
+    """Write what a demonstration says of itself."""
+    group.attrs.update(num_samples=steps, seed=seed, start=start, score=score, success=good)
+    calibrations = {
+        name: {"intrinsics": each.intrinsics.tolist(), "extrinsics": each.camera_to_world.tolist()}
+        for name, each in cameras.items()
+    }
+    group.attrs["camera_info"] = json.dumps(calibrations)
+
+
+def _fill_group(group: h5py.Group, demo: Demo) -> None:
+    steps = len(demo.actions)
+    _tell(group, steps, demo.seed, demo.start, demo.score, demo.good, demo.cameras)
+    dones = np.zeros(steps, np.int64)
+    dones[-1] = 1
+    group.create_dataset("actions", data=demo.actions)
+    group.create_dataset("rewards", data=demo.rewards)
+    group.create_dataset("dones", data=dones)
+    group.create_dataset("success", data=demo.success)
+    group.create_dataset("states", data=demo.states)
+    for key, values in demo.observations.items():
+        if values.ndim == 1 + 2:  # depth: robomimic wants a channel
+            values = values[..., None]
+        options = picture_options(values.shape[1:]) if values.ndim == 4 else {}
+        group.create_dataset(f"obs/{key}", data=values, **options)
+
+
+def demo_outcome(path: Path) -> bool:
+    """Return whether a file by `write_demo` is fit to learn from."""
+    with h5py.File(path) as file:
+        return bool(file["demo"].attrs["success"])
+
+
+def merge_demos(
+    target: Path,
+    train: Sequence[Path],
+    valid: Sequence[Path],
+    request: EnvRequest,
+    cameras: Sequence[str],
+    collection: dict[str, Any],
+    rest: Sequence[Path] = (),
+    robot: dict[str, Any] | None = None,
+) -> None:
+    """Join files by `write_demo` into one robomimic dataset, train demonstrations first.
+
+    Args:
+        collection: what was asked for; it is kept beside robomimic's own attributes.
+        rest: demonstrations that are kept and in no split, since nothing should learn from them.
+        robot: what a robot says of itself, where one recorded them.
+
+    Raises:
+        OSError: before anything is written, if the disk has no room.
+    """
+    require_space(target, sum(part.stat().st_size for part in [*train, *valid, *rest]))
+    with replacing(target) as temporary, h5py.File(temporary, "w") as file:
+        data = file.create_group("data")
+        names = [f"demo_{index}" for index in range(len(train) + len(valid) + len(rest))]
+        for name, part in zip(names, [*train, *valid, *rest], strict=True):
+            with h5py.File(part) as source:
+                source.copy("demo", data, name)
+        splits = {"train": names[: len(train)], "valid": names[len(train) : len(train) + len(valid)]}
+        describe(file, splits, request, cameras, collection, robot)
+
+
+def describe(
+    file: h5py.File,
+    splits: dict[str, list[str]],
+    request: EnvRequest,
+    cameras: Sequence[str],
+    asked: dict[str, Any],
+    robot: dict[str, Any] | None = None,
+) -> None:
+    """Say in a file whose demonstrations are written what was asked for, and which are in which split."""
+    data = file["data"]
+    environment: dict[str, Any] = {
+        "env_name": request.task,
+        "type": GYM_TYPE,
+        "env_type": GYM_TYPE,
+        "env_kwargs": asdict(request),
+        "cameras": list(cameras),
+    }
+    if robot is not None:
+        environment["robot"] = robot
+    total = sum(int(each.attrs["num_samples"]) for each in data.values())
+    data.attrs.update(total=total, env_args=json.dumps(environment), collection=json.dumps(asked))
+    for split, members in splits.items():
+        if members or (split == "train" and len(data)):  # an empty one says that nothing is fit to learn from
+            file.create_dataset(f"mask/{split}", data=np.array(members, dtype="S" if members else "S1"))

@@ -1,0 +1,71 @@
+"""The same episodes for an exported program and the eager policy, row by row as `evaluate` writes them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ...encoders.load import Backbone
+from ...envs.rollout import default_width, plan_episodes
+from ...metrics import EpisodeRecord
+from ...policies.evaluate import Label, evaluate
+from ...policies.runs import check_held_out, evaluate_policy, policy_request
+from ...policies.visuomotor import LoadedPolicy
+from ...progress import Progress
+from ...run_folder import digest
+from ..runtime.runtime import Runtime
+
+
+class Sessions:
+    """An exported policy at work on a batch of environments, each with a history of its own."""
+
+    def __init__(self, runtime: Runtime, width: int) -> None:
+        self._runtimes = [runtime, *(runtime.session() for _ in range(width - 1))]
+
+    def act(self, observations: dict[str, np.ndarray], starting: np.ndarray, running: np.ndarray) -> np.ndarray:
+        """Return actions (B, A); arguments are those of `Agent.act`."""
+        actions = np.zeros((len(running), self._runtimes[0].card.actions), np.float32)
+        for row in np.flatnonzero(running):
+            if starting[row]:
+                self._runtimes[row].reset()
+            actions[row] = self._runtimes[row].act({key: value[row] for key, value in observations.items()})[0]
+        return actions
+
+
+def run_episodes(
+    runtime: Runtime,
+    loaded: LoadedPolicy,
+    backbone: Backbone | None,
+    out: Path,
+    *,
+    episodes: int,
+    first_seed: int,
+    width: int | None,
+    cache: Path,
+    progress: Progress,
+) -> tuple[list[EpisodeRecord], list[EpisodeRecord]]:
+    """Run the same episodes with both.
+
+    Args:
+        out: folder that gets the exported policy's rows, ``episodes.jsonl``.
+        cache: folder where the eager policy's rows stay, to be compared with other bundles.
+
+    Returns:
+        Rows of the exported and of the eager policy.
+
+    Raises:
+        DataError: if an episode starts where training did.
+    """
+    request = policy_request(loaded, loaded.request)
+    plans = plan_episodes(loaded.request, episodes, first_seed)
+    check_held_out(loaded.training.get("starts", ()), plans, loaded.training.get("seeds", (0, 0)))
+    assert runtime.card.policy is not None
+    rows = cache / f"eager-{digest(runtime.card.policy['sha256'], first_seed, episodes)}"
+    width = min(width or 2 * default_width(), episodes)
+    eager = evaluate_policy(
+        loaded, backbone, loaded.request, plans, torch.device("cpu"), rows, width, False, progress, execute=1
+    )
+    label = Label(f"{runtime.card.target}-{runtime.card.precision}")
+    act = Sessions(runtime, width).act
+    exported = evaluate(act, request, plans, label, out, width=width, videos=False, progress=progress)
+    return exported.rows, eager.rows

@@ -1,0 +1,162 @@
+"""`pixio-robot latency`: bundles beside PyTorch, torch.compile and transformers, in turns, with the machine's floor."""
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...encoders.load import load_encoder
+from ...encoders.pixio import PixioEncoder
+from ...errors import BadInput, MissingExtra, UnknownName, closest
+from ...hardware import choose_device
+from ...run_folder import open_run, settings_digest, write_json
+from ...serving_schemas import Latency
+from ..runtime.bundle import Card
+from .contenders import BASELINES, PRECISIONS, Spec
+from .floor import Products, cpu_units
+from .workers import Call, Start, Worker, time_contender, time_products
+
+log = logging.getLogger(__name__)
+SPEEDUP, SHARE = 4.0, 0.75  # what is aimed at: times as fast as eager fp32, share of the floor in bf16
+
+
+def run_latency(command: Latency) -> tuple[Path, dict[str, Any]]:
+    """Time everything that is asked for; return the run folder and what is in its ``result.json``.
+
+    Raises:
+        BadInput: if there is nothing to time, or bundles are of several encoders.
+        UnknownName: for an unknown baseline or precision.
+    """
+    device = choose_device(command.device).type
+    for what, names, known in (
+        ("baseline", command.baselines, BASELINES),
+        ("precision", [command.precision], PRECISIONS),
+    ):
+        for name in names:
+            if name not in known:
+                raise UnknownName(f"no {what} {name!r}{closest(name, known)}; there are: {', '.join(known)}")
+    if "graph" in command.baselines and device != "cuda":
+        raise BadInput("CUDA graphs need device=cuda; leave graph out of baselines=")
+    cards = {folder: Card.read(folder) for folder in command.bundle}
+    encoder = _encoder_of(command, cards)
+    out = Path(command.out or f"runs/latency/{settings_digest(command)}")
+    open_run(out, command)
+    backbone = load_encoder(encoder)
+    products = None
+    if isinstance(backbone.network, PixioEncoder):
+        products = Products.of(backbone.network, backbone.preprocessing.size)
+    del backbone
+    specs = [Spec(kind, encoder, command.precision, device, command.threads) for kind in command.baselines]
+    specs += [Spec("bundle", folder, card.precision, device, command.threads) for folder, card in cards.items()]
+    result = _measured(specs, products, command, device)
+    result |= {"encoder": encoder, "device": device, "threads": command.threads}
+    result |= {"rounds": command.rounds, "calls": command.calls, "measure": _measure(device)}
+    write_json(out / "result.json", result)
+    return out, result
+
+
+def _encoder_of(command: Latency, cards: dict[str, Card]) -> str:
+    names = {str(card.encoder["name"]) for card in cards.values() if card.encoder}
+    if command.encoder is not None:
+        return command.encoder
+    if len(names) != 1:
+        what = f"the bundles hold {', '.join(sorted(names))}" if names else "no bundle holds an encoder"
+        raise BadInput(f"{what}; give encoder=NAME, e.g. encoder=random:b, or bundles of one encoder")
+    return names.pop()
+
+
+def _measured(specs: list[Spec], products: Products | None, command: Latency, device: str) -> dict[str, Any]:
+    calls: dict[str, list[list[Call]]] = {}
+    starts: dict[str, Start] = {}
+    memory: dict[str, int] = {}
+    rates: dict[str, tuple[float, str]] = {}
+    with ExitStack() as open_ones:
+        workers = {}
+        for spec in specs:
+            try:
+                workers[spec.label] = open_ones.enter_context(Worker(time_contender, spec, command.threads))
+            except MissingExtra as error:
+                log.warning("%s is left out: %s", spec.label, error)
+                continue
+            starts[spec.label], calls[spec.label] = workers[spec.label].start, []
+            log.info("%s: loaded", spec.label)
+        floor = None
+        if products is not None:
+            asked = ("fp32", "bf16", "fp16") if device == "cuda" else ("fp32", "bf16", "int8")
+            floor = open_ones.enter_context(Worker(time_products, (products, asked, device), command.threads))
+        for number in range(command.rounds):
+            for label, worker in workers.items():
+                times, memory[label] = worker.turn(command.calls)
+                calls[label].append(times)
+            if floor is not None:
+                rates = floor.turn(3)
+            log.info("round %d of %d", number + 1, command.rounds)
+    result: dict[str, Any] = {"rows": [], "floor": {}, "targets": {}}
+    if products is not None:
+        result["flops"], result["tokens"] = products.flops, products.tokens
+        for precision, (rate, way) in rates.items():
+            result["floor"][precision] = {
+                "rate": rate,
+                "with": way,
+                "seconds": products.flops / rate,
+                "units": cpu_units(precision) if device == "cpu" else [],
+            }
+    base = next((each for each in calls if each == "eager fp32"), None)
+    for spec in specs:
+        if spec.label in calls:
+            row = _row(spec, calls[spec.label], device)
+            start = starts[spec.label]
+            row |= {"load": start.load._asdict(), "first": start.first._asdict(), "size": start.size}
+            row["peak_memory"] = memory[spec.label]
+            if base is not None:
+                row["times_as_fast"] = speedups(calls[base], calls[spec.label], device)
+            if (own := result["floor"].get(spec.precision)) is not None:
+                row["share_of_floor"] = own["seconds"] / row[_measure(device)]["p50"]
+            result["rows"].append(row)
+    result["targets"] = targets(result, _measure(device))
+    return result
+
+
+def _measure(device: str) -> str:
+    """Return which time is compared: that of the CPU says less of what else the machine does."""
+    return "cpu" if device == "cpu" else "wall"
+
+
+def _row(spec: Spec, rounds: list[list[Call]], device: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"label": spec.label, "kind": spec.kind, "precision": spec.precision}
+    for name in ("wall", "cpu"):
+        values = [getattr(call, name) for times in rounds for call in times]
+        row[name] = {f"p{at}": float(np.percentile(values, at)) for at in (25, 50, 75, 95, 99)}
+    return row
+
+
+def speedups(base: list[list[Call]], other: list[list[Call]], device: str) -> list[float]:
+    """Return quartiles of how many times as fast `other` is, round by round: [25 %, median, 75 %]."""
+    measure = _measure(device)
+
+    def medians(rounds: list[list[Call]]) -> np.ndarray:
+        return np.array([np.median([getattr(call, measure) for call in times]) for times in rounds])
+
+    ratios = medians(base) / medians(other)
+    return [float(each) for each in np.percentile(ratios, (25, 50, 75))]
+
+
+def targets(result: dict[str, Any], measure: str) -> dict[str, Any]:
+    """Return whether the best bundle reaches what is aimed at."""
+    bundles = [row for row in result["rows"] if row["kind"] == "bundle"]
+    if not bundles:
+        return {}
+    best = min(bundles, key=lambda row: row[measure]["p50"])
+    found: dict[str, Any] = {"best": best["label"]}
+    if "times_as_fast" in best:
+        found["times_as_fast"] = {"aim": SPEEDUP, "is": best["times_as_fast"][1]}
+    if (floor := result["floor"].get("bf16")) is not None:
+        found["share_of_bf16_floor"] = {"aim": SHARE, "is": floor["seconds"] / best[measure]["p50"]}
+        if measure == "cpu" and not floor["units"]:
+            found["share_of_bf16_floor"]["why"] = "which says nothing: this CPU has no bf16 units"
+    for each in found.values():
+        if isinstance(each, dict):
+            each["met"] = each["is"] >= each["aim"] if "why" not in each else None
+    return found

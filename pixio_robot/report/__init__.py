@@ -1,0 +1,1 @@
+"""Reports: the page, its curves, the tables of the command line."""
