@@ -15,7 +15,6 @@ from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.metrics import EpisodeRecord, mcnemar, read_episodes, resampled, success_rate
 from pixio_robot.policies.collect import collect
 from pixio_robot.policies.runs import run_evaluate, run_train_bc
-from pixio_robot.progress import Progress
 from pixio_robot.schemas import Evaluate, PolicySettings, TrainBC
 
 TASKS = ("button-press-topdown", "hammer", "assembly", "bin-picking")
@@ -33,9 +32,9 @@ def run_cell(out: Path, task: str, encoder: str, seed: int, envs: int) -> None:
     command.cache, command.embedding.fusion = str(out / "cache"), fusion or "mean"
     if encoder == "cnn":
         command.policy = END_TO_END
-    _, result = run_train_bc(command, Progress())
+    _, result = run_train_bc(command)
     judged = Evaluate(checkpoint=str(result.last), episodes=EPISODES, envs=envs, videos=False, out=str(cell / "eval"))
-    run_evaluate(judged, Progress())
+    run_evaluate(judged)
 
 
 def name_of(task: str, encoder: str, seed: int) -> str:

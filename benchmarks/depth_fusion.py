@@ -19,7 +19,6 @@ from pixio_robot.metrics import EpisodeRecord, mcnemar, read_episodes, resampled
 from pixio_robot.policies.runs import run_collect, run_evaluate, run_train_bc
 from pixio_robot.pretrain.probes.runs import run_probe
 from pixio_robot.pretrain_schemas import DenseSettings, Probe
-from pixio_robot.progress import Progress
 from pixio_robot.schemas import Collect, EmbeddingSettings, Evaluate, PolicySettings, TrainBC
 
 SIDE = 128  # of the pictures, for the encoder too [px]
@@ -65,7 +64,7 @@ def demonstrations(out: Path, plan: Plan, sensor: str) -> Path:
     path = out / f"{plan.name}-{sensor}.hdf5"
     if not path.is_file():
         command = Collect(plan.task, plan.demos, valid=0, render="fast", obs="rgbd", depth_sensor=sensor)
-        run_collect(replace(command, image_size=SIDE, horizon=plan.horizon, workers=1, out=str(path)), Progress())
+        run_collect(replace(command, image_size=SIDE, horizon=plan.horizon, workers=1, out=str(path)))
     return path
 
 
@@ -86,7 +85,7 @@ def depth_head(out: Path, plan: Plan) -> Path:
     if not list((folder / "heads").glob("depth_dpt-*.safetensors")):
         images = str(demonstrations(out, plan, "exact"))
         settings = dict(encoder=str(small_encoder(out)), images=images, probes=["depth_dpt"], dense=HEAD, device="cpu")
-        run_probe(Probe(**settings, out=str(folder), cache=str(out / "cache")), Progress())
+        run_probe(Probe(**settings, out=str(folder), cache=str(out / "cache")))
     return next((folder / "heads").glob("depth_dpt-*.safetensors"))
 
 
@@ -116,9 +115,9 @@ def run_cell(out: Path, plan: Plan, row: str, sensor: str, seed: int) -> None:
         cache=str(out / "cache"),
         out=str(cell),
     )
-    _, result = run_train_bc(replace(command, device="cpu"), Progress())
+    _, result = run_train_bc(replace(command, device="cpu"))
     judged = Evaluate(checkpoint=str(result.last), episodes=plan.episodes, envs=1, videos=False, out=str(cell / "eval"))
-    run_evaluate(replace(judged, device="cpu"), Progress())
+    run_evaluate(replace(judged, device="cpu"))
 
 
 def episodes(out: Path, plan: Plan, row: str, sensor: str, seeds: list[int]) -> list[list[EpisodeRecord]]:

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 
 from pixio_robot.deploy.runtime.runtime import Runtime
-from pixio_robot.progress import Progress
+from pixio_robot.progress import silent
 from pixio_robot.robot_schemas import Run
 from pixio_robot.robots.runs import run_robot
 
@@ -50,7 +50,8 @@ def main() -> None:
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    report = run_robot(command, runtime.card, runtime, "soak", Progress.silent())
+    with silent():
+        report = run_robot(command, runtime.card, runtime, "soak")
     over.set()
     watcher.join()
     times, memory = np.array(rows).T

@@ -4,6 +4,7 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import fields
 from itertools import chain, islice
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from ..camera_schemas import Calibrate, CameraCheck, CameraSettings, CameraView, Record
 from ..errors import BadInput, CameraError, DataError, EndOfStream
 from ..files import replacing
-from ..progress import Bar, Progress
+from ..progress import Bar, silent, stage
 from ..stopping import Stopping
 from .calibration import Board, Calibrated, HandEye, calibrate, hand_eye, read_poses, spread
 from .camera import Camera, CameraRequest
@@ -44,7 +45,7 @@ def asked_camera(command: CameraSettings) -> Camera:
     return camera
 
 
-def run_record(command: Record, progress: Progress) -> tuple[Path, int, int]:
+def run_record(command: Record) -> tuple[Path, int, int]:
     """Record a camera; return the folder, the frames in it and how many the camera left out."""
     if command.seconds is not None and not command.seconds > 0:
         raise BadInput(f"seconds={command.seconds}: there is something to record after 0 only")
@@ -58,8 +59,8 @@ def run_record(command: Record, progress: Progress) -> tuple[Path, int, int]:
             log.info("recording %s until Ctrl-C; frames= or seconds= end it by themselves", camera.spec.name)
         missing, before, begin = 0, None, None
         total = command.frames or camera.spec.frames or 0
-        shown = progress if total else Progress.silent()  # nobody knows how many there will be
-        with shown.stage(f"record {camera.spec.name}", total) as bar:
+        shown = nullcontext() if total else silent()  # nobody knows how many there will be
+        with shown, stage(f"record {camera.spec.name}", total) as bar:
             try:
                 while not stopping.asked and writer.count < (command.frames or float("inf")):
                     frame = camera.read()
@@ -84,14 +85,14 @@ def run_record(command: Record, progress: Progress) -> tuple[Path, int, int]:
     return writer.path, writer.count, missing
 
 
-def run_view(command: CameraView, progress: Progress) -> tuple[Path | None, int]:
+def run_view(command: CameraView) -> tuple[Path | None, int]:
     """Show a camera; return the file, or None for a viewer, and the number of frames shown."""
     out = Path(command.out)
     kind = "viewer" if command.viewer else out.suffix
     if kind not in ("viewer", ".png", ".mp4", ".rrd"):
         raise BadInput(f"out={command.out}: give a .png for a strip, an .mp4 for a video or an .rrd for rerun")
     with asked_camera(command) as camera:
-        frames = _seen(camera, command, progress)
+        frames = _seen(camera, command)
         if kind == "viewer":
             return None, _stream(RerunStream(None), frames)
         if kind == ".rrd":
@@ -110,10 +111,10 @@ def run_view(command: CameraView, progress: Progress) -> tuple[Path | None, int]
     return out, len(tiles)
 
 
-def _seen(camera: Camera, command: CameraView, progress: Progress) -> Iterator[Frame]:
+def _seen(camera: Camera, command: CameraView) -> Iterator[Frame]:
     """Yield the frames to show, registered where that is wanted and can be."""
     said = False
-    with progress.stage(f"view {camera.spec.name}", command.frames) as bar:
+    with stage(f"view {camera.spec.name}", command.frames) as bar:
         for number, frame in enumerate(camera):
             if number % command.every:
                 continue
@@ -152,7 +153,7 @@ def run_check(command: CameraCheck) -> list[Finding]:
     return findings(stretch, command.max_skew, command.max_invalid)
 
 
-def run_calibrate(command: Calibrate, progress: Progress) -> tuple[Calibrated | None, HandEye | None]:
+def run_calibrate(command: Calibrate) -> tuple[Calibrated | None, HandEye | None]:
     """Write the board to print, or find intrinsics and write them, with the hand-eye pose where poses are given."""
     board = Board(command.columns, command.rows, command.square, command.marker, command.dictionary)
     if command.board is not None:
@@ -170,7 +171,7 @@ def run_calibrate(command: Calibrate, progress: Progress) -> tuple[Calibrated | 
                 "gives; record them with: pixio-robot record, and calibrate the recording"
             )
         limit = None if camera.spec.frames else 10 * command.views
-        with progress.stage(f"look at {camera.spec.name}", camera.spec.frames or limit or 0) as bar:
+        with stage(f"look at {camera.spec.name}", camera.spec.frames or limit or 0) as bar:
             chosen, pictures, count = spread(_colours(camera, limit, bar), command.views)
     if poses is not None and len(poses) != count:
         raise DataError(f"{command.robot} holds {len(poses)} poses for {count} pictures; it must hold one for each")

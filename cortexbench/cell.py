@@ -24,7 +24,6 @@ from ..policies.evaluate import Evaluation, evaluate_expert
 from ..policies.quickstart import Stages
 from ..policies.runs import cache_for, check_held_out, evaluate_policy, load_backbone
 from ..policies.visuomotor import EncoderIdentity, load_policy, policy_kind
-from ..progress import Progress
 from ..run_folder import described, digest, read_json, write_json
 from ..schemas import HELD_OUT_SEED
 from .process import run_as_process
@@ -112,7 +111,7 @@ def request_of(cell: Cell, places: Places) -> EnvRequest:
     )
 
 
-def demonstrations(cell: Cell, request: EnvRequest, places: Places, stages: Stages, progress: Progress) -> DemoSet:
+def demonstrations(cell: Cell, request: EnvRequest, places: Places, stages: Stages) -> DemoSet:
     """Return the demonstrations of a cell; what several cells need is recorded by the first of them."""
     if places.demos:
         return DemoSet(places.demos)
@@ -121,14 +120,12 @@ def demonstrations(cell: Cell, request: EnvRequest, places: Places, stages: Stag
     path = Path(places.root) / "demos" / f"{cell.task.replace('/', '-')}-{protocol.demos}-{asked[:8]}.hdf5"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")), stages.timed("demonstrations") as spent:
-        found = collect(
-            request, protocol.demos, limits.valid, FIRST_DEMO, path, workers, progress, places.expert_or_none
-        )
+        found = collect(request, protocol.demos, limits.valid, FIRST_DEMO, path, workers, places.expert_or_none)
         spent |= found.seconds
     return DemoSet(path)
 
 
-def run_cell(cell: Cell, places: Places, progress: Progress) -> dict[str, Any]:
+def run_cell(cell: Cell, places: Places) -> dict[str, Any]:
     """Do what is missing of a cell and return its result, which is also ``result.json`` of its folder."""
     out = folder_of(cell, Path(places.root))
     out.mkdir(parents=True, exist_ok=True)
@@ -142,7 +139,7 @@ def run_cell(cell: Cell, places: Places, progress: Progress) -> dict[str, Any]:
             "cell": asdict(cell),
             "request": asdict(request),
             "scale": score_scale(cell.suite, new_task(cell.task).horizon, int(request.horizon or 1)),
-            **work(cell, places, request, stages, progress),
+            **work(cell, places, request, stages),
             "stages": stages.times,
             "peak_memory_mb": round(memory.megabytes),
         }
@@ -154,17 +151,17 @@ def run_cell(cell: Cell, places: Places, progress: Progress) -> dict[str, Any]:
     return result
 
 
-def _expert(cell: Cell, places: Places, request: EnvRequest, stages: Stages, progress: Progress) -> dict[str, Any]:
+def _expert(cell: Cell, places: Places, request: EnvRequest, stages: Stages) -> dict[str, Any]:
     """Judge the task's expert on the first of the held-out episodes."""
     plans = plan_episodes(request, cell.limits.honest_episodes, HELD_OUT_SEED)
     with stages.timed("evaluate") as spent:
         out = folder_of(cell, Path(places.root)) / "honest"
-        found = evaluate_expert(request, plans, out, torch.get_num_threads(), progress, places.expert_or_none)
+        found = evaluate_expert(request, plans, out, torch.get_num_threads(), places.expert_or_none)
         spent["episodes"] = sum(row.wall_s for row in found.rows)
     return {"weights": "none", "demos": 0}
 
 
-def _policy(cell: Cell, places: Places, request: EnvRequest, stages: Stages, progress: Progress) -> dict[str, Any]:
+def _policy(cell: Cell, places: Places, request: EnvRequest, stages: Stages) -> dict[str, Any]:
     """Learn a policy and judge it, at all moments as released and at its end on held-out starts."""
     out, protocol, threads = folder_of(cell, Path(places.root)), cell.learning, torch.get_num_threads()
     device = choose_device(places.device)
@@ -175,7 +172,7 @@ def _policy(cell: Cell, places: Places, request: EnvRequest, stages: Stages, pro
     if cell.protocol != "honest":
         first = cell.seed if protocol.first_start is None else protocol.first_start
         plans["released"] = plan_episodes(request, protocol.episodes, first)
-    demos = demonstrations(cell, request, places, stages, progress)
+    demos = demonstrations(cell, request, places, stages)
     for each in plans.values():
         check_held_out(demos.starts, each)
 
@@ -185,9 +182,7 @@ def _policy(cell: Cell, places: Places, request: EnvRequest, stages: Stages, pro
     cache: TokenCache | None = None
     if backbone is not None:
         with stages.timed("encode") as spent:
-            cache = cache_for(
-                backbone, demos, protocol.embedding, Path(places.root) / "cache", device, precision, progress
-            )
+            cache = cache_for(backbone, demos, protocol.embedding, Path(places.root) / "cache", device, precision)
             spent |= cache.seconds
     with stages.timed("train") as spent:
         trained = train_bc(
@@ -202,7 +197,6 @@ def _policy(cell: Cell, places: Places, request: EnvRequest, stages: Stages, pro
             out=out,
             kind=policy_kind(cell.encoder),
             keep=protocol.moments if "released" in plans else (),
-            progress=progress,
         )
         spent |= trained.seconds
 
@@ -221,7 +215,6 @@ def _policy(cell: Cell, places: Places, request: EnvRequest, stages: Stages, pro
                     folder,
                     2 * threads,
                     column == "honest",
-                    progress,
                 )
                 spent |= evaluation.seconds
             if column == "released":
@@ -252,6 +245,6 @@ def main(folder: Path, parent: int) -> int:
 
     def work() -> None:
         about = read_json(folder / "cell.json")
-        run_cell(Cell(**about["cell"]), Places(**about["places"]), Progress())
+        run_cell(Cell(**about["cell"]), Places(**about["places"]))
 
     return run_as_process(work, parent)

@@ -17,7 +17,7 @@ from ..policies.embedding import Embedder
 from ..policies.pixel_network import SIDE
 from ..policies.runs import load_backbone
 from ..policies.visuomotor import policy_kind
-from ..progress import Progress
+from ..progress import stage
 from .cell import EXPERT, Cell, Places, folder_of, request_of
 from .grid import Grid, Vision
 from .protocol import NAMES
@@ -144,14 +144,14 @@ class Plan:
     assumptions: list[str] = field(default_factory=list)
 
 
-def make_plan(grid: Grid, jobs: int, threads: int, root: Path, progress: Progress) -> Plan:
+def make_plan(grid: Grid, jobs: int, threads: int, root: Path) -> Plan:
     """Measure unit costs on this machine, one thread, and add up what is not finished yet."""
     cells = [pair for pair in grid.cells if not (folder_of(pair[0], root) / "result.json").is_file()]
     firsts = {cell.task: (cell, places) for cell, places in reversed(cells)}
     encoders = {cell.encoder for cell, _ in cells if cell.weights}
     learners = {(cell.suite, cell.encoder, cell.fusion): cell for cell, _ in cells}
     by_task, by_encoder, learning = dict[str, Costs](), dict[str, float](), dict[tuple[str, str, str], float]()
-    with one_thread(1), progress.stage("measure", len(firsts) + len(encoders) + len(learners)) as bar:
+    with one_thread(1), stage("measure", len(firsts) + len(encoders) + len(learners)) as bar:
         for task, (cell, places) in firsts.items():
             by_task[task] = _measured_task(cell, places)
             bar.advance(1)

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ..files import replacing
-from ..progress import Progress
+from ..progress import console
 from ..report.page import write_report
 from ..run_folder import environment, write_json
 from ..schemas import Benchmark
@@ -44,14 +44,14 @@ def folder(command: Benchmark) -> Path:
     return Path(command.out or f"runs/benchmark-{command.budget}")
 
 
-def run_plan(command: Benchmark, progress: Progress) -> Plan:
+def run_plan(command: Benchmark) -> Plan:
     """Say what a benchmark would cost, from short measurements."""
     root = folder(command)
     jobs = command.jobs or room_of(replace(command, engine="local")).jobs
-    return make_plan(make_grid(command, root), jobs, command.threads, root, progress)
+    return make_plan(make_grid(command, root), jobs, command.threads, root)
 
 
-def run_benchmark(command: Benchmark, progress: Progress) -> BenchmarkReport:
+def run_benchmark(command: Benchmark) -> BenchmarkReport:
     """Run the cells that are not finished and write tables and report of all that are.
 
     Raises:
@@ -65,7 +65,7 @@ def run_benchmark(command: Benchmark, progress: Progress) -> BenchmarkReport:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(command)))
     write_json(root / "environment.json", environment())
     for each in grouped(grid.skipped):
-        progress.console.print(f"not run: {each.task}, {each.policy}: {each.why}", soft_wrap=True, markup=False)
+        console().print(f"not run: {each.task}, {each.policy}: {each.why}", soft_wrap=True, markup=False)
     work = work_of(grid.cells, lambda cell: rough_costs(cell, grid.visions.get(cell.encoder)))
     tasks = []
     for (cell, places), seconds in zip(grid.cells, work, strict=True):
@@ -73,10 +73,10 @@ def run_benchmark(command: Benchmark, progress: Progress) -> BenchmarkReport:
             need = memory_of(cell, grid.visions.get(cell.encoder), command.threads)
             tasks.append(Task(describe(cell, places), need, seconds))
     if len(tasks) < len(grid.cells):
-        progress.console.print(f"{len(grid.cells) - len(tasks)} of {len(grid.cells)} cells are finished already")
+        console().print(f"{len(grid.cells) - len(tasks)} of {len(grid.cells)} cells are finished already")
     failures: dict[str, str] = {}
     try:
-        failures = run_as_asked(tasks, command, "pixio_robot.cortexbench", root, progress.console)
+        failures = run_as_asked(tasks, command, "pixio_robot.cortexbench", root, console())
     finally:
         result = _write(command, grid, root, failures)
     return BenchmarkReport(root, result, failures)

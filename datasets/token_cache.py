@@ -25,7 +25,7 @@ from ..encoders.pixio import PixioEncoder, Tokens
 from ..errors import DataError
 from ..files import require_space, reserve, sha256_of
 from ..hardware import autocast
-from ..progress import Progress
+from ..progress import stage
 from ..run_folder import digest, read_json, write_json
 from .robomimic import DemoSet
 
@@ -76,7 +76,6 @@ def token_cache(
     depth_code: tuple[str, float, float] = ("inverse", 0.25, 4.0),
     device: torch.device | None = None,
     batch: int | None = None,
-    progress: Progress | None = None,
 ) -> TokenCache:
     """Return the cache of `demos` under `backbone`, filling what is missing.
 
@@ -106,7 +105,7 @@ def token_cache(
     )
     if image_key.startswith("depth"):
         identity["depth_code"] = list(depth_code)
-    device, progress = device or torch.device("cpu"), progress or Progress()
+    device = device or torch.device("cpu")
     batch = batch or (8 if device.type == "cpu" else 128)
     folder = root / digest(identity)
     root.mkdir(parents=True, exist_ok=True)
@@ -114,7 +113,7 @@ def token_cache(
         if folder.is_dir():
             return open_cache(folder, identity)
         partial = folder.with_suffix(".partial")
-        seconds = _fill(partial, backbone, demos, identity, device, batch, progress)
+        seconds = _fill(partial, backbone, demos, identity, device, batch)
         files = sorted(partial.glob("*.npy"))
         manifest = {**identity, "encoder_name": backbone.name, "sha256": {file.name: sha256_of(file) for file in files}}
         (partial / "progress.json").unlink()
@@ -173,7 +172,6 @@ def _fill(
     identity: dict[str, Any],
     device: torch.device,
     batch: int,
-    progress: Progress,
 ) -> dict[str, float]:
     total = int(demos.lengths.sum())
     shape = backbone.token_shape
@@ -194,7 +192,7 @@ def _fill(
         reserve(partial / f"{name}.npy")  # writing to a memory map on a full disk would end the process
     backbone.to(device)
     seconds, saved = {"reading": 0.0, "encoding": 0.0}, done
-    with progress.stage("encode", total) as bar:
+    with stage("encode", total) as bar:
         bar.advance(done)
         began = perf_counter()
         for images in demos.batches(identity["image_key"], done, batch):

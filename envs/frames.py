@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import BadInput, DataError
 from ..files import replacing
-from ..progress import Progress
+from ..progress import stage
 from ..run_folder import settings_digest
 from ..schemas import RenderFrames
 from .photographer import FrameSettings, Photograph, Photographer
@@ -29,7 +29,7 @@ from .rollout import default_width, in_workers
 from .scenes import open_scene, scene_names
 
 
-def run_render_frames(command: RenderFrames, progress: Progress) -> "FramesReport":
+def run_render_frames(command: RenderFrames) -> "FramesReport":
     """Do what ``pixio-robot render_frames`` says."""
     scenes = [command.scenes] if isinstance(command.scenes, str) else command.scenes
     if not isinstance(scenes, list) or not all(isinstance(each, str) for each in scenes):
@@ -39,7 +39,7 @@ def run_render_frames(command: RenderFrames, progress: Progress) -> "FramesRepor
         scenes=tuple(scenes), render=tuple(command.render), **{name: getattr(command, name) for name in names}
     )
     out = Path(command.out or f"runs/frames/{settings_digest(command)}")
-    return render_frames(settings, out, command.workers, progress)
+    return render_frames(settings, out, command.workers)
 
 
 @dataclass
@@ -51,9 +51,7 @@ class FramesReport:
     reused: int
 
 
-def render_frames(
-    settings: FrameSettings, out: Path, workers: int | None = None, progress: Progress | None = None
-) -> FramesReport:
+def render_frames(settings: FrameSettings, out: Path, workers: int | None = None) -> FramesReport:
     """Write the shards ``out/frames-00000.tar`` and so on that are not there yet, and ``frames.json``.
 
     Raises:
@@ -69,7 +67,7 @@ def render_frames(
         for name in {name.split("/")[0] if name in tasks() else name: name for name in names}.values():
             open_scene(name)  # what does not open, a file or a suite, is said before anything is written
     _claim(settings, names, out)
-    with (progress or Progress()).stage("render frames", settings.frames) as bar:
+    with stage("render frames", settings.frames) as bar:
         bar.advance(settings.frames - sum(_in_shard(settings, number) for number in waiting))
         write = partial(_write_shard, settings, names, out)
         for number, _ in in_workers(write, waiting, workers or default_width()) if waiting else ():

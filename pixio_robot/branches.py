@@ -14,19 +14,17 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 def _quickstart(command: schemas.Quickstart) -> int:
     from .policies.quickstart import run_quickstart
-    from .progress import Progress
     from .report.tables import print_quickstart
 
-    out, result = run_quickstart(command, Progress())
+    out, result = run_quickstart(command)
     print_quickstart(out, result)
     return 0
 
 
 def _collect(command: schemas.Collect) -> int:
     from .policies.runs import run_collect
-    from .progress import Progress
 
-    report = run_collect(command, Progress())
+    report = run_collect(command)
     state = "reused" if report.reused else f"recorded in {report.attempts} episodes"
     print(f"{report.path}: {command.demos} + {command.valid} demonstrations of {command.task}, {state}")
     return 0
@@ -34,9 +32,8 @@ def _collect(command: schemas.Collect) -> int:
 
 def _convert(command: schemas.Convert) -> int:
     from .cortexbench.released.convert import run_convert
-    from .progress import Progress
 
-    report = run_convert(command, Progress())
+    report = run_convert(command)
     counts = report.demos
     state = "reused" if report.reused else f"{counts['all']} in all"
     print(f"{report.path}: {counts['train']} + {counts['valid']} demonstrations of {command.task}, {state}")
@@ -45,18 +42,16 @@ def _convert(command: schemas.Convert) -> int:
 
 def _render_frames(command: schemas.RenderFrames) -> int:
     from .envs.frames import run_render_frames
-    from .progress import Progress
 
-    report = run_render_frames(command, Progress())
+    report = run_render_frames(command)
     print(f"{report.folder}: {command.frames} pictures in {report.shards} shards, {report.reused} of them reused")
     return 0
 
 
 def _embed(command: schemas.Embed) -> int:
     from .policies.runs import run_embed
-    from .progress import Progress
 
-    cache = run_embed(command, Progress())
+    cache = run_embed(command)
     shape = " x ".join(map(str, cache.cls.shape))
     print(f"{cache.folder}: class tokens {shape} float16{', reused' if cache.reused else ''}")
     return 0
@@ -64,9 +59,8 @@ def _embed(command: schemas.Embed) -> int:
 
 def _train_bc(command: schemas.TrainBC) -> int:
     from .policies.runs import run_train_bc
-    from .progress import Progress
 
-    _, result = run_train_bc(command, Progress())
+    _, result = run_train_bc(command)
     state = ", reused" if result.reused else ""
     print(f"{result.last}: train loss {result.train_loss:.5f}, validation loss {result.valid_loss:.5f}{state}")
     print(f"evaluate it with: pixio-robot evaluate checkpoint={result.last}")
@@ -75,13 +69,12 @@ def _train_bc(command: schemas.TrainBC) -> int:
 
 def _train_rl(command: schemas.TrainRL) -> int:
     from .policies.rl.run import run_train_rl
-    from .progress import Progress
     from .report.tables import print_evaluation
 
     for each in fields(EngineSettings):
         if getattr(command, each.name) != each.default:
             raise BadInput(f"{each.name}={getattr(command, each.name)} is for the jobs of a sweep; add -m")
-    out, last, evaluation = run_train_rl(command, Progress())
+    out, last, evaluation = run_train_rl(command)
     print_evaluation(out, evaluation.rows[0], evaluation.summary())
     print(f"evaluate it with: pixio-robot evaluate checkpoint={last}")
     return 0
@@ -89,11 +82,10 @@ def _train_rl(command: schemas.TrainRL) -> int:
 
 def _sweep_train_rl(overrides: list[str]) -> int:
     from .policies.rl.sweep import run_sweep
-    from .progress import Progress
 
     if hydra := [override for override in overrides if override.startswith("hydra")]:
         raise BadInput(f"{' '.join(hydra)}: sweeps of train_rl take engine=local, ray or slurm, not Hydra's launchers")
-    runs, failures = run_sweep([compose("train_rl", job) for job in sweep_jobs(overrides)], Progress())
+    runs, failures = run_sweep([compose("train_rl", job) for job in sweep_jobs(overrides)])
     for run in runs:
         print(f"{run}: {failures.get(run.name, 'trained')}")
     print(f"compare them with: pixio-robot learning_curves runs=[{','.join(map(str, runs))}]")
@@ -109,31 +101,28 @@ def _learning_curves(command: schemas.LearningCurves) -> int:
 
 def _evaluate(command: schemas.Evaluate) -> int:
     from .policies.runs import run_evaluate
-    from .progress import Progress
     from .report.tables import print_evaluation
 
-    out, evaluation = run_evaluate(command, Progress())
+    out, evaluation = run_evaluate(command)
     print_evaluation(out, evaluation.rows[0], evaluation.summary())
     return 0
 
 
 def _benchmark(command: schemas.Benchmark) -> int:
     from .cortexbench.runs import run_benchmark, run_plan
-    from .progress import Progress
     from .report.tables import print_benchmark, print_plan
 
     if command.plan:
-        plan = run_plan(command, Progress())
+        plan = run_plan(command)
         print_plan(plan.rows, plan.assumptions)
         return 0
-    report = run_benchmark(command, Progress())
+    report = run_benchmark(command)
     print_benchmark(report.out, report.result, report.failures)
     return 1 if report.failures else 0
 
 
 def _pretrain(command: schemas.Pretrain) -> int:
     from .pretrain.runs import run_plan, run_pretrain
-    from .progress import Progress
     from .report.tables import print_plan
     from .training.distributed import is_first_process
 
@@ -141,7 +130,7 @@ def _pretrain(command: schemas.Pretrain) -> int:
         cost = run_plan(command)
         print_plan(cost.rows, cost.assumptions)
         return 0
-    out, result = run_pretrain(command, Progress())
+    out, result = run_pretrain(command)
     if is_first_process():
         loss = result.numbers["valid/loss"]
         encoder = out / "encoder.safetensors"
@@ -152,9 +141,8 @@ def _pretrain(command: schemas.Pretrain) -> int:
 
 def _score(command: schemas.Score) -> int:
     from .pretrain.curation.score_run import run_score
-    from .progress import Progress
 
-    result = run_score(command, Progress())
+    result = run_score(command)
     reused = f", {result.reused} were there" if result.reused else ""
     lost = f", {result.unreadable} unreadable" if result.unreadable else ""
     print(f"{result.out}: scores of {result.shards} shards{reused}; {result.images} images scored{lost}")
@@ -164,20 +152,18 @@ def _score(command: schemas.Score) -> int:
 
 def _curate(command: schemas.Curate) -> int:
     from .pretrain.curation.curate_run import run_curate
-    from .progress import Progress
     from .report.tables import print_curation
 
-    out, result = run_curate(command, Progress())
+    out, result = run_curate(command)
     print_curation(out, result)
     return 0
 
 
 def _distill(command: schemas.Distill) -> int:
     from .pretrain.distill_run import run_distill
-    from .progress import Progress
     from .training.distributed import is_first_process
 
-    out, result = run_distill(command, Progress())
+    out, result = run_distill(command)
     if is_first_process():
         for encoder in result.encoders:
             print(f"{encoder}: load it with encoder={encoder}")
@@ -188,18 +174,16 @@ def _distill(command: schemas.Distill) -> int:
 
 def _probe(command: schemas.Probe) -> int:
     from .pretrain.probes.runs import run_probe
-    from .progress import Progress
     from .report.tables import print_probes
 
-    print_probes(*run_probe(command, Progress()))
+    print_probes(*run_probe(command))
     return 0
 
 
 def _record(command: schemas.Record) -> int:
     from .cameras.runs import run_record
-    from .progress import Progress
 
-    path, frames, missing = run_record(command, Progress())
+    path, frames, missing = run_record(command)
     lost = f"; the camera left out {missing}" if missing else ""
     print(f"{path}: {frames} frames, lossless{lost}")
     print(f"look at it with: pixio-robot camera_view camera={path}")
@@ -208,9 +192,8 @@ def _record(command: schemas.Record) -> int:
 
 def _camera_view(command: schemas.CameraView) -> int:
     from .cameras.runs import run_view
-    from .progress import Progress
 
-    path, frames = run_view(command, Progress())
+    path, frames = run_view(command)
     print(f"{path or 'rerun'}: {frames} frames of {command.camera}")
     return 0
 
@@ -228,9 +211,8 @@ def _camera_check(command: schemas.CameraCheck) -> int:
 
 def _calibrate(command: schemas.Calibrate) -> int:
     from .cameras.runs import run_calibrate
-    from .progress import Progress
 
-    result, eye = run_calibrate(command, Progress())
+    result, eye = run_calibrate(command)
     if result is None:
         side = 1000 * command.square
         print(f"{command.board}: print it so that a square's side is {side:g} mm, and measure it")
@@ -263,10 +245,9 @@ def _stream(command: schemas.Stream) -> int:
 
 def _export(command: schemas.Export) -> int:
     from .deploy.export.run import run_export
-    from .progress import Progress
     from .report.tables import print_parity
 
-    result = run_export(command, Progress())
+    result = run_export(command)
     if result.parity is not None:
         print_parity(result.parity.as_json())
     if not result.placed:
@@ -279,10 +260,9 @@ def _export(command: schemas.Export) -> int:
 
 def _verify(command: schemas.Verify) -> int:
     from .deploy.export.run import run_verify
-    from .progress import Progress
     from .report.tables import print_parity
 
-    parity = run_verify(command, Progress())
+    parity = run_verify(command)
     print_parity(parity.as_json())
     return int(not parity.passed)
 
@@ -291,13 +271,12 @@ def _run(command: schemas.Run) -> int:
     from contextlib import ExitStack
 
     from .deploy.load import asked_policy
-    from .progress import Progress
     from .report.tables import print_run
     from .robots.runs import run_robot
 
     with ExitStack() as open_until_the_end:
         card, policy, inputs = asked_policy(command, open_until_the_end)
-        report = run_robot(command, card, policy, inputs, Progress())
+        report = run_robot(command, card, policy, inputs)
     print_run(report)
     return 3 if report.stopped else INTERRUPTED if report.interrupted else 0
 

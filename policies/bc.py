@@ -22,7 +22,7 @@ from ..envs.rendering import Calibration
 from ..errors import BadInput, CheckpointError, DataError, UnknownName, closest
 from ..files import sha256_of
 from ..hardware import seeded, threads
-from ..progress import Progress
+from ..progress import stage
 from ..run_folder import MetricsLog, described, digest
 from ..schemas import EmbeddingSettings, PolicySettings
 from .bc_data import Batches, bc_data
@@ -69,7 +69,6 @@ def train_bc(
     kind: str = "bc",
     save_every: int = 10,
     keep: Sequence[int] = (),
-    progress: Progress | None = None,
     backbone: Backbone | None = None,
     depths: np.ndarray | None = None,
 ) -> BCResult:
@@ -114,7 +113,7 @@ def train_bc(
     with (
         threads(1 if one_thread else torch.get_num_threads()),
         MetricsLog(out, kind, state.step) as metrics,
-        (progress or Progress()).stage(f"train {kind}", settings.epochs) as bar,
+        stage(f"train {kind}", settings.epochs) as bar,
     ):
         bar.advance(state.epoch)
         precision = "fp32" if encoder is None else encoder.precision

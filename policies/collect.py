@@ -21,7 +21,7 @@ from ..envs.state_actor import expert_of
 from ..envs.task import TaskEnv
 from ..errors import BadInput, DataError
 from ..files import replacing, sha256_of
-from ..progress import Progress
+from ..progress import stage
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ def collect(
     first_seed: int,
     out: Path,
     workers: int | None = None,
-    progress: Progress | None = None,
     expert: str | None = None,
 ) -> CollectReport:
     """Record successful expert episodes into one robomimic file.
@@ -76,11 +75,10 @@ def collect(
     parts = out.with_name(out.name + ".parts")
     _claim(parts, request)
     workers = workers or default_width()
-    progress = progress or Progress()
     seconds: dict[str, float] = {"rendering": 0.0, "physics": 0.0, "storing": 0.0}
     good: list[Path] = []
     attempts = 0
-    with progress.stage(f"collect {request.task}", wanted) as bar:
+    with stage(f"collect {request.task}", wanted) as bar:
         while len(good) < wanted:
             if attempts > 20 and len(good) * 10 < attempts:
                 raise DataError(

@@ -22,7 +22,7 @@ from ..encoders.pixio import PixioEncoder
 from ..envs.rendering import Calibration
 from ..errors import BadInput, CheckpointError, UnknownName, closest
 from ..files import replacing, sha256_of
-from ..progress import Progress
+from ..progress import stage
 from ..run_folder import digest
 from ..schemas import DEPTHS, EmbeddingSettings
 
@@ -198,9 +198,7 @@ def predicted(estimator: DepthEstimator, images: np.ndarray) -> np.ndarray:
     return estimator.estimate(images).astype(np.float16)
 
 
-def predicted_depth(
-    root: Path, embedding: EmbeddingSettings, demos: DemoSet, device: Any, progress: Progress
-) -> np.ndarray | None:
+def predicted_depth(root: Path, embedding: EmbeddingSettings, demos: DemoSet, device: Any) -> np.ndarray | None:
     """Return depth predicted for the first camera of demonstrations, (F, H, W) float16 [m], from the cache in `root`.
 
     None if depth is not predicted. The file is named after the head, the demonstrations and the camera; a stopped
@@ -216,7 +214,7 @@ def predicted_depth(
         if not path.is_file():
             total = int(demos.lengths.sum())
             parts: list[np.ndarray] = []
-            with progress.stage("predict depth", total) as bar:
+            with stage("predict depth", total) as bar:
                 for images in demos.batches(key, 0, 32):
                     parts.append(predicted(estimator, images))
                     bar.advance(len(images))

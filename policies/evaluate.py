@@ -14,7 +14,7 @@ from ..envs.rendering import check_rendering
 from ..envs.rollout import Act, BatchRollout, EpisodePlan, EpisodeResult, in_workers, run_expert
 from ..errors import DataError
 from ..metrics import EpisodeRecord, append_episode, mean_score, read_episodes, success_rate, write_episodes
-from ..progress import Progress
+from ..progress import stage
 from ..video import VideoWriter
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,6 @@ def evaluate(
     *,
     width: int,
     videos: bool = True,
-    progress: Progress | None = None,
 ) -> Evaluation:
     """Run the planned episodes that have no row in ``out/episodes.jsonl`` yet and add their rows.
 
@@ -81,7 +80,7 @@ def evaluate(
         film = _Film(out, label, _rows(label, out)) if videos and "rgb" in request.observe else None
         horizon = plans_length(request)
         with (
-            (progress or Progress()).stage(f"evaluate {label.policy}", len(waiting) * horizon) as bar,
+            stage(f"evaluate {label.policy}", len(waiting) * horizon) as bar,
             rollout,
         ):
             try:
@@ -101,14 +100,13 @@ def evaluate_expert(
     plans: Sequence[EpisodePlan],
     out: Path,
     workers: int,
-    progress: Progress | None = None,
     expert: str | None = None,
 ) -> Evaluation:
     """Run the task's expert, or the one in the file `expert`, on the planned episodes, without pictures."""
     label = Label("expert")
     waiting = _waiting(plans, label, out)
     if waiting:
-        with (progress or Progress()).stage("evaluate expert", len(waiting)) as bar:
+        with stage("evaluate expert", len(waiting)) as bar:
             for _, result in in_workers(partial(run_expert, request, expert=expert), waiting, workers):
                 append_episode(out / "episodes.jsonl", _record(result, request, label, ""))
                 bar.advance(1)

@@ -17,7 +17,6 @@ from ..envs.registry import EnvRequest
 from ..envs.rollout import default_width, plan_episodes
 from ..hardware import choose_device, choose_precision
 from ..memory import PeakMemory
-from ..progress import Progress
 from ..report.page import write_report
 from ..run_folder import open_run, read_json, settings_digest, write_json
 from ..schemas import HELD_OUT_SEED, Quickstart
@@ -67,13 +66,13 @@ class Stages:
         }
 
 
-def run_quickstart(command: Quickstart, progress: Progress) -> tuple[Path, dict[str, Any]]:
+def run_quickstart(command: Quickstart) -> tuple[Path, dict[str, Any]]:
     """Run every stage; return the run folder and what ``result.json`` holds."""
     with PeakMemory() as memory:
-        return _run_stages(command, progress, memory)
+        return _run_stages(command, memory)
 
 
-def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> tuple[Path, dict[str, Any]]:
+def _run_stages(command: Quickstart, memory: PeakMemory) -> tuple[Path, dict[str, Any]]:
     request = _request(command)
     device = choose_device(command.device)
     precision = choose_precision(command.precision, device)
@@ -85,7 +84,7 @@ def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> 
     width = command.envs or 2 * default_width()
 
     with stages.timed("collect") as spent:
-        collected = collect(request, command.demos, command.valid, 0, out / "demos.hdf5", None, progress)
+        collected = collect(request, command.demos, command.valid, 0, out / "demos.hdf5", None)
         spent |= collected.seconds
     demos = DemoSet(collected.path)
     plans = plan_episodes(request, command.episodes, HELD_OUT_SEED)
@@ -94,14 +93,14 @@ def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> 
     cache = None
     if backbone is not None:
         with stages.timed("encode") as spent:
-            cache = cache_for(backbone, demos, command.embedding, Path(command.cache), device, precision, progress)
+            cache = cache_for(backbone, demos, command.embedding, Path(command.cache), device, precision)
             spent |= cache.seconds
 
     kind = policy_kind(command.encoder)
     names = [kind, "blind"] if kind != "blind" and "proprio" in demos.widths else [kind]
     checkpoints = {}
     without_depth = replace(command.embedding, depth="none", depth_head=None)
-    depths = predicted_depth(Path(command.cache), command.embedding, demos, device, progress)
+    depths = predicted_depth(Path(command.cache), command.embedding, demos, device)
     with stages.timed("train") as spent:
         for name in names:
             seeing = backbone is not None and name == "bc"
@@ -116,7 +115,6 @@ def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> 
                 device=device,
                 out=out,
                 kind=name,
-                progress=progress,
                 backbone=backbone if seeing else None,
                 depths=depths if name == kind else None,
             )
@@ -128,12 +126,12 @@ def _run_stages(command: Quickstart, progress: Progress, memory: PeakMemory) -> 
     with stages.timed("evaluate") as spent:
         for name in names:
             policy = load_policy(checkpoints[name])
-            evaluation = evaluate_policy(policy, backbone, request, plans, device, out, width, True, progress)
+            evaluation = evaluate_policy(policy, backbone, request, plans, device, out, width, True)
             if evaluation.reused < len(plans):
                 for what, seconds in evaluation.seconds.items():
                     spent[what] = spent.get(what, 0.0) + seconds
             evaluations[name] = evaluation
-        evaluations["expert"] = evaluate_expert(request, plans, out, default_width(), progress)
+        evaluations["expert"] = evaluate_expert(request, plans, out, default_width())
 
     weights = "none" if backbone is None else backbone.weights
     result_json = {

@@ -22,7 +22,6 @@ from ..envs.rollout import EpisodePlan, default_width, plan_episodes
 from ..errors import DataError, UnknownName, closest
 from ..files import replacing, sha256_of
 from ..hardware import choose_device, choose_precision
-from ..progress import Progress
 from ..report.page import write_report
 from ..run_folder import open_run, settings_digest, write_json
 from ..schemas import CLONED, Collect, Embed, EmbeddingSettings, Evaluate, Stream, TrainBC
@@ -36,7 +35,7 @@ from .visuomotor import EncoderIdentity, LoadedPolicy, load_policy, load_policy_
 log = logging.getLogger(__name__)
 
 
-def run_collect(command: Collect, progress: Progress) -> CollectReport:
+def run_collect(command: Collect) -> CollectReport:
     """Record demonstrations."""
     request = EnvRequest(
         task=command.task,
@@ -55,12 +54,11 @@ def run_collect(command: Collect, progress: Progress) -> CollectReport:
         command.first_seed,
         Path(out),
         command.workers,
-        progress,
         command.expert,
     )
 
 
-def run_embed(command: Embed, progress: Progress) -> TokenCache:
+def run_embed(command: Embed) -> TokenCache:
     """Fill the token cache."""
     device = choose_device(command.device)
     return token_cache(
@@ -72,11 +70,10 @@ def run_embed(command: Embed, progress: Progress) -> TokenCache:
         precision=choose_precision(command.precision, device),
         device=device,
         batch=command.batch,
-        progress=progress,
     )
 
 
-def run_train_bc(command: TrainBC, progress: Progress) -> tuple[Path, BCResult]:
+def run_train_bc(command: TrainBC) -> tuple[Path, BCResult]:
     """Train a policy; return its run folder and result."""
     if has_depth(command.obs) and command.embedding.depth == "none":
         command = replace(command, embedding=replace(command.embedding, depth="late"))
@@ -93,7 +90,7 @@ def run_train_bc(command: TrainBC, progress: Progress) -> tuple[Path, BCResult]:
     precision = choose_precision(command.precision, device)
     cache = None
     if backbone is not None:
-        cache = cache_for(backbone, demos, command.embedding, Path(command.cache), device, precision, progress)
+        cache = cache_for(backbone, demos, command.embedding, Path(command.cache), device, precision)
     result = train_bc(
         demos,
         cache,
@@ -106,14 +103,13 @@ def run_train_bc(command: TrainBC, progress: Progress) -> tuple[Path, BCResult]:
         out=out,
         kind=kind,
         save_every=command.save_every,
-        progress=progress,
         backbone=backbone,
-        depths=predicted_depth(Path(command.cache), command.embedding, demos, device, progress),
+        depths=predicted_depth(Path(command.cache), command.embedding, demos, device),
     )
     return out, result
 
 
-def run_evaluate(command: Evaluate, progress: Progress) -> tuple[Path, Evaluation]:
+def run_evaluate(command: Evaluate) -> tuple[Path, Evaluation]:
     """Evaluate a checkpoint; return its run folder and rows."""
     device = choose_device(command.device)
     loaded = load_policy(command.checkpoint)
@@ -125,7 +121,7 @@ def run_evaluate(command: Evaluate, progress: Progress) -> tuple[Path, Evaluatio
     open_run(out, command, inputs)
     backbone = None if loaded.encoder is None else load_policy_encoder(loaded.encoder)
     evaluation = evaluate_policy(
-        loaded, backbone, request, plans, device, out, command.envs, command.videos, progress, command.execute
+        loaded, backbone, request, plans, device, out, command.envs, command.videos, command.execute
     )
     label = evaluation.rows[0]
     write_json(
@@ -201,7 +197,6 @@ def cache_for(
     root: Path,
     device: torch.device,
     precision: str,
-    progress: Progress,
 ) -> TokenCache:
     """Return the tokens that an embedding reads, from the caches of its cameras."""
     return side_by_side(
@@ -216,7 +211,6 @@ def cache_for(
                 precision=precision,
                 depth_code=(embedding.depth_code, embedding.depth_range[0], embedding.depth_range[1]),
                 device=device,
-                progress=progress,
             )
             for key in demos.pictures(embedding.cameras, recorded_depth(embedding))
         ]
@@ -232,7 +226,6 @@ def evaluate_policy(
     out: Path,
     width: int | None,
     videos: bool,
-    progress: Progress,
     execute: int | None = None,
 ) -> Evaluation:
     """Run a loaded policy on planned episodes; without pictures where it does not look at them.
@@ -252,7 +245,7 @@ def evaluate_policy(
     request = policy_request(loaded, request)
     agent = Agent(loaded, None if identity is None else backbone, device, execute)
     width = width or 2 * default_width()
-    evaluation = evaluate(agent.act, request, plans, label, out, width=width, videos=videos, progress=progress)
+    evaluation = evaluate(agent.act, request, plans, label, out, width=width, videos=videos)
     evaluation.seconds |= agent.seconds
     return evaluation
 

@@ -12,7 +12,6 @@ from ..encoders.pixio import PRESETS, PixioEncoder
 from ..errors import BadInput
 from ..hardware import combine
 from ..pretrain_schemas import Distill
-from ..progress import Progress
 from ..report.page import write_report
 from ..run_folder import settings_digest, write_json
 from ..training.distributed import joined
@@ -37,7 +36,7 @@ class DistillResult:
     trained: TrainResult
 
 
-def run_distill(command: Distill, progress: Progress) -> tuple[Path, DistillResult]:
+def run_distill(command: Distill) -> tuple[Path, DistillResult]:
     """Distil a teacher into students, or go on with it; return the run folder and where it ended."""
     check_distill(command)
     teacher = load_encoder(command.teacher)
@@ -53,7 +52,7 @@ def run_distill(command: Distill, progress: Progress) -> tuple[Path, DistillResu
                 log.info("%s", line)
         model = initialised(command, plans, teacher.token_shape.dim)
         objective = Distillation(teacher, plans, model, command.projection, normed=command.target == "normed")
-        result = run_training(training, objective, out, progress)
+        result = run_training(training, objective, out)
         encoders = [out / f"{name}.safetensors" for name in plans]
         if world.first and not (out / "result.json").is_file():
             _write_result(out, command, training, plans, teacher, result)

@@ -9,7 +9,6 @@ import torch
 from ..errors import BadInput
 from ..hardware import choose_device, choose_precision
 from ..pretrain_schemas import Pretrain
-from ..progress import Progress
 from ..report.page import write_report
 from ..run_folder import settings_digest, write_json
 from ..training.distributed import World, joined, micro_batches
@@ -26,7 +25,7 @@ log = logging.getLogger(__name__)
 POSITIONS = ("sincos", "normal")
 
 
-def run_pretrain(command: Pretrain, progress: Progress) -> tuple[Path, TrainResult]:
+def run_pretrain(command: Pretrain) -> tuple[Path, TrainResult]:
     """Pre-train an encoder, or go on with it; return the run folder and where it ended."""
     shape = check_settings(command)
     with joined(command.device) as world:
@@ -35,9 +34,7 @@ def run_pretrain(command: Pretrain, progress: Progress) -> tuple[Path, TrainResu
         out = Path(command.out or f"runs/pretrain/{settings_digest(command, training.inputs)}")
         if world.first:
             log.info("%s; %.2f%% of %d patches hidden", training.summary, 100 * shape.ratio, shape.patches)
-        result = run_training(
-            training, Reconstruction(new_autoencoder(command), shape, command.cls_only), out, progress
-        )
+        result = run_training(training, Reconstruction(new_autoencoder(command), shape, command.cls_only), out)
         if world.first and not (out / "result.json").is_file():
             _write_result(out, command, training.split, shape, result)
     return out, result

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..hardware import autocast, seeded
 from ..pretrain_schemas import Training
-from ..progress import Progress
+from ..progress import stage
 from ..run_folder import binding_settings
 from ..stopping import Stopping
 from ..training.distributed import World, accumulating, distribute, micro_batches
@@ -50,7 +50,6 @@ def train(
     inputs: str,
     world: World,
     out: Path,
-    progress: Progress,
 ) -> TrainResult:
     """Train a model and leave checkpoints, metrics, pictures and encoders in `out`.
 
@@ -125,7 +124,7 @@ def train(
     with (
         Stopping() as stopping,
         Journal(out, objective.name, settings, position, order.epoch_length, world) as journal,
-        progress.stage(objective.name, steps) as bar,
+        stage(objective.name, steps) as bar,
     ):
         bar.advance(position.step)
         window = Window(device, settings.batch, objective.flops, peak_flops, world)

@@ -2,13 +2,14 @@
 
 import logging
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadInput, UnknownName, closest
 from ..hardware import choose_precision, keep_memory
 from ..pretrain_schemas import Training
-from ..progress import Progress
+from ..progress import silent
 from ..run_folder import open_run
 from ..training.distributed import PARALLEL, World, is_first_process, micro_batches
 from ..training.optim import peak_lr
@@ -55,7 +56,7 @@ def prepare(command: Training, world: World) -> Prepared:
     return Prepared(command, world, images, split, order, inputs, count_steps(command, order))
 
 
-def run_training(prepared: Prepared, objective: Objective, out: Path, progress: Progress) -> TrainResult:
+def run_training(prepared: Prepared, objective: Objective, out: Path) -> TrainResult:
     """Make the run folder and train, or go on with it."""
     command, world = prepared.command, prepared.world
     if world.device.type == "cpu":
@@ -64,20 +65,20 @@ def run_training(prepared: Prepared, objective: Objective, out: Path, progress: 
     if world.first:
         open_run(out, command, prepared.inputs)
     world.wait()
-    return train(
-        objective,
-        prepared.images,
-        prepared.split,
-        prepared.order,
-        command,
-        steps=prepared.steps,
-        precision=precision,
-        peak_flops=matmul_peak(world.device, precision),
-        inputs=prepared.inputs,
-        world=world,
-        out=out,
-        progress=progress if world.first else Progress.silent(),
-    )
+    with nullcontext() if world.first else silent():
+        return train(
+            objective,
+            prepared.images,
+            prepared.split,
+            prepared.order,
+            command,
+            steps=prepared.steps,
+            precision=precision,
+            peak_flops=matmul_peak(world.device, precision),
+            inputs=prepared.inputs,
+            world=world,
+            out=out,
+        )
 
 
 def check_names(*choices: tuple[str, str, tuple[str, ...]]) -> None:

@@ -14,7 +14,6 @@ from ..deploy.runtime.bundle import Card
 from ..deploy.runtime.policy import Policy
 from ..errors import BadInput
 from ..metrics import success_rate
-from ..progress import Progress
 from ..report.page import write_report
 from ..robot_schemas import Run
 from ..run_folder import open_run, settings_digest, write_json
@@ -51,7 +50,7 @@ def robot_request(command: Run, card: Card) -> RobotRequest:
     )
 
 
-def run_robot(command: Run, card: Card, policy: Policy, inputs: str, progress: Progress) -> RunReport:
+def run_robot(command: Run, card: Card, policy: Policy, inputs: str) -> RunReport:
     """Drive a robot for some episodes; those that a run folder holds already are not run again.
 
     Args:
@@ -114,7 +113,7 @@ def run_robot(command: Run, card: Card, policy: Policy, inputs: str, progress: P
                         asked_to_stop=lambda: stopping.asked,
                     )
                     session = Session(command, card, out, robot, loop, stopping)
-                    report = session.run(progress)
+                    report = session.run()
             finally:
                 inference.close()
                 eyes.close()

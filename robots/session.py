@@ -12,7 +12,7 @@ from ..envs.registry import EnvRequest
 from ..errors import EmergencyStopped
 from ..files import replacing
 from ..metrics import EpisodeRecord, append_episode, read_episodes
-from ..progress import Progress
+from ..progress import stage
 from ..robot_schemas import Run
 from ..stopping import Stopping
 from .loop import ControlLoop
@@ -62,11 +62,11 @@ class Session:
         self.name = "checkpoint" if command.checkpoint else "bundle"
         self.report = RunReport(out, [])
 
-    def run(self, progress: Progress) -> RunReport:
+    def run(self) -> RunReport:
         done = {row.index for row in read_episodes(self.out / "episodes.jsonl")}
         waiting = [index for index in range(self.command.episodes) if index not in done]
         self._forget_unfinished(done)
-        with progress.stage(f"run {self.robot.spec.name}", len(waiting)) as bar:
+        with stage(f"run {self.robot.spec.name}", len(waiting)) as bar:
             for index in waiting:
                 try:
                     why = self._episode(index)

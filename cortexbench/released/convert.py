@@ -19,7 +19,7 @@ from ...datasets.writer import describe
 from ...envs.registry import EnvRequest
 from ...errors import BadInput, DataError
 from ...files import replacing, require_space
-from ...progress import Progress
+from ...progress import stage
 from ...schemas import Convert
 from .archive_files import files_of, identity
 from .releases import Reading, Release, TriFingerRelease, release_of
@@ -37,7 +37,7 @@ class ConvertReport:
     demos: dict[str, int]  # in each split, and in all
 
 
-def run_convert(command: Convert, progress: Progress | None = None) -> ConvertReport:
+def run_convert(command: Convert) -> ConvertReport:
     """Convert one task's released demonstrations.
 
     Raises:
@@ -62,8 +62,8 @@ def run_convert(command: Convert, progress: Progress | None = None) -> ConvertRe
         splits = wanted or _splits(contents.numbers, command.demos, command.valid, release)
         _check_splits(splits, contents.numbers, source)
         require_space(out, contents.size)
-        stage = (progress or Progress()).stage(f"convert {command.task}", len(contents.numbers))
-        with replacing(out) as temporary, h5py.File(temporary, "w") as file, stage as bar:
+        shown = stage(f"convert {command.task}", len(contents.numbers))
+        with replacing(out) as temporary, h5py.File(temporary, "w") as file, shown as bar:
             data = file.create_group("data")
             for reading in contents.readings:
                 group = data.create_group(f"demo_{reading.number}")

@@ -11,7 +11,6 @@ from ...metrics import EpisodeRecord
 from ...policies.evaluate import Label, evaluate
 from ...policies.runs import check_held_out, evaluate_policy, policy_request
 from ...policies.visuomotor import LoadedPolicy
-from ...progress import Progress
 from ...run_folder import digest
 from ..runtime.runtime import Runtime
 
@@ -42,7 +41,6 @@ def run_episodes(
     first_seed: int,
     width: int | None,
     cache: Path,
-    progress: Progress,
 ) -> tuple[list[EpisodeRecord], list[EpisodeRecord]]:
     """Run the same episodes with both.
 
@@ -62,10 +60,8 @@ def run_episodes(
     assert runtime.card.policy is not None
     rows = cache / f"eager-{digest(runtime.card.policy['sha256'], first_seed, episodes)}"
     width = min(width or 2 * default_width(), episodes)
-    eager = evaluate_policy(
-        loaded, backbone, loaded.request, plans, torch.device("cpu"), rows, width, False, progress, execute=1
-    )
+    eager = evaluate_policy(loaded, backbone, loaded.request, plans, torch.device("cpu"), rows, width, False, execute=1)
     label = Label(f"{runtime.card.target}-{runtime.card.precision}")
     act = Sessions(runtime, width).act
-    exported = evaluate(act, request, plans, label, out, width=width, videos=False, progress=progress)
+    exported = evaluate(act, request, plans, label, out, width=width, videos=False)
     return exported.rows, eager.rows

@@ -15,7 +15,7 @@ from ...errors import BadInput, CheckpointError, DataError, MissingExtra, Unknow
 from ...export_schemas import BUNDLE_PRECISIONS, TARGETS, Export, Gate, Verify
 from ...files import sha256_of
 from ...policies.visuomotor import LoadedPolicy, load_policy, load_policy_encoder
-from ...progress import Progress
+from ...progress import stage
 from ...run_folder import read_json, settings_digest, write_json
 from ..runtime.bundle import PARITY, Card
 from ..runtime.runtime import Runtime
@@ -39,7 +39,7 @@ class Exported:
     reused: bool = False
 
 
-def run_export(command: Export, progress: Progress) -> Exported:
+def run_export(command: Export) -> Exported:
     """Write a bundle, compare it, and put it in place if it passes.
 
     Raises:
@@ -59,7 +59,7 @@ def run_export(command: Export, progress: Progress) -> Exported:
     recorded = gate_frames(command, card, loaded) if command.gate else None
     calibration = calibration_frames(command, card, loaded) if command.precision == "int8" else None
     with new_folder(out) as folder:
-        with progress.stage(f"export {command.target} {command.precision}", 1) as bar:
+        with stage(f"export {command.target} {command.precision}", 1) as bar:
             files, options = write_program(
                 program, folder, command.target, command.precision, command.batch, command.device, calibration
             )
@@ -68,7 +68,7 @@ def run_export(command: Export, progress: Progress) -> Exported:
         card.write(folder, files)
         parity = None
         if recorded is not None:
-            parity = compare(command, folder, loaded, backbone, recorded, progress)
+            parity = compare(command, folder, loaded, backbone, recorded)
             write_json(folder / PARITY, parity.as_json())
             if not (parity.passed or command.force):
                 refused = out.with_name(f"{out.name}-refused.json")
@@ -79,7 +79,7 @@ def run_export(command: Export, progress: Progress) -> Exported:
     return Exported(out, parity, placed=True)
 
 
-def run_verify(command: Verify, progress: Progress) -> Parity:
+def run_verify(command: Verify) -> Parity:
     """Compare an existing bundle anew; its ``parity.json`` is replaced.
 
     Raises:
@@ -102,7 +102,7 @@ def run_verify(command: Verify, progress: Progress) -> Parity:
         if backbone.fingerprint() != card.encoder["fingerprint"]:
             raise CheckpointError(f"{folder} was exported from other weights than {card.encoder['name']!r} has now")
     (folder / ROWS).unlink(missing_ok=True)
-    parity = compare(command, folder, loaded, backbone, gate_frames(command, card, loaded), progress)
+    parity = compare(command, folder, loaded, backbone, gate_frames(command, card, loaded))
     write_json(folder / PARITY, parity.as_json())
     return parity
 
@@ -113,7 +113,6 @@ def compare(
     loaded: LoadedPolicy | None,
     backbone: Backbone | None,
     recorded: Recorded,
-    progress: Progress,
 ) -> Parity:
     """Run the gate on a bundle: recorded frames first, episodes only if these pass."""
     runtime = Runtime.load(folder, command.threads, check=False)  # it was, and this is the gate
@@ -122,7 +121,7 @@ def compare(
         assert backbone is not None
         compare_encoder(parity, runtime, backbone, recorded)
         return parity
-    with progress.stage("compare actions", 1) as bar:
+    with stage("compare actions", 1) as bar:
         compare_recorded(parity, runtime, loaded, backbone, recorded)
         bar.advance(1)
     if not parity.passed:
@@ -139,7 +138,6 @@ def compare(
             first_seed=command.first_seed,
             width=command.envs,
             cache=Path(command.cache),
-            progress=progress,
         )
         compare_episodes(parity, *rows)
     return parity

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from ...cortexbench.runner import Task, check_engine, room_of, run_as_asked
 from ...errors import BadInput
-from ...progress import Progress
+from ...progress import console
 from ...run_folder import open_run, read_json
 from ...schemas import TrainRL
 from .run import require_learner, run_train_rl
@@ -20,7 +20,7 @@ _MODULE = "pixio_robot.policies.rl"  # runs a job
 _PROCESS, _ENVIRONMENT = 1.0, 0.35  # memory of a run without encoder and buffer, and of an environment's process [GB]
 
 
-def run_sweep(commands: Sequence[TrainRL], progress: Progress) -> tuple[list[Path], dict[str, str]]:
+def run_sweep(commands: Sequence[TrainRL]) -> tuple[list[Path], dict[str, str]]:
     """Train side by side what is not finished; return the run folders, and why some failed, by the folder's name.
 
     All are prepared here before the first one starts, so that what cannot run is refused at once.
@@ -49,8 +49,8 @@ def run_sweep(commands: Sequence[TrainRL], progress: Progress) -> tuple[list[Pat
     for task in tasks:
         open_run(task.folder, folders[task.folder], inputs[task.folder])
     if len(tasks) < len(commands):
-        progress.console.print(f"{len(commands) - len(tasks)} of {len(commands)} runs are finished already")
-    return list(folders), run_as_asked(tasks, asked, _MODULE, Path("runs/train_rl"), progress.console)
+        console().print(f"{len(commands) - len(tasks)} of {len(commands)} runs are finished already")
+    return list(folders), run_as_asked(tasks, asked, _MODULE, Path("runs/train_rl"), console())
 
 
 def _memory(command: TrainRL, prepared: "Preparation") -> float:
@@ -71,4 +71,4 @@ def run_job(folder: Path) -> None:
     command = OmegaConf.to_object(settings)
     assert isinstance(command, TrainRL)
     command.out = str(folder)
-    run_train_rl(command, Progress())
+    run_train_rl(command)

@@ -14,7 +14,7 @@ import torch
 
 from ...errors import DataError, PixioError
 from ...hardware import threads
-from ...progress import Progress
+from ...progress import stage
 from ...run_folder import MetricsLog, write_json
 from ...stopping import Stopping
 from ..visuomotor import Visuomotor
@@ -59,7 +59,6 @@ def train(
     folder: Path,
     out: Path,
     identity: dict[str, Any],
-    progress: Progress,
 ) -> dict[str, float]:
     """Train `model` and leave ``last.safetensors`` and ``best.safetensors`` in `folder`; return seconds spent.
 
@@ -96,7 +95,7 @@ def train(
     with (
         Stopping() as stopping,
         MetricsLog(out, name, model.num_timesteps) as metrics,
-        progress.stage(f"train {name}", schedule.steps) as bar,
+        stage(f"train {name}", schedule.steps) as bar,
         threads(1 if small else torch.get_num_threads()),
     ):
         bar.advance(model.num_timesteps)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import BadInput, DataError
 from ...pretrain_schemas import Curate
-from ...progress import Progress
+from ...progress import stage
 from ...report.page import write_report
 from ...run_folder import open_run, settings_digest, write_json
 from .official import official_statistics
@@ -37,7 +37,7 @@ class _Statistics:
         return map(self.read, self.names)
 
 
-def run_curate(command: Curate, progress: Progress) -> tuple[Path, dict[str, Any]]:
+def run_curate(command: Curate) -> tuple[Path, dict[str, Any]]:
     """Turn statistics into weights; return the run folder and what ``result.json`` holds.
 
     Raises:
@@ -48,7 +48,7 @@ def run_curate(command: Curate, progress: Progress) -> tuple[Path, dict[str, Any
     policy = Policy(command.entropy, command.least_side, command.temperature)
     statistics = _sidecars(command) if command.scores else _official(command)
     totals, content = Totals(), hashlib.sha256()
-    with progress.stage("read statistics", len(statistics.names)) as bar:
+    with stage("read statistics", len(statistics.names)) as bar:
         for each in statistics:
             totals.add(each, weigh(each, policy))
             for column in (each.hash, each.offset, each.loss, each.entropy):
@@ -59,7 +59,7 @@ def run_curate(command: Curate, progress: Progress) -> tuple[Path, dict[str, Any
     out = Path(command.out or f"runs/curate/{settings_digest(command, content.hexdigest())}")
     open_run(out, command, content.hexdigest())
     examples = Examples(command.examples, totals.quantile(0.1), totals.quantile(0.9))
-    with progress.stage("write weights", len(statistics.names)) as bar, writing(out / "weights.parquet") as file:
+    with stage("write weights", len(statistics.names)) as bar, writing(out / "weights.parquet") as file:
         for each in statistics:
             weighed = weigh(each, policy)
             file.add(each, weighed.weight * totals.sources[each.source].factor(command.cap))

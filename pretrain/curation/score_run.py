@@ -8,7 +8,7 @@ from ...checkpoint import load_checkpoint
 from ...errors import BadInput, DataError
 from ...hardware import choose_device, choose_precision
 from ...pretrain_schemas import Score
-from ...progress import Progress
+from ...progress import stage
 from ...run_folder import digest
 from ..masking import mask_shape
 from ..networks import load_autoencoder
@@ -32,7 +32,7 @@ class ScoreResult:
     cut: int = 0  # shards
 
 
-def run_score(command: Score, progress: Progress) -> ScoreResult:
+def run_score(command: Score) -> ScoreResult:
     """Write a sidecar for every shard that has none.
 
     Raises:
@@ -57,7 +57,7 @@ def run_score(command: Score, progress: Progress) -> ScoreResult:
         else:
             jobs.append(Job(shard, sidecar))
     failed: list[Outcome] = []
-    with progress.stage("score shards", len(jobs)) as bar:
+    with stage("score shards", len(jobs)) as bar:
         for outcome in run_jobs(jobs, Scorer(str(file), scoring, device, command.readers), engine, command.workers):
             bar.advance(1)
             result.images += outcome.images

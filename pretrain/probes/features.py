@@ -16,7 +16,7 @@ from ...encoders.pixio import PixioEncoder, Tokens
 from ...encoders.preprocessing import preprocess
 from ...errors import DataError, Unreadable
 from ...hardware import autocast
-from ...progress import Progress
+from ...progress import stage
 from ..images.crops import center_crop
 from .labelled import Part
 from .thumbnails import thumbnails
@@ -46,9 +46,7 @@ class _Readings(NamedTuple):
 
 
 @torch.no_grad()
-def encode(
-    backbone: Backbone, part: Part, *, layers: bool, device: torch.device, precision: str, progress: Progress
-) -> Features:
+def encode(backbone: Backbone, part: Part, *, layers: bool, device: torch.device, precision: str) -> Features:
     """Return the features of a part, on the CPU in fp32.
 
     Images have their shorter side resized and are cropped to the centre, at the size of the encoder's preprocessing,
@@ -68,17 +66,17 @@ def encode(
             return _read(backbone, preprocess(images.to(device), preprocessing), layers)
 
     batch = 16 if device.type == "cpu" else 128
-    return _collect(part, preprocessing.size, read, batch, f"encode with {backbone.name}", progress)
+    return _collect(part, preprocessing.size, read, batch, f"encode with {backbone.name}")
 
 
-def pixel_features(part: Part, progress: Progress) -> Features:
+def pixel_features(part: Part) -> Features:
     """Return thumbnails as if they were the one class token of an encoder."""
 
     def read(images: Tensor) -> _Readings:
         small = thumbnails(images)
         return _Readings(small, small.unsqueeze(1), small[:, :0], small[:, None][:, :0])
 
-    return _collect(part, _PIXELS, read, 128, "read pixels", progress)
+    return _collect(part, _PIXELS, read, 128, "read pixels")
 
 
 def _read(backbone: Backbone, pixels: Tensor, layers: bool) -> _Readings:
@@ -102,10 +100,9 @@ def _collect(
     read: Callable[[Tensor], _Readings],
     batch: int,
     name: str,
-    progress: Progress,
 ) -> Features:
     kept, parts = np.zeros(len(part.indices), bool), []
-    with progress.stage(name, len(part.indices)) as bar:
+    with stage(name, len(part.indices)) as bar:
         for begin, crops, readable in _batches(part, size, batch):
             kept[begin : begin + len(readable)] = readable
             if crops:

@@ -26,11 +26,9 @@ from pixio_robot.cortexbench.runs import BenchmarkReport, run_benchmark
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.metrics import read_episodes
-from pixio_robot.progress import Progress
 from pixio_robot.schemas import HELD_OUT_SEED, Benchmark
 
 TINY = replace(BUDGETS["smoke"], horizon={"toy": 25}, share=0.02)
-SILENT = Progress.silent()
 
 
 def _cell(**changes: Any) -> Cell:
@@ -110,7 +108,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path) -> Benchmark
             fusions=["mean", "first"],
             out=str(tmp_path_factory.mktemp("benchmark")),
         )
-        report = run_benchmark(command, SILENT)
+        report = run_benchmark(command)
     return report
 
 
@@ -166,7 +164,7 @@ def test_no_policy_but_state_is_told_the_goal(
     shutil.copytree(done.out / "demos", tmp_path / "demos")
     for encoder in ("none", "state", "cnn"):
         with pytest.raises(KeyboardInterrupt):
-            run_cell(_cell(encoder=encoder), Places(str(tmp_path)), SILENT)
+            run_cell(_cell(encoder=encoder), Places(str(tmp_path)))
     assert seen == [("proprio",), ("state",), ("rgb", "proprio")]
 
 
@@ -197,7 +195,7 @@ def test_the_table_has_both_columns_and_the_published_rows(done: BenchmarkReport
 
 def test_finished_cells_are_not_run_again(done: BenchmarkReport, inline: Inline, tiny_file: Path) -> None:
     command = Benchmark(encoders=["none"], tasks="toy/reach", seeds=[100], out=str(done.out))
-    report = run_benchmark(command, SILENT)
+    report = run_benchmark(command)
     assert not inline.started and "1 of 1 finished" in report.result["facts"]["cells"]
 
 
@@ -218,10 +216,10 @@ def test_an_interrupted_cell_goes_on_to_the_same_result(
 
     monkeypatch.setattr(cells, "evaluate_policy", stopped)
     with pytest.raises(KeyboardInterrupt):
-        run_cell(cell, Places(str(tmp_path)), SILENT)
+        run_cell(cell, Places(str(tmp_path)))
     assert not (folder_of(cell, tmp_path) / "result.json").exists()
     monkeypatch.setattr(cells, "evaluate_policy", original)
-    again = run_cell(cell, Places(str(tmp_path)), SILENT)
+    again = run_cell(cell, Places(str(tmp_path)))
     assert {key: again[key] for key in ("released", "tokens", "scale")} == {
         key: whole[key] for key in ("released", "tokens", "scale")
     }
@@ -233,7 +231,7 @@ def test_each_column_can_be_had_alone(toy_file: Path, inline: Inline) -> None:
     Path("mine").mkdir()
     shutil.copy(toy_file, "mine")
     command = Benchmark(encoders=["none", "expert"], tasks="toy/reach", demos="mine", out="b", protocol="cortexbench")
-    report = run_benchmark(command, SILENT)
+    report = run_benchmark(command)
     assert [row["protocol"] for row in report.result["tables"]["CortexBench"]] == ["as released"]
     assert not list(Path("b/cells").glob("*/honest")) and Path("b/report.html").is_file()
     assert [row["policy"] for row in report.result["tables"]["Not run"]] == ["expert"]
@@ -244,7 +242,7 @@ def test_given_demonstrations_are_used_as_they_are(toy_file: Path, tmp_path: Pat
     folder.mkdir()
     shutil.copy(toy_file, folder)
     command = Benchmark(encoders=["none"], tasks="toy/reach", demos=str(folder), out="b", protocol="honest")
-    report = run_benchmark(command, SILENT)
+    report = run_benchmark(command)
     (found,) = Path("b/cells").glob("*/result.json")
     assert json.loads(found.read_text())["demos"] == 4 and not Path("b/demos").exists()
     assert not json.loads(found.read_text())["released"]
@@ -268,9 +266,7 @@ def test_what_cells_share_is_recorded_once(tmp_path: Path, monkeypatch: pytest.M
 
     def begin(cell: Cell) -> DemoSet:
         together.wait()
-        return cells.demonstrations(
-            cell, cells.request_of(cell, places), places, cells.Stages(tmp_path / cell.encoder), SILENT
-        )
+        return cells.demonstrations(cell, cells.request_of(cell, places), places, cells.Stages(tmp_path / cell.encoder))
 
     monkeypatch.setattr(cells, "collect", watched)
     with ThreadPoolExecutor(2) as pool:
@@ -289,7 +285,7 @@ def test_a_cell_begun_twice_is_done_once(tmp_path: Path, monkeypatch: pytest.Mon
 
     def begin(_: int) -> dict[str, Any]:
         together.wait()
-        return run_cell(_cell(encoder="expert"), Places(str(tmp_path)), SILENT)
+        return run_cell(_cell(encoder="expert"), Places(str(tmp_path)))
 
     monkeypatch.setattr(cells, "_expert", slow)
     with ThreadPoolExecutor(2) as pool:

@@ -13,10 +13,7 @@ from pixio_robot.cortexbench.grid import _absolute, make_grid, task_names
 from pixio_robot.cortexbench.plan import Costs, make_plan, work_of
 from pixio_robot.cortexbench.protocol import BUDGETS, TASKS, protocol_of
 from pixio_robot.errors import BadInput, MissingExtra
-from pixio_robot.progress import Progress
 from pixio_robot.schemas import Benchmark
-
-SILENT = Progress.silent()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +118,7 @@ def test_neighbouring_cells_are_of_different_tasks(monkeypatch: pytest.MonkeyPat
 
 def test_a_plan_measures_and_writes_nothing(monkeypatch: pytest.MonkeyPatch, tiny_file: Path) -> None:
     found = make_grid(Benchmark(encoders=[str(tiny_file), "none", "expert"], tasks="toy/reach"), Path("b"))
-    plan = make_plan(found, 2, 1, Path("b"), SILENT)
+    plan = make_plan(found, 2, 1, Path("b"))
     rows = dict(plan.rows)
     assert rows["cells"] == "3" and "all, 2 jobs of 1 threads" in rows and plan.assumptions and not Path("b").exists()
     costly = make_grid(Benchmark(encoders=[str(tiny_file), "none"], tasks="toy/reach", budget="full"), Path("b"))

@@ -574,7 +574,6 @@ def test_a_policy_acts_over_the_wire_as_it_does_here(toy_file: Path, tiny_file: 
     from pixio_robot.deploy.eager import EagerPolicy
     from pixio_robot.export_schemas import Export
     from pixio_robot.policies.runs import run_train_bc
-    from pixio_robot.progress import Progress
     from pixio_robot.schemas import PolicySettings, TrainBC
 
     if how == "bundle":
@@ -582,14 +581,14 @@ def test_a_policy_acts_over_the_wire_as_it_does_here(toy_file: Path, tiny_file: 
         pytest.importorskip("onnxscript")
     settings = PolicySettings(layers=[16], batch=32, epochs=1, chunk=3)
     command = TrainBC(demos=str(toy_file), encoder=str(tiny_file), cache="cache", out="bc", policy=settings)
-    checkpoint = run_train_bc(command, Progress.silent())[1].last
+    checkpoint = run_train_bc(command)[1].last
     here: Any = EagerPolicy.load(checkpoint, torch.device("cpu"))
     serving = Serve(checkpoint=str(checkpoint), device="cpu", port=0)
     if how == "bundle":
         from pixio_robot.deploy.export.run import run_export
         from pixio_robot.deploy.runtime.runtime import Runtime
 
-        bundle = run_export(Export(checkpoint=str(checkpoint), gate=False), Progress.silent()).out
+        bundle = run_export(Export(checkpoint=str(checkpoint), gate=False)).out
         here = Runtime.load(bundle, threads=1)
         serving = Serve(bundle=str(bundle), threads=1, port=0)
     pictures = [np.concatenate([*DemoSet(toy_file).batches("rgb", 0, 4)][:1])[row] for row in range(4)]

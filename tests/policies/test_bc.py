@@ -22,7 +22,6 @@ from pixio_robot.policies.heads import MlpHead
 from pixio_robot.policies.pixel_network import SIDE, PixelNetwork
 from pixio_robot.policies.runs import cache_for, run_evaluate, run_train_bc
 from pixio_robot.policies.visuomotor import EncoderIdentity, load_policy, load_policy_encoder
-from pixio_robot.progress import Progress
 from pixio_robot.schemas import EmbeddingSettings, Evaluate, PolicySettings, TrainBC
 
 SMALL = PolicySettings(layers=[32], batch=32, epochs=4)
@@ -236,7 +235,7 @@ def two_views(tmp_path_factory: pytest.TempPathFactory) -> DemoSet:
 def test_tokens_of_several_cameras_stand_side_by_side(two_views: DemoSet, tiny: Backbone, tmp_path: Path) -> None:
     def cache(*cameras: str) -> TokenCache:
         embedding = EmbeddingSettings(cameras=list(cameras))
-        return cache_for(tiny, two_views, embedding, tmp_path, torch.device("cpu"), "fp32", Progress.silent())
+        return cache_for(tiny, two_views, embedding, tmp_path, torch.device("cpu"), "fp32")
 
     both, front, top = cache("front", "top"), cache("front"), cache("top")
     assert both.cls.shape == (*front.cls.shape[:2], 2 * tiny.token_shape.dim)
@@ -254,7 +253,7 @@ def test_a_policy_of_two_cameras_acts_on_both(
     command = TrainBC(demos=str(two_views.path), encoder=name, cache=str(tmp_path / "cache"), out=str(tmp_path / "bc"))
     command.policy = replace(SMALL, epochs=1)
     command.embedding = EmbeddingSettings(cameras=["front", "top"])
-    _, result = run_train_bc(command, Progress.silent())
+    _, result = run_train_bc(command)
     loaded = load_policy(result.last)
     assert loaded.policy.pictures == ("rgb", "rgb_top")
     agent = Agent(loaded, load_encoder(name) if encoder == "tiny" else None, torch.device("cpu"))
@@ -267,7 +266,6 @@ def test_a_policy_of_two_cameras_acts_on_both(
         assert not np.array_equal(first, agent.act({**seen, key: 255 - seen[key]}, alone, alone))
     run_evaluate(
         Evaluate(checkpoint=str(result.last), episodes=2, envs=1, videos=False, out=str(tmp_path / "eval")),
-        Progress.silent(),
     )
 
 

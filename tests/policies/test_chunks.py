@@ -19,7 +19,6 @@ from pixio_robot.policies.bc_data import Batches, bc_data
 from pixio_robot.policies.chunks import ChunkQueue, chunk_indices
 from pixio_robot.policies.runs import run_evaluate, run_train_bc
 from pixio_robot.policies.visuomotor import load_policy
-from pixio_robot.progress import Progress
 from pixio_robot.run_folder import described, settings_digest
 from pixio_robot.schemas import EmbeddingSettings, Evaluate, PolicySettings, TrainBC
 
@@ -30,7 +29,7 @@ SMALL = PolicySettings(layers=[32], batch=32, epochs=2, chunk=4)
 def _train(demos: Path, encoder: str, out: str, settings: PolicySettings = SMALL, frames: str = "flare") -> Path:
     command = TrainBC(demos=str(demos), encoder=encoder, cache="cache", out=out, policy=settings)
     command.embedding = EmbeddingSettings(frames=frames)
-    return run_train_bc(command, Progress.silent())[1].last
+    return run_train_bc(command)[1].last
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 9])
@@ -155,11 +154,11 @@ def test_evaluation_executes_as_many_as_asked(toy_file: Path) -> None:
     returns = {}
     for execute in (None, 4, 1):
         command = Evaluate(checkpoint=str(checkpoint), episodes=2, envs=1, videos=False, execute=execute)
-        _, evaluation = run_evaluate(command, Progress.silent())
+        _, evaluation = run_evaluate(command)
         returns[execute] = [row.episode_return for row in evaluation.rows]
     assert returns[None] == returns[4] != returns[1]
     with pytest.raises(BadInput, match="execute 1 to 4 of them"):
-        run_evaluate(replace(command, execute=5), Progress.silent())
+        run_evaluate(replace(command, execute=5))
 
 
 def test_an_expert_acts_with_the_first_of_its_chunk(toy_file: Path) -> None:
@@ -179,7 +178,7 @@ def test_reinforcement_does_not_begin_from_chunks(toy_file: Path) -> None:
     command = TrainRL(task="toy/reach", obs="state", init=str(checkpoint), steps=100, horizon=10, out="rl")
     command.algorithm = AlgorithmSettings(layers=[16], warmup=10)
     with pytest.raises(CheckpointError, match=r"chunks of 4 actions.*policy\.chunk=1"):
-        run_train_rl(command, Progress.silent())
+        run_train_rl(command)
 
 
 def test_token_use_reads_the_first_action(toy_demos: DemoSet, toy_cache: TokenCache, tiny_file: Path) -> None:

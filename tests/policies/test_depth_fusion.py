@@ -28,7 +28,6 @@ from pixio_robot.policies.depth_networks import DepthPatches, PointNetwork
 from pixio_robot.policies.embedding import TokenShape
 from pixio_robot.policies.runs import load_policy
 from pixio_robot.policies.visuomotor import EncoderIdentity
-from pixio_robot.progress import Progress
 from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 
 CPU = torch.device("cpu")
@@ -252,13 +251,13 @@ def test_predicted_depth_needs_colour_alone(
 
 def test_predictions_are_made_once(demos: DemoSet, depth_head: Path, tmp_path: Path) -> None:
     embedding = EmbeddingSettings(depth="late", depth_head=str(depth_head))
-    first = predicted_depth(tmp_path / "cache", embedding, demos, CPU, Progress.silent())
+    first = predicted_depth(tmp_path / "cache", embedding, demos, CPU)
     assert first is not None and first.shape == (48, 64, 64) and first.dtype == np.float16 and (first > 0).all()
     file = next((tmp_path / "cache").glob("depth-*.npy"))
     written = file.stat().st_mtime_ns
-    again = predicted_depth(tmp_path / "cache", embedding, demos, CPU, Progress.silent())
+    again = predicted_depth(tmp_path / "cache", embedding, demos, CPU)
     assert again is not None and np.array_equal(first, again) and file.stat().st_mtime_ns == written
-    assert predicted_depth(tmp_path / "cache", EmbeddingSettings(depth="late"), demos, CPU, Progress.silent()) is None
+    assert predicted_depth(tmp_path / "cache", EmbeddingSettings(depth="late"), demos, CPU) is None
 
 
 def test_points_of_another_camera_of_the_same_scene_are_the_same_points(rgbd_file: Path, tiny_file: Path) -> None:

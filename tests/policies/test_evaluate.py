@@ -21,7 +21,6 @@ from pixio_robot.policies.embedding import TokenShape
 from pixio_robot.policies.evaluate import Label, evaluate, evaluate_expert
 from pixio_robot.policies.runs import check_held_out, evaluate_policy
 from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, load_policy
-from pixio_robot.progress import Progress
 from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 from pixio_robot.video import read_video
 
@@ -50,9 +49,7 @@ def test_rows_videos_and_resumption(
     plans = plan_episodes(toy_request, 3, first_seed=10_000)
 
     def run(out: str, width: int) -> list[EpisodeRecord]:
-        return evaluate_policy(
-            trained, tiny, toy_request, plans, CPU, tmp_path / out, width, videos=True, progress=Progress()
-        ).rows
+        return evaluate_policy(trained, tiny, toy_request, plans, CPU, tmp_path / out, width, videos=True).rows
 
     rows = run("a", width=2)
     assert [(row.index, row.seed, row.start) for row in rows] == [(plan.index, plan.seed, plan.start) for plan in plans]

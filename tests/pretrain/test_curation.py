@@ -50,7 +50,6 @@ from pixio_robot.pretrain.networks import load_autoencoder, new_autoencoder, sav
 from pixio_robot.pretrain.order import hold_out
 from pixio_robot.pretrain.runs import run_pretrain
 from pixio_robot.pretrain_schemas import Curate, Pretrain, Score
-from pixio_robot.progress import Progress
 
 needs_arrow = pytest.mark.skipif(find_spec("pyarrow") is None, reason="needs the extra curation")
 SMALL = Pretrain(
@@ -115,11 +114,6 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "autoencoder.safetensors"
     save_autoencoder(path, new_autoencoder(SMALL), {"mask_ratio": 0.75, "mask_block": 2})
     return path
-
-
-@pytest.fixture
-def silent() -> Progress:
-    return Progress.silent()
 
 
 @pytest.fixture
@@ -189,11 +183,9 @@ def test_a_position_leads_to_the_same_image_however_it_is_asked(tmp_path: Path) 
 
 @needs_arrow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 7 worker")  # torch's, where there are fewer cores
-def test_training_draws_the_same_images_for_any_workers_ranks_and_restart(
-    shards: Path, model_file: Path, silent: Progress
-) -> None:
-    run_score(score(model_file), silent)
-    run_curate(curate(temperature=0.2), silent)
+def test_training_draws_the_same_images_for_any_workers_ranks_and_restart(shards: Path, model_file: Path) -> None:
+    run_score(score(model_file))
+    run_curate(curate(temperature=0.2))
     images = open_images("data", Path("cache"))
     split = hold_out(images, 4, seed=0)
     joined = join_weights(images, split, Path("curated/weights.parquet"), Path("cache"))
@@ -224,16 +216,14 @@ def test_training_draws_the_same_images_for_any_workers_ranks_and_restart(
 
 
 @needs_arrow
-def test_every_engine_writes_the_same_bytes(
-    shards: Path, model_file: Path, silent: Progress, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_score(score(model_file), silent)
-    run_score(score(model_file, out="readers", readers=3), silent)
-    run_score(score(model_file, out="turned", images=["data/b", "data/a/001.tar", "data/a/000.tar"]), silent)
+def test_every_engine_writes_the_same_bytes(shards: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_score(score(model_file))
+    run_score(score(model_file, out="readers", readers=3))
+    run_score(score(model_file, out="turned", images=["data/b", "data/a/001.tar", "data/a/000.tar"]))
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "3")
-        run_score(score(model_file, out="ranks"), silent)
+        run_score(score(model_file, out="ranks"))
     assert files("scores") == files("readers") == files("turned") == files("ranks")
     assert set(files("scores")) == {"a/000.parquet", "a/001.parquet", "b/002.parquet", "b/003.parquet"}
 
@@ -242,14 +232,12 @@ def test_every_engine_writes_the_same_bytes(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_processes_and_actors_write_the_same_bytes(
-    engine: str, shards: Path, model_file: Path, silent: Progress
-) -> None:
+def test_processes_and_actors_write_the_same_bytes(engine: str, shards: Path, model_file: Path) -> None:
     if engine == "ray":
         pytest.importorskip("ray.data")
-    run_score(score(model_file), silent)
+    run_score(score(model_file))
     try:
-        result = run_score(score(model_file, out="other", engine=engine, workers=2), silent)
+        result = run_score(score(model_file, out="other", engine=engine, workers=2))
     finally:
         if engine == "ray":
             import ray
@@ -381,16 +369,16 @@ def test_a_loss_that_is_not_finite_has_a_status(model_file: Path) -> None:
 
 @needs_arrow
 def test_missing_duplicate_and_unreadable_images_are_counted(
-    model_file: Path, silent: Progress, caplog: pytest.LogCaptureFixture
+    model_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = pictures(12)
     pack(
         "data/a/0.tar",
         [*good[:8], ("bad.png", b"no"), ("x/y.png", good[8][1]), ("z.cls", b"1"), ("x/y.png", good[9][1])],
     )
-    run_score(score(model_file), silent)
+    run_score(score(model_file))
     pack("data/a/1.tar", pictures(5, seed=9))  # came later
-    _, result = run_curate(curate(images="data"), silent)
+    _, result = run_curate(curate(images="data"))
     numbers = result["numbers"]
     assert numbers["images"] == 11 and numbers["unreadable, or without a finite loss"] == 1
     assert numbers["same name twice in a shard"] == 1 and numbers["shards without scores"] == 1
@@ -408,9 +396,9 @@ def test_missing_duplicate_and_unreadable_images_are_counted(
 
 @needs_arrow
 def test_a_job_stopped_between_shards_goes_on_to_the_same_bytes(
-    shards: Path, model_file: Path, silent: Progress, monkeypatch: pytest.MonkeyPatch
+    shards: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_score(score(model_file, out="whole"), silent)
+    run_score(score(model_file, out="whole"))
     original, done = engines.run_job, []
 
     def stopping(*arguments: Any) -> engines.Outcome:
@@ -421,16 +409,16 @@ def test_a_job_stopped_between_shards_goes_on_to_the_same_bytes(
 
     monkeypatch.setattr(engines, "run_job", stopping)
     with pytest.raises(Stopped, match="stopped by SIGTERM after 2 of 4 shards"):
-        run_score(score(model_file), silent)
+        run_score(score(model_file))
     assert len(files("scores")) == 2 and files("scores").items() <= files("whole").items()
-    result = run_score(score(model_file), silent)
+    result = run_score(score(model_file))
     assert (result.reused, result.images) == (2, 16) and files("scores") == files("whole")
-    assert run_score(score(model_file), silent).reused == 4
+    assert run_score(score(model_file)).reused == 4
 
 
 @needs_arrow
 @pytest.mark.slow
-def test_processes_finish_the_shards_under_way_when_stopped(model_file: Path, silent: Progress) -> None:
+def test_processes_finish_the_shards_under_way_when_stopped(model_file: Path) -> None:
     for number in range(30):
         pack(f"data/a/{number:03d}.tar", pictures(60, seed=number))
     words = ["score", "images=data", f"model={model_file}", "out=scores", "batch=5", "workers=2", "device=cpu"]
@@ -443,13 +431,13 @@ def test_processes_finish_the_shards_under_way_when_stopped(model_file: Path, si
     assert process.returncode == 143 and "stopped by SIGTERM after" in said, said
     done = files("scores")
     assert 0 < len(done) < 30 and all(name.endswith(".parquet") for name in done)
-    assert run_score(score(model_file), silent).reused == len(done)
+    assert run_score(score(model_file)).reused == len(done)
 
 
 @needs_arrow
 @pytest.mark.slow
-def test_a_killed_job_leaves_whole_sidecars_and_no_process(shards: Path, model_file: Path, silent: Progress) -> None:
-    run_score(score(model_file, out="whole"), silent)
+def test_a_killed_job_leaves_whole_sidecars_and_no_process(shards: Path, model_file: Path) -> None:
+    run_score(score(model_file, out="whole"))
     words = ["score", "images=data", f"model={model_file}", "out=scores", "batch=5", "workers=2", "device=cpu"]
     command = [sys.executable, "-m", "pixio_robot", *words]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -458,7 +446,7 @@ def test_a_killed_job_leaves_whole_sidecars_and_no_process(shards: Path, model_f
         process.kill()
     found = {name: content for name, content in files("scores").items() if name.endswith(".parquet")}
     assert found and found.items() <= files("whole").items()
-    run_score(score(model_file), silent)
+    run_score(score(model_file))
     again = {name: content for name, content in files("scores").items() if not name.endswith(".tmp")}
     assert again == files("whole")
 
@@ -503,13 +491,13 @@ def test_official_statistics_give_the_official_stream() -> None:
 
 
 @needs_arrow
-def test_official_statistics_become_weights_too(shards: Path, silent: Progress) -> None:
+def test_official_statistics_become_weights_too(shards: Path) -> None:
     for name, count in (("a/000", 8), ("a/001", 12), ("b/002", 7)):
         record = {"mae_loss": 0.5, "histogram_score": 7, "height": 400, "width": 400}
         path = Path(f"json/{name}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({f"{number:04d}.png": record for number in range(count)}))
-    out, result = run_curate(Curate(official="json", images="data", out="curated"), silent)
+    out, result = run_curate(Curate(official="json", images="data", out="curated"))
     numbers = result["numbers"]
     assert (numbers["images"], numbers["drawable"], numbers["without a record"]) == (36, 27, 9)
     assert numbers["expected images an epoch"] == 13.5 and numbers["shards without scores"] == 1
@@ -540,7 +528,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture_every=250,
         log_every=50,
     )
-    run_pretrain(settings, Progress.silent())
+    run_pretrain(settings)
     return folder / "run"
 
 
@@ -594,11 +582,11 @@ def test_easy_pictures_are_drawn_less_and_pages_not_at_all(trained: Path) -> Non
 
 @needs_arrow
 @pytest.mark.parametrize("cap", [None, 4.0])
-def test_the_report_equals_a_recount(cap: float | None, shards: Path, model_file: Path, silent: Progress) -> None:
+def test_the_report_equals_a_recount(cap: float | None, shards: Path, model_file: Path) -> None:
     flat = [(f"flat{number}.png", encoded(np.full((48, 48, 3), 9, np.uint8))) for number in range(3)]
     pack("data/b/004.tar", [*pictures(5, seed=8), *flat, ("bad.png", b"no"), ("tiny.png", encoded(draw(9, 1, 20)))])
-    run_score(score(model_file), silent)
-    out, result = run_curate(curate(entropy=2.0, least_side=32, temperature=0.5, cap=cap), silent)
+    run_score(score(model_file))
+    out, result = run_curate(curate(entropy=2.0, least_side=32, temperature=0.5, cap=cap))
     rows = []
     for path in sorted(Path("scores").rglob("*.parquet")):
         each = read_sidecar(path)
@@ -635,23 +623,21 @@ def test_the_report_equals_a_recount(cap: float | None, shards: Path, model_file
 
 
 @needs_arrow
-def test_curation_repeats_and_shows_examples(shards: Path, model_file: Path, silent: Progress) -> None:
-    run_score(score(model_file), silent)
-    out, _ = run_curate(curate(images="data", temperature=0.3, entropy=6.0), silent)
+def test_curation_repeats_and_shows_examples(shards: Path, model_file: Path) -> None:
+    run_score(score(model_file))
+    out, _ = run_curate(curate(images="data", temperature=0.3, entropy=6.0))
     before = files("curated")
     assert {"pictures/seldom.png", "pictures/often.png", "pictures/few-colours.png"} <= set(before)
     page = (out / "report.html").read_text()
     assert "Sources" in page and page.count("data:image/png") >= 4 and "Reconstructions" not in page
-    run_curate(curate(images="data", temperature=0.3, entropy=6.0), silent)
+    run_curate(curate(images="data", temperature=0.3, entropy=6.0))
     assert files("curated") == before
     with pytest.raises(DataError, match=r"temperature 0\.3 instead of 1\.0"):
-        run_curate(curate(images="data", entropy=6.0), silent)
+        run_curate(curate(images="data", entropy=6.0))
 
 
 @needs_arrow
-def test_weights_that_hardly_differ_are_said_to(
-    shards: Path, silent: Progress, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_weights_that_hardly_differ_are_said_to(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name, count in (("a/000", 8), ("a/001", 12)):
         records = {
             f"{number:04d}.png": {"mae_loss": 0.8 + 0.01 * number, "histogram_score": 7, "height": 400, "width": 400}
@@ -660,12 +646,12 @@ def test_weights_that_hardly_differ_are_said_to(
         path = Path(f"json/{name}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(records))
-    _, result = run_curate(Curate(official="json", images="data/a", out="curated"), silent)
+    _, result = run_curate(Curate(official="json", images="data/a", out="curated"))
     assert result["numbers"]["contrast of the weights"] < 0.1 and "hardly differ" in caplog.text
 
 
 @needs_arrow
-def test_masks_do_not_count_as_contrast(silent: Progress) -> None:
+def test_masks_do_not_count_as_contrast() -> None:
     from pixio_robot.pretrain.curation.totals import Totals
 
     generator = np.random.default_rng(0)
@@ -679,27 +665,27 @@ def test_masks_do_not_count_as_contrast(silent: Progress) -> None:
 
 @needs_arrow
 def test_a_run_with_weights_trains_on_what_is_drawn_and_goes_on(
-    shards: Path, model_file: Path, silent: Progress, caplog: pytest.LogCaptureFixture
+    shards: Path, model_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_score(score(model_file, images="data/a"), silent)
-    run_curate(curate(temperature=0.5), silent)
+    run_score(score(model_file, images="data/a"))
+    run_curate(curate(temperature=0.5))
     settings = replace(SMALL, images="data", weights="curated/weights.parquet")
-    out, whole = run_pretrain(replace(settings, out="whole"), silent)
+    out, whole = run_pretrain(replace(settings, out="whole"))
     assert "training images have no weight and are never drawn" in caplog.text
-    run_pretrain(replace(settings, out="longer", steps=None, epochs=2.0), silent)
+    run_pretrain(replace(settings, out="longer", steps=None, epochs=2.0))
     images = open_images("data", Path("cache"))
     order, _ = pretrain_order(images, settings)
     expected = math.ceil(2 * order.epoch_length / 8)
     assert json.loads(Path("longer/result.json").read_text())["position"]["step"] == expected
     Path("moved").mkdir()
     Path("curated/weights.parquet").rename("moved/w.parquet")
-    again, reused = run_pretrain(replace(settings, out="whole", weights="moved/w.parquet"), silent)
+    again, reused = run_pretrain(replace(settings, out="whole", weights="moved/w.parquet"))
     assert again == out and reused.position == whole.position
-    run_curate(curate(cap=4.0, out="other"), silent)
+    run_curate(curate(cap=4.0, out="other"))
     with pytest.raises(DataError, match="other inputs"):
-        run_pretrain(replace(settings, out="whole", weights="other/weights.parquet"), silent)
+        run_pretrain(replace(settings, out="whole", weights="other/weights.parquet"))
     with pytest.raises(DataError, match="other inputs"):
-        run_pretrain(replace(settings, out="whole", weights=None), silent)
+        run_pretrain(replace(settings, out="whole", weights=None))
 
 
 def pretrain_order(images: Any, settings: Pretrain) -> Any:
@@ -709,28 +695,28 @@ def pretrain_order(images: Any, settings: Pretrain) -> Any:
 
 
 @needs_arrow
-def test_scores_of_other_settings_are_refused_by_name(shards: Path, model_file: Path, silent: Progress) -> None:
-    run_score(score(model_file), silent)
+def test_scores_of_other_settings_are_refused_by_name(shards: Path, model_file: Path) -> None:
+    run_score(score(model_file))
     with pytest.raises(DataError, match="masks 2 instead of 3"):
-        run_score(score(model_file, masks=3), silent)
+        run_score(score(model_file, masks=3))
     other = Path("other.safetensors")
     save_autoencoder(other, new_autoencoder(replace(SMALL, seed=1)), {"mask_ratio": 0.75, "mask_block": 2})
     with pytest.raises(DataError, match=r"model '\w+' instead of '\w+'"):
-        run_score(score(other), silent)
+        run_score(score(other))
     pack("data/a/000.tar", pictures(9))
     with pytest.raises(DataError, match=r"a shard of \d+ bytes instead of"):
-        run_score(score(model_file), silent)
-    run_score(score(model_file, images="data/b", masks=3, out="scores/more"), silent)
+        run_score(score(model_file))
+    run_score(score(model_file, images="data/b", masks=3, out="scores/more"))
     with pytest.raises(DataError, match="different models or settings"):
-        run_curate(curate(), silent)
+        run_curate(curate())
     head = read_head(Path("scores/a/001.parquet"))
     assert head.scoring == scoring_of(model_file, score(model_file), "fp32") and not head.cut
 
 
 @needs_arrow
-def test_weights_that_fit_no_image_are_refused(shards: Path, model_file: Path, silent: Progress) -> None:
-    run_score(score(model_file), silent)
-    run_curate(curate(), silent)
+def test_weights_that_fit_no_image_are_refused(shards: Path, model_file: Path) -> None:
+    run_score(score(model_file))
+    run_curate(curate())
     weights = Path("curated/weights.parquet")
 
     def join(source: Any, file: Path = weights) -> None:
@@ -756,7 +742,7 @@ def test_weights_that_fit_no_image_are_refused(shards: Path, model_file: Path, s
 
 @needs_arrow
 def test_wrong_inputs_are_answered_in_words(
-    shards: Path, model_file: Path, tiny_file: Path, silent: Progress, monkeypatch: pytest.MonkeyPatch
+    shards: Path, model_file: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("photos").mkdir()
     Path("photos/one.png").write_bytes(pictures(1)[0][1])
@@ -774,9 +760,9 @@ def test_wrong_inputs_are_answered_in_words(
         (score(model_file, engine="torchrun"), BadInput, "torchrun did not start this"),
     ):
         with pytest.raises(error, match=words):
-            run_score(command, silent)
+            run_score(command)
     assert not Path("scores").exists()
-    run_score(score(model_file), silent)
+    run_score(score(model_file))
     for wrong, words in (
         (curate(scores="nowhere"), "no scores in nowhere"),
         (curate(scores=None), "give either scores="),
@@ -788,15 +774,15 @@ def test_wrong_inputs_are_answered_in_words(
         (curate(least_side=320), r"nothing would be drawn of 36 images \(36 too small\)"),
     ):
         with pytest.raises(PixioError, match=words):
-            run_curate(wrong, silent)
+            run_curate(wrong)
     Path("scores/a/000.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="damaged or no Parquet file"):
-        run_curate(curate(), silent)
+        run_curate(curate())
 
 
 @needs_arrow
 def test_a_shard_that_cannot_be_read_does_not_cost_the_others(
-    shards: Path, model_file: Path, silent: Progress, monkeypatch: pytest.MonkeyPatch
+    shards: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = engines.score_shard
 
@@ -807,7 +793,7 @@ def test_a_shard_that_cannot_be_read_does_not_cost_the_others(
 
     monkeypatch.setattr(engines, "score_shard", failing)
     with pytest.raises(DataError, match=r"1 of 4 shards could not be scored, e\.g\. data/a/001\.tar"):
-        run_score(score(model_file), silent)
+        run_score(score(model_file))
     assert len(files("scores")) == 3
 
 
@@ -841,10 +827,8 @@ def test_the_guide_names_what_there_is() -> None:
     assert all(f"`{engine}`" in text for engine in engines.ENGINES)
 
 
-def test_without_the_extra_it_is_named(
-    shards: Path, model_file: Path, silent: Progress, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_extra_it_is_named(shards: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    for work in (lambda: run_score(score(model_file), silent), lambda: run_curate(curate(), silent)):
+    for work in (lambda: run_score(score(model_file)), lambda: run_curate(curate())):
         with pytest.raises(MissingExtra, match=r"pixio-robot\[curation\]"):
             work()

@@ -23,7 +23,6 @@ from pixio_robot.pretrain.probes.dense_data import DenseSet, Pair, open_dense, s
 from pixio_robot.pretrain.probes.dense_runs import baseline_rows, class_ious, confusion, dense_rows, interval, unit
 from pixio_robot.pretrain.probes.rows import read_rows
 from pixio_robot.pretrain_schemas import DenseSettings, Probe
-from pixio_robot.progress import Progress
 from pixio_robot.video import VideoWriter
 
 FAST = DenseSettings(train_images=64, test_images=16, epochs=12, batch=8, dpt_rate=1e-3)
@@ -231,7 +230,7 @@ def test_a_run_compares_encoders_and_repeats_itself_and_reuses_what_it_has(
         dense=DenseSettings(train_images=20, test_images=12, epochs=1),
         out=str(tmp_path / "run"),
     )
-    out, result = runs.run_probe(command, Progress.silent())
+    out, result = runs.run_probe(command)
     rows = read_rows(out / "probe.jsonl")
     measured = {(row.encoder, row.probe) for row in rows}
     assert measured == {(name, probe) for name in names for probe in command.probes} | {
@@ -262,7 +261,7 @@ def test_a_run_compares_encoders_and_repeats_itself_and_reuses_what_it_has(
         return dense_rows(backbone, probe, *more)
 
     monkeypatch.setattr(runs, "dense_rows", counted)
-    _, again = runs.run_probe(command, Progress.silent())
+    _, again = runs.run_probe(command)
     assert trained == [lost] and again == result
 
 
@@ -281,5 +280,5 @@ def test_what_has_no_depth_is_refused_before_anything_is_written(tmp_path: Path)
         (dict(held_out=0.7), BadInput, "share up to 0.5 or a whole number up to 30"),
     ):
         with pytest.raises(error, match=message):
-            runs.run_probe(Probe(**(good | wrong)), Progress.silent())
+            runs.run_probe(Probe(**(good | wrong)))
     assert not (tmp_path / "run").exists()

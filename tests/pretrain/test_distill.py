@@ -25,10 +25,7 @@ from pixio_robot.pretrain.loader import Batch
 from pixio_robot.pretrain.runs import run_pretrain
 from pixio_robot.pretrain.students import matching_loss, on_grid
 from pixio_robot.pretrain_schemas import Distill, Pretrain
-from pixio_robot.progress import Progress
 from pixio_robot.training.guard import Guard
-
-SILENT = Progress.silent()
 
 
 @pytest.fixture
@@ -152,7 +149,7 @@ def test_a_grid_is_resampled_in_place() -> None:
 
 def test_students_of_other_widths_depths_and_grids_learn_at_once(teacher: str) -> None:
     students = {"a": {"size": "32x2x2"}, "b": {"size": "16x1x2", "patch": 16, "image_size": 64}}
-    out, result = run_distill(small(teacher, students=students), SILENT)
+    out, result = run_distill(small(teacher, students=students))
     for name in students:
         encoder = load_encoder(out / f"{name}.safetensors")
         assert encoder.weights == "trained" and encoder.token_shape.cls == 8
@@ -168,8 +165,8 @@ def test_students_of_other_widths_depths_and_grids_learn_at_once(teacher: str) -
 def test_a_student_beside_another_of_its_size_equals_one_alone(teacher: str) -> None:
     """The same crops, its own gradients, its own clipping."""
     changes: dict[str, Any] = {"clip": 0.01, "steps": 4}
-    run_distill(small(teacher, students={"a": {"size": "32x2x2"}, "b": {"size": "16x1x2"}}, **changes), SILENT)
-    run_distill(small(teacher, students={"a": {"size": "32x2x2"}}, out="alone", **changes), SILENT)
+    run_distill(small(teacher, students={"a": {"size": "32x2x2"}, "b": {"size": "16x1x2"}}, **changes))
+    run_distill(small(teacher, students={"a": {"size": "32x2x2"}}, out="alone", **changes))
     assert difference("run/a.safetensors", "alone/a.safetensors") < 1e-6
 
 
@@ -184,14 +181,14 @@ def test_the_teacher_stays_as_it_is(teacher: str) -> None:
 
 
 def test_distillation_brings_a_student_near(teacher: str) -> None:
-    _, result = run_distill(small(teacher, steps=60, lr=3e-3, valid_every=60, save_every=60, log_every=20), SILENT)
+    _, result = run_distill(small(teacher, steps=60, lr=3e-3, valid_every=60, save_every=60, log_every=20))
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert rows[0]["valid/loss"] > 0.5 and result.trained.numbers["valid/loss"] < 0.4
 
 
 def test_a_stopped_run_ends_on_the_same_weights(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     students = {"a": {"size": "32x2x2", "drop_path": 0.3}, "b": {"size": "16x1x2", "mask_ratio": 0.5, "mask_block": 2}}
-    run_distill(small(teacher, students=students, micro_batch=4), SILENT)
+    run_distill(small(teacher, students=students, micro_batch=4))
     original = Guard.step
 
     def stopping_step(self: Guard, norm: Tensor, step: int) -> Tensor:
@@ -201,15 +198,15 @@ def test_a_stopped_run_ends_on_the_same_weights(teacher: str, monkeypatch: pytes
 
     monkeypatch.setattr(train.Guard, "step", stopping_step)
     with pytest.raises(Stopped):
-        run_distill(small(teacher, students=students, micro_batch=4, out="stopped"), SILENT)
+        run_distill(small(teacher, students=students, micro_batch=4, out="stopped"))
     monkeypatch.setattr(train.Guard, "step", original)
-    run_distill(small(teacher, students=students, micro_batch=4, out="stopped"), SILENT)
+    run_distill(small(teacher, students=students, micro_batch=4, out="stopped"))
     for name in students:
         assert difference(f"run/{name}.safetensors", f"stopped/{name}.safetensors") == 0
 
 
 def test_a_run_that_died_goes_on_from_its_checkpoint(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_distill(small(teacher), SILENT)
+    run_distill(small(teacher))
     original = Guard.step
 
     def dying_step(self: Guard, norm: Tensor, step: int) -> Tensor:
@@ -219,10 +216,10 @@ def test_a_run_that_died_goes_on_from_its_checkpoint(teacher: str, monkeypatch: 
 
     monkeypatch.setattr(train.Guard, "step", dying_step)
     with pytest.raises(RuntimeError, match="power cut"):
-        run_distill(small(teacher, out="died", save_every=2), SILENT)
+        run_distill(small(teacher, out="died", save_every=2))
     monkeypatch.setattr(train.Guard, "step", original)
     assert list(Path("died/checkpoints").glob("step-*")) and not Path("died/result.json").exists()
-    run_distill(small(teacher, out="died", save_every=2), SILENT)
+    run_distill(small(teacher, out="died", save_every=2))
     assert difference("run/a.safetensors", "died/a.safetensors") == 0
 
 
@@ -316,7 +313,7 @@ def test_a_student_starts_from_a_run_of_pretrain(teacher: str) -> None:
         mask_block=2,
         out="first",
     )
-    run_pretrain(settings, SILENT)
+    run_pretrain(settings)
     command = small(teacher, students={"a": {"size": "48x2x2", "start": "first", "patch": 16, "image_size": 32}})
     plans = student_plans(command, load_encoder(teacher))
     student = initialised(command, plans, 48).students["a"].encoder.state_dict()  # type: ignore[union-attr]
@@ -329,30 +326,30 @@ def test_a_student_starts_from_a_run_of_pretrain(teacher: str) -> None:
 
 def test_first_weights_of_another_network_are_refused(teacher: str) -> None:
     with pytest.raises(CheckpointError, match="depth 2, not 1"):
-        run_distill(small(teacher, students={"a": {"size": "48x1x2", "start": teacher}}), SILENT)
+        run_distill(small(teacher, students={"a": {"size": "48x1x2", "start": teacher}}))
 
 
 def test_a_run_does_not_go_on_from_other_first_weights(teacher: str, tmp_path: Path) -> None:
     start = tmp_path / "start.safetensors"
     shutil.copy(teacher, start)
     command = small(teacher, students={"a": {"size": "48x2x2", "start": str(start)}}, steps=4)
-    run_distill(command, SILENT)
+    run_distill(command)
     save_encoder(PixioEncoder(dim=48, depth=2, heads=2, patch=8, image_size=32), start)
     with pytest.raises(PixioError, match="run"):
-        run_distill(command, SILENT)
+        run_distill(command)
 
 
 def test_widths_must_be_equal_without_projection(teacher: str) -> None:
     with pytest.raises(BadInput, match="equal widths"):
-        run_distill(small(teacher, projection="none"), SILENT)
+        run_distill(small(teacher, projection="none"))
 
 
 def test_another_teacher_is_refused(teacher: str, tmp_path: Path) -> None:
-    run_distill(small(teacher, steps=4), SILENT)
+    run_distill(small(teacher, steps=4))
     encoder = PixioEncoder(dim=48, depth=2, heads=2, patch=8, image_size=32)
     save_encoder(encoder, tmp_path / "other.safetensors")
     with pytest.raises(PixioError, match="run"):
-        run_distill(small(str(tmp_path / "other.safetensors"), steps=4), SILENT)
+        run_distill(small(str(tmp_path / "other.safetensors"), steps=4))
 
 
 def test_a_baseline_teaches_too(tmp_path: Path) -> None:
@@ -369,7 +366,7 @@ def test_a_baseline_teaches_too(tmp_path: Path) -> None:
     command = small(
         f"hf:{tmp_path / 'dino'}", students={"a": {"size": "16x1x2", "patch": 16, "image_size": 64}}, steps=12, lr=3e-3
     )
-    out, result = run_distill(command, SILENT)
+    out, result = run_distill(command)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert result.trained.numbers["valid/loss"] < rows[0]["valid/loss"]
     assert load_encoder(out / "a.safetensors").token_shape.grid == (4, 4)

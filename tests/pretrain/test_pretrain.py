@@ -26,7 +26,6 @@ from pixio_robot.pretrain.networks import load_autoencoder, new_autoencoder
 from pixio_robot.pretrain.probes.knn import knn_accuracy
 from pixio_robot.pretrain.runs import check_settings, run_plan, run_pretrain
 from pixio_robot.pretrain_schemas import Pretrain
-from pixio_robot.progress import Progress
 from pixio_robot.training.distributed import World, micro_batches
 from pixio_robot.training.guard import Guard
 from pixio_robot.training.optim import lr_at, new_optimizer, peak_lr
@@ -75,13 +74,8 @@ def rows(out: Path | str) -> list[dict[str, float]]:
     return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture
-def silent() -> Progress:
-    return Progress.silent()
-
-
-def test_a_run_leaves_what_a_user_needs(silent: Progress) -> None:
-    out, _ = run_pretrain(small(out="run"), silent)
+def test_a_run_leaves_what_a_user_needs() -> None:
+    out, _ = run_pretrain(small(out="run"))
     encoder = load_encoder(out / "encoder.safetensors")
     assert encoder.token_shape.cls == 8 and encoder.weights == "trained" and encoder.preprocessing.size == (64, 64)
     whole = load_autoencoder(out)
@@ -97,19 +91,17 @@ def test_a_run_leaves_what_a_user_needs(silent: Progress) -> None:
     assert not (out / "unreadable.jsonl").exists() and list((out / "tensorboard").rglob("events*"))
 
 
-def test_the_seed_decides_everything(silent: Progress) -> None:
+def test_the_seed_decides_everything() -> None:
     for name, changes in (("one", {}), ("two", {}), ("other", {"seed": 1})):
-        run_pretrain(small(out=name, drop_path=0.3, **changes), silent)
+        run_pretrain(small(out=name, drop_path=0.3, **changes))
     assert difference("one", "two") == 0 < difference("one", "other")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_that_was_stopped_ends_on_the_same_weights(
-    workers: int, silent: Progress, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_stopped_ends_on_the_same_weights(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropped paths, accumulation, workers and an epoch's end among them."""
     settings = small(drop_path=0.3, micro_batch=4, workers=workers, steps=10)
-    run_pretrain(replace(settings, out="whole"), silent)
+    run_pretrain(replace(settings, out="whole"))
     original = train.Guard.step
     calls = []
 
@@ -121,25 +113,25 @@ def test_a_run_that_was_stopped_ends_on_the_same_weights(
 
     monkeypatch.setattr(train.Guard, "step", stopping_step)
     with pytest.raises(Stopped, match="SIGTERM after step 6 of 10"):
-        run_pretrain(replace(settings, out="parts"), silent)
+        run_pretrain(replace(settings, out="parts"))
     monkeypatch.setattr(train.Guard, "step", original)
     assert "step-00000006" in {path.name for path in Path("parts/checkpoints").iterdir()}
-    run_pretrain(replace(settings, out="parts"), silent)
+    run_pretrain(replace(settings, out="parts"))
     assert difference("whole", "parts") == 0
     assert [row["step"] for row in rows("parts")] == [row["step"] for row in rows("whole")]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_settings_that_say_how_fast_change_nothing(silent: Progress) -> None:
-    run_pretrain(small(out="one"), silent)
-    run_pretrain(small(out="two", recompute="all", workers=2, log_every=3, keep_last=1), silent)
+def test_settings_that_say_how_fast_change_nothing() -> None:
+    run_pretrain(small(out="one"))
+    run_pretrain(small(out="two", recompute="all", workers=2, log_every=3, keep_last=1))
     assert difference("one", "two") == 0
-    run_pretrain(small(out="three", micro_batch=2), silent)
+    run_pretrain(small(out="three", micro_batch=2))
     assert difference("one", "three") < 5e-5
 
 
-def test_a_run_begins_with_given_weights_at_another_size(silent: Progress) -> None:
-    first, _ = run_pretrain(small(steps=40, out="first"), silent)
+def test_a_run_begins_with_given_weights_at_another_size() -> None:
+    first, _ = run_pretrain(small(steps=40, out="first"))
     begun = new_autoencoder(small(start=str(first), image_size=128, patch=8))
     source = load_autoencoder(first)
     kept = {name for name in source.state_dict() if not name.endswith("pos_embed")}
@@ -149,8 +141,8 @@ def test_a_run_begins_with_given_weights_at_another_size(silent: Progress) -> No
     assert torch.nn.functional.cosine_similarity(again, source.encoder.pos_embed, dim=-1).mean() > 0.9
 
 
-def test_a_run_begins_with_given_weights_at_another_patch(silent: Progress) -> None:
-    first, _ = run_pretrain(small(steps=40, out="first"), silent)
+def test_a_run_begins_with_given_weights_at_another_patch() -> None:
+    first, _ = run_pretrain(small(steps=40, out="first"))
     source, begun = load_autoencoder(first), new_autoencoder(small(start=str(first), image_size=128, patch=16))
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     larger = torch.nn.functional.interpolate(pixels, scale_factor=2, mode="bilinear")
@@ -171,44 +163,44 @@ def test_a_run_begins_with_given_weights_at_another_patch(silent: Progress) -> N
     assert torch.allclose(large_patch, wanted.permute(0, 2, 3, 1), atol=1e-4)
 
 
-def test_given_weights_shorten_the_way(silent: Progress) -> None:
-    first, _ = run_pretrain(small(steps=120, lr=3e-3, out="first"), silent)
+def test_given_weights_shorten_the_way() -> None:
+    first, _ = run_pretrain(small(steps=120, lr=3e-3, out="first"))
     losses = {}
     for name, start in (("fresh", None), ("whole", str(first)), ("encoder", f"{first}/encoder.safetensors")):
-        out, _ = run_pretrain(small(start=start, out=name), silent)
+        out, _ = run_pretrain(small(start=start, out=name))
         losses[name] = next(row["valid/loss"] for row in rows(out) if row["step"] == 0)
     assert losses["whole"] < 0.95 * losses["fresh"] and losses["whole"] < losses["encoder"]
 
 
-def test_weights_that_do_not_fit_are_refused(silent: Progress) -> None:
-    first, _ = run_pretrain(small(steps=2, out="first"), silent)
+def test_weights_that_do_not_fit_are_refused() -> None:
+    first, _ = run_pretrain(small(steps=2, out="first"))
     with pytest.raises(CheckpointError, match="dim 32, not 64"):
-        run_pretrain(small(start=str(first), encoder="64x2x2"), silent)
+        run_pretrain(small(start=str(first), encoder="64x2x2"))
     with pytest.raises(CheckpointError, match="no file"):
-        run_pretrain(small(start="nowhere/autoencoder.safetensors"), silent)
-    run_pretrain(small(start=str(first), out="second"), silent)
-    run_pretrain(small(steps=3, seed=1, out="other"), silent)
+        run_pretrain(small(start="nowhere/autoencoder.safetensors"))
+    run_pretrain(small(start=str(first), out="second"))
+    run_pretrain(small(steps=3, seed=1, out="other"))
     with pytest.raises(DataError, match="other"):
-        run_pretrain(small(start="other", out="second"), silent)
+        run_pretrain(small(start="other", out="second"))
 
 
-def test_a_finished_run_is_reused(silent: Progress) -> None:
-    _, first = run_pretrain(small(out="run"), silent)
+def test_a_finished_run_is_reused() -> None:
+    _, first = run_pretrain(small(out="run"))
     before = Path("run", "encoder.safetensors").stat().st_mtime_ns
-    _, again = run_pretrain(small(out="run"), silent)
+    _, again = run_pretrain(small(out="run"))
     assert Path("run", "encoder.safetensors").stat().st_mtime_ns == before
     assert again.numbers["valid/loss"] == first.numbers["valid/loss"]
 
 
-def test_a_run_killed_before_its_report_gets_one(silent: Progress) -> None:
-    run_pretrain(small(out="run"), silent)
+def test_a_run_killed_before_its_report_gets_one() -> None:
+    run_pretrain(small(out="run"))
     for name in ("report.html", "result.json"):
         (Path("run") / name).unlink()
-    run_pretrain(small(out="run"), silent)
+    run_pretrain(small(out="run"))
     assert "Held-out loss" in Path("run/report.html").read_text()
 
 
-def test_a_checkpoint_that_gets_no_name_ends_the_run(silent: Progress, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_gets_no_name_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     original = os.replace
 
     def refuse(old: Path, new: Path) -> None:
@@ -218,25 +210,25 @@ def test_a_checkpoint_that_gets_no_name_ends_the_run(silent: Progress, monkeypat
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(CheckpointError, match=r"could not be given its name.*input/output error"):
-        run_pretrain(small(out="run"), silent)
+        run_pretrain(small(out="run"))
 
 
-def test_checkpoints_are_thinned(silent: Progress) -> None:
-    run_pretrain(small(out="run", save_every=1, keep_last=2, keep_every=3), silent)
+def test_checkpoints_are_thinned() -> None:
+    run_pretrain(small(out="run", save_every=1, keep_last=2, keep_every=3))
     kept = sorted(int(path.name[5:]) for path in Path("run/checkpoints").iterdir())
     assert kept == [3, 6, 7, 8]
 
 
-def test_other_settings_are_refused_by_name(silent: Progress, capsys: pytest.CaptureFixture[str]) -> None:
-    run_pretrain(small(out="run"), silent)
+def test_other_settings_are_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    run_pretrain(small(out="run"))
     with pytest.raises(DataError, match="encoder '32x2x2' instead of '64x2x2'"):
-        run_pretrain(small(out="run", encoder="64x2x2"), silent)
+        run_pretrain(small(out="run", encoder="64x2x2"))
     words = ["pretrain", "images=procedural:64", "lr=0.001", "out=run", *WORDS, "mask_ratio=0.5"]
     assert run(words) == 1
     assert "mask_ratio 0.75 instead of 0.5" in capsys.readouterr().err
 
 
-def test_other_images_are_refused(silent: Progress, tmp_path: Path) -> None:
+def test_other_images_are_refused(tmp_path: Path) -> None:
     import cv2
 
     def write(name: str) -> None:
@@ -245,29 +237,29 @@ def test_other_images_are_refused(silent: Progress, tmp_path: Path) -> None:
 
     for number in range(20):
         write(f"{number}.png")
-    run_pretrain(small(out="run", images="photos", held_out=4), silent)
+    run_pretrain(small(out="run", images="photos", held_out=4))
     write("more.png")
     with pytest.raises(DataError, match="files that it reads have changed"):
-        run_pretrain(small(out="run", images="photos", held_out=4), silent)
+        run_pretrain(small(out="run", images="photos", held_out=4))
 
 
-def test_a_damaged_checkpoint_is_named(silent: Progress) -> None:
-    run_pretrain(small(out="run", steps=6), silent)
+def test_a_damaged_checkpoint_is_named() -> None:
+    run_pretrain(small(out="run", steps=6))
     last = Path("run/checkpoints/step-00000006")
     for file in last.glob("*.distcp"):
         file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="step-00000006 cannot be read"):
-        run_pretrain(small(out="run", steps=6), silent)
+        run_pretrain(small(out="run", steps=6))
 
 
-def test_what_a_killed_write_left_is_cleared_away(silent: Progress) -> None:
+def test_what_a_killed_write_left_is_cleared_away() -> None:
     left = Path("run/checkpoints/.step-00000004")
     left.mkdir(parents=True)
-    run_pretrain(small(out="run"), silent)
+    run_pretrain(small(out="run"))
     assert not left.exists() and Path("run/checkpoints/step-00000004/state.json").is_file()
 
 
-def test_unreadable_images_are_counted_and_listed(silent: Progress, tmp_path: Path) -> None:
+def test_unreadable_images_are_counted_and_listed(tmp_path: Path) -> None:
     import cv2
 
     folder = tmp_path / "photos"
@@ -275,7 +267,7 @@ def test_unreadable_images_are_counted_and_listed(silent: Progress, tmp_path: Pa
     for number in range(24):
         cv2.imwrite(str(folder / f"{number:02d}.png"), np.full((80, 80, 3), 10 * number, np.uint8))
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
-    _, result = run_pretrain(small(out="run", images=str(folder), steps=12, held_out=2), silent)
+    _, result = run_pretrain(small(out="run", images=str(folder), steps=12, held_out=2))
     listed = [json.loads(line) for line in Path("run/unreadable.jsonl").read_text().splitlines()]
     assert [Path(each["name"]).name for each in listed] == ["broken.jpg"]
     assert result.numbers["data/unreadable_images"] == 1
@@ -290,19 +282,19 @@ class Poisoned(train.Guard):
         return super().step(torch.where(torch.tensor(step in self.bad), torch.nan, norm), step)
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_counted(silent: Progress, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_is_not_finite_is_skipped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "Guard", Poisoned)
     monkeypatch.setattr(Poisoned, "bad", (2, 5))
-    out, result = run_pretrain(small(out="run"), silent)
+    out, result = run_pretrain(small(out="run"))
     assert result.position.skipped == 2 and rows(out)[-2]["data/skipped_steps"] == 2
     assert all(bool(torch.isfinite(each).all()) for each in weights(out).values())
 
 
-def test_several_in_a_row_end_the_run_and_keep_the_images(silent: Progress, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_in_a_row_end_the_run_and_keep_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "Guard", Poisoned)
     monkeypatch.setattr(Poisoned, "bad", (4, 5, 6, 7))
     with pytest.raises(DataError, match=r"4 steps in a row were not finite, from step 4 on.*clip"):
-        run_pretrain(small(out="run"), silent)
+        run_pretrain(small(out="run"))
     kept = load_file("run/nonfinite-step-00000004-rank-0.safetensors")
     assert kept["images"].shape == (8, 64, 64, 3)
     assert list(Path("run/checkpoints").iterdir()) == [Path("run/checkpoints/step-00000004")]
@@ -442,7 +434,7 @@ def test_statistics_of_tokens() -> None:
 
 
 @pytest.mark.slow
-def test_256_samples_are_learned(silent: Progress) -> None:
+def test_256_samples_are_learned() -> None:
     """Within 150 steps the loss falls below 0.75; guessing each patch's mean would leave it at 1."""
     settings = small(
         images="procedural:256",
@@ -460,7 +452,7 @@ def test_256_samples_are_learned(silent: Progress) -> None:
         save_every=150,
         out="run",
     )
-    _, result = run_pretrain(settings, silent)
+    _, result = run_pretrain(settings)
     assert result.numbers["train/loss"] < 0.75
 
 
@@ -481,9 +473,9 @@ def launch(out: str, *words: str, restarts: int = 0, wait: bool = True) -> "subp
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp", pytest.param("hsdp", marks=pytest.mark.slow)])
-def test_two_processes_learn_what_one_does(parallel: str, silent: Progress) -> None:
+def test_two_processes_learn_what_one_does(parallel: str) -> None:
     """With gradients summed over two passes before they are exchanged, an odd held-out count, and `cls_only`."""
-    out, _ = run_pretrain(small(out="one", held_out=7, cls_only=0.5), silent)
+    out, _ = run_pretrain(small(out="one", held_out=7, cls_only=0.5))
     launch("two", f"parallel={parallel}", "micro_batch=2", "held_out=7", "cls_only=0.5")
     assert difference("one", "two") < 5e-5
     ours, theirs = ([row["train/loss"] for row in rows(each) if "train/loss" in row] for each in (out, "two"))
@@ -492,13 +484,13 @@ def test_two_processes_learn_what_one_does(parallel: str, silent: Progress) -> N
     import shutil
 
     shutil.rmtree("two/checkpoints/step-00000008")
-    run_pretrain(small(out="two", parallel=parallel, held_out=7, cls_only=0.5), silent)
+    run_pretrain(small(out="two", parallel=parallel, held_out=7, cls_only=0.5))
     assert difference("one", "two") < 5e-5
 
 
 @pytest.mark.slow
-def test_a_run_outlives_the_death_of_a_process(silent: Progress) -> None:
-    run_pretrain(small(out="one", steps=40), silent)
+def test_a_run_outlives_the_death_of_a_process() -> None:
+    run_pretrain(small(out="one", steps=40))
     process = launch("two", "steps=40", restarts=2, wait=False)
     deadline = time.monotonic() + 60
     while not Path("two/checkpoints/step-00000008").is_dir() and time.monotonic() < deadline:

@@ -23,7 +23,6 @@ from pixio_robot.pretrain.probes.labelled import Part, open_labelled
 from pixio_robot.pretrain.probes.linear import linear_probe
 from pixio_robot.pretrain.probes.rows import read_rows
 from pixio_robot.pretrain_schemas import Probe
-from pixio_robot.progress import Progress
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
@@ -106,9 +105,7 @@ def test_one_pass_reads_what_the_encoder_gives_and_passes_damaged_images_over(tm
     command = Probe(encoder="tiny", images=str(folder), test=str(folder))
     part = open_labelled(command).training
     backbone = _backbone()
-    features = encode(
-        backbone, part, layers=True, device=torch.device("cpu"), precision="fp32", progress=Progress.silent()
-    )
+    features = encode(backbone, part, layers=True, device=torch.device("cpu"), precision="fp32")
     names = ["/".join(Path(part.images.name(index)).parts[-2:]) for index in part.indices.tolist()]
     assert [name for name, kept in zip(names, features.kept.tolist(), strict=True) if not kept] == ["red/01.png"]
     assert features.cls.shape == (8, 4, 32) and features.layers.shape == (8, 3, 32) and len(features.labels) == 8
@@ -125,7 +122,7 @@ def test_a_run_finds_colours_and_repeats_itself_and_reuses_what_it_has(
 ) -> None:
     folder = _paint(tmp_path / "data")
     command = Probe(encoder=encoders, images=str(folder), held_out=0.25, layers="all")
-    out, result = runs.run_probe(command, Progress.silent())
+    out, result = runs.run_probe(command)
     rows = read_rows(out / "probe.jsonl")
     assert {(row.encoder, row.probe) for row in rows} == {
         (name, probe) for name in [*encoders, "pixels"] for probe in ("knn", "linear")
@@ -135,7 +132,7 @@ def test_a_run_finds_colours_and_repeats_itself_and_reuses_what_it_has(
     assert len(result["tables"]["Paired comparisons"]) == 6 and result["tables"]["Headlines"][0]["weights"] == "random"
     assert (out / "figure.png").stat().st_size > 10_000 and "Paired comparisons" in (out / "report.html").read_text()
 
-    again, _ = runs.run_probe(Probe(**(vars(command) | {"out": "elsewhere"})), Progress.silent())
+    again, _ = runs.run_probe(Probe(**(vars(command) | {"out": "elsewhere"})))
     assert (again / "probe.jsonl").read_bytes() == (out / "probe.jsonl").read_bytes()
 
     lines = (out / "probe.jsonl").read_text().splitlines(keepends=True)
@@ -149,7 +146,7 @@ def test_a_run_finds_colours_and_repeats_itself_and_reuses_what_it_has(
             return function(subject, *more)
 
         monkeypatch.setitem(runs.PROBES, probe, counted)
-    runs.run_probe(command, Progress.silent())
+    runs.run_probe(command)
     assert measured == [(encoders[1], "linear")] and read_rows(out / "probe.jsonl") == rows
 
 
@@ -209,7 +206,7 @@ def test_what_cannot_be_probed_is_refused_in_one_message(tmp_path: Path, encoder
         (dict(test=None, held_out=0.9), BadInput, "share up to 0.5 or a whole number up to 2"),
     ):
         with pytest.raises(error, match=message):
-            runs.run_probe(Probe(**(good | wrong)), Progress.silent())
+            runs.run_probe(Probe(**(good | wrong)))
 
 
 def test_a_linear_probe_separates_what_is_separable_and_guesses_on_noise() -> None:

@@ -20,7 +20,6 @@ from pixio_robot.deploy.runtime.bundle import Card, Port
 from pixio_robot.envs.registry import EnvRequest, installed
 from pixio_robot.errors import BadInput, DataError, EmergencyStopped, EndOfStream, RemoteError, RobotError
 from pixio_robot.metrics import read_episodes
-from pixio_robot.progress import Progress
 from pixio_robot.robot_schemas import Run
 from pixio_robot.robots.clock import Metronome
 from pixio_robot.robots.emergency import EmergencyStop
@@ -85,7 +84,7 @@ class Reacher:
 def _run(out: Path, policy: Any = None, card: Card = CARD, **settings: Any) -> RunReport:
     known: dict[str, Any] = dict(robot="task:toy/reach@top", bundle="reacher", time="stepped", steps=30, out=str(out))
     known |= dict(estop=str(out / "estop.json"), depth_sensor="exact")
-    return run_robot(Run(**{**known, **settings}), card, policy or Reacher(), "policy", Progress.silent())
+    return run_robot(Run(**{**known, **settings}), card, policy or Reacher(), "policy")
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from pixio_robot.cameras.frame import Frame, rgbd_frame
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.deploy.runtime.bundle import Card, Port
 from pixio_robot.errors import BadInput, DataError, RobotError
-from pixio_robot.progress import Progress
 from pixio_robot.robot_schemas import Run
 from pixio_robot.robots.clock import Metronome, WallClock
 from pixio_robot.robots.emergency import EmergencyStop
@@ -214,7 +213,7 @@ def test_what_an_arm_did_teaches_the_next_policy(arm: _Arm, tmp_path: Path, monk
     command = Run(
         robot=f"ros:{_file(tmp_path, rate=10)}", camera="webcam", bundle="b", steps=10, out="out", depth=False
     )
-    report = run_robot(command, card, _Reaching(), "policy", Progress.silent())
+    report = run_robot(command, card, _Reaching(), "policy")
     assert report.endings == {"end": 1} and report.demos is not None
     _until(lambda: np.allclose(arm.positions, [0.0, 1.0], atol=1e-6))
     demos = DemoSet(report.demos)

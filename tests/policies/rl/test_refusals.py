@@ -15,7 +15,6 @@ from pixio_robot.errors import BadInput, CheckpointError, DataError, UnknownName
 from pixio_robot.policies.rl.replay import require_memory
 from pixio_robot.policies.rl.run import run_train_rl
 from pixio_robot.policies.rl.task_vec_env import TaskVecEnv
-from pixio_robot.progress import Progress
 from pixio_robot.schemas import AlgorithmSettings, EmbeddingSettings
 
 
@@ -44,7 +43,7 @@ def test_impossible_settings_are_refused(
     changes: dict[str, Any], error: type[Exception], message: str, tmp_path: Path, world: Any
 ) -> None:
     with pytest.raises(error, match=message):
-        run_train_rl(world.command(tmp_path / "rl", **changes), Progress.silent())
+        run_train_rl(world.command(tmp_path / "rl", **changes))
     assert not (tmp_path / "rl").exists(), "nothing is left behind"
 
 
@@ -57,7 +56,7 @@ def test_a_buffer_s_size_is_said() -> None:
 
 def test_another_encoder_is_refused_with_both_hashes(tmp_path: Path, small_file: Path, world: Any) -> None:
     command = world.command(tmp_path / "rl", obs="tokens", encoder=str(small_file), steps=96, episodes=1)
-    run_train_rl(command, Progress.silent())
+    run_train_rl(command)
     mine = load_encoder(str(small_file)).fingerprint()
     other = tmp_path / "other.safetensors"
     from pixio_robot.encoders.load import save_encoder
@@ -70,7 +69,7 @@ def test_another_encoder_is_refused_with_both_hashes(tmp_path: Path, small_file:
     last = str(tmp_path / "rl/checkpoints/sac/last.safetensors")
     for changed in (replace(command, encoder=str(other)), replace(command, encoder=str(other), init=last, out="x")):
         with pytest.raises(CheckpointError) as caught:
-            run_train_rl(changed, Progress.silent())
+            run_train_rl(changed)
         assert mine in str(caught.value) and theirs in str(caught.value)
 
 
@@ -97,7 +96,7 @@ def test_numbers_that_are_not_finite_stop_the_run_with_the_step(
         )
     command = world.command(tmp_path / "rl", eval_every=10_000)
     with pytest.raises(DataError, match=rf"{what} is not finite in environment .* after \d+ environment steps"):
-        run_train_rl(command, Progress.silent())
+        run_train_rl(command)
     failure = json.loads((tmp_path / "rl/failure.json").read_text())
     assert 96 < failure["step"] < 240 and "not finite" in failure["error"]
     assert (tmp_path / "rl/checkpoints/sac/state-000000096").is_dir()

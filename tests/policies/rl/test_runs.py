@@ -22,7 +22,6 @@ from pixio_robot.policies.collect import collect
 from pixio_robot.policies.rl.run import run_train_rl
 from pixio_robot.policies.runs import run_evaluate
 from pixio_robot.policies.visuomotor import load_policy
-from pixio_robot.progress import Progress
 from pixio_robot.schemas import Evaluate
 
 
@@ -50,15 +49,15 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     if obs == "tokens":
         request.getfixturevalue("no_evaluation")
     changes = dict(obs=obs, encoder=str(small_file), algorithm=world.settings(name, buffer=100, warmup=40))
-    run_train_rl(world.command(tmp_path / "whole", name, **changes), Progress.silent())
+    run_train_rl(world.command(tmp_path / "whole", name, **changes))
     asked = iter([False] * 4 + [True] * 10)
     monkeypatch.setattr(Stopping, "asked", property(lambda self: next(asked)))
     with pytest.raises(Stopped, match="the same command goes on"):
-        run_train_rl(world.command(tmp_path / "cut", name, **changes), Progress.silent())
+        run_train_rl(world.command(tmp_path / "cut", name, **changes))
     monkeypatch.setattr(Stopping, "asked", property(lambda self: False))
     state = train.latest_state(tmp_path / "cut/checkpoints" / name)
     assert state is not None and 96 < int(state.name[6:]) < 240
-    run_train_rl(world.command(tmp_path / "cut", name, **changes), Progress.silent())
+    run_train_rl(world.command(tmp_path / "cut", name, **changes))
     assert _rows(tmp_path / "whole") == _rows(tmp_path / "cut")
     for which in ("last", "best"):
         assert _same_weights(*(tmp_path / run / f"checkpoints/{name}/{which}.safetensors" for run in ("whole", "cut")))
@@ -68,7 +67,7 @@ def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path: Path, no_evaluation: 
     for out, steps in (("whole", 240), ("parts", 144), ("parts", 240)):
         settings = world.settings("td3", noise=0.1)
         command = world.command(tmp_path / out, "td3", algorithm=settings, steps=steps, eval_every=480)
-        run_train_rl(command, Progress.silent())
+        run_train_rl(command)
     assert _same_weights(*(tmp_path / run / "checkpoints/td3/last.safetensors" for run in ("whole", "parts")))
 
 
@@ -76,15 +75,13 @@ def test_its_checkpoint_is_one_for_evaluate_and_for_experts(tmp_path: Path, worl
     torch.manual_seed(3)
     np.random.seed(3)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[union-attr]
-    out, last, evaluation = run_train_rl(world.command(tmp_path / "rl"), Progress.silent())
+    out, last, evaluation = run_train_rl(world.command(tmp_path / "rl"))
     assert torch.equal(before[0], torch.get_rng_state()) and np.array_equal(before[1], np.random.get_state()[1])  # type: ignore[arg-type]
-    again = run_evaluate(
-        Evaluate(checkpoint=str(last), episodes=2, envs=1, out=str(tmp_path / "eval")), Progress.silent()
-    )[1]
+    again = run_evaluate(Evaluate(checkpoint=str(last), episodes=2, envs=1, out=str(tmp_path / "eval")))[1]
     kept = [{**asdict(row), "wall_s": 0} for row in evaluation.rows]
     assert kept == [{**asdict(row), "wall_s": 0} for row in again.rows] and kept[0]["policy"] == "sac"
     with pytest.raises(DataError, match="start where training episodes start"):
-        run_evaluate(Evaluate(checkpoint=str(last), episodes=2, first_seed=10_000_001), Progress.silent())
+        run_evaluate(Evaluate(checkpoint=str(last), episodes=2, first_seed=10_000_001))
     assert (out / "report.html").is_file() and (out / "tensorboard/sac").is_dir()
     loaded = load_policy(last)
     states = world.actions(0, (20, 6))
@@ -106,7 +103,7 @@ def test_its_policy_is_exported_like_a_cloned_one(tmp_path: Path, small_file: Pa
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     command = world.command(tmp_path / "rl", obs="tokens", encoder=str(small_file), steps=96, episodes=1)
-    _, last, _ = run_train_rl(replace(command, eval_every=1000), Progress.silent())
+    _, last, _ = run_train_rl(replace(command, eval_every=1000))
     words = [f"checkpoint={last}", "gate=false", "threads=1", f"out={tmp_path / 'bundle'}"]
     assert cli.run(["export", *words]) == 0
     runtime, eager = Runtime.load(tmp_path / "bundle", threads=1), EagerPolicy.load(last)
@@ -123,12 +120,10 @@ def test_its_policy_is_exported_like_a_cloned_one(tmp_path: Path, small_file: Pa
 def test_a_learned_encoder_is_named_by_its_policy(tmp_path: Path, small_file: Path, world: Any) -> None:
     command = world.command(tmp_path / "rl", obs="tokens", encoder=str(small_file), finetune=True, steps=48, episodes=1)
     command = replace(command, algorithm=world.settings("sac", batch=4), eval_every=1000, eval_episodes=1)
-    _, last, evaluation = run_train_rl(command, Progress.silent())
+    _, last, evaluation = run_train_rl(command)
     loaded = load_policy(last)
     assert loaded.encoder is not None and loaded.encoder.fingerprint != load_encoder(str(small_file)).fingerprint()
-    again = run_evaluate(Evaluate(checkpoint=str(last), episodes=1, envs=1, videos=False, out="e"), Progress.silent())[
-        1
-    ]
+    again = run_evaluate(Evaluate(checkpoint=str(last), episodes=1, envs=1, videos=False, out="e"))[1]
     assert again.rows[0].episode_return == pytest.approx(evaluation.rows[0].episode_return, abs=1e-6)
 
 
