@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 nice python benchmarks/depth_fusion.py --out runs/depth_fusion
 
 Two tasks, depth exact and as a D435 measures it, three training seeds, every policy on the same starts. Small on
-purpose: the bundled encoder on small pictures, one frame, few demonstrations and epochs. What is finished is not done
+purpose: the bundled encoder on small images, one frame, few demonstrations and epochs. What is finished is not done
 again; the tables, of what is there so far, are printed at the end and by ``--only-table``.
 """
 
@@ -21,7 +21,7 @@ from pixio_robot.pretrain.probes.runs import run_probe
 from pixio_robot.pretrain_schemas import DenseSettings, Probe
 from pixio_robot.schemas import Collect, EmbeddingSettings, Evaluate, PolicySettings, TrainBC
 
-SIDE = 128  # of the pictures, for the encoder too [px]
+SIDE = 128  # of the images, for the encoder too [px]
 SENSORS = ("exact", "d435")
 FUSIONS = {"(a) patches": "patches", "(b) late": "late", "(c) points": "points", "(d) channels": "channels"}
 PREDICTED = "(e) predicted, late"
@@ -69,7 +69,7 @@ def demonstrations(out: Path, plan: Plan, sensor: str) -> Path:
 
 
 def small_encoder(out: Path) -> Path:
-    """Write the bundled encoder for small pictures."""
+    """Write the bundled encoder for small images."""
     path = out / f"ti-{SIDE}.safetensors"
     if not path.is_file():
         backbone = load_encoder("pixio-robot-ti")

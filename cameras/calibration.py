@@ -54,7 +54,7 @@ class Board:
         return cv2.aruco.CharucoBoard((self.columns, self.rows), self.square, self.marker, dictionary)
 
     def draw(self, square: int) -> np.ndarray:
-        """Return the board as a grey picture with squares of so many pixels and a margin of one, uint8."""
+        """Return the board as a grey image with squares of so many pixels and a margin of one, uint8."""
         size = ((self.columns + 1) * square, (self.rows + 1) * square)
         return self.make().generateImage(size, marginSize=square // 2)
 
@@ -68,41 +68,41 @@ class Calibrated:
     view_errors: list[float]  # of each used view [px]
     used: list[int]  # numbers of the views in which the board was found
     board_to_camera: np.ndarray  # (V, 4, 4) of the used views [m]
-    covered: float  # share of the picture, in a grid of 8 x 8, that held a corner
+    covered: float  # share of the image, in a grid of 8 x 8, that held a corner
 
 
-def calibrate(pictures: Sequence[np.ndarray], board: Board, model: str = "opencv") -> Calibrated:
-    """Find intrinsics from pictures of the board.
+def calibrate(frames: Sequence[np.ndarray], board: Board, model: str = "opencv") -> Calibrated:
+    """Find intrinsics from frames of the board.
 
     Args:
-        pictures: (H, W, 3) uint8 RGB of one size.
+        frames: (H, W, 3) uint8 RGB of one size.
         model: "opencv" (5 coefficients), "rational" (8) or "none".
 
     Raises:
-        DataError: if the board is found in fewer than 4 pictures.
-        BadInput: if the pictures have several sizes.
+        DataError: if the board is found in fewer than 4 frames.
+        BadInput: if the frames have several sizes.
         UnknownName: for another model.
     """
     if model not in _MODELS:
         raise UnknownName(f"no lens model {model!r}{closest(model, _MODELS)}; there are: {', '.join(_MODELS)}")
-    if len(sizes := {picture.shape[:2] for picture in pictures}) > 1:
+    if len(sizes := {image.shape[:2] for image in frames}) > 1:
         there = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
-        raise BadInput(f"a calibration is of one picture size; these have {there}")
+        raise BadInput(f"a calibration is of one image size; these have {there}")
     made = board.make()
     detector = cv2.aruco.CharucoDetector(made)
     found: list[tuple[int, np.ndarray, np.ndarray]] = []
-    for number, picture in enumerate(pictures):
-        corners, ids, _, _ = detector.detectBoard(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))
+    for number, image in enumerate(frames):
+        corners, ids, _, _ = detector.detectBoard(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
         if ids is not None and len(ids) >= _LEAST_CORNERS:
             here = made.getChessboardCorners()[ids[:, 0]]
             if np.linalg.matrix_rank(here[:, :2] - here[0, :2]) == 2:  # corners on one line say nothing
                 found.append((number, here, corners[:, 0]))
     if len(found) < _LEAST_VIEWS:
         raise DataError(
-            f"the board was found in {len(found)} of {len(pictures)} pictures, {_LEAST_VIEWS} are needed; check "
-            "columns, rows and dictionary, light and focus, and let it fill the picture at several angles"
+            f"the board was found in {len(found)} of {len(frames)} frames, {_LEAST_VIEWS} are needed; check "
+            "columns, rows and dictionary, light and focus, and let it fill the image at several angles"
         )
-    height, width = pictures[0].shape[:2]
+    height, width = frames[0].shape[:2]
     objects, images = [each[1] for each in found], [each[2] for each in found]
     start: Any = None
     error, matrix, coefficients, turns, shifts, _, _, view_errors = cv2.calibrateCameraExtended(
@@ -164,17 +164,17 @@ def hand_eye(board_to_camera: np.ndarray, gripper_to_base: np.ndarray, mounting:
     return HandEye(pose, float(np.median(turns)), float(np.median(shifts)))
 
 
-def spread(pictures: Iterable[np.ndarray], most: int) -> tuple[list[int], list[np.ndarray], int]:
-    """Choose at most so many of the pictures, evenly over all of them, and hold no more than twice as many.
+def spread(frames: Iterable[np.ndarray], most: int) -> tuple[list[int], list[np.ndarray], int]:
+    """Choose at most so many of the frames, evenly over all of them, and hold no more than twice as many.
 
     Returns:
         the numbers of the chosen, the chosen, and how many there were.
     """
     held: list[tuple[int, np.ndarray]] = []
     step, count = 1, 0
-    for picture in pictures:
+    for image in frames:
         if count % step == 0:
-            held.append((count, picture.copy()))
+            held.append((count, image.copy()))
         if len(held) > 2 * most:
             step, held = 2 * step, held[::2]
         count += 1

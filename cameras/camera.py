@@ -14,7 +14,7 @@ from .frame import Frame, Intrinsics
 class CameraRequest:
     """What is asked of a source; each takes what it can, and says what it gives in its `CameraSpec`."""
 
-    width: int | None = None  # of the pictures [px]; None is the source's own
+    width: int | None = None  # of the images [px]; None is the source's own
     height: int | None = None  # [px]
     fps: float | None = None  # None is the source's own [1/s]
     color: bool = True  # with colour; without it recordings give every depth map

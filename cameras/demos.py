@@ -19,7 +19,7 @@ _RATE = 20.0  # steps a second, which the layout does not tell
 
 
 class Demonstrations(Playback):
-    """The pictures of one camera of all demonstrations; the first of each starts an episode.
+    """The images of one camera of all demonstrations; the first of each starts an episode.
 
     Args:
         path: the file, perhaps with ``@CAMERA`` after it; else its first camera.
@@ -48,7 +48,7 @@ class Demonstrations(Playback):
         self._camera = self._camera or next((each for each in recorded if each in cameras), "")
         if self._camera not in cameras:
             raise DataError(
-                f"{self.path} has no pictures of camera {self._camera!r}; it has: {', '.join(cameras) or 'none'}"
+                f"{self.path} has no images of camera {self._camera!r}; it has: {', '.join(cameras) or 'none'}"
             )
         size = first[f"obs/{self._camera}_image"].shape[1:3]
         deep = f"{self._camera}_depth" in first["obs"] and self.request.depth

@@ -28,7 +28,7 @@ class Faults:
     gone_seconds: float = 0.3  # [s]
 
 
-class Faulty(Camera):
+class FaultInjectingCamera(Camera):
     """A camera with faults. At most one happens to a frame; `injected` counts them by name.
 
     Args:

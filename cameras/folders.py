@@ -1,4 +1,4 @@
-"""Folders of pictures: with depth beside them, or in the layout of TUM's RGB-D benchmark."""
+"""Folders of images: with depth beside them, or in the layout of TUM's RGB-D benchmark."""
 
 import re
 from collections.abc import Iterator
@@ -17,21 +17,21 @@ from .playback import Playback
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _DEPTHS = (".png", ".tif", ".tiff", ".npy")
-_MILLIMETRE = 0.001  # of 16-bit depth pictures [m]
-_TUM_UNIT = 1 / 5000  # of TUM's depth pictures [m]
+_MILLIMETRE = 0.001  # of 16-bit depth images [m]
+_TUM_UNIT = 1 / 5000  # of TUM's depth images [m]
 _TUM_SIZE, _TUM_FOCAL = (480, 640), 525.0  # the calibration that TUM's page recommends for all its sequences
 _TUM_APART = 0.02  # colour, depth and pose may be apart [s]
 
 
 class ImageFolder(Playback):
-    """Pictures in order of their numbers, in the folder itself or in color/, rgb/ or images/, perhaps with depth/.
+    """Images in order of their numbers, in the folder itself or in color/, rgb/ or images/, perhaps with depth/.
 
-    Depth pictures (16-bit PNG or TIFF in millimetres, or float .npy in metres) have the names of the colour pictures
+    Depth images (16-bit PNG or TIFF in millimetres, or float .npy in metres) have the names of the colour images
     and lie in their geometry. ``camera.json`` beside them holds the intrinsics.
 
     Args:
         path: the folder.
-        request: `fps` is the rate the pictures were taken with, 30 by default.
+        request: `fps` is the rate the images were taken with, 30 by default.
     """
 
     follows = ("fps",)
@@ -44,15 +44,15 @@ class ImageFolder(Playback):
     def start(self) -> CameraSpec:
         colors: dict[str, Path] = {}
         for folder in (self.path / "color", self.path / "rgb", self.path / "images", self.path):
-            if folder.is_dir() and (colors := _pictures(folder, _SUFFIXES)):
+            if folder.is_dir() and (colors := _images(folder, _SUFFIXES)):
                 break
         folder = self.path / "depth"
-        depths = _pictures(folder, _DEPTHS) if folder.is_dir() and self.request.depth else {}
+        depths = _images(folder, _DEPTHS) if folder.is_dir() and self.request.depth else {}
         if depths and colors and not set(colors) & set(depths):
-            raise DataError(f"{folder} has no picture with the name of one of colour, such as {next(iter(colors))!r}")
+            raise DataError(f"{folder} has no image with the name of one of colour, such as {next(iter(colors))!r}")
         names = sorted({*colors} & {*depths} if colors and depths else {*colors, *depths}, key=_natural)
         if not names:
-            raise DataError(f"{self.path} holds no pictures; known are {', '.join(_SUFFIXES)}")
+            raise DataError(f"{self.path} holds no images; known are {', '.join(_SUFFIXES)}")
         self._pairs = [(colors.get(name), depths.get(name)) for name in names]
         return _describe(self.path, "images", self._pairs, self.request, _MILLIMETRE, None)
 
@@ -83,7 +83,7 @@ class TumFolder(Playback):
     def start(self) -> CameraSpec:
         colors, depths = ([(when, self.path / words[0]) for when, words in _table(self.path / name)] for name in _LISTS)
         if not colors:
-            raise DataError(f"{self.path / 'rgb.txt'} lists no pictures")
+            raise DataError(f"{self.path / 'rgb.txt'} lists no images")
         times = np.array([when for when, _ in depths])
         for when, color in colors:
             nearest = int(np.abs(times - when).argmin()) if len(times) and self.request.depth else None
@@ -126,7 +126,7 @@ class TumFolder(Playback):
 _LISTS = ("rgb.txt", "depth.txt")
 
 
-def _pictures(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+def _images(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in suffixes}
 
 
@@ -181,10 +181,10 @@ def _read(color: Path | None, depth: Path | None, known: Intrinsics | None, unit
 
 
 def _rgb(path: Path) -> np.ndarray:
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise Unreadable(f"{path} is no picture that OpenCV can decode")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise Unreadable(f"{path} is no image that OpenCV can decode")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _depth(path: Path) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""What a camera gives: a colour picture, depth in metres with its validity, and the geometry and times of both.
+"""What a camera gives: a colour image, depth in metres with its validity, and the geometry and times of both.
 
-Shapes: H height, W width of the colour picture; h, w of the depth map.
+Shapes: H height, W width of the colour image; h, w of the depth map.
 """
 
 import time
@@ -58,12 +58,12 @@ class Frame:
     rgb: np.ndarray | None  # (H, W, 3) uint8
     depth: np.ndarray | None  # (h, w) float32 along the optical axis [m]
     valid: np.ndarray | None  # (h, w) bool, with depth
-    intrinsics: Intrinsics | None  # of the colour picture; None where nobody knows them
+    intrinsics: Intrinsics | None  # of the colour image; None where nobody knows them
     depth_intrinsics: Intrinsics | None = None
     depth_to_color: np.ndarray | None = None  # (4, 4) from points in the depth camera to the colour camera [m]
     unit: float | None = None  # of the sensor's integers [m]; None where it measures in metres
     camera_to_world: np.ndarray | None = None  # (4, 4) of the colour camera, axes right, down, forward [m]
-    sensor_time: float = 0.0  # of the colour picture (of depth, if there is no colour), on the camera's clock [s]
+    sensor_time: float = 0.0  # of the colour image (of depth, if there is no colour), on the camera's clock [s]
     depth_time: float | None = None  # of the depth map, on the same clock [s]
     arrival_time: float = 0.0  # when it came here, on `time.monotonic`'s clock [s]
     sequence: int = 0  # counts what the camera sent, so gaps can be seen
@@ -79,7 +79,7 @@ class Frame:
 
     @property
     def is_registered(self) -> bool:
-        """Whether depth lies in the colour picture's geometry (true of a frame with only one of them)."""
+        """Whether depth lies in the colour image's geometry (true of a frame with only one of them)."""
         if self.rgb is None or self.depth is None:
             return True
         same_place = self.depth_to_color is not None and np.array_equal(self.depth_to_color, np.eye(4))
@@ -152,7 +152,7 @@ def rgbd_frame(
     camera_to_world: np.ndarray | None = None,
     starts: bool = False,
 ) -> Frame:
-    """Return a frame that arrives now, of a camera whose depth lies in its colour picture.
+    """Return a frame that arrives now, of a camera whose depth lies in its colour image.
 
     Args:
         rgb: (H, W, 3) uint8.

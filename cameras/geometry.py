@@ -1,6 +1,6 @@
 """Depth between cameras and sizes: points, registration to colour, crops and resizes that keep intrinsics true.
 
-Shapes: H, W of the colour picture; h, w of the depth map; n points.
+Shapes: H, W of the colour image; h, w of the depth map; n points.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def _grid(intrinsics: Intrinsics) -> np.ndarray:
 
 
 def registered(frame: Frame) -> Frame:
-    """Return the frame with its depth in the colour picture's geometry.
+    """Return the frame with its depth in the colour image's geometry.
 
     Raises:
         BadInput: if the two cameras' geometry is not known.
@@ -55,7 +55,7 @@ def registered(frame: Frame) -> Frame:
             "the pose of one camera to the other": frame.depth_to_color,
         }
         missing = ", ".join(name for name, value in known.items() if value is None)
-        raise BadInput(f"depth cannot be brought into the colour picture: the source does not tell {missing}")
+        raise BadInput(f"depth cannot be brought into the colour image: the source does not tell {missing}")
     depth = register(frame.depth, frame.depth_intrinsics, frame.intrinsics, frame.depth_to_color)
     return replace(
         frame, depth=depth, valid=depth > 0, depth_intrinsics=frame.intrinsics, depth_to_color=np.eye(4), unit=None
@@ -70,7 +70,7 @@ def crop(frame: Frame, top: int, left: int, height: int, width: int) -> Frame:
     """
     full = _size(frame)
     if top < 0 or left < 0 or height < 1 or width < 1 or top + height > full[0] or left + width > full[1]:
-        raise BadInput(f"{height}x{width} at row {top}, column {left} is not inside a picture of {full[0]}x{full[1]}")
+        raise BadInput(f"{height}x{width} at row {top}, column {left} is not inside an image of {full[0]}x{full[1]}")
     part = np.s_[top : top + height, left : left + width]
     return _changed(
         frame,

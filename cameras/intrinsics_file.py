@@ -21,10 +21,10 @@ def read_intrinsics(path: Path, size: tuple[int, int] | None = None) -> Intrinsi
     """Return the intrinsics in a file.
 
     Args:
-        size: height and width of the pictures they are for; a calibration at another size of the same shape is scaled.
+        size: height and width of the images they are for; a calibration at another size of the same shape is scaled.
 
     Raises:
-        DataError: if the file is missing or something else, or its pictures have another shape.
+        DataError: if the file is missing or something else, or its images have another shape.
     """
     try:
         values = json.loads(path.read_text())
@@ -39,7 +39,7 @@ def read_intrinsics(path: Path, size: tuple[int, int] | None = None) -> Intrinsi
     scale = width / known.width
     if abs(height / known.height - scale) > 0.01 * scale:
         raise DataError(
-            f"{path} is for pictures of {known.width}x{known.height}, these are {width}x{height}: another shape, so "
+            f"{path} is for images of {known.width}x{known.height}, these are {width}x{height}: another shape, so "
             "another part of the sensor; calibrate at this size"
         )
     return known._replace(

@@ -27,7 +27,7 @@ _BINNED = {
 
 
 class KinectFile(ContainerFile):
-    """Each colour picture of a recording with the nearest depth, which is in the depth camera's own geometry.
+    """Each colour image of a recording with the nearest depth, which is in the depth camera's own geometry.
 
     Args:
         path: the .mkv.
@@ -79,19 +79,19 @@ class KinectFile(ContainerFile):
                     raise DataError(f"{self.path} has a calibration that cannot be read: {error!r}") from error
 
     def frames(self) -> Iterator[Frame]:
-        """Yield a frame a colour picture, or a depth map where there is no colour."""
-        return nearest_pairs(self._pictures()) if len(self._tracks) == 2 else self._pictures()
+        """Yield a frame a colour image, or a depth map where there is no colour."""
+        return nearest_pairs(self._images()) if len(self._tracks) == 2 else self._images()
 
-    def _pictures(self) -> Iterator[Frame]:
+    def _images(self) -> Iterator[Frame]:
         try:
             for packet in self.container.demux(list(self._tracks.values())):
-                for picture in packet.decode():
-                    when = float(picture.time or 0.0)
+                for image in packet.decode():
+                    when = float(image.time or 0.0)
                     if packet.stream is self._tracks.get("COLOR"):
-                        rgb = picture.to_ndarray(format="rgb24")
+                        rgb = image.to_ndarray(format="rgb24")
                         yield Frame(rgb, None, None, self._known.get("COLOR"), sensor_time=when)
                     else:
-                        depth, valid = metric(picture.reformat(format="gray16le").to_ndarray(), _UNIT)
+                        depth, valid = metric(image.reformat(format="gray16le").to_ndarray(), _UNIT)
                         known = self._known.get("DEPTH")
                         yield Frame(None, depth, valid, None, known, self._pose, _UNIT, None, when, when)
         except av.FFmpegError as error:
@@ -119,7 +119,7 @@ def _scaled(camera: dict[str, Any], across: float, down: float, left: float, top
 
 
 def _color_intrinsics(camera: dict[str, Any], stream: Any) -> Intrinsics:
-    """Colour modes use the sensor's whole width, and of a 16:9 picture the middle of its height."""
+    """Colour modes use the sensor's whole width, and of a 16:9 image the middle of its height."""
     whole = stream.width * camera["SensorHeight"] / camera["SensorWidth"]
     return _scaled(camera, stream.width, whole, 0, (whole - stream.height) / 2, stream)
 

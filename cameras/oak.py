@@ -48,8 +48,8 @@ class Oak(Camera):
         sync.setSyncThreshold(datetime.timedelta(seconds=0.5 / fps))
         sockets = dai.CameraBoardSocket
         color = pipeline.create(dai.node.Camera).build(sockets.CAM_A)
-        picture = color.requestOutput(size=(width, height), fps=fps, enableUndistortion=True)
-        picture.link(sync.inputs["rgb"])
+        image = color.requestOutput(size=(width, height), fps=fps, enableUndistortion=True)
+        image.link(sync.inputs["rgb"])
         if request.depth:
             stereo, align = pipeline.create(dai.node.StereoDepth), pipeline.create(dai.node.ImageAlign)
             for socket, side in ((sockets.CAM_B, stereo.left), (sockets.CAM_C, stereo.right)):
@@ -57,7 +57,7 @@ class Oak(Camera):
             stereo.setLeftRightCheck(True)  # marks what only one of the two sees as invalid
             stereo.setSubpixel(True)
             stereo.depth.link(align.input)
-            picture.link(align.inputAlignTo)
+            image.link(align.inputAlignTo)
             align.outputAligned.link(sync.inputs["depth"])
         self._queue = sync.out.createOutputQueue(maxSize=1, blocking=False)
         try:

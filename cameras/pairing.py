@@ -11,11 +11,11 @@ _LATE = 0.25  # a frame may come after others of so much later stamps [s]
 
 
 def nearest_pairs(frames: Iterable[Frame]) -> Iterator[Frame]:
-    """Yield each colour picture with the depth map that is nearest in time, however far; `Frame.skew` tells.
+    """Yield each colour image with the depth map that is nearest in time, however far; `Frame.skew` tells.
 
     Args:
         frames: of one of the two each; those that come up to a quarter of a second late are put in order of time.
-            Depth is kept until a colour picture is passed.
+            Depth is kept until a colour image is passed.
     """
     waiting: Frame | None = None
     depths: deque[Frame] = deque(maxlen=2)

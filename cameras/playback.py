@@ -87,7 +87,7 @@ class Playback(Camera):
             self.stop()
 
 
-class Paced(Camera):
+class RealTimePlayback(Camera):
     """A recorded source at its own pace, which drops what nobody reads in time, as a live camera does.
 
     Args:

@@ -87,9 +87,9 @@ class RealSense(Camera):
 
 
 class RealSenseFile(Playback):
-    """A recording of the maker's library (.bag, or .db3 since 2026): every colour picture with the nearest depth.
+    """A recording of the maker's library (.bag, or .db3 since 2026): every colour image with the nearest depth.
 
-    The library's own pairing is not used: of the colour picture and the two depth maps in its published D435
+    The library's own pairing is not used: of the colour image and the two depth maps in its published D435
     recording it pairs those that are 268 ms apart.
 
     Args:
@@ -150,7 +150,7 @@ class RealSenseFile(Playback):
                 continue
 
     def frames(self) -> Iterator[Frame]:
-        """Yield a frame a colour picture, or a depth map where there is no colour."""
+        """Yield a frame a colour image, or a depth map where there is no colour."""
         if len(self._streams) == 2:
             return nearest_pairs(on_one_clock(self._single()))
         return (each.frame for each in self._single())

@@ -90,14 +90,14 @@ class Recording(Playback):
         files = self._files
         assert files is not None
         about, pose = files.about, files.about.get("depth_to_color")
-        pictures = {kind: each.decode(video=0) for kind, each in files.containers.items()}
+        images = {kind: each.decode(video=0) for kind, each in files.containers.items()}
         known, deep = _known(about.get("intrinsics")), _known(about.get("depth_intrinsics"))
         try:
             for row in files.rows:
-                rgb = next(pictures["rgb"]).to_ndarray(format="rgb24") if row["rgb"] and "rgb" in pictures else None
+                rgb = next(images["rgb"]).to_ndarray(format="rgb24") if row["rgb"] and "rgb" in images else None
                 depth, valid = None, None
-                if row["depth"] and "depth" in pictures:
-                    values = next(pictures["depth"]).to_ndarray(format="gray16le")
+                if row["depth"] and "depth" in images:
+                    values = next(images["depth"]).to_ndarray(format="gray16le")
                     depth, valid = metric(_joined(values) if about["unit"] is None else values, about["unit"])
                 if rgb is None and depth is None:  # it held only what nobody asked for
                     continue

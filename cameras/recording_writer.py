@@ -33,9 +33,9 @@ class _Track:
             self.shape = values.shape
             self._stream.height, self._stream.width = values.shape[:2]
         if values.shape != self.shape:
-            raise BadInput(f"a recording has pictures of one size; got {values.shape} after {self.shape}")
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(values), format=self._pixels)
-        self._container.mux(self._stream.encode(picture))
+            raise BadInput(f"a recording has images of one size; got {values.shape} after {self.shape}")
+        image = av.VideoFrame.from_ndarray(np.ascontiguousarray(values), format=self._pixels)
+        self._container.mux(self._stream.encode(image))
 
     def close(self) -> None:
         if self.shape is not None:
@@ -79,7 +79,7 @@ class RecordingWriter:
         """Append a frame, with colour, depth or both.
 
         Raises:
-            BadInput: if its pictures have another size, unit or calibration than the first, or depth does not fit 16
+            BadInput: if its images have another size, unit or calibration than the first, or depth does not fit 16
                 bits.
         """
         if frame.rgb is not None:

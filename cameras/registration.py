@@ -1,6 +1,6 @@
-"""Depth drawn as another camera would have measured it: what brings a depth camera's map into the colour picture.
+"""Depth drawn as another camera would have measured it: what brings a depth camera's map into the colour image.
 
-Shapes: H, W of the other camera's picture; h, w of the depth map.
+Shapes: H, W of the other camera's image; h, w of the depth map.
 """
 
 from functools import lru_cache
@@ -12,17 +12,17 @@ from .frame import Intrinsics, check_size, metric
 from .lenses import project, rays
 
 _NEAREST = 1e-6  # nearer than this is behind the camera [m]
-_WIDEST = 16  # the largest square that one depth pixel fills in the colour picture [px]
-_RIM = _WIDEST + 1  # around the picture while it is drawn; takes what falls outside, so that no pass must look [px]
+_WIDEST = 16  # the largest square that one depth pixel fills in the colour image [px]
+_RIM = _WIDEST + 1  # around the image while it is drawn; takes what falls outside, so that no pass must look [px]
 _BLOCK = 16 * 1024  # depth pixels that are projected at a time
-_SAMPLE = 4096  # depth pixels that say how large they are in the colour picture, about
+_SAMPLE = 4096  # depth pixels that say how large they are in the colour image, about
 _STEP = 16  # between depth pixels that say whether they can be in view [px]
 
 
 def register(depth: np.ndarray, source: Intrinsics, target: Intrinsics, transform: np.ndarray) -> np.ndarray:
     """Draw depth as another camera would have measured it, the nearest surface in front.
 
-    Each depth pixel fills the rectangle between its projected corners, so that a picture of finer pixels has no seams.
+    Each depth pixel fills the rectangle between its projected corners, so that an image of finer pixels has no seams.
     What the depth camera did not see stays 0.
 
     Args:
@@ -53,7 +53,7 @@ def register(depth: np.ndarray, source: Intrinsics, target: Intrinsics, transfor
 
 
 def _in_view(looks: np.ndarray, shift: np.ndarray, depth: np.ndarray, target: Intrinsics) -> tuple[slice, slice]:
-    """Return the rows and columns of the depth map outside which nothing can be in the other picture.
+    """Return the rows and columns of the depth map outside which nothing can be in the other image.
 
     Along a ray, between the nearest depth and infinity, a point moves in one direction; so the two ends tell, and for
     every few pixels. Lenses that bend are not looked at: all of their pixels may be in view.
@@ -78,14 +78,14 @@ def _in_view(looks: np.ndarray, shift: np.ndarray, depth: np.ndarray, target: In
 
 
 class _Drawing:
-    """A picture of rectangles, the nearest in front.
+    """An image of rectangles, the nearest in front.
 
     Almost all are of the same size or one pixel larger, since depth pixels are alike. Of these only the first pixel is
     drawn, and once more moved on by what they are larger, all at once; an erosion, the least of what lies above and
     left, fills the rest.
 
     Args:
-        target: of the picture.
+        target: of the image.
         rows, columns: where the first and the other corners of a sample of the rectangles are.
     """
 
@@ -94,7 +94,7 @@ class _Drawing:
         spans = [np.floor(each[1]) - np.floor(each[0]) for each in (rows, columns)]
         self._order = [1 if np.median(each) >= 0 else -1 for each in spans]
         self.down, self.right = (_usual(np.abs(each)) for each in spans)
-        self._picture = np.full((self.height, self.width), np.inf, np.float32)
+        self._image = np.full((self.height, self.width), np.inf, np.float32)
         self._odd: list[np.ndarray] = []
 
     def add(self, rows: np.ndarray, columns: np.ndarray, far: np.ndarray) -> None:
@@ -123,23 +123,23 @@ class _Drawing:
         places *= self.width
         places += left.astype(np.int32)
         larger[0] *= self.width
-        picture, far = self._picture.ravel(), far.ravel()
+        image, far = self._image.ravel(), far.ravel()
         for move in (None, larger[1], larger[0], -larger[1]):  # to all four corners in turn
             if move is not None:
                 places += move
-            np.minimum.at(picture, places.ravel(), far)
+            np.minimum.at(image, places.ravel(), far)
 
     def finished(self) -> np.ndarray:
-        """Return the picture without its rim, float32, 0 where nothing was drawn."""
+        """Return the image without its rim, float32, 0 where nothing was drawn."""
         if self.down or self.right:
             kernel, last = np.ones((self.down + 1, self.right + 1), np.uint8), (self.right, self.down)
-            cv2.erode(self._picture, kernel, self._picture, last, 1, cv2.BORDER_CONSTANT, np.inf)
+            cv2.erode(self._image, kernel, self._image, last, 1, cv2.BORDER_CONSTANT, np.inf)
         if self._odd:
-            self._draw_odd(self._picture.ravel())
-        inner = self._picture[_RIM:-_RIM, _RIM:-_RIM]
+            self._draw_odd(self._image.ravel())
+        inner = self._image[_RIM:-_RIM, _RIM:-_RIM]
         return np.where(inner < np.inf, inner, np.float32(0))
 
-    def _draw_odd(self, picture: np.ndarray) -> None:
+    def _draw_odd(self, image: np.ndarray) -> None:
         """Draw rectangles of other sizes, pixel by pixel."""
         top, bottom, left, right, far = np.concatenate(self._odd, axis=1)
         (down, below), (across, beside) = (
@@ -150,7 +150,7 @@ class _Drawing:
         for row in range(int(below.max()) + 1):
             for column in range(int(beside.max()) + 1):
                 which = np.flatnonzero((below >= row) & (beside >= column))
-                np.minimum.at(picture, places[which] + (row * self.width + column), far[which])
+                np.minimum.at(image, places[which] + (row * self.width + column), far[which])
 
 
 def _usual(spans: np.ndarray) -> int:
@@ -162,7 +162,7 @@ def _usual(spans: np.ndarray) -> int:
 def _rectangles(
     looks: np.ndarray, shift: np.ndarray, depth: np.ndarray, target: Intrinsics
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return where depth pixels are in the other picture, from corner to corner.
+    """Return where depth pixels are in the other image, from corner to corner.
 
     Args:
         looks: (2, 3, h, w) and shift: (3,), as `_corner_rays` gives them.

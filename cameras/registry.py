@@ -39,7 +39,7 @@ _NEED_A_NAME = set(_OURS) - {"realsense", "opencv", "oak"}  # without one it is 
 _READ_FILES = _NEED_A_NAME - {"task"}
 _TELL_INTRINSICS = set(_OURS) - {"opencv", "video", "tum", "images"}
 KINDS = """a recording of `pixio-robot record`; RealSense .bag and .db3; ROS bags (ROS 1, .db3, .mcap, rosbag2 folders);
-Azure Kinect .mkv; videos; TUM folders (rgb.txt, depth.txt); folders of pictures; HDF5 demonstrations"""
+Azure Kinect .mkv; videos; TUM folders (rgb.txt, depth.txt); folders of images; HDF5 demonstrations"""
 _EXAMPLES = "e.g. realsense, opencv:0, task:toy/reach"
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

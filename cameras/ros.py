@@ -12,7 +12,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ..errors import DataError, PixioError, UnknownName, Unreadable, closest
-from ..ros_images import COMPRESSED, RAW, colour_picture, depth_picture, is_colour, is_depth, open_recording
+from ..ros_images import COMPRESSED, RAW, colour_image, depth_image, is_colour, is_depth, open_recording
 from .camera import CameraRequest, CameraSpec
 from .frame import Frame, Intrinsics, metric
 from .pairing import nearest_pairs
@@ -31,7 +31,7 @@ _INVERSE = ("Inverse Brown Conrady", "Modified Brown Conrady")
 
 @dataclass
 class _Topic:
-    """A topic of pictures and what is known of its camera."""
+    """A topic of images and what is known of its camera."""
 
     name: str
     depth: bool
@@ -41,7 +41,7 @@ class _Topic:
 
 
 class RosRecording(Playback):
-    """One colour and one depth topic of a recording, each colour picture with the depth nearest in time.
+    """One colour and one depth topic of a recording, each colour image with the depth nearest in time.
 
     Args:
         path: a .bag, .db3 or .mcap file, or a rosbag2 folder.
@@ -60,11 +60,11 @@ class RosRecording(Playback):
     def start(self) -> CameraSpec:
         self._reader = open_recording(self.path)
         try:
-            topics = _picture_topics(self._reader)
+            topics = _image_topics(self._reader)
             self._color = _choose(topics, False, self.request.color_topic, self.path) if self.request.color else None
             self._depth = _choose(topics, True, self.request.depth_topic, self.path) if self.request.depth else None
             if self._color is None and self._depth is None:
-                raise DataError(f"{self.path} holds neither colour nor depth pictures")
+                raise DataError(f"{self.path} holds neither colour nor depth images")
             self._learn(self._reader)
             return self._describe(self._reader)
         except PixioError:
@@ -112,10 +112,10 @@ class RosRecording(Playback):
         )
 
     def frames(self) -> Iterator[Frame]:
-        """Yield a frame a colour picture, or a depth map where there is no colour."""
-        return self._pictures() if self._color is None or self._depth is None else nearest_pairs(self._pictures())
+        """Yield a frame a colour image, or a depth map where there is no colour."""
+        return self._images() if self._color is None or self._depth is None else nearest_pairs(self._images())
 
-    def _pictures(self) -> Iterator[Frame]:
+    def _images(self) -> Iterator[Frame]:
         reader, unreadable = self._reader, 0
         assert reader is not None
         by_name = {topic.name: topic for topic in (self._color, self._depth) if topic is not None}
@@ -127,11 +127,11 @@ class RosRecording(Playback):
             except Unreadable as error:
                 unreadable += 1
                 if unreadable == 1:
-                    log.warning("%s: a picture of %s is left out: %s", self.path, topic.name, error)
+                    log.warning("%s: an image of %s is left out: %s", self.path, topic.name, error)
 
     def _frame(self, topic: _Topic, message: Any, stamp: float) -> Frame:
         if topic.depth:
-            values = depth_picture(message)
+            values = depth_image(message)
             depth, valid = metric(values, self._unit)
             return Frame(
                 rgb=None,
@@ -144,7 +144,7 @@ class RosRecording(Playback):
                 sensor_time=stamp,
                 depth_time=stamp,
             )
-        return Frame(_rgb(colour_picture(message)), None, None, topic.intrinsics, sensor_time=stamp)
+        return Frame(_rgb(colour_image(message)), None, None, topic.intrinsics, sensor_time=stamp)
 
     def stop(self) -> None:
         if self._reader is not None:
@@ -152,17 +152,17 @@ class RosRecording(Playback):
         self._reader = None
 
 
-def _rgb(picture: bytes | np.ndarray) -> np.ndarray:
-    if isinstance(picture, np.ndarray):
-        return picture
-    values = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
+def _rgb(image: bytes | np.ndarray) -> np.ndarray:
+    if isinstance(image, np.ndarray):
+        return image
+    values = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
     if values is None:
-        raise Unreadable("a compressed picture that OpenCV cannot decode")
+        raise Unreadable("a compressed image that OpenCV cannot decode")
     return cv2.cvtColor(values, cv2.COLOR_BGR2RGB)
 
 
 def _stamp(raw: bytes, time: int) -> float:
-    """Return when a picture was taken [s]: its header's stamp, or the recording's time where that is 0.
+    """Return when an image was taken [s]: its header's stamp, or the recording's time where that is 0.
 
     Both serialisations begin with four bytes (ROS 1: the header's count, CDR: its representation), then seconds and
     nanoseconds.
@@ -171,7 +171,7 @@ def _stamp(raw: bytes, time: int) -> float:
     return seconds + nanoseconds / 1e9 if seconds or nanoseconds else time / 1e9
 
 
-def _picture_topics(reader: "AnyReader") -> list[_Topic]:
+def _image_topics(reader: "AnyReader") -> list[_Topic]:
     found: list[_Topic] = []
     for name in sorted({each.topic for each in reader.connections if each.msgtype in (RAW, COMPRESSED)}):
         connections = [each for each in reader.connections if each.topic == name]

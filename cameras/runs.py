@@ -23,7 +23,7 @@ from .check import Finding, findings, observe
 from .frame import Frame
 from .geometry import registered
 from .intrinsics_file import write_intrinsics
-from .playback import Paced, Playback
+from .playback import Playback, RealTimePlayback
 from .recording_writer import RecordingWriter
 from .registry import find_camera
 from .view import RerunStream, depth_span, tile, write_film, write_strip
@@ -148,7 +148,7 @@ def run_check(command: CameraCheck) -> list[Finding]:
     if command.max_skew is not None and not command.max_skew >= 0:
         raise BadInput(f"max_skew={command.max_skew} is a time between colour and depth [s], 0 or more")
     source = asked_camera(command)
-    with Paced(source) if command.real_time else source as camera:
+    with RealTimePlayback(source) if command.real_time else source as camera:
         stretch = observe(camera, command.frames, command.seconds)
     return findings(stretch, command.max_skew, command.max_invalid)
 
@@ -167,15 +167,15 @@ def run_calibrate(command: Calibrate) -> tuple[Calibrated | None, HandEye | None
     with asked_camera(command) as camera:
         if poses is not None and camera.spec.live:
             raise BadInput(
-                f"robot={command.robot} holds a pose a picture, and nobody knows which pictures {camera.spec.name} "
+                f"robot={command.robot} holds a pose an image, and nobody knows which images {camera.spec.name} "
                 "gives; record them with: pixio-robot record, and calibrate the recording"
             )
         limit = None if camera.spec.frames else 10 * command.views
         with stage(f"look at {camera.spec.name}", camera.spec.frames or limit or 0) as bar:
-            chosen, pictures, count = spread(_colours(camera, limit, bar), command.views)
+            chosen, images, count = spread(_colours(camera, limit, bar), command.views)
     if poses is not None and len(poses) != count:
-        raise DataError(f"{command.robot} holds {len(poses)} poses for {count} pictures; it must hold one for each")
-    result = calibrate(pictures, board, command.model)
+        raise DataError(f"{command.robot} holds {len(poses)} poses for {count} images; it must hold one for each")
+    result = calibrate(images, board, command.model)
     eye = None
     if poses is not None:
         eye = hand_eye(result.board_to_camera, poses[chosen][result.used], command.mounting)

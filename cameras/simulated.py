@@ -20,11 +20,11 @@ class TaskCamera(Playback):
     """What a task's camera sees, a frame a control step, episode after episode.
 
     `act` sets what the robot does at the next step; until it is called the task's expert acts, or small random actions
-    where there is none. Pictures are the task's observations, bit for bit.
+    where there is none. Images are the task's observations, bit for bit.
 
     Args:
         name: the task, perhaps with ``@CAMERA``.
-        request: side of the square pictures, render quality, seed of the first episode; they count up.
+        request: side of the square images, render quality, seed of the first episode; they count up.
     """
 
     follows = ("width", "height")
@@ -32,7 +32,7 @@ class TaskCamera(Playback):
     def __init__(self, name: str, request: CameraRequest) -> None:
         super().__init__(request)
         if request.width and request.height and request.width != request.height:
-            raise BadInput(f"simulated pictures are square; {request.width}x{request.height} were asked for")
+            raise BadInput(f"simulated images are square; {request.width}x{request.height} were asked for")
         task, _, camera = name.partition("@")
         self._request = EnvRequest(
             task=task,

@@ -44,9 +44,9 @@ def colourised(depth: np.ndarray, near: float, far: float) -> np.ndarray:
         raise BadInput(f"near={near}, far={far}: distances must be positive and far the larger one [m]")
     inverse = np.divide(1.0, depth, out=np.zeros(depth.shape, np.float32), where=depth > 0)
     shade = np.clip((inverse - 1 / far) / (1 / near - 1 / far), 0, 1)
-    picture = cv2.cvtColor(cv2.applyColorMap((255 * shade).astype(np.uint8), cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
-    picture[depth <= 0] = _UNKNOWN
-    return picture
+    image = cv2.cvtColor(cv2.applyColorMap((255 * shade).astype(np.uint8), cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
+    image[depth <= 0] = _UNKNOWN
+    return image
 
 
 def tile(frame: Frame, near: float, far: float) -> np.ndarray:
@@ -59,8 +59,8 @@ def tile(frame: Frame, near: float, far: float) -> np.ndarray:
             size = (width, round(drawn.shape[0] * width / drawn.shape[1]))
             drawn = cv2.resize(drawn, size, interpolation=cv2.INTER_NEAREST)
         parts.append(drawn)
-    picture = np.concatenate(parts)
-    return np.pad(picture, ((0, len(picture) % 2), (0, picture.shape[1] % 2), (0, 0)), mode="edge")
+    image = np.concatenate(parts)
+    return np.pad(image, ((0, len(image) % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
 
 
 def write_strip(path: Path, tiles: Sequence[np.ndarray], count: int) -> None:

@@ -34,7 +34,7 @@ EXPERT = "expert"  # stands in the list of encoders, though it neither sees nor 
 
 
 @dataclass(frozen=True)
-class Cell:
+class RunSpec:
     """What is run; all of it, resolved, is what the cell's folder is called after."""
 
     task: str
@@ -75,7 +75,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Places:
+class Paths:
     """Where a cell finds and leaves things; no part of its identity."""
 
     root: str  # of the benchmark
@@ -89,12 +89,12 @@ class Places:
         return self.expert or None
 
 
-def folder_of(cell: Cell, root: Path) -> Path:
+def folder_of(cell: RunSpec, root: Path) -> Path:
     """Return a cell's folder."""
     return root / "cells" / cell.name
 
 
-def request_of(cell: Cell, places: Places) -> EnvRequest:
+def request_of(cell: RunSpec, places: Paths) -> EnvRequest:
     """Return the environment of a cell's demonstrations and, the same, of its episodes."""
     own = new_task(cell.task).horizon
     if places.demos:
@@ -111,7 +111,7 @@ def request_of(cell: Cell, places: Places) -> EnvRequest:
     )
 
 
-def demonstrations(cell: Cell, request: EnvRequest, places: Places, stages: Stages) -> DemoSet:
+def demonstrations(cell: RunSpec, request: EnvRequest, places: Paths, stages: Stages) -> DemoSet:
     """Return the demonstrations of a cell; what several cells need is recorded by the first of them."""
     if places.demos:
         return DemoSet(places.demos)
@@ -125,7 +125,7 @@ def demonstrations(cell: Cell, request: EnvRequest, places: Places, stages: Stag
     return DemoSet(path)
 
 
-def run_cell(cell: Cell, places: Places) -> dict[str, Any]:
+def run_cell(cell: RunSpec, places: Paths) -> dict[str, Any]:
     """Do what is missing of a cell and return its result, which is also ``result.json`` of its folder."""
     out = folder_of(cell, Path(places.root))
     out.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def run_cell(cell: Cell, places: Places) -> dict[str, Any]:
     return result
 
 
-def _expert(cell: Cell, places: Places, request: EnvRequest, stages: Stages) -> dict[str, Any]:
+def _expert(cell: RunSpec, places: Paths, request: EnvRequest, stages: Stages) -> dict[str, Any]:
     """Judge the task's expert on the first of the held-out episodes."""
     plans = plan_episodes(request, cell.limits.honest_episodes, HELD_OUT_SEED)
     with stages.timed("evaluate") as spent:
@@ -161,7 +161,7 @@ def _expert(cell: Cell, places: Places, request: EnvRequest, stages: Stages) -> 
     return {"weights": "none", "demos": 0}
 
 
-def _policy(cell: Cell, places: Places, request: EnvRequest, stages: Stages) -> dict[str, Any]:
+def _policy(cell: RunSpec, places: Paths, request: EnvRequest, stages: Stages) -> dict[str, Any]:
     """Learn a policy and judge it, at all moments as released and at its end on held-out starts."""
     out, protocol, threads = folder_of(cell, Path(places.root)), cell.learning, torch.get_num_threads()
     device = choose_device(places.device)
@@ -233,7 +233,7 @@ def _mean_score(evaluation: Evaluation) -> float:
     return sum(row.score for row in evaluation.rows) / len(evaluation.rows)
 
 
-def describe(cell: Cell, places: Places) -> Path:
+def describe(cell: RunSpec, places: Paths) -> Path:
     """Write a cell's ``cell.json`` and return its folder."""
     folder = folder_of(cell, Path(places.root))
     write_json(folder / "cell.json", {"cell": asdict(cell), "places": asdict(places)})
@@ -245,6 +245,6 @@ def main(folder: Path, parent: int) -> int:
 
     def work() -> None:
         about = read_json(folder / "cell.json")
-        run_cell(Cell(**about["cell"]), Places(**about["places"]))
+        run_cell(RunSpec(**about["cell"]), Paths(**about["places"]))
 
     return run_as_process(work, parent)

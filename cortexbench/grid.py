@@ -13,8 +13,8 @@ from ..errors import BadInput, DataError, MissingExtra, UnknownName, closest
 from ..files import sha256_of
 from ..policies.embedding import Embedder, TokenShape
 from ..schemas import FUSIONS, Benchmark
-from .cell import EXPERT, Cell, Places
-from .protocol import BUDGETS, COLUMNS, FEELING, SUITES, TASKS, TRIAL, protocol_of
+from .cell import EXPERT, Paths, RunSpec
+from .protocol import BUDGETS, COLUMNS, HAS_PROPRIO, SMOKE_SUITE, SUITES, TASKS, protocol_of
 
 DAPG = "https://github.com/aravindr93/hand_dapg"  # where Adroit's experts are
 ADROIT = (
@@ -58,7 +58,7 @@ def grouped(skipped: Sequence[Skipped]) -> list[Skipped]:
 class Grid:
     """What a benchmark consists of."""
 
-    cells: list[tuple[Cell, Places]]
+    cells: list[tuple[RunSpec, Paths]]
     skipped: list[Skipped]
     visions: dict[str, Vision]  # by encoder
 
@@ -81,7 +81,7 @@ def make_grid(command: Benchmark, root: Path) -> Grid:
     if not command.encoders or not command.fusions:
         raise BadInput("encoders= and fusions= each need at least one name")
     encoders = [_absolute(name) for name in dict.fromkeys(command.encoders)]
-    visions = {name: look_at(name) for name in encoders if name not in (*WITHOUT_ENCODER, EXPERT)}
+    visions = {name: inspect_encoder(name) for name in encoders if name not in (*WITHOUT_ENCODER, EXPERT)}
     for vision in visions.values():
         for fusion in command.fusions:
             Embedder(
@@ -100,7 +100,7 @@ def make_grid(command: Benchmark, root: Path) -> Grid:
                     file = places[task].expert if encoder == EXPERT else places[task].demos or places[task].expert
                     source = sha256_of(Path(file)) if file else ""
                     settings = (command.budget, command.protocol, command.precision, weights, source)
-                    cells.append((Cell(task, encoder, fusion, seed, *settings), places[task]))
+                    cells.append((RunSpec(task, encoder, fusion, seed, *settings), places[task]))
     if not cells:
         raise _nothing(skipped)
     return Grid(cells, skipped, visions)
@@ -131,7 +131,7 @@ def task_names(asked: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def look_at(name: str) -> Vision:
+def inspect_encoder(name: str) -> Vision:
     """Return what there is to know of an encoder, by loading it."""
     backbone = load_encoder(name)
     return Vision(backbone.fingerprint(), sum(each.numel() for each in backbone.parameters()), backbone.token_shape)
@@ -143,7 +143,7 @@ def _absolute(name: str) -> str:
     return str(Path(file).absolute()) + name.removeprefix(file) if file and Path(file).exists() else name
 
 
-def _places(tasks: Sequence[str], command: Benchmark, root: Path, skipped: list[Skipped]) -> dict[str, Places]:
+def _places(tasks: Sequence[str], command: Benchmark, root: Path, skipped: list[Skipped]) -> dict[str, Paths]:
     """Return where each task's demonstrations come from, for tasks that have any."""
     given = _demo_files(command.demos) if command.demos else {}
     experts = _experts(command.experts, tasks)
@@ -151,8 +151,8 @@ def _places(tasks: Sequence[str], command: Benchmark, root: Path, skipped: list[
     found = {}
     for task in tasks:
         suite = task.split("/")[0]
-        place = Places(str(root.absolute()), str(given.get(task, "")), experts.get(task, ""), command.device)
-        if task not in there and suite != TRIAL:
+        place = Paths(str(root.absolute()), str(given.get(task, "")), experts.get(task, ""), command.device)
+        if task not in there and suite != SMOKE_SUITE:
             skipped.append(Skipped(task, "all", str(MissingExtra(task, suite))))
         elif suite == "adroit" and not place.demos and not place.expert:
             skipped.append(Skipped(task, "all", ADROIT))
@@ -161,10 +161,10 @@ def _places(tasks: Sequence[str], command: Benchmark, root: Path, skipped: list[
     return found
 
 
-def _can_run(task: str, encoder: str, place: Places, protocol: str, skipped: list[Skipped]) -> bool:
+def _can_run(task: str, encoder: str, place: Paths, protocol: str, skipped: list[Skipped]) -> bool:
     """Return whether a policy makes sense on a task; if not, say why."""
     suite, why = task.split("/")[0], ""
-    if encoder == "none" and suite not in FEELING:
+    if encoder == "none" and suite not in HAS_PROPRIO:
         why = "the suite has no proprioception, so a blind policy would know nothing"
     elif encoder == EXPERT and protocol == "cortexbench":
         why = "it does not learn, so there is nothing to judge while it learns; protocol=honest has it"
@@ -175,7 +175,7 @@ def _can_run(task: str, encoder: str, place: Places, protocol: str, skipped: lis
         if encoder == "state" and "state" not in demos.widths:
             why = f"{place.demos} does not hold the known state"
         try:
-            demos.pictures(protocol_of(task).embedding.cameras)
+            demos.images(protocol_of(task).embedding.cameras)
         except UnknownName as error:
             why = str(error)
     if why:

@@ -18,7 +18,7 @@ from ..policies.pixel_network import SIDE
 from ..policies.runs import load_backbone
 from ..policies.visuomotor import policy_kind
 from ..progress import stage
-from .cell import EXPERT, Cell, Places, folder_of, request_of
+from .cell import EXPERT, Paths, RunSpec, folder_of, request_of
 from .grid import Grid, Vision
 from .protocol import NAMES
 from .runner import duration
@@ -26,7 +26,7 @@ from .runner import duration
 _STEPS = {"adroit": 200, "dmc": 500, "metaworld": 500, "trifinger": 10, "toy": 50}  # of an episode, at most
 _PROCESS, _ENVIRONMENT = 0.9, 0.35  # memory of a cell without its encoder, and of an environment's process [GB]
 _START, _EVALUATION = 12.0, 5.0  # of a cell, and of each evaluation's processes [s]
-_COMPRESSED = 0.35  # share that lzf leaves of simulators' pictures
+_COMPRESSED = 0.35  # share that lzf leaves of simulators' frames
 
 
 @dataclass
@@ -34,9 +34,9 @@ class Costs:
     """Unit costs of a cell on one core [s]; the defaults are rough, from two cores of a small machine."""
 
     step: float = 0.001  # simulating
-    picture: float = 0.02  # drawing
+    image: float = 0.02  # drawing
     expert: float = 0.02  # an action of the expert
-    encoding: float = 0.05  # a picture
+    encoding: float = 0.05  # an image
     learning: float = 0.03  # a training step
 
 
@@ -49,17 +49,17 @@ class Load:
     steps: int  # of training
     played: int  # frames of all evaluations
     evaluations: int
-    pictures: int  # a frame
+    frames: int  # a frame
     sees: bool
 
-    def seconds(self, cell: Cell, costs: Costs, recording: bool, encoding: bool) -> float:
+    def seconds(self, cell: RunSpec, costs: Costs, recording: bool, encoding: bool) -> float:
         """Return what the cell takes on one core [s].
 
         Args:
             recording: it is the first that needs its demonstrations.
             encoding: it is the first that needs their tokens.
         """
-        drawing = costs.picture * self.pictures
+        drawing = costs.image * self.frames
         total = _START + _EVALUATION * self.evaluations + self.played * costs.step + self.steps * costs.learning
         if recording:
             total += self.recorded * (costs.step + costs.expert + drawing)
@@ -68,11 +68,11 @@ class Load:
         if self.sees:
             total += self.played * drawing
         if self.sees and cell.weights:
-            total += (self.played + (self.recorded if encoding else 0)) * costs.encoding * self.pictures
+            total += (self.played + (self.recorded if encoding else 0)) * costs.encoding * self.frames
         return total
 
 
-def load_of(cell: Cell, places: Places) -> Load:
+def load_of(cell: RunSpec, places: Paths) -> Load:
     """Return what a cell does, without making its environment."""
     protocol, limits = cell.learning, cell.limits
     horizon = min(_STEPS[cell.suite], limits.horizon.get(cell.suite, _STEPS[cell.suite]))
@@ -96,7 +96,7 @@ def load_of(cell: Cell, places: Places) -> Load:
     )
 
 
-def memory_of(cell: Cell, vision: Vision | None, threads: int) -> float:
+def memory_of(cell: RunSpec, vision: Vision | None, threads: int) -> float:
     """Return about how much memory a cell needs [GB]."""
     total = _PROCESS + 2 * threads * _ENVIRONMENT
     if vision is not None:
@@ -109,18 +109,18 @@ def memory_of(cell: Cell, vision: Vision | None, threads: int) -> float:
     return round(total, 2)
 
 
-def rough_costs(cell: Cell, vision: Vision | None) -> Costs:
+def rough_costs(cell: RunSpec, vision: Vision | None) -> Costs:
     """Return unit costs guessed from what a cell is."""
     costs = Costs()
     if cell.limits.render == "benchmark":
-        costs.picture = 0.08
+        costs.image = 0.08
     if vision is not None:
         patches = vision.tokens.grid[0] * vision.tokens.grid[1]
         costs.encoding = 2 * vision.parameters * (patches + vision.tokens.cls) / 50e9
     return costs
 
 
-def work_of(cells: Sequence[tuple[Cell, Places]], costs_of: Callable[[Cell], Costs]) -> list[float]:
+def work_of(cells: Sequence[tuple[RunSpec, Paths]], costs_of: Callable[[RunSpec], Costs]) -> list[float]:
     """Return what each cell takes on one core [s]; what is shared counts for the first that needs it."""
     recorded: set[str] = set()
     encoded: set[tuple[str, str]] = set()
@@ -162,7 +162,7 @@ def make_plan(grid: Grid, jobs: int, threads: int, root: Path) -> Plan:
             learning[key] = _measured_learning(cell, grid.visions.get(cell.encoder))
             bar.advance(1)
 
-    def costs_of(cell: Cell) -> Costs:
+    def costs_of(cell: RunSpec) -> Costs:
         encoding = by_encoder.get(cell.encoder, 0.0)
         return replace(by_task[cell.task], encoding=encoding, learning=learning[cell.suite, cell.encoder, cell.fusion])
 
@@ -179,16 +179,16 @@ def make_plan(grid: Grid, jobs: int, threads: int, root: Path) -> Plan:
     learning_from = {cell.task: (cell, places) for cell, places in reversed(cells) if cell.encoder != EXPERT}
     plan.rows.append(("all, one core", duration(sum(work))))
     plan.rows.append((f"all, {jobs} jobs of {threads} threads", duration(sum(work) / max(jobs, 1))))
-    pictures = sum(
-        load_of(cell, places).recorded * load_of(cell, places).pictures * cell.learning.image_size**2
+    frames = sum(
+        load_of(cell, places).recorded * load_of(cell, places).frames * cell.learning.image_size**2
         for cell, places in learning_from.values()
         if not places.demos
     )
-    plan.rows.append(("disk for demonstrations", f"{3 * _COMPRESSED * pictures / 1e9:.1f} GB"))
+    plan.rows.append(("disk for demonstrations", f"{3 * _COMPRESSED * frames / 1e9:.1f} GB"))
     needs = [memory_of(cell, grid.visions.get(cell.encoder), threads) for cell, _ in cells]
     plan.rows.append(("memory of the largest cell", f"{max(needs, default=0.0):.1f} GB"))
     plan.assumptions = [
-        "a few steps of every task, pictures of every encoder and steps of training were timed here, on one thread, as "
+        "a few steps of every task, frames of every encoder and steps of training were timed here, on one thread, as "
         "CPU time: other work on the machine makes it slower",
         "episodes go on to their last step, demonstrations succeed",
         "a job's second thread is not counted as a gain; jobs are",
@@ -205,8 +205,8 @@ def _seconds(work: Callable[[], object], times: int) -> float:
     return (time.process_time() - began) / times
 
 
-def _measured_task(cell: Cell, places: Places) -> Costs:
-    """Return what a step, a picture and an expert's action of a task take."""
+def _measured_task(cell: RunSpec, places: Paths) -> Costs:
+    """Return what a step, an image and an expert's action of a task take."""
     costs = Costs()
     env = request_of(cell, places).make()
     if places.expert:
@@ -220,7 +220,7 @@ def _measured_task(cell: Cell, places: Places) -> Costs:
         env.step(zero)
     share = env.seconds["rendering"] / max(sum(env.seconds.values()), 1e-9)
     spent = (time.process_time() - began) / count
-    costs.step, costs.picture = (1 - share) * spent, share * spent / len(env.cameras)
+    costs.step, costs.image = (1 - share) * spent, share * spent / len(env.cameras)
     env.reset(seed=0)
     try:
         began = time.process_time()
@@ -235,14 +235,14 @@ def _measured_task(cell: Cell, places: Places) -> Costs:
 
 
 def _measured_encoder(name: str) -> float:
-    """Return what one picture takes."""
+    """Return what one image takes."""
     backbone = load_backbone(name)
     assert backbone is not None
     images = torch.zeros(4, 256, 256, 3, dtype=torch.uint8)
     return _seconds(lambda: encode(backbone, images, True, "fp32"), 2) / len(images)
 
 
-def _measured_learning(cell: Cell, vision: Vision | None) -> float:
+def _measured_learning(cell: RunSpec, vision: Vision | None) -> float:
     """Return what a training step takes."""
     kind, protocol = policy_kind(cell.encoder), cell.learning
     if cell.encoder == EXPERT:

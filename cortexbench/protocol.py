@@ -20,10 +20,15 @@ SUITES: dict[str, tuple[str, ...]] = {
     "trifinger": trifinger.TASKS,
 }
 TASKS = tuple(f"{suite}/{task}" for suite, names in SUITES.items() for task in names)
-TRIAL = "toy"  # a suite to try the machinery on; no part of CortexBench
-NAMES = {"adroit": "Adroit", "dmc": "DMC", "metaworld": "MetaWorld", "trifinger": "TriFinger", TRIAL: "toy"}
-SUCCESS = ("adroit", "metaworld", TRIAL)  # their score is success; the others' is a share of what could be had
-FEELING = ("adroit", "metaworld", "trifinger", TRIAL)  # have proprioception, so that a blind policy is possible
+SMOKE_SUITE = "toy"  # a suite to try the machinery on; no part of CortexBench
+NAMES = {"adroit": "Adroit", "dmc": "DMC", "metaworld": "MetaWorld", "trifinger": "TriFinger", SMOKE_SUITE: "toy"}
+SUCCESS = ("adroit", "metaworld", SMOKE_SUITE)  # their score is success; the others' is a share of what could be had
+HAS_PROPRIO = (
+    "adroit",
+    "metaworld",
+    "trifinger",
+    SMOKE_SUITE,
+)  # have proprioception, so that a blind policy is possible
 COLUMNS = ("both", "cortexbench", "honest")
 SEEDS = (100, 200, 300)
 FIRST_DEMO = 54_321  # seed of the first demonstration, the released code's own
@@ -40,7 +45,7 @@ class Protocol:
     embedding: EmbeddingSettings
     policy: PolicySettings
     cameras: tuple[str, ...] = ()  # () is the task's default
-    image_size: int = 256  # of the pictures [px]; encoders then resize them as they are used to
+    image_size: int = 256  # of the images [px]; encoders then resize them as they are used to
     first_start: int | None = None  # seed of an evaluation's first episode; None is the policy's own seed
 
 
@@ -65,7 +70,7 @@ _TRIFINGER = Protocol(
     moments=_moments(5, 100),
     embedding=EmbeddingSettings(frames="single"),
     policy=PolicySettings(
-        layers=[2000, 2000], batch_norm=False, last_scale=1.0, optimizer="adamw", lr=1e-4, batch=32, epochs=100
+        layers=[2000, 2000], batch_norm=False, output_init_scale=1.0, optimizer="adamw", lr=1e-4, batch=32, epochs=100
     ),
     image_size=270,
     first_start=TEST_STARTS,
@@ -83,7 +88,7 @@ def protocol_of(task: str) -> Protocol:
         of_suite = tasks(suite) if suite in NAMES else []
         there = of_suite or [*SUITES, *TASKS]
         raise UnknownName(f"no benchmark task {task!r}{closest(task, there)}; there are: all, {', '.join(there)}")
-    if suite in ("metaworld", TRIAL):
+    if suite in ("metaworld", SMOKE_SUITE):
         return replace(_IMITATION, demos=25)
     if suite == "dmc":
         return replace(_IMITATION, episodes=10)
@@ -117,7 +122,7 @@ class Budget:
 BUDGETS = {
     "smoke": Budget(
         seeds=SEEDS[:1],
-        demos={"adroit": 2, "dmc": 2, "metaworld": 2, "trifinger": 4, TRIAL: 4},
+        demos={"adroit": 2, "dmc": 2, "metaworld": 2, "trifinger": 4, SMOKE_SUITE: 4},
         valid=1,
         horizon={"dmc": 20, "metaworld": 140},  # below, MetaWorld's experts are not done
         share=0.04,
@@ -129,7 +134,7 @@ BUDGETS = {
     ),
     "small": Budget(
         seeds=SEEDS[:1],
-        demos={"adroit": 25, "dmc": 10, "metaworld": 25, "trifinger": 100, TRIAL: 25},
+        demos={"adroit": 25, "dmc": 10, "metaworld": 25, "trifinger": 100, SMOKE_SUITE: 25},
         valid=2,
         horizon={"dmc": 200, "metaworld": 200},
         share=0.5,

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..metrics import EpisodeRecord, Mean, Rate, mcnemar, read_episodes, resampled, success_rate
 from ..run_folder import read_json
-from .cell import Cell, folder_of
+from .cell import RunSpec, folder_of
 from .protocol import SUCCESS, SUITES
 
 
@@ -30,7 +30,7 @@ class Policy(NamedTuple):
 class Outcome:
     """What one finished cell came to."""
 
-    cell: Cell
+    cell: RunSpec
     folder: Path
     rows: list[EpisodeRecord]  # of the honest column; `scores` has them rescaled where episodes are cut
     scores: dict[tuple[int, str], float]  # by an episode's seed and start
@@ -48,7 +48,7 @@ class Outcome:
         return sum(self.scores.values()) / len(self.scores)
 
 
-def read_outcome(cell: Cell, root: Path) -> Outcome | None:
+def read_outcome(cell: RunSpec, root: Path) -> Outcome | None:
     """Return what a cell came to, or None if it is not finished."""
     folder = folder_of(cell, root)
     about = read_json(folder / "result.json")

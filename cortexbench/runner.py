@@ -27,7 +27,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Room:
+class ResourceBudget:
     """What may run at once."""
 
     jobs: int
@@ -45,19 +45,19 @@ def check_engine(settings: EngineSettings) -> None:
             pass
 
 
-def room_of(settings: EngineSettings) -> Room:
+def room_of(settings: EngineSettings) -> ResourceBudget:
     """Return what may run at once; a cluster has its own queue.
 
     Raises:
         BadInput: if there is no memory to run in.
     """
     if settings.engine != "local":
-        return Room(settings.jobs or 10**6, float("inf"))
+        return ResourceBudget(settings.jobs or 10**6, float("inf"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if settings.memory is not None and settings.memory <= 0:
         raise BadInput(f"memory={settings.memory} GB leaves nothing to run in")
     memory = settings.memory or 0.8 * psutil.virtual_memory().available / 1e9
-    return Room(settings.jobs or max(1, cores // settings.threads), memory)
+    return ResourceBudget(settings.jobs or max(1, cores // settings.threads), memory)
 
 
 def run_as_asked(
@@ -79,7 +79,7 @@ def run_as_asked(
         return run_tasks(tasks, starter, room, console)
 
 
-def run_tasks(tasks: Sequence[Task], engine: Engine, room: Room, console: Console) -> dict[str, str]:
+def run_tasks(tasks: Sequence[Task], engine: Engine, room: ResourceBudget, console: Console) -> dict[str, str]:
     """Run cells and return why some failed, by the folder's name; the others go on.
 
     A cell that needs more memory than there is runs alone.
@@ -124,7 +124,7 @@ def run_tasks(tasks: Sequence[Task], engine: Engine, room: Room, console: Consol
     return failures
 
 
-def _next(waiting: Sequence[Task], running: dict[Task, Job], room: Room) -> Task | None:
+def _next(waiting: Sequence[Task], running: dict[Task, Job], room: ResourceBudget) -> Task | None:
     """Return the first waiting cell that there is room for."""
     if len(running) >= room.jobs:
         return None

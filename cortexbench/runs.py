@@ -135,7 +135,7 @@ def notes(command: Benchmark, results: Results, unfinished: int) -> list[str]:
             purpose = "Compare its rows with each other only."
         lines.append(
             f"The budget {command.budget!r} has fewer demonstrations, epochs, evaluations and episodes than the "
-            f"protocol, and other pictures. {purpose}"
+            f"protocol, and other images. {purpose}"
         )
     lines.append(
         "honest: the policy after the last epoch, on starts that neither training nor any choice has seen, the same "

@@ -188,7 +188,7 @@ def setting_table(results: Results) -> Table:
                     "tokens": f"{policy.fusion} of normed class tokens" if policy.fusion else NONE,
                     "frames": f"{learning.embedding.frames}"
                     + (f" of {learning.embedding.history}" if learning.embedding.frames != "single" else ""),
-                    "picture [px]": _each(each.about["request"]["image_size"] for each in cells),
+                    "image [px]": _each(each.about["request"]["image_size"] for each in cells),
                     "for the encoder": NONE
                     if pixels is None
                     else f"{pixels['resize']} to {pixels['size'][0]}x{pixels['size'][1]}, {pixels['interpolation']}",

@@ -17,13 +17,13 @@ from ..files import sha256_of
 from .writer import disk_key
 
 
-def depth_key(picture: str) -> str:
-    """Return the observation key of the depth of a camera's picture.
+def depth_key(image: str) -> str:
+    """Return the observation key of the depth of a camera's image.
 
     >>> depth_key("rgb"), depth_key("rgb_wrist")
     ('depth', 'depth_wrist')
     """
-    return "depth" + picture.removeprefix("rgb")
+    return "depth" + image.removeprefix("rgb")
 
 
 class DemoSet:
@@ -78,8 +78,8 @@ class DemoSet:
         arguments["cameras"] = tuple(arguments["cameras"])
         return EnvRequest(**arguments)
 
-    def pictures(self, cameras: Sequence[str], depth: str = "none") -> tuple[str, ...]:
-        """Return the observation keys of cameras' pictures; no camera means the first that was recorded.
+    def images(self, cameras: Sequence[str], depth: str = "none") -> tuple[str, ...]:
+        """Return the observation keys of cameras' images; no camera means the first that was recorded.
 
         Args:
             depth: "channels" adds their depth; other fusions do not, but want it to be there.
@@ -91,21 +91,21 @@ class DemoSet:
         recorded = self.environment.get("cameras") or []
         if unknown := [camera for camera in cameras if camera not in recorded]:
             raise UnknownName(f"{self.path} has no camera {', '.join(unknown)}; it has: {', '.join(recorded)}")
-        pictures = tuple("rgb" if camera == recorded[0] else f"rgb_{camera}" for camera in cameras) or ("rgb",)
-        depths = () if depth == "none" else tuple(depth_key(key) for key in pictures)
+        images = tuple("rgb" if camera == recorded[0] else f"rgb_{camera}" for camera in cameras) or ("rgb",)
+        depths = () if depth == "none" else tuple(depth_key(key) for key in images)
         for key in depths:
             if disk_key(key, recorded) not in self.disk_keys:
                 raise DataError(f"{self.path} holds no {key!r}; record it with: pixio-robot collect obs=rgbd")
-        return pictures + (depths if depth == "channels" else ())
+        return images + (depths if depth == "channels" else ())
 
-    def calibration(self, picture: str) -> Calibration:
-        """Return the camera of pictures such as "rgb", which stood still.
+    def calibration(self, image: str) -> Calibration:
+        """Return the camera of images such as "rgb", which stood still.
 
         Raises:
             DataError: if it is not known, or was not the same in all demonstrations.
         """
         recorded = self.environment.get("cameras") or []
-        camera = disk_key(picture, recorded or ("",)).removesuffix("_image")
+        camera = disk_key(image, recorded or ("",)).removesuffix("_image")
         found: list[Calibration] = []
         with self._open() as data:
             for name in self.names:
@@ -147,7 +147,7 @@ class DemoSet:
     def read(self, key: str) -> np.ndarray:
         """Return one dataset of all demonstrations, (F, ...): "actions", "rewards", or an observation key.
 
-        Meant for what fits in memory; pictures come through `batches`.
+        Meant for what fits in memory; images come through `batches`.
         """
         with self._open() as data:
             where = key if key in ("actions", "rewards", "success", "states") else f"obs/{self._disk_key(key, data)}"

@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from ..depth.encoding import depth_pictures
+from ..depth.encoding import depth_images
 from ..encoders import token_statistics
 from ..encoders.load import Backbone
 from ..encoders.pixio import PixioEncoder, Tokens
@@ -87,7 +87,7 @@ def token_cache(
         normed: tokens after the encoder's final norm.
         patches: store patch tokens too.
         precision: "fp32" or "bf16", how the encoder computes.
-        depth_code: how the depth of an `image_key` such as "depth" becomes pictures: code, nearest, farthest [m].
+        depth_code: how the depth of an `image_key` such as "depth" becomes images: code, nearest, farthest [m].
         batch: images an encoder call, not part of the cache's identity; None is 8 on a CPU, where activations then
             stay in its caches, and 128 elsewhere.
 
@@ -197,7 +197,7 @@ def _fill(
         began = perf_counter()
         for images in demos.batches(identity["image_key"], done, batch):
             if "depth_code" in identity:
-                images = depth_pictures(images, *identity["depth_code"])
+                images = depth_images(images, *identity["depth_code"])
             read = perf_counter()
             tokens = encode(backbone, torch.from_numpy(images).to(device), identity["normed"], identity["precision"])
             for name, values in zip(("cls", "patches"), tokens, strict=True):

@@ -89,7 +89,7 @@ class DemoWriter:
         for key, value in {**rows, **values}.items():
             row = np.asarray(value)
             if key not in self._group:
-                options = picture_options(row.shape) if row.ndim == 3 else dict(chunks=(256, *row.shape))
+                options = image_options(row.shape) if row.ndim == 3 else dict(chunks=(256, *row.shape))
                 self._group.create_dataset(key, (0, *row.shape), row.dtype, maxshape=(None, *row.shape), **options)
             dataset = self._group[key]
             dataset.resize(self.steps + 1, axis=0)
@@ -119,8 +119,8 @@ class _Dropped(Exception):
     """Makes `replacing` drop its file."""
 
 
-def picture_options(shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return how pictures (H, W, C) are stored: each on its own, compressed without loss."""
+def image_options(shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return how images (H, W, C) are stored: each on its own, compressed without loss."""
     return dict(chunks=(1, *shape), compression="lzf")
 
 
@@ -155,7 +155,7 @@ def _fill_group(group: h5py.Group, demo: Demo) -> None:
     for key, values in demo.observations.items():
         if values.ndim == 1 + 2:  # depth: robomimic wants a channel
             values = values[..., None]
-        options = picture_options(values.shape[1:]) if values.ndim == 4 else {}
+        options = image_options(values.shape[1:]) if values.ndim == 4 else {}
         group.create_dataset(f"obs/{key}", data=values, **options)
 
 

@@ -10,7 +10,7 @@ import torch
 from ..export_schemas import Export
 from ..policies.agent import Agent
 from ..policies.visuomotor import LoadedPolicy, load_policy, load_policy_encoder
-from .runtime.bundle import Card
+from .runtime.bundle import Manifest
 
 
 class EagerPolicy:
@@ -52,7 +52,7 @@ class EagerPolicy:
         return actions
 
 
-def eager_policies(checkpoint: str, device: torch.device) -> tuple[Card, Callable[[], EagerPolicy], str]:
+def eager_policies(checkpoint: str, device: torch.device) -> tuple[Manifest, Callable[[], EagerPolicy], str]:
     """Return a checkpoint's card, as an export would have it, what makes policies of it, and the file's SHA-256.
 
     Raises:

@@ -8,11 +8,11 @@ from ..errors import BadInput
 from ..files import sha256_of
 from ..robot_schemas import Run
 from ..run_folder import digest
-from .runtime.bundle import CARD, Card, check_gate
+from .runtime.bundle import CARD, Manifest, check_gate
 from .runtime.policy import Policy
 
 
-def asked_policy(command: Run, stack: ExitStack) -> tuple[Card, Policy, str]:
+def load_policy_source(command: Run, stack: ExitStack) -> tuple[Manifest, Policy, str]:
     """Return the policy that a command names, its card, and a hash of both.
 
     Args:
@@ -32,7 +32,7 @@ def asked_policy(command: Run, stack: ExitStack) -> tuple[Card, Policy, str]:
     if command.bundle is not None:
         from .runtime.runtime import Runtime
 
-        check_gate(command.bundle, command.ungated)
+        check_gate(command.bundle, command.allow_unverified)
         runtime = Runtime.load(command.bundle, command.threads)
         return runtime.card, runtime, sha256_of(Path(command.bundle) / CARD)
     if command.server is not None:

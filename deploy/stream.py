@@ -1,6 +1,6 @@
 """A trained policy on a camera: the frames of any source through the path that it was trained on.
 
-Shapes: H side of the pictures, P proprioception, A action.
+Shapes: H side of the images, P proprioception, A action.
 """
 
 import time
@@ -19,12 +19,12 @@ from ..cameras.simulated import TaskCamera
 from ..datasets.robomimic import depth_key
 from ..errors import BadInput, EndOfStream, StaleFrame
 from ..policies.agent import Agent
-from ..policies.depth_inputs import in_world
+from ..policies.depth_inputs import depth_to_world_points
 from ..policies.visuomotor import LoadedPolicy
 
 
 @dataclass
-class Moment:
+class StreamStep:
     """What happened at one step of the control loop."""
 
     sequence: int | None  # of the frame; None where the newest was too old
@@ -44,7 +44,7 @@ def check_policy(loaded: LoadedPolicy) -> None:
     policy = loaded.policy
     if policy.kind == "state":
         raise BadInput("this policy is told the known state, which no camera gives; train one that sees")
-    if len(colours := [key for key in policy.pictures if key.startswith("rgb")]) > 1:
+    if len(colours := [key for key in policy.images if key.startswith("rgb")]) > 1:
         raise BadInput(f"this policy sees {len(colours)} cameras, {', '.join(colours)}; a stream is one")
 
 
@@ -70,16 +70,16 @@ def observation_of(frame: Frame, loaded: LoadedPolicy, zeros: bool = False) -> d
     if sees or policy.needs_depth:
         square = squared(registered(frame), loaded.request.image_size)
         if sees and square.rgb is not None:
-            seen[policy.pictures[0]] = square.rgb[None]
+            seen[policy.images[0]] = square.rgb[None]
         if square.depth is not None:
-            seen[depth_key(policy.pictures[0])] = square.depth[None]
+            seen[depth_key(policy.images[0])] = square.depth[None]
         if policy.view is not None and policy.depth_head is None and square.depth is not None:
             if square.intrinsics is None:
                 raise BadInput(
                     "this policy sees points, and the source tells no intrinsics; give calibration=camera.json"
                 )
             pose = policy.view.calibration.camera_to_world if square.camera_to_world is None else square.camera_to_world
-            seen["points"] = in_world(square.depth, square.intrinsics, pose)[None]
+            seen["points"] = depth_to_world_points(square.depth, square.intrinsics, pose)[None]
     if width := policy.embedder.proprio_dim:
         felt = np.zeros(width, np.float32) if frame.proprio is None and zeros else frame.proprio
         if felt is None or felt.shape != (width,):
@@ -93,7 +93,7 @@ def observation_of(frame: Frame, loaded: LoadedPolicy, zeros: bool = False) -> d
 
 def stream(
     agent: Agent, camera: Camera, max_age: float | None = None, rate: float | None = None, zeros: bool = False
-) -> Iterator[Moment]:
+) -> Iterator[StreamStep]:
     """Yield an action for each frame of an open camera, until it ends.
 
     A task's camera is told each action, so that the loop is closed. Where the newest frame is too old there is no
@@ -124,7 +124,7 @@ def stream(
         except EndOfStream:
             return
         except StaleFrame:
-            yield Moment(None, None)
+            yield StreamStep(None, None)
             continue
         began = time.perf_counter()
         observation = observation_of(frame, agent.loaded, zeros)
@@ -133,7 +133,7 @@ def stream(
         done = time.perf_counter()
         if isinstance(camera, TaskCamera):
             camera.act(action)
-        yield Moment(frame.sequence, action, frame.starts or first, frame.age(), ready - began, done - ready)
+        yield StreamStep(frame.sequence, action, frame.starts or first, frame.age(), ready - began, done - ready)
         first = False
 
 
@@ -146,7 +146,7 @@ def _fresh(camera: Capture, max_age: float) -> Frame:
     return frame
 
 
-def timing(moments: list[Moment]) -> dict[str, dict[str, float]]:
+def timing(moments: list[StreamStep]) -> dict[str, dict[str, float]]:
     """Return percentiles of the times of the moments that acted [ms], and how many were stale."""
     acted = [each for each in moments if each.action is not None]
     table: dict[str, dict[str, float]] = {}

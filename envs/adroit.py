@@ -77,9 +77,9 @@ class Adroit(Task):
         return StepResult(float(reward), bool(info["success"]), over=bool(dropped))
 
     def proprio(self) -> np.ndarray:
-        return self.known_state()[: self.proprio_dim]
+        return self.privileged_state()[: self.proprio_dim]
 
-    def known_state(self) -> np.ndarray:
+    def privileged_state(self) -> np.ndarray:
         return self._env._get_obs()
 
     def use_expert(self, path: str) -> None:
@@ -98,7 +98,7 @@ class Adroit(Task):
                 "Adroit's experts are files; record demonstrations with: pixio-robot collect task=adroit/pen "
                 "expert=hand_dapg/pen-v0.pickle (a published DAPG policy)"
             )
-        return np.clip(self._expert.act(self.known_state()), -1, 1)
+        return np.clip(self._expert.act(self.privileged_state()), -1, 1)
 
     def score(self, rewards: Sequence[float], success: Sequence[bool]) -> float:
         return 100.0 * (sum(success) > self._facts.needed)

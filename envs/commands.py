@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Commands(NamedTuple):
+class ActionSpec(NamedTuple):
     """Axes of an action in [-1, 1]. Arrays are (A,), in the axis's own unit.
 
     The target of a relative axis is its set point plus `scale` times the action, of another one `offset` plus `scale`
@@ -50,7 +50,7 @@ class Commands(NamedTuple):
         high: np.ndarray,
         speed: float = np.inf,
         hand: tuple[float, float, float] | None = None,
-    ) -> "Commands":
+    ) -> "ActionSpec":
         """Make relative axes of one unit and scale."""
         count = len(names)
         return cls(
@@ -66,7 +66,7 @@ class Commands(NamedTuple):
         )
 
     @classmethod
-    def plain(cls, count: int) -> "Commands":
+    def plain(cls, count: int) -> "ActionSpec":
         """Make axes of which nothing is known but that they take shares of a full command, and rest at 0."""
         names = tuple(f"a{index}" for index in range(count))
         return cls.of(names, "1", 1.0, -np.ones(count), np.ones(count))

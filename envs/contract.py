@@ -27,7 +27,7 @@ def check_contract(task: str, render: str = "fast", steps: int = 3) -> None:
             assert np.array_equal(first[key], again[key]), f"{task}: the same seed gives another {key}"
         assert first["start"] != other["start"], f"{task}: another seed gives the same start"
         _check_known_state(task)
-        _check_pictures(env, first)
+        _check_images(env, first)
         _check_clipping(env)
         _check_spec(env, render)
     finally:
@@ -73,11 +73,11 @@ def _check_known_state(task: str) -> None:
     env.close()
 
 
-def _check_pictures(env: TaskEnv, trajectory: dict[str, np.ndarray]) -> None:
+def _check_images(env: TaskEnv, trajectory: dict[str, np.ndarray]) -> None:
     rgb, depth, task = trajectory["rgb"][0], trajectory["depth"][0], env.name
-    assert rgb.std() > 5, f"{task}: the picture is blank"
+    assert rgb.std() > 5, f"{task}: the image is blank"
     seen = depth[depth > 0]
-    assert seen.size > depth.size * (1 - env.task.empty), f"{task}: its pictures are mostly empty"
+    assert seen.size > depth.size * (1 - env.task.empty), f"{task}: its images are mostly empty"
     assert 0.05 < np.median(seen) < env.task.far, f"{task}: depth is not in metres"
 
 

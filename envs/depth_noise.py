@@ -80,7 +80,7 @@ class NoisyDepth:
 
     Args:
         sensor: its errors.
-        focal: of the pictures [px]; the sensor's lengths are scaled to it.
+        focal: of the images [px]; the sensor's lengths are scaled to it.
         seed: of everything random; a number or several.
     """
 

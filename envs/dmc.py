@@ -40,7 +40,7 @@ class DMControl(Task):
 
     proprio_dim = 0
     far, empty = 20.0, 0.875  # some cameras stand back, before an empty sky
-    good_score = 0.0  # every episode of an expert counts, as good as it is
+    demo_min_score = 0.0  # every episode of an expert counts, as good as it is
 
     def __init__(self, task: str) -> None:
         try:
@@ -62,7 +62,7 @@ class DMControl(Task):
         self.action_dim = int(spec.shape[0])
         self.control_hz = 1.0 / (self._env.control_timestep() * _REPEAT)
         self._env.reset()
-        self.state_dim = len(self.known_state())
+        self.state_dim = len(self.privileged_state())
         self._name = task
         self._trained: StateActor | None = None
         self._looked = False  # for a trained expert
@@ -83,7 +83,7 @@ class DMControl(Task):
     def proprio(self) -> np.ndarray:
         return np.zeros(0, np.float32)
 
-    def known_state(self) -> np.ndarray:
+    def privileged_state(self) -> np.ndarray:
         values = self._env.task.get_observation(self._env.physics).values()
         return np.concatenate([np.ravel(each) for each in values])
 
@@ -92,7 +92,7 @@ class DMControl(Task):
         if not self._looked:
             self._trained, self._looked = shipped_expert(f"dmc/{self._name}"), True
         if self._trained is not None:
-            return self._trained.act(self.known_state())
+            return self._trained.act(self.privileged_state())
         if self._name != "reacher_easy":
             raise UnknownName(f"dmc/{self._name} has no expert; there are experts for: {', '.join(CORTEXBENCH)}")
         if self._planner is None:

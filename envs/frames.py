@@ -1,4 +1,4 @@
-"""Pictures of simulated scenes with random looks, viewpoints, clutter and robot states, as tar shards to pre-train on.
+"""Images of simulated scenes with random looks, viewpoints, clutter and robot states, as tar shards to pre-train on.
 
 A shard is a function of the settings, the seed and its number, whatever the number of workers; a finished one is not
 made again. Beside each ``KEY.jpg`` lies ``KEY.json``: scene, start, render quality, camera ("free", "close" or the
@@ -22,7 +22,7 @@ from ..files import replacing
 from ..progress import stage
 from ..run_folder import settings_digest
 from ..schemas import RenderFrames
-from .photographer import FrameSettings, Photograph, Photographer
+from .frame_renderer import FrameRenderer, FrameSettings, Photograph
 from .registry import tasks
 from .rendering import QUALITIES, check_rendering, quality
 from .rollout import default_width, in_workers
@@ -56,7 +56,7 @@ def render_frames(settings: FrameSettings, out: Path, workers: int | None = None
 
     Raises:
         BadInput, UnknownName, MissingExtra: for settings or scenes that cannot be.
-        DataError: if `out` holds pictures made with other settings.
+        DataError: if `out` holds images made with other settings.
     """
     names = scene_names(list(settings.scenes))
     _check(settings)
@@ -80,7 +80,7 @@ def _check(settings: FrameSettings) -> None:
         quality(name)
     if not settings.render:
         raise BadInput(f"render is empty; name at least one of {', '.join(QUALITIES)}")
-    for what in ("own_look", "own_camera", "close"):
+    for what in ("keep_appearance_prob", "scene_camera_prob", "close"):
         if not 0 <= getattr(settings, what) <= 1:
             raise BadInput(f"{what}={getattr(settings, what)} is a share; it must lie from 0 to 1")
     if not 16 <= settings.image_size <= 4096:
@@ -96,7 +96,7 @@ def _claim(settings: FrameSettings, names: list[str], out: Path) -> None:
     about = out / "frames.json"
     text = json.dumps({**asdict(settings), "names": names}, indent=1)
     if about.is_file() and about.read_text() != text:
-        raise DataError(f"{out} holds pictures made with other settings; delete it or choose another out=")
+        raise DataError(f"{out} holds images made with other settings; delete it or choose another out=")
     for left in out.glob(".frames-*.tmp"):  # by a worker that was killed while it wrote
         left.unlink()
     with replacing(about) as temporary:
@@ -121,7 +121,7 @@ def _write_shard(settings: FrameSettings, names: list[str], out: Path, number: i
 
 
 def _files(photograph: Photograph, jpeg_quality: int) -> dict[str, bytes]:
-    """Return what is written of a picture, by suffix."""
+    """Return what is written of an image, by suffix."""
     jpeg = cv2.imencode(".jpg", photograph.rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])[1]
     files = {"jpg": jpeg.tobytes(), "json": json.dumps(photograph.about).encode()}
     if photograph.depth is not None:
@@ -132,16 +132,18 @@ def _files(photograph: Photograph, jpeg_quality: int) -> dict[str, bytes]:
 
 
 def _photographs(settings: FrameSettings, names: list[str], number: int) -> Iterator[Photograph]:
-    """Yield the pictures of a shard."""
+    """Yield the images of a shard."""
     left = _in_shard(settings, number)
-    visits = -(-settings.shard // settings.visit)  # of a whole shard, so that the last one continues the order
+    visits = -(
+        -settings.shard // settings.frames_per_scene
+    )  # of a whole shard, so that the last one continues the order
     for visit in range(number * visits, (number + 1) * visits):
         if left <= 0:
             return
         rng = np.random.default_rng([settings.seed, visit])
         name = _visited(names, visit, settings.seed)
-        count = min(settings.visit, left)
-        with Photographer(settings, name, rng) as photographer:
+        count = min(settings.frames_per_scene, left)
+        with FrameRenderer(settings, name, rng) as photographer:
             for _ in range(count):
                 yield photographer.take()
         left -= count

@@ -1,4 +1,4 @@
-"""MetaWorld v3 as CortexBench sees it: one camera, hand position and gripper opening, the goal only in the picture.
+"""MetaWorld v3 as CortexBench sees it: one camera, hand position and gripper opening, the goal only in the image.
 
 What the package gets wrong for benchmarks is put right here: `reset(seed=)` seeds, starts vary, the camera exists.
 """
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MissingExtra
-from .commands import Commands
+from .commands import ActionSpec
 from .task import StepResult, Task
 
 CORTEXBENCH = ("assembly", "bin-picking", "button-press-topdown", "drawer-open", "hammer")
@@ -92,14 +92,14 @@ class MetaWorld(Task):
     def proprio(self) -> np.ndarray:
         return self._vector[:4]
 
-    def known_state(self) -> np.ndarray:
+    def privileged_state(self) -> np.ndarray:
         return self._vector  # hand, gripper, two objects' poses, the same of the step before, and the goal
 
-    def commands(self) -> Commands:
+    def commands(self) -> ActionSpec:
         """The hand's set point moves by actions; the gripper's fingers are driven by the last number."""
         low, high = np.append(self._env.mocap_low, -1.0), np.append(self._env.mocap_high, 1.0)
         stride = float(self._env.action_scale)
-        return Commands(
+        return ActionSpec(
             ("x", "y", "z", "gripper"),
             ("m", "m", "m", "1"),
             np.array([stride, stride, stride, 1.0]),

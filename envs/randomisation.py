@@ -1,6 +1,6 @@
 """Domain randomisation of a MuJoCo scene (Tobin et al. 2017, arXiv 1703.06907): looks, clutter and viewpoints.
 
-A model is changed in place, colours, textures and lights alike; clutter is drawn into the picture and touches nothing.
+A model is changed in place, colours, textures and lights alike; clutter is drawn into the image and touches nothing.
 """
 
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Pictures from MuJoCo: headless GL, named render qualities, depth in metres and camera calibration.
+"""Images from MuJoCo: headless GL, named render qualities, depth in metres and camera calibration.
 
 Rendering is 95 to 99 % of the cost of simulation here, and its price is the shadow map and multisampling, not the
 resolution. Both change pixels, so the quality is recorded with data and results.
@@ -42,7 +42,7 @@ class CameraView(Protocol):
     """What draws one camera of a task; `View` does for MuJoCo. `data` is the task's."""
 
     def rgb(self, data: Any) -> np.ndarray:
-        """Return the picture, (size, size, 3) uint8, upright."""
+        """Return the image, (size, size, 3) uint8, upright."""
 
     def depth(self, data: Any) -> np.ndarray:
         """Return depth along the optical axis, (size, size) float32 [m]; 0 where nothing is hit."""
@@ -80,12 +80,12 @@ def rendered_depth(renderer: Any, model: Any) -> np.ndarray:
 
 
 class View:
-    """One camera of a MuJoCo model at one size and quality. The GL context is made with the first picture.
+    """One camera of a MuJoCo model at one size and quality. The GL context is made with the first image.
 
     Args:
         model: the `mujoco.MjModel`; its visual settings are written.
         camera: name, or index where a model names none.
-        size: side of the square picture [px].
+        size: side of the square image [px].
         quality: a name in `QUALITIES`.
     """
 
@@ -95,7 +95,7 @@ class View:
         self._renderer: Any = None
 
     def rgb(self, data: Any) -> np.ndarray:
-        """Return the picture, (size, size, 3) uint8, upright."""
+        """Return the image, (size, size, 3) uint8, upright."""
         renderer = self._ready(data)
         renderer.disable_depth_rendering()
         return renderer.render()
@@ -128,7 +128,7 @@ class View:
 
 
 def set_quality(model: Any, size: int, name: str) -> Quality:
-    """Write a render quality into a model's visual settings, with room for square pictures of `size` px; return it."""
+    """Write a render quality into a model's visual settings, with room for square images of `size` px; return it."""
     chosen = quality(name)
     if chosen.shadow_map is not None:
         model.vis.quality.shadowsize = chosen.shadow_map
@@ -163,7 +163,7 @@ def new_renderer(model: Any, size: int, chosen: Quality) -> Any:
 
 
 def check_rendering() -> None:
-    """Make one small picture, to fail early and in words.
+    """Make one small image, to fail early and in words.
 
     Raises:
         RenderingUnavailable: if no GL context can be made.

@@ -98,7 +98,7 @@ class BatchRollout:
         request: the environment.
         plans: the episodes; each runs once, in this order, whatever the lengths of the others.
         width: environments in parallel, each in a worker.
-        processes: False runs them here, which is sooner done for a few episodes without pictures.
+        processes: False runs them here, which is sooner done for a few episodes without images.
 
     Use as a context manager; `seconds` holds physics and rendering afterwards, mean over workers [s].
     """
@@ -253,7 +253,7 @@ def _end_at_once(pool: ProcessPoolExecutor) -> None:
 
 
 def run_expert(request: EnvRequest, plan: EpisodePlan, expert: str | None = None) -> EpisodeResult:
-    """Run one episode with the task's expert, or that of a file, and no pictures; a function for `in_workers`."""
+    """Run one episode with the task's expert, or that of a file, and no images; a function for `in_workers`."""
     env = replace(request, observe=("proprio",)).make()
     if expert is not None:
         env.task.use_expert(expert)

@@ -1,4 +1,4 @@
-"""Simulated scenes to take pictures of: registered tasks with their experts, and any MJCF file."""
+"""Simulated scenes to take images of: registered tasks with their experts, and any MJCF file."""
 
 import abc
 import glob
@@ -14,7 +14,7 @@ from .rendering import use_headless_gl
 from .task import start_digest
 
 _PATIENCE = 150  # steps after which a task starts anew
-_KEPT = 0.7  # share of a joint's range in which its random positions lie
+ACTIVATIONS_PER_INPUT = 0.7  # share of a joint's range in which its random positions lie
 
 
 class Scene(abc.ABC):
@@ -108,7 +108,7 @@ class MjcfScene(Scene):
             if self.model.jnt_type[joint] not in (self._mujoco.mjtJoint.mjJNT_SLIDE, self._mujoco.mjtJoint.mjJNT_HINGE):
                 continue  # free and ball joints stay where the model has them
             low, high = self.model.jnt_range[joint] if self.model.jnt_limited[joint] else (-0.5, 0.5)
-            middle, half = (low + high) / 2, _KEPT * (high - low) / 2
+            middle, half = (low + high) / 2, ACTIVATIONS_PER_INPUT * (high - low) / 2
             self.data.qpos[self.model.jnt_qposadr[joint]] = rng.uniform(middle - half, middle + half)
         self._mujoco.mj_forward(self.model, self.data)
 

@@ -26,7 +26,7 @@ class StateActor:
         path: the checkpoint.
 
     Raises:
-        DataError: if it is none, or of a policy that looks at pictures.
+        DataError: if it is none, or of a policy that looks at images.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -117,4 +117,4 @@ def expert_of(env: TaskEnv, path: str | None) -> Callable[[], np.ndarray]:
     actor = StateActor(path)
     if actor.task != env.name:
         raise DataError(f"{path} is an expert of {actor.task}; the task is {env.name}")
-    return lambda: actor.act(env.task.known_state())
+    return lambda: actor.act(env.task.privileged_state())

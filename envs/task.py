@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 
 from ..errors import BadInput, UnknownName
-from .commands import Commands
+from .commands import ActionSpec
 from .rendering import Calibration, CameraView, View
 
 if TYPE_CHECKING:
@@ -32,16 +32,16 @@ class StepResult(NamedTuple):
 
 
 class Task(abc.ABC):
-    """A simulated task. Write one for a new simulator; `TaskEnv` adds pictures, clipping, horizon and bookkeeping."""
+    """A simulated task. Write one for a new simulator; `TaskEnv` adds images, clipping, horizon and bookkeeping."""
 
     horizon: int  # control steps of an episode
     action_dim: int
     proprio_dim: int  # 0 where a suite has none
     state_dim: int
     control_hz: float  # [1/s]
-    far = 5.0  # its pictures' median depth is nearer [m]
+    far = 5.0  # its images' median depth is nearer [m]
     empty = 0.75  # and nothing is hit in a smaller share of them
-    good_score = 100.0  # from here on an expert's episode is a demonstration
+    demo_min_score = 100.0  # from here on an expert's episode is a demonstration
     cameras: tuple[str, ...]  # the first is the default
     model: Any  # mujoco.MjModel; None where another simulator is behind
     data: Any  # mujoco.MjData, or None
@@ -59,15 +59,15 @@ class Task(abc.ABC):
         """Return what the robot feels, (proprio_dim,) float32."""
 
     @abc.abstractmethod
-    def known_state(self) -> np.ndarray:
+    def privileged_state(self) -> np.ndarray:
         """Return all that matters, objects and goal among it, (state_dim,) float32; what seeing would have to find out.
 
         For policies that show how well a task can be learned, and for experts.
         """
 
-    def commands(self) -> Commands:
+    def commands(self) -> ActionSpec:
         """Return what actions do, with the limits that the robot itself has; tasks that know units override this."""
-        return Commands.plain(self.action_dim)
+        return ActionSpec.plain(self.action_dim)
 
     def set_point(self) -> np.ndarray:
         """Return the targets (action_dim,) that are in force, in the units of `commands`; 0 where there are none."""
@@ -90,7 +90,7 @@ class Task(abc.ABC):
         raise UnknownName(f"{type(self).__name__} has no expert; demonstrations must come from a file")
 
     def view(self, camera: str, size: int, render: str) -> CameraView:
-        """Return what draws a camera's pictures; a task without a MuJoCo model overrides this, and `state`."""
+        """Return what draws a camera's images; a task without a MuJoCo model overrides this, and `state`."""
         return View(self.model, self.camera_in_model(camera), size, render)
 
     def use_expert(self, path: str) -> None:
@@ -146,9 +146,9 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     Args:
         task: the simulator.
         name: its name in the registry.
-        observe: modalities among rgb, depth, proprio, state; pictures are only rendered where asked for.
+        observe: modalities among rgb, depth, proprio, state; images are only rendered where asked for.
         cameras: names of cameras; the first becomes ``rgb``, the rest ``rgb_<name>``. Empty means the task's default.
-        image_size: side of the pictures [px].
+        image_size: side of the images [px].
         render: render quality: benchmark, balanced or fast.
         horizon: steps until truncation; None for the task's own.
         depth_sensor: what depth is measured with: exact, or a sensor with noise and holes such as d435.
@@ -259,7 +259,7 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         if "proprio" in self.observe and self.task.proprio_dim:
             observation["proprio"] = self.task.proprio().astype(np.float32)
         if "state" in self.observe:
-            observation["state"] = self.task.known_state().astype(np.float32)
+            observation["state"] = self.task.privileged_state().astype(np.float32)
         return observation
 
     def _sensors(self, start: str) -> dict[str, "NoisyDepth"]:
@@ -275,7 +275,7 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         }
 
     def render(self) -> np.ndarray | None:
-        """Return the default camera's picture in render mode "rgb_array"."""
+        """Return the default camera's image in render mode "rgb_array"."""
         return None if self.render_mode is None else self._views[self.cameras[0]].rgb(self.task.data)
 
     def calibration(self) -> dict[str, Calibration]:

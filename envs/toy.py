@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .commands import Commands
+from .commands import ActionSpec
 from .task import StepResult, Task
 
 _SCENE = """
@@ -81,12 +81,12 @@ class Reach(Task):
     def proprio(self) -> np.ndarray:
         return self._hand()
 
-    def known_state(self) -> np.ndarray:
+    def privileged_state(self) -> np.ndarray:
         return np.concatenate([self._hand(), self.data.mocap_pos[0]])
 
-    def commands(self) -> Commands:
+    def commands(self) -> ActionSpec:
         speed = 1.25 * _STRIDE * self.control_hz  # a quarter more than a full action needs
-        return Commands.of(("x", "y", "z"), "m", _STRIDE, -_REACH, _REACH, speed, tuple(_CENTRE))
+        return ActionSpec.of(("x", "y", "z"), "m", _STRIDE, -_REACH, _REACH, speed, tuple(_CENTRE))
 
     def set_point(self) -> np.ndarray:
         return self.data.ctrl.copy()

@@ -13,14 +13,14 @@ CARD = Path(__file__).parent.parent / "docs" / "pixio-robot-ti.md"
 
 
 def package(source: str, target: Path) -> None:
-    """Copy an encoder, with the position table of pictures of SIZE; the settings that trained it stay with it."""
+    """Copy an encoder, with the position table of images of SIZE; the settings that trained it stay with it."""
     trained = load_checkpoint(Path(source.partition("@")[0]), kind="encoder")
     settings = {**trained.settings, "licence": "Apache-2.0", "model_card": CARD.read_text()}
     save_encoder(at_its_size(source), target, settings, trained.step, torch.float16)
 
 
 def at_its_size(source: str) -> PixioEncoder:
-    """Return an encoder made for pictures of the size that its name says."""
+    """Return an encoder made for images of the size that its name says."""
     backbone = load_encoder(source)
     network = backbone.network
     assert isinstance(network, PixioEncoder)

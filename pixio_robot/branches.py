@@ -44,7 +44,7 @@ def _render_frames(command: schemas.RenderFrames) -> int:
     from .envs.frames import run_render_frames
 
     report = run_render_frames(command)
-    print(f"{report.folder}: {command.frames} pictures in {report.shards} shards, {report.reused} of them reused")
+    print(f"{report.folder}: {command.frames} images in {report.shards} shards, {report.reused} of them reused")
     return 0
 
 
@@ -222,7 +222,7 @@ def _calibrate(command: schemas.Calibrate) -> int:
     worst = max(result.view_errors)
     print(f"reprojection error {result.error:.3f} px over {len(result.used)} views, {worst:.3f} in the worst one")
     if result.covered < 0.6:
-        print(f"corners cover {result.covered:.0%} of the picture; hold the board into its corners too")
+        print(f"corners cover {result.covered:.0%} of the image; hold the board into its corners too")
     if eye is not None:
         x, y, z = eye.camera_pose[:3, 3]
         print(f"camera at ({x:.4f}, {y:.4f}, {z:.4f}) m in the {'gripper' if command.mounting == 'hand' else 'base'}")
@@ -270,12 +270,12 @@ def _verify(command: schemas.Verify) -> int:
 def _run(command: schemas.Run) -> int:
     from contextlib import ExitStack
 
-    from .deploy.load import asked_policy
+    from .deploy.load import load_policy_source
     from .report.tables import print_run
     from .robots.runs import run_robot
 
     with ExitStack() as open_until_the_end:
-        card, policy, inputs = asked_policy(command, open_until_the_end)
+        card, policy, inputs = load_policy_source(command, open_until_the_end)
         report = run_robot(command, card, policy, inputs)
     print_run(report)
     return 3 if report.stopped else INTERRUPTED if report.interrupted else 0

@@ -12,8 +12,8 @@ class CameraSettings:
     camera: str = key(
         MISSING, "driver (realsense, opencv:0, oak), file or folder of any known kind, or task:SUITE/TASK[@CAMERA]"
     )
-    width: int | None = key(None, "width of the pictures [px]; null is the source's own", least=1)
-    height: int | None = key(None, "height of the pictures [px]; null is the source's own", least=1)
+    width: int | None = key(None, "width of the images [px]; null is the source's own", least=1)
+    height: int | None = key(None, "height of the images [px]; null is the source's own", least=1)
     fps: float | None = key(None, "frames per second; null is the source's own")
     depth: bool = key(True, "with depth, where the camera has it")
     calibration: str | None = key(None, "camera.json of calibrate, for sources that know no intrinsics")
@@ -43,8 +43,8 @@ class CameraView(CameraSettings):
 
     frames: int = key(60, "frames to look at", least=1)
     every: int = key(1, "look at each frame whose number this divides", least=1)
-    strip: int = key(6, "pictures in a strip", least=1)
-    register: bool = key(True, "bring depth into the colour picture, where the geometry is known")
+    strip: int = key(6, "images in a strip", least=1)
+    register: bool = key(True, "bring depth into the colour image, where the geometry is known")
     near: float | None = key(None, "distance shown brightest [m]; null is the nearest percentile of the first frames")
     far: float | None = key(None, "distance shown darkest [m]; null is the farthest percentile")
     viewer: bool = key(False, "open a rerun viewer and stream into it (extra viz)", free=True)
@@ -66,7 +66,7 @@ class CameraCheck(CameraSettings):
 class Calibrate(CameraSettings):
     """Find a camera's intrinsics from views of a ChArUco board, and with poses of the robot its place on it."""
 
-    camera: str = key("opencv:0", "camera, recording or folder of pictures that show the board")
+    camera: str = key("opencv:0", "camera, recording or folder of images that show the board")
     columns: int = key(8, "squares across the board", least=3)
     rows: int = key(6, "squares down the board", least=3)
     square: float = key(0.03, "side of a square [m]")
@@ -78,5 +78,5 @@ class Calibrate(CameraSettings):
         None, ".npy or .json of the gripper's pose in the robot's base at each frame, (frames, 4, 4), for hand-eye"
     )
     mounting: str = key("hand", "where the camera is: hand (it moves with the gripper), base (it stands still)")
-    board: str | None = key(None, "only write the board as a picture to print, to this .png")
+    board: str | None = key(None, "only write the board as an image to print, to this .png")
     out: str = key("camera.json", "file to write", free=True)

@@ -76,7 +76,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def overview() -> str:
     """Return the text of ``pixio-robot --help``."""
-    lines = ["pixio-robot COMMAND key=value ...", "", "Commands (pixio-robot COMMAND --help lists its keys):"]
+    lines = ["pixio-robot COMMAND key=value ...", "", "ActionSpec (pixio-robot COMMAND --help lists its keys):"]
     for name, schema in schemas.COMMANDS.items():
         lines.append(f"  {name:<12} {(schema.__doc__ or '').strip()}")
     lines += ["", "  -m           sweep: key=a,b,c runs one job a combination", "  debug=true   show tracebacks"]

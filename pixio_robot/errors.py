@@ -47,7 +47,7 @@ class UnsafePickle(DataError):
 
 
 class Unreadable(DataError):
-    """One image whose bytes are no whole picture; others of the same set may be fine."""
+    """One image whose bytes are no whole image; others of the same set may be fine."""
 
 
 class WorkerLost(PixioError):

@@ -13,7 +13,7 @@ class Gate:
     """What an exported program is compared with, and on what."""
 
     demos: str | None = key(None, "demonstration file whose frames it is compared on; what it was trained on will do")
-    frames: int = key(128, "frames of demos to compare tokens and actions on, in stretches evenly spaced", least=8)
+    frames: int = key(128, "frames of demos to compare tokens and actions on, in clips evenly spaced", least=8)
     episodes: int = key(100, "episodes that it and the eager policy both run; 0 runs none", least=0)
     first_seed: int = key(10_000, "seed of the first of these", least=0)
     envs: int | None = key(None, "environments in parallel; null means twice the cores", least=1, free=True)
@@ -30,7 +30,7 @@ class Export(Gate):
     target: str = key("onnx", f"what runs it: {', '.join(TARGETS)}")
     precision: str = key("fp32", f"arithmetic: {', '.join(BUNDLE_PRECISIONS)}")
     batch: int | None = key(1, "observations a call; null is any number", least=1)
-    image_size: int | None = key(None, "side of the pictures of an encoder [px]; null is its own", least=16)
+    image_size: int | None = key(None, "side of the images of an encoder [px]; null is its own", least=16)
     calibration: str | None = key(None, "demonstrations or recording whose frames give int8 its ranges; null is demos")
     calibration_frames: int = key(256, "frames of these", least=8)
     device: str = key("cpu", "where an aoti program will run: cpu, cuda")

@@ -13,7 +13,7 @@ class Training(Hardware):
     images: Any = key(
         MISSING, "folder or file of images, tar shards, HDF5, videos or recordings; or a list of them", free=True
     )
-    held_out: int = key(256, "images kept out of training, for the loss on fixed masks", least=1)
+    val_images: int = key(256, "images kept out of training, for the loss on fixed masks", least=1)
     crop_scale: list[float] = key([0.2, 1.0], "least and greatest share of an image's area in a crop")
     flip: bool = key(False, "mirror half of the crops")
     shuffle_block: int | None = key(
@@ -37,7 +37,7 @@ class Training(Hardware):
     seed: int = key(0, "seed of weights, order, crops and masks", least=0)
     parallel: str = key("auto", "under torchrun: ddp, fsdp, hsdp; auto is ddp below 1e9 parameters", free=True)
     compile: bool = key(False, "torch.compile each block", free=True)
-    recompute: str = key(
+    activation_checkpointing: str = key(
         "none", "blocks whose activations are computed twice to save memory: none, decoder, all", free=True
     )
     workers: int = key(
@@ -46,7 +46,7 @@ class Training(Hardware):
     cache: str = key("runs/cache", "folder of the image indexes", free=True)
     log_every: int = key(20, "steps between rows of metrics.jsonl", least=1, free=True)
     valid_every: int = key(200, "steps between held-out losses and feature statistics", least=1, free=True)
-    picture_every: int = key(500, "steps between pictures of reconstructions", least=1, free=True)
+    visualize_every: int = key(500, "steps between images of reconstructions", least=1, free=True)
     save_every: int = key(500, "steps between checkpoints", least=1, free=True)
     keep_last: int = key(2, "newest checkpoints to keep", least=1, free=True)
     keep_every: int | None = key(None, "also keep checkpoints of steps divisible by this", least=1, free=True)
@@ -159,7 +159,7 @@ class Probe(Hardware):
         ["auto"], "knn, linear, depth_linear, depth_dpt, segmentation_linear, segmentation_dpt; auto is knn and linear"
     )
     layers: str = key("last", "blocks to probe: last, or all (Pixio encoders only)")
-    held_out: float = key(0.2, "without test: images to test on, a share below 1 or a number")
+    val_images: float = key(0.2, "without test: images to test on, a share below 1 or a number")
     seed: int = key(0, "seed of the held-out choice and of the images that choose the weight decay", least=0)
     dense: DenseSettings = field(default_factory=DenseSettings)
     cache: str = key("runs/cache", "folder of the image indexes", free=True)

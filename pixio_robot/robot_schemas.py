@@ -16,7 +16,7 @@ class Run(CameraSettings):
     checkpoint: str | None = key(None, "instead of a bundle: a policy checkpoint, run by torch")
     server: str | None = key(None, "instead of a bundle: HOST:PORT of pixio-robot serve, or a ws:// or wss:// address")
     token_file: str | None = key(None, "file with the server's secret", free=True)
-    ungated: bool = key(False, "use an int8 bundle that did not pass the gate", free=True)
+    allow_unverified: bool = key(False, "use an int8 bundle that did not pass the gate", free=True)
     time: str = key("real", "time of a simulated robot: real, stepped")
     rate: float | None = key(None, "commands a second; null is the robot's own, else the policy's")
     episodes: int = key(1, "episodes", least=1)
@@ -26,8 +26,8 @@ class Run(CameraSettings):
     seed: int = key(20_000, "seed of a simulated robot's first episode; they count up", least=0)
     render: str | None = key("fast", "render quality of a simulated robot: benchmark, balanced, fast")
     depth_sensor: str = key("d435", "what a simulated robot's depth is measured with: exact, d435")
-    execute: int | None = key(None, "actions of a chunk that are used; null is all", least=1)
-    new_share: float = key(
+    n_action_steps: int | None = key(None, "actions of a chunk that are used; null is all", least=1)
+    chunk_blend: float = key(
         1.0, "weight of a new chunk where an older one planned the same step; 1 replaces, LeRobot's is 0.7", later=True
     )
     limits: str | None = key(None, "file (.json) of limits that narrow the robot's own")

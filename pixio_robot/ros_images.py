@@ -1,4 +1,4 @@
-"""Pictures in ROS recordings (ROS 1 bags, also RealSense's; ROS 2 folders, .db3 and .mcap files), read by rosbags.
+"""Images in ROS recordings (ROS 1 bags, also RealSense's; ROS 2 folders, .db3 and .mcap files), read by rosbags.
 
 Shapes: H height, W width.
 """
@@ -65,7 +65,7 @@ def is_depth(message: Any) -> bool:
     return "compresseddepth" in message.format.lower()
 
 
-def colour_picture(message: Any) -> bytes | np.ndarray:
+def colour_image(message: Any) -> bytes | np.ndarray:
     """Return an Image as (H, W, 3) uint8 RGB, a CompressedImage as the bytes of its file.
 
     Raises:
@@ -80,7 +80,7 @@ def colour_picture(message: Any) -> bytes | np.ndarray:
     return np.ascontiguousarray(values) if code is None else cv2.cvtColor(np.ascontiguousarray(values), code)
 
 
-def depth_picture(message: Any) -> np.ndarray:
+def depth_image(message: Any) -> np.ndarray:
     """Return depth as it was sent, (H, W): uint16 in the sensor's unit, or float32 [m].
 
     Compressed depth of floats holds inverse distances; compressed_depth_image_transport's two numbers decode them.

@@ -17,7 +17,7 @@ from .serving_schemas import Latency, Serve
 FUSIONS = ("mean", "concat", "first", "attention", "spatial")
 FRAMES = ("single", "stack", "flare")
 DEPTHS = ("none", "patches", "late", "points", "channels")
-CLONED = ("rgb", "rgbd")
+OBSERVATION_MODES = ("rgb", "rgbd")
 HELD_OUT_SEED = 10_000  # of the first evaluated episode; demonstrations count up from 0
 CURVE_SEED = 50_000  # of the episodes of a learning curve, which choose checkpoints and are not reported
 
@@ -50,8 +50,8 @@ class PolicySettings:
     activation: str = key("relu", "activation: relu, gelu, tanh")
     batch_norm: bool = key(True, "batch normalisation of the whole input, proprioception too")
     dropout: float = key(0.0, "dropout rate before each activation")
-    last_scale: float = key(0.01, "factor on the last layer's initial weights")
-    squash: bool = key(False, "end in a tanh, as the actors of SAC and TD3 do; what they begin with must have it")
+    output_init_scale: float = key(0.01, "factor on the last layer's initial weights")
+    tanh_output: bool = key(False, "end in a tanh, as the actors of SAC and TD3 do; what they begin with must have it")
     loss: str = key("mse", "loss on actions: mse, l1, huber")
     optimizer: str = key("adam", "optimiser: adam, adamw, sgd")
     lr: float = key(1e-3, "learning rate")
@@ -75,7 +75,7 @@ class Collect:
         "exact", "what depth is measured with: exact, or d435 (noise, holes, edges of a real camera)"
     )
     cameras: list[str] = key([], "cameras; empty means the task's default")
-    image_size: int = key(256, "side of the pictures [px]")
+    image_size: int = key(256, "side of the images [px]")
     horizon: int | None = key(None, "steps of an episode; null means the task's own", least=1)
     expert: str | None = key(
         None, "file of the expert: a policy of train_rl obs=state, for Adroit a DAPG policy; null means the task's"
@@ -107,15 +107,19 @@ class RenderFrames:
     scenes: Any = key(
         MISSING, "tasks, suites, MJCF files or patterns of them, also in a package (dm_control:suite/*.xml); or a list"
     )
-    frames: int = key(20_000, "pictures in all", least=1)
-    image_size: int = key(256, "side of the pictures [px]")
+    frames: int = key(20_000, "images in all", least=1)
+    image_size: int = key(256, "side of the images [px]")
     render: list[str] = key(["fast", "fast", "balanced"], "render qualities; each visit to a scene draws one of these")
-    own_look: float = key(0.3, "share of pictures with the scene's own colours, textures and lights, without clutter")
-    own_camera: float = key(0.5, "share through the scene's own cameras, moved a little; the others from anywhere")
+    keep_appearance_prob: float = key(
+        0.3, "share of images with the scene's own colours, textures and lights, without clutter"
+    )
+    scene_camera_prob: float = key(
+        0.5, "share through the scene's own cameras, moved a little; the others from anywhere"
+    )
     close: float = key(0.3, "share of those others taken close to something that moves")
-    clutter: int = key(6, "most bodies added to a picture", least=0)
-    visit: int = key(50, "pictures of a scene before the next one", least=1)
-    shard: int = key(1000, "pictures in a shard", least=1)
+    clutter: int = key(6, "most bodies added to an image", least=0)
+    frames_per_scene: int = key(50, "images of a scene before the next one", least=1)
+    shard: int = key(1000, "images in a shard", least=1)
     quality: int = key(92, "JPEG quality, 1 to 100")
     depth: bool = key(False, "write depth too, as `probe` reads it: KEY.depth.png, uint16 [mm]")
     seed: int = key(0, "seed of everything random", least=0)
@@ -186,14 +190,14 @@ class TrainRL(Hardware, EngineSettings):
     obs: str = key("tokens", "what is seen: tokens of an encoder, state (is told what there is), rgb (learns to see)")
     encoder: str = key("pixio-robot-ti", "encoder of obs=tokens, as load_encoder takes it; none is blind")
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
-    finetune: bool = key(False, "let the encoder learn too; pictures are then replayed, and encoded each time")
-    shift: bool = key(True, "move replayed pictures by a few pixels, as DrQ-v2; obs=rgb of sac and td3 only")
+    finetune: bool = key(False, "let the encoder learn too; images are then replayed, and encoded each time")
+    shift: bool = key(True, "move replayed images by a few pixels, as DrQ-v2; obs=rgb of sac and td3 only")
     steps: int = key(100_000, "environment steps, over all environments; a run may be made longer", least=1, free=True)
     envs: int = key(1, "environments in parallel", least=1)
-    processes: bool | None = key(None, "run each in a process of its own; null means if pictures are drawn", free=True)
+    processes: bool | None = key(None, "run each in a process of its own; null means if images are drawn", free=True)
     seed: int = key(0, "seed of networks, actions and episodes", least=0)
     render: str = key("fast", "render quality: benchmark, balanced, fast")
-    image_size: int = key(256, "side of the pictures [px]")
+    image_size: int = key(256, "side of the images [px]")
     horizon: int | None = key(None, "steps of an episode; null means the task's own", least=1)
     demos: str | None = key(None, "demonstration file to replay from too (sac, td3)")
     demo_ratio: float = key(0.5, "share of each batch that comes from demos")
@@ -226,7 +230,7 @@ class Evaluate(Device):
     first_seed: int = key(HELD_OUT_SEED, "seed of the first episode; demonstrations start from 0", least=0)
     envs: int | None = key(None, "environments in parallel; null means twice the cores", least=1, free=True)
     render: str | None = key(None, "render quality; null means the demonstrations'")
-    execute: int | None = key(
+    n_action_steps: int | None = key(
         None, "actions of each chunk that are executed before the next one; null means all", least=1, later=True
     )
     videos: bool = key(True, "keep videos of the first success and the first failure")

@@ -11,7 +11,7 @@ class Serve:
 
     bundle: str | None = key(None, "folder that pixio-robot export wrote")
     checkpoint: str | None = key(None, "policy checkpoint, run by torch")
-    ungated: bool = key(False, "serve an int8 bundle that did not pass the gate")
+    allow_unverified: bool = key(False, "serve an int8 bundle that did not pass the gate")
     replay: str | None = key(
         None, "demonstration file: answer with the actions of one of its episodes, without a model"
     )

@@ -112,7 +112,7 @@ def read_video(path: Path) -> np.ndarray:
     """Return all frames of a video, (T, H, W, 3) uint8 RGB.
 
     Raises:
-        DataError: if the file is missing, damaged or holds no picture.
+        DataError: if the file is missing, damaged or holds no image.
     """
     if not path.is_file():
         raise DataError(f"no video {path}")

@@ -1,4 +1,4 @@
-"""A policy at work on observations: what it keeps of pictures, and the agent that acts step by step.
+"""A policy at work on observations: what it keeps of images, and the agent that acts step by step.
 
 Shapes: B batch, T frames of history, K class tokens, N patches, D width, A action.
 """
@@ -22,7 +22,7 @@ from .visuomotor import LoadedPolicy, Visuomotor
 
 
 class Perception:
-    """From pictures to what a policy keeps of them: an encoder's tokens, or small pictures for one that sees itself.
+    """From images to what a policy keeps of them: an encoder's tokens, or small images for one that sees itself.
 
     Args:
         policy: what is kept depends on it.
@@ -41,7 +41,7 @@ class Perception:
         return self.policy.pixels is not None or self.backbone is not None
 
     def newest(self, observations: Mapping[str, np.ndarray], depth: Tensor | None = None) -> Tensor:
-        """Return what is kept of pictures (B, H, W, 3) uint8, of each camera the encoder called once.
+        """Return what is kept of images (B, H, W, 3) uint8, of each camera the encoder called once.
 
         Args:
             depth: (B, *size, 2) uint8, the first camera's, of a policy with patches for depth.
@@ -50,13 +50,13 @@ class Perception:
             (B, K or N, D) float16 with cameras along D; or (B, S, S, 3 a camera) uint8 where it sees for itself.
         """
         if self.policy.pixels is not None:
-            pictures = [shrunk(self.policy.as_pictures(key, observations[key])) for key in self.policy.pictures]
-            small = np.concatenate(pictures, axis=-1)
+            small_images = [shrunk(self.policy.as_images(key, observations[key])) for key in self.policy.images]
+            small = np.concatenate(small_images, axis=-1)
             return torch.from_numpy(small).to(self.device)
         assert self.backbone is not None, "this policy does not see"
         embedder, views = self.policy.embedder, list[Tensor]()
-        for key in self.policy.pictures:
-            images = torch.from_numpy(self.policy.as_pictures(key, observations[key])).to(self.device)
+        for key in self.policy.images:
+            images = torch.from_numpy(self.policy.as_images(key, observations[key])).to(self.device)
             added = None
             if self.policy.patches is not None and depth is not None and not views:
                 added = self.policy.patches(depth)
@@ -72,14 +72,14 @@ class Agent:
         loaded: the policy.
         backbone: its encoder; None for a policy without one.
         device: where to compute.
-        execute: actions of each chunk that are executed before the next one; None is all of them.
+        n_action_steps: actions of each chunk that are executed before the next one; None is all of them.
 
     Raises:
         BadInput: if the policy's chunks have fewer.
     """
 
     def __init__(
-        self, loaded: LoadedPolicy, backbone: Backbone | None, device: torch.device, execute: int | None = None
+        self, loaded: LoadedPolicy, backbone: Backbone | None, device: torch.device, n_action_steps: int | None = None
     ) -> None:
         self.loaded, self.device = loaded, device
         self.policy = loaded.policy.to(device).eval()
@@ -87,7 +87,7 @@ class Agent:
         self._perception = Perception(self.policy, backbone if loaded.encoder else None, precision, device)
         self._history = FrameHistory(self.policy.history)
         self._depths = FrameHistory(1 if self.policy.depth is None else self.policy.depth.frames)
-        self._queue = ChunkQueue(self.policy.settings.chunk, execute)
+        self._queue = ChunkQueue(self.policy.settings.chunk, n_action_steps)
         head = self.policy.embedder.settings.depth_head
         self._estimator = None if head is None else depth_estimator(head, self.policy.depth_head).to(device)
         self.seconds = {"encoding": 0.0, "policy": 0.0}
@@ -142,20 +142,20 @@ class Agent:
     ) -> Tensor | None:
         if not self._perception.sees:
             return None
-        pictures = {key: observations[key][running] for key in self.policy.pictures}
+        images = {key: observations[key][running] for key in self.policy.images}
         which = torch.from_numpy(running)
-        seen = self._perception.newest(pictures, None if depth is None else depth[which.to(depth.device)])
+        seen = self._perception.newest(images, None if depth is None else depth[which.to(depth.device)])
         return self._history.push(_placed(seen, which), starting)
 
     def _depth(self, observations: Mapping[str, np.ndarray], running: np.ndarray) -> Tensor | None:
         """Return what the policy's part for depth takes of each environment; zeros where it does not run."""
         if not self.policy.takes_depth:
             return None
-        picture = self.policy.pictures[0]
+        image = self.policy.images[0]
         if self._estimator is None:
-            depth = observations[depth_key(picture)][running]
+            depth = observations[depth_key(image)][running]
         else:
-            depth = predicted(self._estimator, observations[picture][running]).astype(np.float32)
+            depth = predicted(self._estimator, observations[image][running]).astype(np.float32)
         points = observations.get("points")
         taken = self.policy.depth_input(depth, None if points is None else points[running])
         return _placed(torch.from_numpy(taken).to(self.device), torch.from_numpy(running))

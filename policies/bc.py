@@ -91,10 +91,10 @@ def train_bc(
         DataError: if the demonstrations do not fit, or the loss stops being finite.
         CheckpointError: if the folder is of a run with other settings, or one that kept other epochs.
     """
-    pictures = demos.pictures(embedding.cameras, recorded_depth(embedding))
+    images = demos.images(embedding.cameras, recorded_depth(embedding))
     check_depth_encoder(embedding, backbone)
     view = point_view(embedding, demos, depths)
-    policy = new_policy(tokens, embedding, demos.widths, settings, seed, kind, pictures, view).to(device)
+    policy = new_policy(tokens, embedding, demos.widths, settings, seed, kind, images, view).to(device)
     embedder = policy.embedder
     data = bc_data(demos, cache, policy, depths)
     training = dict(seed=seed, **described(settings), data=data.fingerprint, task=demos.task, starts=demos.starts)
@@ -109,7 +109,7 @@ def train_bc(
         return BCResult(last, best, state.train_loss, state.valid_loss, reused=True, kept=list(kept.values()))
     seconds = {"learning": 0.0}
     loss_of = _LOSSES[settings.loss]
-    one_thread = device.type == "cpu" and not policy.learns_to_see
+    one_thread = device.type == "cpu" and not policy.has_trainable_encoder
     with (
         threads(1 if one_thread else torch.get_num_threads()),
         MetricsLog(out, kind, state.step) as metrics,
@@ -121,7 +121,7 @@ def train_bc(
         for epoch in range(state.epoch + 1, settings.epochs + 1):
             began = perf_counter()
             policy.train()
-            batches.adds_depth = epoch > settings.epochs - embedding.depth_epochs
+            batches.depth_enabled = epoch > settings.epochs - embedding.depth_epochs
             total = torch.zeros((), device=device)
             with seeded(seed, epoch):
                 order = data.train[torch.randperm(len(data.train))]
@@ -162,16 +162,16 @@ def new_policy(
     settings: PolicySettings,
     seed: int,
     kind: str = "bc",
-    pictures: Sequence[str] = ("rgb",),
+    images: Sequence[str] = ("rgb",),
     view: PointView | None = None,
 ) -> Visuomotor:
     """Return an untrained policy; also the way to learn, before any work, whether settings make sense.
 
     Args:
-        tokens: what the encoder gives for a picture; None without one.
+        tokens: what the encoder gives for an image; None without one.
         widths: of "actions", and of the observations "proprio" and "state" that are there.
         kind: as `visuomotor.policy_kind` says.
-        pictures: observation keys of the pictures it sees side by side.
+        images: observation keys of the images it sees side by side.
         view: camera and box of a policy of points; without one they are made up, to learn whether settings make sense.
 
     Raises:
@@ -188,7 +188,7 @@ def new_policy(
     if kind == "cnn":
         tokens, embedding = PixelNetwork.tokens, replace(embedding, fusion="mean", frames="single")
     elif kind == "bc" and tokens is not None:
-        tokens = tokens._replace(dim=tokens.dim * len(pictures))
+        tokens = tokens._replace(dim=tokens.dim * len(images))
     else:
         tokens, embedding = None, replace(embedding, proprio=True)
     felt = "state" if kind == "state" else "proprio"
@@ -196,7 +196,7 @@ def new_policy(
         raise DataError(f"the demonstrations have no observation {felt!r}; record them again with: pixio-robot collect")
     with seeded(seed, 0):
         embedder = Embedder(tokens, embedding, widths.get(felt, 0) if embedding.proprio else 0)
-        return Visuomotor(embedder, widths["actions"], settings, kind, frames, pictures, view, head)
+        return Visuomotor(embedder, widths["actions"], settings, kind, frames, images, view, head)
 
 
 def _check(settings: PolicySettings) -> None:

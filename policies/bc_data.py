@@ -23,14 +23,14 @@ from .pixel_network import shrunk
 from .visuomotor import Visuomotor
 
 _IN_MEMORY = 2 * 1024**3  # largest table of embeddings computed ahead, or of values kept for the way back [bytes]
-_KEPT = 25  # numbers that a block keeps for each of its input, about
+ACTIVATIONS_PER_INPUT = 25  # numbers that a block keeps for each of its input, about
 
 
 @dataclass
 class BCData:
     """A demonstration file as a learner sees it: tokens stay on disk, the rest is in memory."""
 
-    tokens: np.ndarray | None  # (F, K or N, D) float16, or pictures (F, S, S, 3) uint8; None for one that does not see
+    tokens: np.ndarray | None  # (F, K or N, D) float16, or images (F, S, S, 3) uint8; None for one that does not see
     history: np.ndarray  # (F, T) rows of each frame's history
     proprio: Tensor | None  # (F, P), or the known state
     actions: Tensor  # (F, A)
@@ -40,7 +40,7 @@ class BCData:
     within: Tensor  # (F, C) bool, those that its episode has
     fingerprint: str  # of the demonstrations and tokens
     depth: np.ndarray | None = None  # (F, ...) as `Visuomotor.depth_input` makes it
-    demos: DemoSet | None = None  # whose pictures are encoded anew with depth in them
+    demos: DemoSet | None = None  # whose images are encoded anew with depth in them
 
 
 def bc_data(demos: DemoSet, cache: TokenCache | None, policy: Visuomotor, depths: np.ndarray | None = None) -> BCData:
@@ -63,13 +63,13 @@ def bc_data(demos: DemoSet, cache: TokenCache | None, policy: Visuomotor, depths
         tokens = cache.patches if embedder.needs_patches else cache.cls
     elif policy.pixels is not None:
         views = [
-            np.concatenate([shrunk(policy.as_pictures(key, part)) for part in demos.batches(key, 0, 256)])
-            for key in policy.pictures
+            np.concatenate([shrunk(policy.as_images(key, part)) for part in demos.batches(key, 0, 256)])
+            for key in policy.images
         ]
         tokens = np.concatenate(views, axis=-1)
     depth = None
     if policy.takes_depth:
-        parts = depth_frames(demos, depth_key(policy.pictures[0]), depths)
+        parts = depth_frames(demos, depth_key(policy.images[0]), depths)
         depth = np.concatenate([policy.depth_input(part) for part in parts])
     chunks, within = chunk_indices(demos.frame_starts, policy.settings.chunk)
     return BCData(
@@ -94,7 +94,7 @@ def bc_data(demos: DemoSet, cache: TokenCache | None, policy: Visuomotor, depths
 class Batches:
     """Turns rows into predictions; embeddings that do not learn are computed once.
 
-    Where depth is added to patches, the encoder is run with gradients once `adds_depth` is set; before, tokens of
+    Where depth is added to patches, the encoder is run with gradients once `depth_enabled` is set; before, tokens of
     colour come from the cache, which is what the encoder gives while the added patches are still 0.
     """
 
@@ -102,7 +102,7 @@ class Batches:
         self, data: BCData, policy: Visuomotor, device: torch.device, backbone: Backbone | None, precision: str
     ) -> None:
         embedder = policy.embedder
-        self.data, self.device, self.precision, self.adds_depth = data, device, precision, False
+        self.data, self.device, self.precision, self.depth_enabled = data, device, precision, False
         self.backbone = None if policy.patches is None or backbone is None else backbone.to(device)
         self.actions = data.actions.to(device)
         self.table: Tensor | None = None  # (F, E)
@@ -130,7 +130,7 @@ class Batches:
         return loss_of(prediction.view_as(targets)[there], targets[there]), int(within.sum())
 
     def predict(self, policy: Visuomotor, rows: Tensor) -> Tensor:
-        if policy.patches is not None and self.adds_depth:
+        if policy.patches is not None and self.depth_enabled:
             tokens, proprio = self._inputs(rows)
             return policy(self._with_depth(policy, rows, tokens), proprio)
         if self.table is not None:
@@ -146,14 +146,14 @@ class Batches:
         assert self.data.demos is not None and self.data.depth is not None
         history, embedder = self.data.history[rows.numpy()], policy.embedder
         unique, places = np.unique(history, return_inverse=True)
-        images = torch.from_numpy(self.data.demos.frames(policy.pictures[0], unique)).to(self.device)
+        images = torch.from_numpy(self.data.demos.frames(policy.images[0], unique)).to(self.device)
         added = policy.patches(torch.from_numpy(self.data.depth[unique]).to(self.device))
         network = self.backbone.network
         assert isinstance(network, PixioEncoder)
-        kept = 4 * _KEPT * added.numel() * len(network.blocks)
+        kept = 4 * ACTIVATIONS_PER_INPUT * added.numel() * len(network.blocks)
         for block in network.blocks:
             assert isinstance(block, Block)
-            block.recompute = torch.is_grad_enabled() and kept > _IN_MEMORY
+            block.activation_checkpointing = torch.is_grad_enabled() and kept > _IN_MEMORY
         seen = tokens_of(self.backbone, images, embedder.settings.normed, self.precision, added)
         found = seen.patches if embedder.needs_patches else seen.cls
         fresh = found.float()[torch.from_numpy(places.reshape(history.shape)).to(self.device)]

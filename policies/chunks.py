@@ -37,16 +37,16 @@ class ChunkQueue:
 
     Args:
         chunk: K.
-        execute: how many actions of each chunk are executed; None is all of them.
+        n_action_steps: how many actions of each chunk are executed; None is all of them.
 
     Raises:
         BadInput: if there are fewer in a chunk.
     """
 
-    def __init__(self, chunk: int, execute: int | None = None) -> None:
-        self.chunk, self.execute = chunk, chunk if execute is None else execute
+    def __init__(self, chunk: int, n_action_steps: int | None = None) -> None:
+        self.chunk, self.execute = chunk, chunk if n_action_steps is None else n_action_steps
         if not 1 <= self.execute <= chunk:
-            raise BadInput(f"execute={execute}: the policy's chunks have {chunk} actions; execute 1 to {chunk} of them")
+            raise BadInput(f"n_action_steps={n_action_steps}: the policy's horizon is {chunk}; give 1 to {chunk}")
         self._left = np.zeros(0, np.int64)  # (B,) actions to execute before the next chunk is due
         self._chunks = np.zeros(0, np.float32)  # (B, K, A)
 

@@ -173,7 +173,7 @@ def _run(env: TaskEnv, act: Callable[[], np.ndarray], seed: int) -> Demo:
         rewards=np.array(rewards),
         success=np.array(success),
         score=score,
-        good=score >= env.task.good_score,
+        good=score >= env.task.demo_min_score,
         states=np.stack(states),
         seed=seed,
         start=info["start"],

@@ -1,6 +1,6 @@
 """Depth as a policy takes it: which choices go together, points of a camera, depth predicted from colour.
 
-Shapes: B batch, F frames, H, W of the pictures, n points.
+Shapes: B batch, F frames, H, W of the frames, n points.
 """
 
 from collections.abc import Iterator
@@ -67,13 +67,13 @@ def check_depth_encoder(embedding: EmbeddingSettings, backbone: Backbone | None)
     """Refuse an encoder that depth patches cannot be added to.
 
     Raises:
-        BadInput: if it is not Pixio's, or does not look at whole pictures.
+        BadInput: if it is not Pixio's, or does not look at whole frames.
     """
     if embedding.depth != "patches" or backbone is None:
         return
     if not isinstance(backbone.network, PixioEncoder) or backbone.preprocessing.resize != "squash":
         raise BadInput(
-            f"embedding.depth=patches needs a Pixio encoder that sees whole pictures; {backbone.name} is none: "
+            f"embedding.depth=patches needs a Pixio encoder that sees whole frames; {backbone.name} is none: "
             "take late or points"
         )
 
@@ -117,10 +117,10 @@ class PointView:
         """Return the points of depth (B, H, W) [m] in the world, (B, H, W, 3) float32 [m]."""
         height, width = depth.shape[1:]
         known = Intrinsics.from_matrix(self.calibration.intrinsics, width, height)
-        return np.stack([in_world(each, known, self.calibration.camera_to_world) for each in depth])
+        return np.stack([depth_to_world_points(each, known, self.calibration.camera_to_world) for each in depth])
 
 
-def in_world(depth: np.ndarray, intrinsics: Intrinsics, camera_to_world: np.ndarray) -> np.ndarray:
+def depth_to_world_points(depth: np.ndarray, intrinsics: Intrinsics, camera_to_world: np.ndarray) -> np.ndarray:
     """Return the points of a depth map (H, W) [m] in the world, (H, W, 3) float32 [m]; of invalid pixels anything."""
     rotation, shift = camera_to_world[:3, :3].astype(np.float32), camera_to_world[:3, 3].astype(np.float32)
     return points(depth, intrinsics) @ rotation.T + shift
@@ -137,14 +137,14 @@ def point_view(embedding: EmbeddingSettings, demos: DemoSet, depths: np.ndarray 
     """
     if embedding.depth != "points":
         return None
-    picture = demos.pictures(embedding.cameras)[0]
-    calibration = demos.calibration(picture)
+    image = demos.images(embedding.cameras)[0]
+    calibration = demos.calibration(image)
     if embedding.depth_box:
         return PointView(calibration, tuple(embedding.depth_box))
     anywhere = PointView(calibration, ())
     near, far = embedding.depth_range
     some: list[np.ndarray] = []
-    for part in depth_frames(demos, depth_key(picture), depths):
+    for part in depth_frames(demos, depth_key(image), depths):
         depth = part[:1]
         some.append(anywhere.world(depth)[(depth >= near) & (depth <= far)])
         if len(some) == _SEEN:
@@ -207,7 +207,7 @@ def predicted_depth(root: Path, embedding: EmbeddingSettings, demos: DemoSet, de
     if embedding.depth_head is None:
         return None
     estimator = depth_estimator(embedding.depth_head).to(device)
-    key = demos.pictures(embedding.cameras)[0]
+    key = demos.images(embedding.cameras)[0]
     path = root / f"depth-{digest(sha256_of(Path(embedding.depth_head)), demos.sha256(), key)}.npy"
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):

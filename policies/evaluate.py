@@ -102,7 +102,7 @@ def evaluate_expert(
     workers: int,
     expert: str | None = None,
 ) -> Evaluation:
-    """Run the task's expert, or the one in the file `expert`, on the planned episodes, without pictures."""
+    """Run the task's expert, or the one in the file `expert`, on the planned episodes, without images."""
     label = Label("expert")
     waiting = _waiting(plans, label, out)
     if waiting:

@@ -35,9 +35,9 @@ class MlpHead(nn.Module):
             layers += [nn.Linear(inputs, width), nn.Dropout(settings.dropout), _ACTIVATIONS[name]()]
             inputs = width
         last = nn.Linear(inputs, actions)
-        last.weight.data *= settings.last_scale
-        last.bias.data *= settings.last_scale
-        self.layers = nn.Sequential(*layers, last, *([nn.Tanh()] if settings.squash else []))
+        last.weight.data *= settings.output_init_scale
+        last.bias.data *= settings.output_init_scale
+        self.layers = nn.Sequential(*layers, last, *([nn.Tanh()] if settings.tanh_output else []))
 
     def forward(self, embedding: Tensor) -> Tensor:  # (B, E) -> (B, A)
         return self.layers(embedding)

@@ -187,11 +187,11 @@ def notes(command: Quickstart, request: EnvRequest, weights: str) -> list[str]:
         )
     if command.encoder in BUNDLED:
         lines.append(
-            f"The encoder {command.encoder} was pre-trained on pictures of these simulators, from other starts: expect "
+            f"The encoder {command.encoder} was pre-trained on images of these simulators, from other starts: expect "
             "less of it elsewhere."
         )
     lines.append(f"Demonstrations and episodes last {request.horizon} steps.")
     if command.render != "benchmark":
-        lines.append(f"Pictures are rendered at quality {command.render!r}, in demonstrations and evaluation alike.")
+        lines.append(f"Images are rendered at quality {command.render!r}, in demonstrations and evaluation alike.")
     lines.append("Success is judged at the last step, as CortexBench does; 'any' counts success at any step.")
     return lines

@@ -11,11 +11,11 @@ import torch
 
 from ..cameras.camera import Camera
 from ..cameras.capture import Capture
-from ..cameras.playback import Paced
+from ..cameras.playback import RealTimePlayback
 from ..cameras.runs import asked_camera
 from ..datasets.robomimic import DemoSet
 from ..datasets.token_cache import TokenCache, side_by_side, token_cache
-from ..deploy.stream import Moment, check_policy, stream, timing
+from ..deploy.stream import StreamStep, check_policy, stream, timing
 from ..encoders.load import WITHOUT_ENCODER, Backbone, load_encoder
 from ..envs.registry import EnvRequest
 from ..envs.rollout import EpisodePlan, default_width, plan_episodes
@@ -24,7 +24,7 @@ from ..files import replacing, sha256_of
 from ..hardware import choose_device, choose_precision
 from ..report.page import write_report
 from ..run_folder import open_run, settings_digest, write_json
-from ..schemas import CLONED, Collect, Embed, EmbeddingSettings, Evaluate, Stream, TrainBC
+from ..schemas import OBSERVATION_MODES, Collect, Embed, EmbeddingSettings, Evaluate, Stream, TrainBC
 from .agent import Agent
 from .bc import BCResult, new_policy, train_bc
 from .collect import CollectReport, collect
@@ -83,9 +83,9 @@ def run_train_bc(command: TrainBC) -> tuple[Path, BCResult]:
     backbone, kind = load_backbone(command.encoder), policy_kind(command.encoder)
     tokens = None if backbone is None else backbone.token_shape
     log.info("%d demonstrations of %s", len(demos.names), demos.request.task)
-    pictures = demos.pictures(command.embedding.cameras, recorded_depth(command.embedding))
+    images = demos.images(command.embedding.cameras, recorded_depth(command.embedding))
     check_depth_encoder(command.embedding, backbone)
-    new_policy(tokens, command.embedding, demos.widths, command.policy, command.seed, kind, pictures)  # refuses early
+    new_policy(tokens, command.embedding, demos.widths, command.policy, command.seed, kind, images)  # refuses early
     open_run(out, command)
     precision = choose_precision(command.precision, device)
     cache = None
@@ -121,7 +121,7 @@ def run_evaluate(command: Evaluate) -> tuple[Path, Evaluation]:
     open_run(out, command, inputs)
     backbone = None if loaded.encoder is None else load_policy_encoder(loaded.encoder)
     evaluation = evaluate_policy(
-        loaded, backbone, request, plans, device, out, command.envs, command.videos, command.execute
+        loaded, backbone, request, plans, device, out, command.envs, command.videos, command.n_action_steps
     )
     label = evaluation.rows[0]
     write_json(
@@ -142,7 +142,7 @@ def run_evaluate(command: Evaluate) -> tuple[Path, Evaluation]:
     return out, evaluation
 
 
-def run_stream(command: Stream) -> tuple[list[Moment], dict[str, dict[str, float]]]:
+def run_stream(command: Stream) -> tuple[list[StreamStep], dict[str, dict[str, float]]]:
     """Run a policy on a camera; return its steps and percentiles of their times [ms]."""
     device = choose_device(command.device)
     loaded = load_policy(command.checkpoint)
@@ -155,7 +155,9 @@ def run_stream(command: Stream) -> tuple[list[Moment], dict[str, dict[str, float
     source = asked_camera(command)
     source.open()
     live = source.spec.live or command.real_time
-    camera: Camera = Capture(Paced(source) if command.real_time else source, command.max_skew) if live else source
+    camera: Camera = (
+        Capture(RealTimePlayback(source) if command.real_time else source, command.max_skew) if live else source
+    )
     max_age = command.max_age or (0.1 if live else None)
     with camera:
         moments = list(islice(stream(agent, camera, max_age, command.rate, command.zeros), command.frames))
@@ -170,7 +172,7 @@ def run_stream(command: Stream) -> tuple[list[Moment], dict[str, dict[str, float
     return moments, timing(moments)
 
 
-def _row(moment: Moment) -> dict[str, object]:
+def _row(moment: StreamStep) -> dict[str, object]:
     return {**asdict(moment), "action": None if moment.action is None else moment.action.tolist()}
 
 
@@ -180,8 +182,8 @@ def has_depth(obs: str) -> bool:
     Raises:
         UnknownName: unless it is rgb or rgbd.
     """
-    if obs not in CLONED:
-        raise UnknownName(f"no obs {obs!r}{closest(obs, CLONED)}; there are: {', '.join(CLONED)}")
+    if obs not in OBSERVATION_MODES:
+        raise UnknownName(f"no obs {obs!r}{closest(obs, OBSERVATION_MODES)}; there are: {', '.join(OBSERVATION_MODES)}")
     return obs == "rgbd"
 
 
@@ -212,7 +214,7 @@ def cache_for(
                 depth_code=(embedding.depth_code, embedding.depth_range[0], embedding.depth_range[1]),
                 device=device,
             )
-            for key in demos.pictures(embedding.cameras, recorded_depth(embedding))
+            for key in demos.images(embedding.cameras, recorded_depth(embedding))
         ]
     )
 
@@ -226,12 +228,12 @@ def evaluate_policy(
     out: Path,
     width: int | None,
     videos: bool,
-    execute: int | None = None,
+    n_action_steps: int | None = None,
 ) -> Evaluation:
-    """Run a loaded policy on planned episodes; without pictures where it does not look at them.
+    """Run a loaded policy on planned episodes; without images where it does not look at them.
 
     Args:
-        execute: as `Agent` takes it.
+        n_action_steps: as `Agent` takes it.
     """
     identity, kind = loaded.encoder, loaded.policy.kind
     name = loaded.training.get("algorithm", kind)  # policies of train_rl are called after what trained them
@@ -243,7 +245,7 @@ def evaluate_policy(
             name, identity.name, identity.weights, fusion + (" predicted" if loaded.policy.depth_head else "")
         )
     request = policy_request(loaded, request)
-    agent = Agent(loaded, None if identity is None else backbone, device, execute)
+    agent = Agent(loaded, None if identity is None else backbone, device, n_action_steps)
     width = width or 2 * default_width()
     evaluation = evaluate(agent.act, request, plans, label, out, width=width, videos=videos)
     evaluation.seconds |= agent.seconds

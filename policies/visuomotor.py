@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
-from ..depth.encoding import depth_pictures, small_depth
+from ..depth.encoding import depth_images, small_depth
 from ..encoders.load import WITHOUT_ENCODER, Backbone, load_encoder
 from ..encoders.preprocessing import Preprocessing
 from ..envs.registry import EnvRequest
@@ -60,7 +60,7 @@ class Visuomotor(nn.Module):
         settings: of the head.
         kind: as `policy_kind` says.
         frames: T of a policy that sees for itself.
-        pictures: observation keys of the pictures it sees, side by side.
+        images: observation keys of the images it sees, side by side.
         view: the camera and the box of a policy of points.
         depth_head: SHA-256 of the file that predicts its depth; None where depth is measured.
     """
@@ -72,14 +72,14 @@ class Visuomotor(nn.Module):
         settings: PolicySettings,
         kind: str = "bc",
         frames: int = 1,
-        pictures: Sequence[str] = ("rgb",),
+        images: Sequence[str] = ("rgb",),
         view: PointView | None = None,
         depth_head: str | None = None,
     ) -> None:
         super().__init__()
-        self.actions, self.settings, self.kind, self.pictures = actions, settings, kind, tuple(pictures)
+        self.actions, self.settings, self.kind, self.images = actions, settings, kind, tuple(images)
         self.embedder = embedder
-        self.pixels = PixelNetwork(frames, len(pictures)) if kind == "cnn" else None
+        self.pixels = PixelNetwork(frames, len(images)) if kind == "cnn" else None
         self.view, self.depth_head = view, depth_head
         self.depth: PixelNetwork | PointNetwork | None = None
         self.patches: DepthPatches | None = None
@@ -94,7 +94,7 @@ class Visuomotor(nn.Module):
         )
         if how == "patches":  # after the head, which so begins as that of colour alone
             assert embedder.tokens is not None, "patches need an encoder"
-            self.patches = DepthPatches(embedder.tokens.grid, embedder.tokens.dim // len(pictures))
+            self.patches = DepthPatches(embedder.tokens.grid, embedder.tokens.dim // len(images))
 
     @property
     def history(self) -> int:
@@ -102,14 +102,14 @@ class Visuomotor(nn.Module):
         return self.embedder.history if self.pixels is None else self.pixels.frames
 
     @property
-    def learns_to_see(self) -> bool:
+    def has_trainable_encoder(self) -> bool:
         """Whether anything before the head learns; if not, embeddings can be computed once for a whole dataset."""
         parts = (self.pixels, self.depth, self.patches)
         return any(part is not None for part in parts) or self.embedder.trainable
 
     @property
     def needs_colour(self) -> bool:
-        """Whether it looks at pictures, be it to predict depth."""
+        """Whether it looks at images, be it to predict depth."""
         return self.kind in ("bc", "cnn") or self.depth_head is not None
 
     @property
@@ -121,15 +121,15 @@ class Visuomotor(nn.Module):
     def needs_depth(self) -> bool:
         """Whether it looks at measured depth."""
         return (self.takes_depth and self.depth_head is None) or (
-            self.kind in ("bc", "cnn") and any(key.startswith("depth") for key in self.pictures)
+            self.kind in ("bc", "cnn") and any(key.startswith("depth") for key in self.images)
         )
 
-    def as_pictures(self, key: str, values: np.ndarray) -> np.ndarray:
-        """Return an observation as pictures (B, H, W, 3) uint8: colour as it is, depth as its codes."""
+    def as_images(self, key: str, values: np.ndarray) -> np.ndarray:
+        """Return an observation as images (B, H, W, 3) uint8: colour as it is, depth as its codes."""
         settings = self.embedder.settings
         if not key.startswith("depth"):
             return values
-        return depth_pictures(values, settings.depth_code, *settings.depth_range)
+        return depth_images(values, settings.depth_code, *settings.depth_range)
 
     def depth_input(self, values: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
         """Return depth (B, H, W) [m] as its part for depth takes it: (B, *size, 2) uint8, or clouds (B, n, 4).
@@ -153,7 +153,7 @@ class Visuomotor(nn.Module):
         """Return actions (B, C * A): that of this step, then those of the C - 1 steps that follow.
 
         Args:
-            tokens: (B, T, K or N, D), of several cameras along D; or pictures (B, T, S, S, 3 a camera) uint8 of a
+            tokens: (B, T, K or N, D), of several cameras along D; or images (B, T, S, S, 3 a camera) uint8 of a
                 policy that sees for itself.
             proprio: (B, P), or the known state.
             depth: (B, T, S, S, 2) uint8 or clouds (B, T, n, 4) of a policy with a network for depth. In training it, or
@@ -187,7 +187,7 @@ class Visuomotor(nn.Module):
             actions=self.actions,
             kind=self.kind,
             frames=self.history,
-            pictures=self.pictures,
+            images=self.images,
             view=None if self.view is None else self.view.arguments(),
             depth_head=self.depth_head,
             policy=described(self.settings),
@@ -222,7 +222,7 @@ def load_policy(path: Path | str) -> LoadedPolicy:
         PolicySettings(**arguments["policy"]),
         arguments["kind"],
         arguments["frames"],
-        arguments["pictures"],
+        arguments["images"],
         PointView.from_arguments(arguments["view"]) if arguments.get("view") else None,
         arguments.get("depth_head"),
     )

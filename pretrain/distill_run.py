@@ -67,7 +67,7 @@ def check_distill(command: Distill) -> None:
     """
     check_training(command, drop_path=command.drop_path or 0.0)
     check_names(
-        ("recompute", command.recompute, ("none", "all")),
+        ("activation_checkpointing", command.activation_checkpointing, ("none", "all")),
         ("projection", command.projection, PROJECTIONS),
         ("target", command.target, ("raw", "normed")),
         ("loss", command.loss, LOSSES),
@@ -168,7 +168,7 @@ def _write_result(
         "waiting for images": numbers.get("time/waiting_for_data"),
         "steps skipped as not finite": numbers.get("data/skipped_steps"),
     }
-    pictures = sorted((out / "pictures").glob("step-*.png"))[-1:]
+    frames = sorted((out / "frames").glob("step-*.png"))[-1:]
     write_json(
         out / "result.json",
         {
@@ -181,13 +181,13 @@ def _write_result(
                 "images": f"{training.split.training} trained on, {len(training.split.evaluated)} held out",
             },
             "numbers": {name: value for name, value in shown.items() if value is not None},
-            "pictures_title": "Patch tokens of held-out images",
-            "pictures": [
+            "images_title": "Patch tokens of held-out images",
+            "frames": [
                 {
                     "file": str(path.relative_to(out)),
                     "caption": f"Patch tokens after {int(path.stem[5:])} steps; colours are main directions",
                 }
-                for path in pictures
+                for path in frames
             ],
             "class_token_cosine": result.cosine,
             "position": asdict(result.position),

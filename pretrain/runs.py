@@ -77,7 +77,7 @@ def check_settings(command: Pretrain) -> MaskShape:
     check_names(
         ("positions", command.positions, POSITIONS),
         ("plan_device", command.plan_device, ("here", *DEVICES)),
-        ("recompute", command.recompute, ("none", "decoder", "all")),
+        ("activation_checkpointing", command.activation_checkpointing, ("none", "decoder", "all")),
     )
     return shape
 
@@ -90,8 +90,8 @@ def _named(name: str, size: tuple[int, int, int]) -> str:
 def _write_result(out: Path, command: Pretrain, split: Split, shape: MaskShape, result: TrainResult) -> None:
     encoder, decoder = sizes(command)
     position, numbers = result.position, result.numbers
-    pictures = sorted((out / "pictures").glob("step-*.png"))
-    chosen = pictures if len(pictures) <= 2 else [pictures[0], pictures[-1]]
+    frames = sorted((out / "frames").glob("step-*.png"))
+    chosen = frames if len(frames) <= 2 else [frames[0], frames[-1]]
     facts = {
         "encoder": _named(command.encoder, encoder),
         "decoder": _named(command.decoder, decoder),
@@ -122,7 +122,7 @@ def _write_result(out: Path, command: Pretrain, split: Split, shape: MaskShape, 
             "task": ", ".join([command.images] if isinstance(command.images, str) else command.images),
             "facts": facts,
             "numbers": {name: value for name, value in shown.items() if value is not None},
-            "pictures": [
+            "frames": [
                 {"file": str(path.relative_to(out)), "caption": f"Held-out images after {int(path.stem[5:])} steps"}
                 for path in chosen
             ],

@@ -15,9 +15,9 @@ from ..run_folder import binding_settings
 from ..stopping import Stopping
 from ..training.distributed import World, accumulating, distribute, micro_batches
 from ..training.guard import Guard
-from ..training.metric_log import Journal, Window
+from ..training.metric_log import MetricLogger, ThroughputMeter
 from ..training.optim import lr_at, new_optimizer, peak_lr
-from ..training.states import Position, States, save_trained
+from ..training.states import States, TrainState, save_trained
 from .images.crops import Cropping
 from .images.image_set import ImageSet
 from .loader import Batch, UnreadableLog, train_batches
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class TrainResult:
     """Where training ended."""
 
-    position: Position
+    position: TrainState
     numbers: dict[str, float]  # the last of each number in the metrics
     cosine: list[list[float]]  # between class tokens, (K, K)
 
@@ -51,7 +51,7 @@ def train(
     world: World,
     out: Path,
 ) -> TrainResult:
-    """Train a model and leave checkpoints, metrics, pictures and encoders in `out`.
+    """Train a model and leave checkpoints, metrics, images and encoders in `out`.
 
     Every process of `world` calls this with the same arguments. Order, crops, masks and drop-path noise are functions
     of (seed, step or image), so a stopped run ends on the weights of one that was never stopped.
@@ -75,12 +75,14 @@ def train(
         "steps": steps,
         "settings": binding_settings(settings),
     }
-    recomputed = objective.recomputed[settings.recompute]
-    trained = distribute(objective.model.to(device), objective.towers, recomputed, settings, world, precision)
+    activation_checkpointed = objective.activation_checkpointed[settings.activation_checkpointing]
+    trained = distribute(
+        objective.model.to(device), objective.wrapped_modules, activation_checkpointed, settings, world, precision
+    )
     parts = objective.parts(trained)
     optimizer = new_optimizer(trained, settings, device)
     states = States(out / "checkpoints", world, settings.keep_last, settings.keep_every, identity)
-    position = Position()
+    position = TrainState()
     if found := states.latest():
         position = states.load(found, trained, optimizer)
         log.info("going on from %s", found)
@@ -117,17 +119,17 @@ def train(
     def draw(path: Path) -> None:
         trained.eval()
         with torch.compiler.set_stance("force_eager"), autocast(device, precision):
-            objective.picture(trained, monitor, path, world.first)
+            objective.image(trained, monitor, path, world.first)
         trained.train()
 
     cosine: Matrix = []
     with (
         Stopping() as stopping,
-        Journal(out, objective.name, settings, position, order.epoch_length, world) as journal,
+        MetricLogger(out, objective.name, settings, position, order.epoch_length, world) as journal,
         stage(objective.name, steps) as bar,
     ):
         bar.advance(position.step)
-        window = Window(device, settings.batch, objective.flops, peak_flops, world)
+        window = ThroughputMeter(device, settings.batch, objective.flops, peak_flops, world)
         stream = batches(position.samples)
         if position.step == 0:
             with window.aside():
@@ -167,18 +169,18 @@ def train(
                 if guard.longest >= settings.abort_after:
                     again = batches(guard.first_bad * settings.batch)
                     guard.abort([next(again) for _ in range(passes)], images, out, world)
-            valid, picture, save = (
+            valid, image, save = (
                 position.step % every == 0 or done
-                for every in (settings.valid_every, settings.picture_every, settings.save_every)
+                for every in (settings.valid_every, settings.visualize_every, settings.save_every)
             )
-            if not (valid or picture or save or stop):
+            if not (valid or image or save or stop):
                 continue
             with window.aside():
                 if valid:
                     numbers, cosine = measure()
                     journal.write(position, numbers)
-                if picture:
-                    draw(out / "pictures" / f"step-{position.step:08d}.png")
+                if image:
+                    draw(out / "images" / f"step-{position.step:08d}.png")
                 if save or stop:
                     position.skipped = guard.skipped
                     states.save(trained, optimizer, position)

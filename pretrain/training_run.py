@@ -134,9 +134,9 @@ def split_images(images: ImageSet, command: Training) -> Split:
     """
     if len(images) < 2:
         raise BadInput(f"{len(images)} image is too few: one is trained on and one held out, at least")
-    if command.held_out > len(images) // 2:
-        log.warning("held_out=%d of %d images is more than half; half are held out", command.held_out, len(images))
-    return hold_out(images, min(command.held_out, len(images) // 2), command.seed)
+    if command.val_images > len(images) // 2:
+        log.warning("val_images=%d of %d images is more than half; half are held out", command.val_images, len(images))
+    return hold_out(images, min(command.val_images, len(images) // 2), command.seed)
 
 
 def order_of(images: ImageSet, split: Split, command: Training) -> tuple[ImageOrder, str]:

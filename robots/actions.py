@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..deploy.runtime.overlap import check_share, mixed
-from ..envs.commands import Commands
+from ..envs.commands import ActionSpec
 from .inference import Answer
 
 
@@ -25,16 +25,16 @@ class ActionPlan:
     """The actions that a policy has planned and nobody has used yet.
 
     Args:
-        execute: how many actions of a chunk are used at most; None uses all.
-        new_share: weight of a new chunk where an older one has planned the same step; 1 replaces.
+        n_action_steps: how many actions of a chunk are used at most; None uses all.
+        chunk_blend: weight of a new chunk where an older one has planned the same step; 1 replaces.
 
     Raises:
         BadInput: if that is no weight.
     """
 
-    def __init__(self, execute: int | None = None, new_share: float = 1.0) -> None:
-        check_share(new_share)
-        self.execute, self.new_share = execute, new_share
+    def __init__(self, n_action_steps: int | None = None, chunk_blend: float = 1.0) -> None:
+        check_share(chunk_blend)
+        self.execute, self.chunk_blend = n_action_steps, chunk_blend
         self._waiting: deque[Planned] = deque()
         self.dropped = 0  # actions for steps that had passed when they came
 
@@ -58,8 +58,8 @@ class ActionPlan:
         past = min(late, len(chunk) - 1)
         self.dropped += past
         chunk = chunk[past:]
-        if self._waiting and self.new_share < 1 and past == late:  # both plan from this step on
-            chunk = mixed(np.stack([each.action for each in self._waiting]), chunk, self.new_share)
+        if self._waiting and self.chunk_blend < 1 and past == late:  # both plan from this step on
+            chunk = mixed(np.stack([each.action for each in self._waiting]), chunk, self.chunk_blend)
         self._waiting = deque(Planned(action, answer.job.seen, answer.seconds) for action in chunk)
 
     def take(self) -> Planned | None:
@@ -68,14 +68,14 @@ class ActionPlan:
 
 
 class Interpolation:
-    """Commands between a policy's steps: straight ways between targets, equal parts of relative actions.
+    """ActionSpec between a policy's steps: straight ways between targets, equal parts of relative actions.
 
     Args:
         commands: what an action does.
         parts: commands a step of the policy.
     """
 
-    def __init__(self, commands: Commands, parts: int) -> None:
+    def __init__(self, commands: ActionSpec, parts: int) -> None:
         self.parts = parts
         self._relative = commands.relative
         self._from: np.ndarray | None = None  # the action before

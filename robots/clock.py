@@ -42,7 +42,7 @@ class SteppedClock:
         self._now = max(self._now, when)
 
 
-class Metronome:
+class Rate:
     """A fixed rate. A tick that comes a whole period late or more starts a new beat; missed ones are not caught up.
 
     Args:
@@ -54,7 +54,7 @@ class Metronome:
         self._clock, self.period = clock, period
         self._tolerance = period / 10 if tolerance is None else tolerance
         self._due = clock.now()
-        self.ticks = self.misses = self.anchored = 0  # ticks so far, those too late, new beats
+        self.ticks = self.misses = self.resyncs = 0  # ticks so far, those too late, new beats
 
     def restart(self) -> None:
         """Let the next tick be now."""
@@ -72,7 +72,7 @@ class Metronome:
         self.ticks += 1
         self.misses += late > self._tolerance
         if late >= self.period:
-            self.anchored += 1
+            self.resyncs += 1
             self._due = self._clock.now()
         self._due += self.period
         return late

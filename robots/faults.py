@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..cameras.faults import Faulty
+from ..cameras.faults import FaultInjectingCamera
 from ..deploy.runtime.policy import Policy
 from ..errors import BadInput, UnknownName, closest
 from .emergency import EmergencyStop
@@ -51,7 +51,7 @@ class Fault(NamedTuple):
             raise BadInput(f"fault {text!r}: {error}") from error
 
 
-class Saboteur:
+class FaultInjector:
     """Carries the planned faults out. It is asked at every tick and stands around the policy.
 
     Args:
@@ -60,7 +60,7 @@ class Saboteur:
         emergency: the latch it presses.
     """
 
-    def __init__(self, faults: Sequence[Fault], camera: Faulty, emergency: EmergencyStop) -> None:
+    def __init__(self, faults: Sequence[Fault], camera: FaultInjectingCamera, emergency: EmergencyStop) -> None:
         self._waiting = sorted(faults, key=lambda each: (each.episode, each.at))
         self._camera, self._emergency = camera, emergency
         self._late = 0.0
@@ -88,7 +88,7 @@ class Saboteur:
 
     def around(self, policy: Policy) -> Policy:
         """Return the policy with an action that is no number now and then."""
-        return _Spoilt(policy, self)
+        return FaultyPolicy(policy, self)
 
     def spoils(self) -> bool:
         """Return whether the next action shall be spoilt."""
@@ -98,8 +98,8 @@ class Saboteur:
         return True
 
 
-class _Spoilt:
-    def __init__(self, policy: Policy, saboteur: Saboteur) -> None:
+class FaultyPolicy:
+    def __init__(self, policy: Policy, saboteur: FaultInjector) -> None:
         self._policy, self._saboteur = policy, saboteur
 
     def reset(self) -> None:

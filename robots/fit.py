@@ -8,7 +8,7 @@ import numpy as np
 from ..cameras.camera import CameraSpec
 from ..cameras.frame import Frame
 from ..cameras.geometry import registered, squared
-from ..deploy.runtime.bundle import Card
+from ..deploy.runtime.bundle import Manifest
 from ..errors import BadInput
 from .robot import RobotSpec
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 _PERIOD = 0.02  # share by which control periods may differ
 
 
-def check_fit(card: Card, robot: RobotSpec, camera: CameraSpec, rate: float) -> int:
+def check_fit(card: Manifest, robot: RobotSpec, camera: CameraSpec, rate: float) -> int:
     """Refuse what does not fit, before anything moves.
 
     Args:
@@ -62,7 +62,7 @@ def check_fit(card: Card, robot: RobotSpec, camera: CameraSpec, rate: float) -> 
     return _parts(card, robot, rate)
 
 
-def _parts(card: Card, robot: RobotSpec, rate: float) -> int:
+def _parts(card: Manifest, robot: RobotSpec, rate: float) -> int:
     if robot.control_hz is not None and abs(rate / robot.control_hz - 1) > _PERIOD:
         raise BadInput(f"{robot.name} takes {robot.control_hz:g} commands a second, not rate={rate:g}; leave rate= out")
     if card.control_period is None:
@@ -76,8 +76,8 @@ def _parts(card: Card, robot: RobotSpec, rate: float) -> int:
     return round(parts)
 
 
-def observation_of(frame: Frame, felt: np.ndarray, card: Card) -> dict[str, np.ndarray]:
-    """Return what a policy observes: copies, pictures at its size, as they are where they have it.
+def observation_of(frame: Frame, felt: np.ndarray, card: Manifest) -> dict[str, np.ndarray]:
+    """Return what a policy observes: copies, images at its size, as they are where they have it.
 
     Args:
         felt: proprioception (P,).
@@ -86,13 +86,13 @@ def observation_of(frame: Frame, felt: np.ndarray, card: Card) -> dict[str, np.n
         BadInput: if the frame lacks colour or depth that the policy looks at.
     """
     seen: dict[str, np.ndarray] = {}
-    pictures = [port.name for port in card.observation if port.name in ("rgb", "depth")]
-    if pictures and card.image_size is not None:
-        if "depth" not in pictures:
+    images = [port.name for port in card.observation if port.name in ("rgb", "depth")]
+    if images and card.image_size is not None:
+        if "depth" not in images:
             frame = replace(frame, depth=None, valid=None, depth_time=None)
         square = squared(registered(frame), card.image_size)
         for name, value in (("rgb", square.rgb), ("depth", square.depth)):
-            if name in pictures:
+            if name in images:
                 if value is None:
                     raise BadInput(f"frame {frame.sequence} has no {name}, which the policy looks at")
                 seen[name] = value.copy()

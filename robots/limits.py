@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..envs.commands import Commands
+from ..envs.commands import ActionSpec
 from ..errors import BadInput, DataError, UnknownName, closest
 
 EXAMPLE = '{"position": {"x": [-0.2, 0.2]}, "velocity": {"x": 0.4}, "step": {"x": 0.02}, "workspace": [[...], [...]]}'
@@ -24,12 +24,12 @@ class Limits:
     workspace: tuple[np.ndarray, np.ndarray] | None = None  # corners (3,) of the box the hand stays in [m]
 
     @classmethod
-    def of(cls, commands: Commands) -> "Limits":
+    def of(cls, commands: ActionSpec) -> "Limits":
         """Return what a robot says of itself."""
         free = np.full(len(commands.names), np.inf)
         return cls(commands.low.copy(), commands.high.copy(), commands.speed.copy(), free)
 
-    def narrowed(self, path: Path, commands: Commands) -> "Limits":
+    def narrowed(self, path: Path, commands: ActionSpec) -> "Limits":
         """Return limits that keep to a file's too; it can take nothing back.
 
         Raises:
@@ -54,7 +54,7 @@ class Limits:
             raise DataError(f"{path}: a limit is no number or pair of numbers ({error}), e.g. {EXAMPLE}") from error
         return replace(self, low=low, high=high, velocity=velocity, step=step, workspace=box)
 
-    def check(self, commands: Commands, robot: str, knows_hand: bool) -> None:
+    def check(self, commands: ActionSpec, robot: str, knows_hand: bool) -> None:
         """Refuse limits under which a robot must not be moved.
 
         Raises:
@@ -103,7 +103,7 @@ def _finite(value: Any) -> float:
     return number
 
 
-def _axes(asked: dict[str, Any], kind: str, commands: Commands, path: Path) -> list[tuple[int, Any]]:
+def _axes(asked: dict[str, Any], kind: str, commands: ActionSpec, path: Path) -> list[tuple[int, Any]]:
     found = []
     for name, value in asked.get(kind, {}).items():
         if name not in commands.names:

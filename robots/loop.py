@@ -14,17 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..cameras.frame import Frame
-from ..deploy.runtime.bundle import Card
+from ..deploy.runtime.bundle import Manifest
 from ..errors import BadInput, CameraError, EmergencyStopped, EndOfStream, OutOfControl, RemoteError, RobotError
 from .actions import ActionPlan, Interpolation, Planned
-from .clock import Metronome
-from .eyes import Eyes
-from .faults import Saboteur
+from .clock import Rate
+from .faults import FaultInjector
 from .fit import observation_of
+from .frame_source import FrameSource
 from .inference import InferenceInStep, InferenceThread, Job
-from .moments import COUNTED, Ending, Moment, Tick
 from .robot import Outcome
 from .safety import SafeRobot
+from .step_record import COUNTED, EpisodeEnd, StepRecord, Tick
 
 log = logging.getLogger(__name__)
 _LOOK = 0.6  # share of a period in which a new frame is waited for
@@ -40,7 +40,7 @@ class Rules:
 
     max_age: float = 0.2  # of a frame, when it is handed to the policy [s]
     stop_after: float = 1.0  # without a good action [s]
-    patience: float = 5.0  # for the first frame and action of an episode [s]
+    startup_timeout: float = 5.0  # for the first frame and action of an episode [s]
 
     def __post_init__(self) -> None:
         for name, value in (("max_age", self.max_age), ("stop_after", self.stop_after)):
@@ -68,17 +68,17 @@ class ControlLoop:
     def __init__(
         self,
         robot: SafeRobot,
-        eyes: Eyes,
+        eyes: FrameSource,
         inference: InferenceThread | InferenceInStep,
-        card: Card,
-        metronome: Metronome,
+        card: Manifest,
+        metronome: Rate,
         *,
         parts: int = 1,
         rules: Rules = Rules(),
         plan: ActionPlan | None = None,
         stepped: bool = False,
-        saboteur: Saboteur | None = None,
-        watch: Callable[[Moment], None] = lambda moment: None,
+        saboteur: FaultInjector | None = None,
+        watch: Callable[[StepRecord], None] = lambda moment: None,
         asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.robot, self.eyes, self.inference, self.card = robot, eyes, inference, card
@@ -88,7 +88,7 @@ class ControlLoop:
         self.plan = ActionPlan() if plan is None else plan
         self.ways = Interpolation(robot.spec.commands, parts)
         chunk = min(self.plan.execute or card.chunk, card.chunk)
-        needed = stepped and self.plan.new_share == 1
+        needed = stepped and self.plan.chunk_blend == 1
         self._ask_at = 0 if needed else chunk // 2  # actions left when the next chunk is asked for
         self._blind = rules.max_age + parts * metronome.period  # age of the newest frame; beyond it nothing is sent
         self._bearable = rules.max_age + (chunk + 1) * parts * metronome.period  # age of what is behind an action [s]
@@ -100,16 +100,16 @@ class ControlLoop:
         self._since = -np.inf  # when the last command was sent, or the episode began [s]
         self._took: float | None = None  # by the answer that came [s]
 
-    def run(self, episode: int, seed: int, steps: int) -> tuple[str, Ending]:
+    def run(self, episode: int, seed: int, steps: int) -> tuple[str, EpisodeEnd]:
         """Run one episode of at most so many steps of the policy; return what names its start, and how it ended.
 
         Raises:
             EmergencyStopped: if the stop is latched before anything moves.
             PixioError: what the policy or the robot raised, when the robot stands still.
         """
-        if not self.inference.settle(self.rules.patience):
+        if not self.inference.settle(self.rules.startup_timeout):
             raise RobotError(
-                f"the policy still computes what it was asked in the last episode, for {self.rules.patience:g} s; "
+                f"the policy is still computing its answer of the last episode after {self.rules.startup_timeout:g} s; "
                 "nothing has moved"
             )
         self._since = self.clock.now()
@@ -119,12 +119,12 @@ class ControlLoop:
         outcomes: list[Outcome] = []
         try:
             start = self.robot.reset(seed)
-            self._look(0, self.rules.patience, first=True)
-            self.inference.ready(self.rules.patience)
+            self._look(0, self.rules.startup_timeout, first=True)
+            self.inference.ready(self.rules.startup_timeout)
             why, step = self._steps(episode, steps, outcomes)
         finally:
             self.robot.stop()
-        return start, Ending(why, step, outcomes)
+        return start, EpisodeEnd(why, step, outcomes)
 
     def _steps(self, episode: int, steps: int, outcomes: list[Outcome]) -> tuple[str, int]:
         self.metronome.restart()
@@ -239,7 +239,7 @@ class ControlLoop:
         return dict(news)
 
     def _totals(self) -> tuple[int, int, int, int]:
-        return self.metronome.misses, self.metronome.anchored, self.plan.dropped, self.robot.unled
+        return self.metronome.misses, self.metronome.resyncs, self.plan.dropped, self.robot.uncommanded_steps
 
     def _finish(
         self,
@@ -256,7 +256,7 @@ class ControlLoop:
             outcomes.append(outcome)
         asked = np.full(len(felt["set_point"]), np.nan, np.float32) if planned is None else planned.action
         whole = self.ways.whole(sent) if sent else None
-        self.watch(Moment(frame, felt["proprio"], state, asked, whole, ticks, outcome))
+        self.watch(StepRecord(frame, felt["proprio"], state, asked, whole, ticks, outcome))
 
     def _newest(self, timeout: float, first: bool) -> Frame | None:
         """Return a frame that came after the last command, else the newest; at first none from before the episode."""

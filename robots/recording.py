@@ -19,7 +19,7 @@ from ..datasets.writer import DemoWriter, demo_outcome, disk_key, merge_demos
 from ..envs.registry import EnvRequest
 from ..envs.rendering import Calibration
 from ..errors import BadInput
-from .moments import Moment, Tick
+from .step_record import StepRecord, Tick
 
 _WAITING = 64  # steps that may wait for the disk
 
@@ -30,7 +30,7 @@ class EpisodeRecording:
     Args:
         path: of the part.
         camera: its name.
-        side: of the pictures [px].
+        side: of the images [px].
     """
 
     def __init__(self, path: Path, camera: str, side: int) -> None:
@@ -44,7 +44,7 @@ class EpisodeRecording:
         self._thread = threading.Thread(target=self._run, name="recording", daemon=True)
         self._thread.start()
 
-    def add(self, moment: Moment) -> None:
+    def add(self, moment: StepRecord) -> None:
         """Take a step; arrays are copied. A step before the first frame, or in which nothing was sent, is left out."""
         for tick in moment.ticks:
             self._events += [{"step": tick.number, "at": round(tick.at, 4), "what": what} for what in happened(tick)]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..cameras.camera import Camera
-from ..envs.commands import Commands
+from ..envs.commands import ActionSpec
 from ..errors import BadInput
 from .clock import Clock, WallClock
 
@@ -23,8 +23,8 @@ class RobotRequest:
 
     stepped: bool = False  # simulated time goes on only with actions, as fast as the machine can
     depth: bool = True  # of its cameras, where it has some
-    image_size: int = 256  # side of its cameras' pictures [px]
-    render: str = "fast"  # quality of simulated pictures
+    image_size: int = 256  # side of its cameras' images [px]
+    render: str = "fast"  # quality of simulated images
     depth_sensor: str = "d435"  # what simulated depth is measured with
     horizon: int | None = None  # steps of a simulated episode; None is the task's own
 
@@ -35,7 +35,7 @@ class RobotSpec:
 
     name: str  # what a person would call it
     driver: str
-    commands: Commands  # what an action does
+    commands: ActionSpec  # what an action does
     proprio: int  # P
     control_hz: float | None = None  # rate of commands that it is made for [1/s]; None takes any
     resets: bool = False  # whether it puts the scene back by itself and knows success: simulators do
@@ -58,7 +58,7 @@ class Robot(abc.ABC):
     A robot sends what it is told within its own limits; `SafeRobot` stands before it and checks everything.
     """
 
-    unled = 0  # steps that a robot which goes on by itself made without a command
+    uncommanded_steps = 0  # steps that a robot which goes on by itself made without a command
     clock: Clock = WallClock()  # the time that its observations and its cameras' frames have
     _spec: RobotSpec | None = None  # what `spec` gives, from `connect` on
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..envs.commands import Commands
+from ..envs.commands import ActionSpec
 from ..errors import BadInput, DataError, MissingExtra, RobotError
 from .robot import Robot, RobotRequest, RobotSpec
 
@@ -187,7 +187,7 @@ def _rate(path: Path, known: dict[str, Any]) -> float:
     return rate
 
 
-def _commands(path: Path, joints: tuple[str, ...], known: dict[str, Any]) -> Commands:
+def _commands(path: Path, joints: tuple[str, ...], known: dict[str, Any]) -> ActionSpec:
     """Return what actions do; limits that the file does not tell are infinite, and then nothing may move."""
     count, mode = len(joints), known.get("mode", "absolute")
     try:
@@ -201,9 +201,9 @@ def _commands(path: Path, joints: tuple[str, ...], known: dict[str, Any]) -> Com
     if mode == "relative":
         if not ((stride > 0) & np.isfinite(stride)).all():
             raise DataError(f'{path}: mode "relative" needs "stride", how far an action of 1 moves each joint')
-        return Commands(joints, units, stride, np.zeros(count), np.ones(count, bool), low, high, speed)
+        return ActionSpec(joints, units, stride, np.zeros(count), np.ones(count, bool), low, high, speed)
     if mode != "absolute":
         raise DataError(f"{path}: no mode {mode!r}; there are: absolute, relative")
     if not np.isfinite([low, high]).all():
         raise DataError(f'{path}: mode "absolute" needs "position", the range of each joint that -1 to 1 stands for')
-    return Commands(joints, units, (high - low) / 2, (high + low) / 2, np.zeros(count, bool), low, high, speed)
+    return ActionSpec(joints, units, (high - low) / 2, (high + low) / 2, np.zeros(count, bool), low, high, speed)

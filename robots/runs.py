@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..cameras.camera import Camera
-from ..cameras.faults import Faults, Faulty
-from ..cameras.playback import Paced, Playback
+from ..cameras.faults import FaultInjectingCamera, Faults
+from ..cameras.playback import Playback, RealTimePlayback
 from ..cameras.runs import asked_camera
-from ..deploy.runtime.bundle import Card
+from ..deploy.runtime.bundle import Manifest
 from ..deploy.runtime.policy import Policy
 from ..errors import BadInput
 from ..metrics import success_rate
@@ -19,11 +19,11 @@ from ..robot_schemas import Run
 from ..run_folder import open_run, settings_digest, write_json
 from ..stopping import Stopping
 from .actions import ActionPlan
-from .clock import Metronome
+from .clock import Rate
 from .emergency import EmergencyStop
-from .eyes import SteppedEyes, eyes_of
-from .faults import Fault, Saboteur
+from .faults import Fault, FaultInjector
 from .fit import check_fit
+from .frame_source import SteppedFrameSource, open_frame_source
 from .inference import InferenceInStep, InferenceThread
 from .limits import Limits
 from .loop import ControlLoop, Rules
@@ -36,8 +36,8 @@ from .timeline import fault_table, read_ticks, summary_of, write_timelines
 log = logging.getLogger(__name__)
 
 
-def robot_request(command: Run, card: Card) -> RobotRequest:
-    """Return what is asked of a robot: pictures as the policy looks at them."""
+def robot_request(command: Run, card: Manifest) -> RobotRequest:
+    """Return what is asked of a robot: images as the policy looks at them."""
     if command.time not in ("real", "stepped"):
         raise BadInput(f"time={command.time}: there are real, stepped")
     return RobotRequest(
@@ -50,7 +50,7 @@ def robot_request(command: Run, card: Card) -> RobotRequest:
     )
 
 
-def run_robot(command: Run, card: Card, policy: Policy, inputs: str) -> RunReport:
+def run_robot(command: Run, card: Manifest, policy: Policy, inputs: str) -> RunReport:
     """Drive a robot for some episodes; those that a run folder holds already are not run again.
 
     Args:
@@ -62,7 +62,7 @@ def run_robot(command: Run, card: Card, policy: Policy, inputs: str) -> RunRepor
         EmergencyStopped: if the stop was latched before this run.
         PixioError: what the policy or the robot raised; what was recorded until then is kept, as no success.
     """
-    plan = ActionPlan(command.execute, command.new_share)
+    plan = ActionPlan(command.n_action_steps, command.chunk_blend)
     rules = Rules(command.max_age, command.stop_after)
     faults = [Fault.parse(each) for each in command.faults]
     emergency = EmergencyStop(Path(command.estop))
@@ -83,14 +83,14 @@ def run_robot(command: Run, card: Card, policy: Policy, inputs: str) -> RunRepor
         stepped = request.stepped and robot.spec.resets
         if request.stepped and not stepped:
             raise BadInput(f"{robot.spec.name} cannot be stepped; time=stepped is for simulated robots")
-        camera = Faulty(_camera(command, robot, stepped), Faults())
+        camera = FaultInjectingCamera(_camera(command, robot, stepped), Faults())
         with camera:
             parts = check_fit(card, robot.spec, camera.spec, rate)
             open_run(out, command, inputs)
-            eyes = eyes_of(camera, robot.clock, stepped)
-            if isinstance(eyes, SteppedEyes):
+            eyes = open_frame_source(camera, robot.clock, stepped)
+            if isinstance(eyes, SteppedFrameSource):
                 camera.sleep = eyes.stall
-            saboteur = Saboteur(faults, camera, emergency)
+            saboteur = FaultInjector(faults, camera, emergency)
             spoilt = saboteur.around(policy) if faults else policy
             inference = (
                 InferenceInStep(spoilt, robot.clock, saboteur.delay)
@@ -104,7 +104,7 @@ def run_robot(command: Run, card: Card, policy: Policy, inputs: str) -> RunRepor
                         eyes,
                         inference,
                         card,
-                        Metronome(robot.clock, 1 / rate),
+                        Rate(robot.clock, 1 / rate),
                         parts=parts,
                         rules=rules,
                         plan=plan,
@@ -134,7 +134,7 @@ def _camera(command: Run, robot: Robot, stepped: bool) -> Camera:
     if driver == "task":
         raise BadInput(f"camera={command.camera} is another simulation than the robot's; use camera=robot")
     camera = asked_camera(command)
-    return Paced(camera) if isinstance(camera, Playback) and not stepped else camera
+    return RealTimePlayback(camera) if isinstance(camera, Playback) and not stepped else camera
 
 
 def _finish(command: Run, report: RunReport, faults: list[Fault]) -> None:
@@ -142,7 +142,7 @@ def _finish(command: Run, report: RunReport, faults: list[Fault]) -> None:
     out = report.out
     ticks = read_ticks(out / "ticks.jsonl")
     report.summary = summary_of(ticks)
-    pictures = write_timelines(out, ticks, command.max_age)
+    images = write_timelines(out, ticks, command.max_age)
     result: dict[str, Any] = {
         "title": f"{command.robot} · {Path(command.bundle or command.checkpoint or '').name}",
         "task": command.robot,
@@ -150,8 +150,8 @@ def _finish(command: Run, report: RunReport, faults: list[Fault]) -> None:
         "render": command.render,
         "numbers": report.summary,
         "tables": {"Faults on purpose": fault_table(faults, ticks)},
-        "pictures_title": "Timeline",
-        "pictures": pictures,
+        "images_title": "Timeline",
+        "images": images,
         "facts": {"time": command.time, "camera": command.camera, "ended by": ", ".join(_ends(report.endings))},
         "notes": [words for words in (report.stopped, str(report.error or "")) if words],
     }

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..cameras.camera import Camera
-from ..envs.commands import Commands
+from ..envs.commands import ActionSpec
 from ..errors import OutOfControl, RobotError
 from .clock import Clock
 from .emergency import EmergencyStop
@@ -39,7 +39,7 @@ class SafetyFilter:
         hand_at: where the hand is at targets; needed for a workspace.
     """
 
-    def __init__(self, commands: Commands, limits: Limits, period: float, clock: Clock, hand_at: Any = None) -> None:
+    def __init__(self, commands: ActionSpec, limits: Limits, period: float, clock: Clock, hand_at: Any = None) -> None:
         self._commands, self._limits, self._hand_at = commands, limits, hand_at
         self._clock, self._period = clock, period
         self._last: np.ndarray | None = None  # targets of the last command
@@ -203,8 +203,8 @@ class SafeRobot(Robot):
         return self.robot.spec
 
     @property
-    def unled(self) -> int:  # type: ignore[override]
-        return self.robot.unled
+    def uncommanded_steps(self) -> int:  # type: ignore[override]
+        return self.robot.uncommanded_steps
 
     def connect(self) -> None:
         self.emergency.check()

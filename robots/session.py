@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..deploy.runtime.bundle import Card
+from ..deploy.runtime.bundle import Manifest
 from ..envs.registry import EnvRequest
 from ..errors import EmergencyStopped
 from ..files import replacing
@@ -16,14 +16,14 @@ from ..progress import stage
 from ..robot_schemas import Run
 from ..stopping import Stopping
 from .loop import ControlLoop
-from .moments import Ending, Moment
 from .recording import EpisodeRecording, join_episodes, tick_row
 from .robot import Robot
 from .simulated import TaskRobot
+from .step_record import EpisodeEnd, StepRecord
 from .timeline import read_ticks
 
 log = logging.getLogger(__name__)
-SIDE = 224  # of recorded pictures, for a policy that looks at none [px]
+SIDE = 224  # of recorded images, for a policy that looks at none [px]
 _STEPS = 1000  # of an episode on a robot that does not know its end
 _PAUSES = 0.05  # share of steps without the policy's action, up to which an episode is fit to learn from
 
@@ -46,7 +46,7 @@ class Session:
     """The episodes of one run and their files."""
 
     def __init__(
-        self, command: Run, card: Card, out: Path, robot: Robot, loop: ControlLoop, stopping: Stopping
+        self, command: Run, card: Manifest, out: Path, robot: Robot, loop: ControlLoop, stopping: Stopping
     ) -> None:
         self.command, self.card, self.out, self.robot, self.loop, self.stopping = (
             command,
@@ -90,7 +90,7 @@ class Session:
         began = time.perf_counter()
         with self.ticks.open("a") as lines:
 
-            def watch(moment: Moment) -> None:
+            def watch(moment: StepRecord) -> None:
                 nonlocal held, total
                 if recording is not None:
                     recording.add(moment)
@@ -138,7 +138,7 @@ class Session:
         known = self.robot.spec.details.get("horizon")
         return self.command.steps or known or _STEPS
 
-    def _row(self, index: int, seed: int, start: str, ending: Ending, seconds: float) -> EpisodeRecord:
+    def _row(self, index: int, seed: int, start: str, ending: EpisodeEnd, seconds: float) -> EpisodeRecord:
         outcomes = ending.outcomes
         success = [each.success for each in outcomes] or [False]
         encoder = self.card.encoder or {}

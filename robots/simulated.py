@@ -24,12 +24,12 @@ class TaskRobot(Robot):
     """A task of our registry. In stepped time the world goes on with each action; in real time it goes on by itself.
 
     In real time a thread of its own owns the simulator. From the first command of an episode on it makes a step with
-    each command, or without one when none has come for half a period more than a period, and draws a picture after it.
+    each command, or without one when none has come for half a period more than a period, and draws an image after it.
     Axes rest while nothing is commanded.
 
     Args:
         name: the task, e.g. ``toy/reach``, perhaps with ``@CAMERA``.
-        request: time, pictures, horizon.
+        request: time, images, horizon.
     """
 
     def __init__(self, name: str, request: RobotRequest) -> None:
@@ -216,7 +216,7 @@ class TaskRobot(Robot):
         assert self._env is not None
         self._calibration = self._env.calibration()[self._env.cameras[0]]
         self._time = self.clock.now()
-        if self.stepped:  # a step takes a period, and its picture is there when the next one begins
+        if self.stepped:  # a step takes a period, and its image is there when the next one begins
             self._time += 0.0 if self._starts else 1 / self._env.task.control_hz
         self._count += 1
         self._changed.notify_all()
@@ -267,14 +267,14 @@ class TaskRobot(Robot):
                     self._changed.notify_all()
                 assert self._env is not None
                 began = self.clock.now()
-                if action is None and self._waits:  # a picture of the same moment, for who has none yet
+                if action is None and self._waits:  # an image of the same moment, for who has none yet
                     with self._changed:
                         self._publish()
                     due = began + period
                     continue
                 self._waits = False
                 if action is None:
-                    self.unled += not self._outcome.over
+                    self.uncommanded_steps += not self._outcome.over
                     action = np.where(self.spec.commands.relative, 0, self._last).astype(np.float32)
                 self._last = action
                 self._step(action)
@@ -316,7 +316,7 @@ class RobotCamera(Camera):
                 self._last = frame.sequence
                 return frame
             if self._robot.stepped:
-                raise CameraError(f"{self.spec.name} has no new picture before the next step")
+                raise CameraError(f"{self.spec.name} has no new image before the next step")
         raise CameraError("the camera is not open")
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a run's ticks tell: numbers, which faults were handled, and a picture of latency, ages and events over time."""
+"""What a run's ticks tell: numbers, which faults were handled, and an image of latency, ages and events over time."""
 
 import json
 from collections import Counter
@@ -11,9 +11,9 @@ import numpy as np
 
 from ..files import replacing
 from .faults import HANDLING, Fault
-from .moments import COUNTED
+from .step_record import COUNTED
 
-_EPISODES = 12  # shown in a picture, at most
+_EPISODES = 12  # shown in an image, at most
 _COLOURS = {
     "hold": "#e0a800",
     "stop": "#b00020",
@@ -92,7 +92,7 @@ def _led_to(fault: Fault, after: Sequence[dict[str, Any]], held: Sequence[dict[s
 
 
 def write_timelines(out: Path, ticks: Sequence[dict[str, Any]], max_age: float) -> list[dict[str, str]]:
-    """Draw the episodes of a run, several in a picture; return captions and files for the report."""
+    """Draw the episodes of a run, several in an image; return captions and files for the report."""
     episodes = sorted({tick["episode"] for tick in ticks})
     marked = [number for number in episodes if any(_notable(tick) for tick in ticks if tick["episode"] == number)]
     rest = [number for number in episodes if number not in marked]

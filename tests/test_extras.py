@@ -149,7 +149,7 @@ def _openvino(folder: Path) -> None:
 
 
 def _scores(folder: Path, engine: str) -> Path:
-    """Score a shard of drawn pictures through the command line."""
+    """Score a shard of drawn images through the command line."""
     import io
     import tarfile
 
@@ -181,18 +181,18 @@ def _curation(folder: Path) -> None:
     _scores(folder, "local")
     words = [f"scores={folder / 'local'}", "least_side=0", "entropy=null", f"out={folder / 'curated'}"]
     assert run(["curate", *words]) == 0
-    words = ["encoder=32x2x2", "decoder=32x2x2", "batch=2", "steps=2", "held_out=2", "workers=0", "device=cpu"]
+    words = ["encoder=32x2x2", "decoder=32x2x2", "batch=2", "steps=2", "val_images=2", "workers=0", "device=cpu"]
     words += [f"images={folder / 'data'}", f"weights={folder / 'curated/weights.parquet'}", f"out={folder / 'run'}"]
     assert run(["pretrain", *words]) == 0
 
 
 def _remote(folder: Path) -> None:
-    from pixio_robot.deploy.runtime.bundle import Card
+    from pixio_robot.deploy.runtime.bundle import Manifest
     from pixio_robot.deploy.runtime.replay import Replay
     from pixio_robot.deploy.serve.client import RemotePolicy
     from pixio_robot.deploy.serve.server import PolicyServer
 
-    card = Card("policy", "replay", "fp32", "", [], [], action_low=[-1.0] * 2, action_high=[1.0] * 2)
+    card = Manifest("policy", "replay", "fp32", "", [], [], action_low=[-1.0] * 2, action_high=[1.0] * 2)
     actions = np.arange(8, dtype=np.float32).reshape(4, 2)
     with PolicyServer(card, lambda: Replay(actions)) as server, RemotePolicy(f"127.0.0.1:{server.port}") as policy:
         assert policy.act({}).tolist() == [[0.0, 1.0]] and policy.act({}).tolist() == [[2.0, 3.0]]
@@ -249,7 +249,7 @@ def _wandb(folder: Path) -> None:
     from pixio_robot.cli import run
 
     os.environ["WANDB_MODE"] = "offline"
-    words = ["encoder=32x2x2", "decoder=32x2x2", "batch=8", "steps=4", "held_out=8", "workers=0", "wandb=test"]
+    words = ["encoder=32x2x2", "decoder=32x2x2", "batch=8", "steps=4", "val_images=8", "workers=0", "wandb=test"]
     assert run(["pretrain", "images=procedural:32", f"out={folder / 'run'}", *words]) == 0
     assert list(folder.rglob("*.wandb"))
 

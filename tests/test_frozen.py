@@ -43,7 +43,7 @@ TRAININGS = {
     "two_cameras": "embedding.cameras=[front,side] embedding.fusion=concat",
     "no_proprio": "embedding.proprio=false policy.batch_norm=false policy.activation=gelu",
     "chunks": "policy.chunk=4 policy.loss=l1 policy.dropout=0.1",
-    "tanh_sgd": "policy.squash=true policy.optimizer=sgd policy.loss=huber policy.weight_decay=0.01",
+    "tanh_sgd": "policy.tanh_output=true policy.optimizer=sgd policy.loss=huber policy.weight_decay=0.01",
     "adamw": "policy.optimizer=adamw policy.weight_decay=0.1 policy.chunk=2",
     "none": "encoder=none",
     "state": "encoder=state",
@@ -194,11 +194,17 @@ def evaluation(home: Path) -> Numbers:
         out = home / f"evaluated-{kind}"
         small = ["policy.layers=[32]", "policy.batch=16", "policy.epochs=20", "policy.chunk=2"]
         command("train_bc", f"demos={demos}", f"encoder={encoder}", *small, f"cache={home / 'cache'}", f"out={out}")
-        for execute in (1, 2):
-            where = home / f"episodes-{kind}-{execute}"
-            words = [f"checkpoint={checkpoint_of(out)}", f"execute={execute}", "episodes=4", "envs=1", f"out={where}"]
+        for n_action_steps in (1, 2):
+            where = home / f"episodes-{kind}-{n_action_steps}"
+            words = [
+                f"checkpoint={checkpoint_of(out)}",
+                f"n_action_steps={n_action_steps}",
+                "episodes=4",
+                "envs=1",
+                f"out={where}",
+            ]
             command("evaluate", *words)
-            found[f"{kind}_{execute}"] = sorted(rows_of(where / "episodes.jsonl"), key=lambda row: row["index"])
+            found[f"{kind}_{n_action_steps}"] = sorted(rows_of(where / "episodes.jsonl"), key=lambda row: row["index"])
     return found
 
 
@@ -231,13 +237,13 @@ _TRAINING = [
     "batch=8",
     "steps=40",
     "lr=1e-3",
-    "held_out=8",
+    "val_images=8",
     "workers=0",
     "device=cpu",
     "precision=fp32",
     "log_every=10",
 ]
-_TRAINING += ["valid_every=20", "save_every=20", "picture_every=40"]
+_TRAINING += ["valid_every=20", "save_every=20", "visualize_every=40"]
 
 
 def pretrained(home: Path) -> Numbers:

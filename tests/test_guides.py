@@ -1,4 +1,4 @@
-"""Commands, keys and manifests of README and guides are what the package takes, as a shell would pass them on."""
+"""ActionSpec, keys and manifests of README and guides are what the package takes, as a shell would pass them on."""
 
 import re
 import shlex

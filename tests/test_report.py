@@ -101,7 +101,7 @@ def page(run: Path) -> str:
 
 
 class Outline(HTMLParser):
-    """Collects what the laws ask about: open tags, ids, addresses, headings and pictures."""
+    """Collects what the laws ask about: open tags, ids, addresses, headings and images."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Outline(HTMLParser):
         self.ids: list[str] = []
         self.addresses: list[str] = []
         self.headings: list[int] = []
-        self.unnamed: list[str] = []  # pictures without words
+        self.unnamed: list[str] = []  # images without words
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

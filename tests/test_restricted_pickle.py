@@ -21,7 +21,7 @@ from pixio_robot.pickles.torch_storages import TENSORS
 from pixio_robot.pickles.values import Record
 
 ARRAYS = {
-    "picture": np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8),
+    "image": np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8),
     "fortran": np.arange(6.0).reshape(2, 3).T,
     "big endian": np.arange(4, dtype=">f4"),
     "half": np.float16([1.5]),

@@ -115,8 +115,8 @@ def _write(group: h5py.Group, reading: Reading) -> None:
 def _splits(numbers: list[int], demos: int | None, valid: int | None, release: Release) -> dict[str, list[int]]:
     """Return the numbers of the train and valid demonstrations: the first ones, and those that follow."""
     end = release.train if demos is None else demos
-    held_out = release.valid if valid is None else valid
-    last = max(numbers) + 1 if held_out is None else end + held_out
+    val_images = release.valid if valid is None else valid
+    last = max(numbers) + 1 if val_images is None else end + val_images
     splits = {"train": [n for n in numbers if n < end], "valid": [n for n in numbers if end <= n < last]}
     for key, asked in (("demos", demos), ("valid", valid)):
         have = splits["train" if key == "demos" else key]

@@ -54,7 +54,7 @@ class PathsRelease:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Return the cameras whose pictures there are, by our names."""
+        """Return the cameras whose frames there are, by our names."""
         return (self.camera,)
 
     def find(self, files: Sequence[ArchiveFile], source: Path) -> list[ArchiveFile]:
@@ -173,7 +173,7 @@ class TriFingerRelease:
             np.broadcast_to(images[-1], images[:-1].shape),
         )  # goals are stored at each step, as collect does
         observations: dict[str, np.ndarray | str] = {
-            f"{camera}_image": pictures for camera, pictures in zip(self.cameras, seen, strict=False)
+            f"{camera}_image": frames for camera, frames in zip(self.cameras, seen, strict=False)
         }
         observations["proprio"] = tips[:-1].astype(np.float32)
         return Reading(number, source, _within(moved[:steps, : self.action_dim] / self.reach), observations)

@@ -19,15 +19,15 @@ _OVERHEAD = 1024  # of a dataset or group, about [bytes]
 
 
 def put(group: h5py.Group, name: str, value: Any) -> None:
-    """Write a value under `name`; pictures, (T, H, W, C) uint8, are compressed.
+    """Write a value under `name`; images, (T, H, W, C) uint8, are compressed.
 
     Raises:
         DataError: for what cannot be kept.
     """
     name = _quoted(name)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        pictures = value.ndim == 4 and value.dtype == np.uint8 and 0 not in value.shape
-        options: dict[str, Any] = dict(chunks=(1, *value.shape[1:]), compression="lzf") if pictures else {}
+        images = value.ndim == 4 and value.dtype == np.uint8 and 0 not in value.shape
+        options: dict[str, Any] = dict(chunks=(1, *value.shape[1:]), compression="lzf") if images else {}
         group.create_dataset(name, data=value, **options)
     elif isinstance(value, np.ndarray) and value.dtype.kind in "SU":
         raw = np.frombuffer(value.tobytes(), np.uint8)

@@ -60,7 +60,9 @@ def run_episodes(
     assert runtime.card.policy is not None
     rows = cache / f"eager-{digest(runtime.card.policy['sha256'], first_seed, episodes)}"
     width = min(width or 2 * default_width(), episodes)
-    eager = evaluate_policy(loaded, backbone, loaded.request, plans, torch.device("cpu"), rows, width, False, execute=1)
+    eager = evaluate_policy(
+        loaded, backbone, loaded.request, plans, torch.device("cpu"), rows, width, False, n_action_steps=1
+    )
     label = Label(f"{runtime.card.target}-{runtime.card.precision}")
     act = Sessions(runtime, width).act
     exported = evaluate(act, request, plans, label, out, width=width, videos=False)

@@ -26,7 +26,7 @@ Feed = dict[str, np.ndarray]
 def feeds(program: Program, recorded: Recorded) -> list[Feed]:
     """Return the program's inputs, batch 1, at every recorded frame, histories included."""
     found: list[Feed] = []
-    for stretch in recorded.stretches:
+    for stretch in recorded.clips:
         kept: Feed = {}
         for step, observation in enumerate(stretch):
             feed = {port.name: observation[port.name][None] for port in program.observation}

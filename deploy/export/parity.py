@@ -126,7 +126,7 @@ def compare_recorded(
     theirs: list[np.ndarray] = []
     our_tokens: list[np.ndarray] = []
     their_tokens: list[np.ndarray] = []
-    for stretch in recorded.stretches:
+    for stretch in recorded.clips:
         eager.reset()
         runtime.reset()
         for observation in stretch:
@@ -135,7 +135,7 @@ def compare_recorded(
             seen = runtime.seen()
             our_tokens += [seen["tokens"]] if "tokens" in seen else []
         if perception.backbone is not None:
-            batch = {key: np.stack([each[key] for each in stretch]) for key in loaded.policy.pictures}
+            batch = {key: np.stack([each[key] for each in stretch]) for key in loaded.policy.images}
             their_tokens.append(perception.newest(batch).float().numpy())
     if their_tokens:
         compare_tokens(parity, "tokens", np.stack(our_tokens), np.concatenate(their_tokens))
@@ -147,7 +147,7 @@ def compare_encoder(parity: Parity, runtime: Runtime, backbone: Backbone, record
     """Compare the tokens of an encoder alone."""
     found: dict[str, list[np.ndarray]] = {"cls": [], "patches": []}
     wanted: dict[str, list[np.ndarray]] = {"cls": [], "patches": []}
-    for stretch in recorded.stretches:
+    for stretch in recorded.clips:
         images = torch.from_numpy(np.stack([each["rgb"] for each in stretch]))
         for name, values in zip(("cls", "patches"), encode(backbone, images, True, "fp32"), strict=True):
             wanted[name].append(values.float().numpy())

@@ -2,7 +2,7 @@
 
 Runtimes do not agree on antialiased bicubic resizing, and some lack it. One axis at a time it is a fixed matrix.
 
-Shapes: B batch, H, W picture, h, w what the network takes, S side of small pictures.
+Shapes: B batch, H, W image, h, w what the network takes, S side of small images.
 """
 
 import cv2
@@ -28,7 +28,7 @@ def resize_matrix(old: int, new: int, interpolation: str) -> Tensor:
 
 
 class Pixels(nn.Module):
-    """`preprocess` for pictures of one size: (B, H, W, 3) uint8 to (B, 3, h, w) float32.
+    """`preprocess` for images of one size: (B, H, W, 3) uint8 to (B, 3, h, w) float32.
 
     Args:
         preprocessing: what the encoder was trained with.
@@ -66,7 +66,7 @@ class Pixels(nn.Module):
         return x[..., top : top + height, left : left + width] * self.scale + self.offset
 
 
-class SmallPictures(nn.Module):
+class SmallImages(nn.Module):
     """`shrunk` as a program holds it: (B, H, W, 3) uint8 to (B, S, S, 3) float32 of whole grey levels."""
 
     rows: Tensor  # (S, H)
@@ -102,8 +102,8 @@ class DepthCode(nn.Module):
         return torch.where(depth > 0, values, torch.zeros_like(values))
 
 
-class DepthPictures(nn.Module):
-    """`depth_pictures` as a program holds it: (B, H, W) [m] to (B, H, W, 3) float32 of whole grey levels."""
+class DepthImages(nn.Module):
+    """`depth_images` as a program holds it: (B, H, W) [m] to (B, H, W, 3) float32 of whole grey levels."""
 
     table: Tensor  # (256, 3), colours of the codes
 

@@ -37,7 +37,7 @@ class CastInput(nn.Module):
         return self.module(x.to(self.dtype))
 
 
-def halve(program: Program, precision: str) -> None:
+def to_half(program: Program, precision: str) -> None:
     """Give a program's encoder half precision, in place.
 
     Args:

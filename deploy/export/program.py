@@ -1,4 +1,4 @@
-"""A policy and its encoder as one program: pictures, depth and proprioception in, actions out.
+"""A policy and its encoder as one program: images, depth and proprioception in, actions out.
 
 What is kept of earlier frames goes in and comes out, so that each frame is encoded once: the output ``tokens`` of one
 call is in the input ``tokens_history`` of the next. `Runtime` does that.
@@ -18,22 +18,22 @@ from ...encoders.pixio import PixioEncoder
 from ...errors import BadInput
 from ...policies.pixel_network import SIDE
 from ...policies.visuomotor import LoadedPolicy
-from ..runtime.bundle import STARTS, Memory, Port
-from .pixels import DepthPictures, Pixels, SmallDepth, SmallPictures
+from ..runtime.bundle import STARTS, HistorySpec, TensorSpec
+from .pixels import DepthImages, Pixels, SmallDepth, SmallImages
 
 
 class Program(nn.Module):
     """What is exported: a module of positional inputs and outputs that have names."""
 
-    observation: list[Port]
-    memory: list[Memory]
-    outputs: list[Port]
+    observation: list[TensorSpec]
+    memory: list[HistorySpec]
+    outputs: list[TensorSpec]
 
     @property
-    def inputs(self) -> list[Port]:
+    def inputs(self) -> list[TensorSpec]:
         """All inputs in their order."""
         kept = [each for each in self.memory if each.frames > 1]
-        starts = [Port(STARTS, (), "bool")] if kept else []
+        starts = [TensorSpec(STARTS, (), "bool")] if kept else []
         return [*self.observation, *starts, *(each.history for each in kept)]
 
     def example(self, batch: int) -> tuple[Tensor, ...]:
@@ -51,17 +51,17 @@ class EncoderProgram(Program):
 
     Args:
         backbone: the encoder.
-        image_size: side of the pictures [px].
+        image_size: side of the images [px].
     """
 
     def __init__(self, backbone: Backbone, image_size: int) -> None:
         super().__init__()
         self.tokens = TokenStage(backbone, image_size, normed=True)
         shape = backbone.token_shape
-        self.observation, self.memory = [_picture("rgb", image_size)], []
+        self.observation, self.memory = [_image("rgb", image_size)], []
         self.outputs = [
-            Port("cls", (shape.cls, shape.dim), "float32", "class tokens after the final norm"),
-            Port("patches", (shape.grid[0] * shape.grid[1], shape.dim), "float32", "patch tokens, row by row"),
+            TensorSpec("cls", (shape.cls, shape.dim), "float32", "class tokens after the final norm"),
+            TensorSpec("patches", (shape.grid[0] * shape.grid[1], shape.dim), "float32", "patch tokens, row by row"),
         ]
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
@@ -69,7 +69,7 @@ class EncoderProgram(Program):
 
 
 class TokenStage(nn.Module):
-    """Pictures (B, H, W, 3), whole grey levels of any type, to class and patch tokens in float32.
+    """Images (B, H, W, 3), whole grey levels of any type, to class and patch tokens in float32.
 
     The position table is resized once, here.
     """
@@ -104,60 +104,60 @@ class PolicyProgram(Program):
         embedder, settings = policy.embedder, policy.embedder.settings
         code = (settings.depth_code, settings.depth_range[0], settings.depth_range[1])
         self.stage: nn.Module | None = None
-        self.depth_pictures: DepthPictures | None = None
+        self.depth_images: DepthImages | None = None
         self.small_depth: SmallDepth | None = None
         self.observation, self.memory = [], []
         if self.sees:
             if backbone is None:
-                self.stage = SmallPictures((size, size), SIDE)
-                seen: tuple[int, ...] = (SIDE, SIDE, 3 * len(policy.pictures))
-                self.memory.append(Memory("pictures", policy.history, seen))
+                self.stage = SmallImages((size, size), SIDE)
+                seen: tuple[int, ...] = (SIDE, SIDE, 3 * len(policy.images))
+                self.memory.append(HistorySpec("images", policy.history, seen))
             else:
                 self.stage = TokenStage(backbone, size, settings.normed)
                 shape = backbone.token_shape
                 count = shape.grid[0] * shape.grid[1] if embedder.needs_patches else shape.cls
-                self.memory.append(Memory("tokens", policy.history, (count, shape.dim * len(policy.pictures))))
-            if any(key.startswith("depth") for key in policy.pictures):
-                self.depth_pictures = DepthPictures(*code)
-            self.observation += [_picture(key, size) for key in policy.pictures]
+                self.memory.append(HistorySpec("tokens", policy.history, (count, shape.dim * len(policy.images))))
+            if any(key.startswith("depth") for key in policy.images):
+                self.depth_images = DepthImages(*code)
+            self.observation += [_image(key, size) for key in policy.images]
         if policy.depth is not None:
             self.small_depth = SmallDepth((size, size), SIDE, *code)
-            self.memory.append(Memory("small_depth", policy.depth.frames, (SIDE, SIDE, 2)))
-            self.observation.append(_picture(depth_key(policy.pictures[0]), size))
+            self.memory.append(HistorySpec("small_depth", policy.depth.frames, (SIDE, SIDE, 2)))
+            self.observation.append(_image(depth_key(policy.images[0]), size))
         if embedder.proprio_dim:
             what = "known state of the task" if policy.felt == "state" else "what the robot feels, as in training"
-            self.observation.append(Port(policy.felt, (embedder.proprio_dim,), "float32", what))
+            self.observation.append(TensorSpec(policy.felt, (embedder.proprio_dim,), "float32", what))
         with torch.no_grad():
             chunk = self(*self.example(1))[0].shape[1]
-        self.outputs = [Port("action", (chunk, policy.actions), "float32", "within [-1, 1], as in training")]
-        self.outputs += [Port(each.name, each.shape, "float32") for each in self.memory]
+        self.outputs = [TensorSpec("action", (chunk, policy.actions), "float32", "within [-1, 1], as in training")]
+        self.outputs += [TensorSpec(each.name, each.shape, "float32") for each in self.memory]
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         given = {port.name: value for port, value in zip(self.inputs, values, strict=True)}
         newest = []
         tokens = depth = None
         if self.sees:
-            newest.append(torch.cat([self._view(key, given[key]) for key in self.policy.pictures], dim=-1))
+            newest.append(torch.cat([self._view(key, given[key]) for key in self.policy.images], dim=-1))
             tokens = self._remembered(self.memory[0], newest[0], given)
         if self.small_depth is not None:
-            newest.append(self.small_depth(given[depth_key(self.policy.pictures[0])]))
+            newest.append(self.small_depth(given[depth_key(self.policy.images[0])]))
             depth = self._remembered(self.memory[-1], newest[-1], given)
         actions = self.policy(tokens, given.get(self.policy.felt), depth).clamp(-1, 1)
         return actions.reshape(actions.shape[0], -1, self.policy.actions), *newest
 
     def _view(self, key: str, values: Tensor) -> Tensor:
-        """Return what is kept of a camera's picture."""
+        """Return what is kept of a camera's image."""
         if key.startswith("depth"):
-            assert self.depth_pictures is not None
-            values = self.depth_pictures(values)
+            assert self.depth_images is not None
+            values = self.depth_images(values)
         assert self.stage is not None
-        if isinstance(self.stage, SmallPictures):
+        if isinstance(self.stage, SmallImages):
             return self.stage(values)
         cls, patches = self.stage(values)
         kept = patches if self.policy.embedder.needs_patches else cls
         return kept.half().float()  # as the cache stores them
 
-    def _remembered(self, memory: Memory, newest: Tensor, given: dict[str, Tensor]) -> Tensor:
+    def _remembered(self, memory: HistorySpec, newest: Tensor, given: dict[str, Tensor]) -> Tensor:
         """Return (B, T, ...), oldest first; where an episode starts its first frame is repeated."""
         frame = newest[:, None]
         if memory.frames == 1:
@@ -196,10 +196,10 @@ def fold_norms(module: nn.Module) -> None:
             fold_norms(child)
 
 
-def _picture(key: str, size: int) -> Port:
+def _image(key: str, size: int) -> TensorSpec:
     if key.startswith("depth"):
-        return Port(key, (size, size), "float32", "metres along the optical axis, 0 where invalid")
-    return Port(key, (size, size, 3), "uint8", "RGB")
+        return TensorSpec(key, (size, size), "float32", "metres along the optical axis, 0 where invalid")
+    return TensorSpec(key, (size, size, 3), "uint8", "RGB")
 
 
 def program_of(loaded: LoadedPolicy, backbone: Backbone | None) -> PolicyProgram:

@@ -1,4 +1,4 @@
-"""Recorded observations to compare and calibrate programs on: stretches of consecutive frames, each a small episode."""
+"""Recorded observations to compare and calibrate programs on: clips of consecutive frames, each a small episode."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from ...cameras.registry import find_camera
 from ...datasets.robomimic import DemoSet
 from ...errors import BadInput, DataError
 from ...policies.visuomotor import LoadedPolicy
-from ..runtime.bundle import Port
+from ..runtime.bundle import TensorSpec
 from ..stream import check_policy, observation_of
 
 _LENGTH = 8  # frames of a stretch, so that histories are full of different frames
@@ -22,45 +22,45 @@ Observation = dict[str, np.ndarray]
 class Recorded:
     """Observations as a program takes them, and what was done there."""
 
-    stretches: list[list[Observation]]
-    actions: np.ndarray | None  # (frames, A) of all stretches in their order; None where no action was recorded
+    clips: list[list[Observation]]
+    actions: np.ndarray | None  # (frames, A) of all clips in their order; None where no action was recorded
     source: str
 
     @property
     def frames(self) -> int:
         """How many observations there are."""
-        return sum(len(each) for each in self.stretches)
+        return sum(len(each) for each in self.clips)
 
 
 def read_recorded(
-    path: str, ports: list[Port], count: int, shift: float, loaded: LoadedPolicy | None = None
+    path: str, ports: list[TensorSpec], count: int, shift: float, loaded: LoadedPolicy | None = None
 ) -> Recorded:
-    """Read about `count` observations, in stretches evenly spaced over a file.
+    """Read about `count` observations, in clips evenly spaced over a file.
 
     Args:
         path: a demonstration file, or a recording that cameras read; zeros stand for proprioception it does not know.
         ports: what an observation must hold.
         count: frames.
-        shift: place of the stretches in their share of the file, 0 to 1; other places give other frames.
+        shift: place of the clips in their share of the file, 0 to 1; other places give other frames.
         loaded: the policy, for recordings; None for an encoder alone.
 
     Raises:
         DataError: if the file is missing, damaged, or lacks what is observed.
-        BadInput: if its pictures have another size.
+        BadInput: if its images have another size.
     """
     if Path(path).suffix in (".hdf5", ".h5"):
         return _from_demos(DemoSet(path), ports, count, shift)
     return _from_recording(path, ports, count, shift, loaded)
 
 
-def _from_demos(demos: DemoSet, ports: list[Port], count: int, shift: float) -> Recorded:
+def _from_demos(demos: DemoSet, ports: list[TensorSpec], count: int, shift: float) -> Recorded:
     firsts, total = demos.frame_starts, int(demos.lengths.sum())
     ends = firsts + np.repeat(demos.lengths, demos.lengths)  # of each frame's demonstration
     wanted = min(-(-count // _LENGTH), max(1, total // _LENGTH))
     rows = ((np.arange(wanted) + shift) / wanted * total).astype(int)
     begins = [max(int(firsts[row]), min(int(row), int(ends[row]) - _LENGTH)) for row in rows]
     vectors = {port.name: demos.read(port.name) for port in ports if len(port.shape) == 1}
-    stretches, kept = [], []
+    clips, kept = [], []
     for begin in begins:
         size = min(_LENGTH, int(ends[begin]) - begin)
         values = {name: whole[begin : begin + size].astype(np.float32) for name, whole in vectors.items()}
@@ -73,17 +73,19 @@ def _from_demos(demos: DemoSet, ports: list[Port], count: int, shift: float) -> 
                     f"{demos.path} holds {port.name!r} of shape {values[port.name].shape[1:]}, the program takes "
                     f"{port.shape}; give what it was trained on" + _own_size(port)
                 )
-        stretches.append([{name: each[step] for name, each in values.items()} for step in range(size)])
+        clips.append([{name: each[step] for name, each in values.items()} for step in range(size)])
         kept.append(np.arange(begin, begin + size))
     actions = demos.read("actions")[np.concatenate(kept)]
-    return Recorded(stretches, actions.astype(np.float32), str(demos.path))
+    return Recorded(clips, actions.astype(np.float32), str(demos.path))
 
 
-def _own_size(port: Port) -> str:
+def _own_size(port: TensorSpec) -> str:
     return ", or export with image_size=" if len(port.shape) > 1 else ""
 
 
-def _from_recording(path: str, ports: list[Port], count: int, shift: float, loaded: LoadedPolicy | None) -> Recorded:
+def _from_recording(
+    path: str, ports: list[TensorSpec], count: int, shift: float, loaded: LoadedPolicy | None
+) -> Recorded:
     if loaded is None:
         raise BadInput(f"{path} is no demonstration file (.hdf5), which an encoder alone is compared on")
     check_policy(loaded)

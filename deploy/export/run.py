@@ -17,7 +17,7 @@ from ...files import sha256_of
 from ...policies.visuomotor import LoadedPolicy, load_policy, load_policy_encoder
 from ...progress import stage
 from ...run_folder import read_json, settings_digest, write_json
-from ..runtime.bundle import PARITY, Card
+from ..runtime.bundle import PARITY, Manifest
 from ..runtime.runtime import Runtime
 from .closed_loop import run_episodes
 from .parity import Check, Parity, check_episodes, compare_encoder, compare_episodes, compare_recorded
@@ -50,7 +50,7 @@ def run_export(command: Export) -> Exported:
     digest = settings_digest(command, inputs)
     out = Path(command.out or f"runs/export/{digest}")
     if out.exists():
-        if (card := Card.read(out)).options.get("digest") != digest:
+        if (card := Manifest.read(out)).options.get("digest") != digest:
             what = f"another bundle ({card.target}, {card.precision})"
             raise DataError(f"{out} holds {what}; choose another out= or delete it")
         return Exported(out, read_parity(out), placed=True, reused=True)
@@ -86,7 +86,7 @@ def run_verify(command: Verify) -> Parity:
         CheckpointError: if the folder is no bundle, or the checkpoint another than it was exported from.
     """
     folder = Path(command.bundle)
-    card = Card.read(folder)
+    card = Manifest.read(folder)
     if card.kind == "policy":
         assert card.policy is not None
         if command.checkpoint is None:
@@ -143,7 +143,7 @@ def compare(
     return parity
 
 
-def gate_frames(command: Gate, card: Card, loaded: LoadedPolicy | None) -> Recorded:
+def gate_frames(command: Gate, card: Manifest, loaded: LoadedPolicy | None) -> Recorded:
     """Read the frames that the gate compares on.
 
     Raises:
@@ -162,8 +162,8 @@ def gate_frames(command: Gate, card: Card, loaded: LoadedPolicy | None) -> Recor
     return read_recorded(command.demos, card.observation, command.frames, 0.5, loaded)
 
 
-def calibration_frames(command: Export, card: Card, loaded: LoadedPolicy | None) -> Recorded:
-    """Read the frames that int8 is calibrated on; from the same file other stretches than the gate's.
+def calibration_frames(command: Export, card: Manifest, loaded: LoadedPolicy | None) -> Recorded:
+    """Read the frames that int8 is calibrated on; from the same file other clips than the gate's.
 
     Raises:
         BadInput: if none are given.
@@ -212,7 +212,7 @@ def sources(command: Export) -> tuple[LoadedPolicy | None, Backbone | None, str]
 
 def described(
     command: Export, loaded: LoadedPolicy | None, backbone: Backbone | None, inputs: str
-) -> tuple[Program, Card]:
+) -> tuple[Program, Manifest]:
     """Return the program to write and its card, without files."""
     about: dict[str, Any] = {}
     if backbone is not None:
@@ -238,7 +238,7 @@ def described(
             action_high=[1.0] * width,
             policy=dict(kind=loaded.policy.kind, sha256=inputs, step=loaded.step),
         )
-    card = Card(
+    card = Manifest(
         kind="encoder" if loaded is None else "policy",
         target=command.target,
         precision=command.precision,

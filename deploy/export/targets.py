@@ -9,7 +9,7 @@ import torch
 from ...errors import BadInput, MissingExtra
 from .int8 import feeds, quantise_onnx, quantise_openvino
 from .onnx_file import OPSET, quiet, write_onnx
-from .precision import HALVES, halve, stage_of
+from .precision import HALVES, stage_of, to_half
 from .program import Program
 from .recorded import Recorded
 
@@ -70,12 +70,12 @@ def write_program(
     options: dict[str, Any] = {}
     if target == "aoti":
         if precision in HALVES:
-            halve(program, precision)
+            to_half(program, precision)
         _write_aoti(program, path, batch, device)
         return [path.name], {"device": device}
     inputs = feeds(program, calibration) if calibration is not None else []
     if precision in HALVES and target != "openvino":
-        halve(program, precision)
+        to_half(program, precision)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         source = Path(scratch) / "fp32.onnx"
         if target == "onnx" and precision != "int8":

@@ -1,6 +1,6 @@
 """What is timed: a bundle, or an encoder under PyTorch, torch.compile, CUDA graphs or transformers.
 
-Each takes one picture as bytes and ends with tokens or actions in memory of the CPU.
+Each takes one frame as bytes and ends with tokens or actions in memory of the CPU.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import BadInput, MissingExtra
-from ..runtime.bundle import Card
+from ..runtime.bundle import Manifest
 
 BASELINES = ("eager", "compile", "graph", "transformers")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -38,13 +38,13 @@ class Spec:
 
 def import_library(spec: Spec) -> None:
     """Import what a contender computes with, and no more: the rest would count as its memory."""
-    target = Card.read(spec.name, check=False).target if spec.kind == "bundle" else "torch"
+    target = Manifest.read(spec.name, check=False).target if spec.kind == "bundle" else "torch"
     with suppress(ImportError):  # `opened` says it
         importlib.import_module({"onnx": "onnxruntime", "openvino": "openvino"}.get(target, "torch"))
 
 
 def opened(spec: Spec) -> tuple[Callable[[], Any], int]:
-    """Load one thing and return a function that runs it once on a fixed picture, and the bytes of its files or weights.
+    """Load one thing and return a function that runs it once on a fixed frame, and the bytes of its files or weights.
 
     Raises:
         MissingExtra: if its library is not installed.
@@ -66,7 +66,7 @@ def opened(spec: Spec) -> tuple[Callable[[], Any], int]:
     if spec.kind == "transformers":
         network = _transformers(backbone)
     network = network.to(device, dtype).eval()
-    images = torch.from_numpy(picture(max(preprocessing.size)))[None]
+    images = torch.from_numpy(frame(max(preprocessing.size)))[None]
     from ...encoders.preprocessing import preprocess
 
     def pixels() -> torch.Tensor:
@@ -81,8 +81,8 @@ def opened(spec: Spec) -> tuple[Callable[[], Any], int]:
     return _inferred(lambda: tuple(each.float().cpu() for each in network(pixels()))), size
 
 
-def picture(side: int) -> np.ndarray:
-    """Return a picture of noise, (S, S, 3) uint8, the same each time."""
+def frame(side: int) -> np.ndarray:
+    """Return a frame of noise, (S, S, 3) uint8, the same each time."""
     return np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
@@ -92,10 +92,10 @@ def _bundle(spec: Spec) -> tuple[Callable[[], Any], int]:
     runtime = Runtime.load(spec.name, spec.threads)
     size = sum((Path(spec.name) / each).stat().st_size for each in runtime.card.files)
     if runtime.card.kind == "encoder":
-        image = picture(runtime.card.observation[0].shape[0])
+        image = frame(runtime.card.observation[0].shape[0])
         return lambda: runtime.encode(image), size
     seen = {
-        port.name: picture(port.shape[0]) if port.dtype == "uint8" else np.zeros(port.shape, port.dtype)
+        port.name: frame(port.shape[0]) if port.dtype == "uint8" else np.zeros(port.shape, port.dtype)
         for port in runtime.card.observation
     }
     return lambda: runtime.act(seen), size

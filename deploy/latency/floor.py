@@ -20,7 +20,7 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class Products:
-    """The matrix products of one picture."""
+    """The matrix products of one image."""
 
     tokens: int  # L
     dim: int  # D
@@ -30,7 +30,7 @@ class Products:
 
     @classmethod
     def of(cls, encoder: Any, size: tuple[int, int]) -> "Products":
-        """Count those of a `PixioEncoder` for pictures of `size` [px]."""
+        """Count those of a `PixioEncoder` for images of `size` [px]."""
         patches = (size[0] // encoder.patch) * (size[1] // encoder.patch)
         return cls(patches + encoder.cls_token.shape[1], encoder.dim, len(encoder.blocks), patches, encoder.patch)
 

@@ -13,7 +13,7 @@ from ...errors import BadInput, MissingExtra, UnknownName, closest
 from ...hardware import choose_device
 from ...run_folder import open_run, settings_digest, write_json
 from ...serving_schemas import Latency
-from ..runtime.bundle import Card
+from ..runtime.bundle import Manifest
 from .contenders import BASELINES, PRECISIONS, Spec
 from .floor import Products, cpu_units
 from .workers import Call, Start, Worker, time_contender, time_products
@@ -39,7 +39,7 @@ def run_latency(command: Latency) -> tuple[Path, dict[str, Any]]:
                 raise UnknownName(f"no {what} {name!r}{closest(name, known)}; there are: {', '.join(known)}")
     if "graph" in command.baselines and device != "cuda":
         raise BadInput("CUDA graphs need device=cuda; leave graph out of baselines=")
-    cards = {folder: Card.read(folder) for folder in command.bundle}
+    cards = {folder: Manifest.read(folder) for folder in command.bundle}
     encoder = _encoder_of(command, cards)
     out = Path(command.out or f"runs/latency/{settings_digest(command)}")
     open_run(out, command)
@@ -57,7 +57,7 @@ def run_latency(command: Latency) -> tuple[Path, dict[str, Any]]:
     return out, result
 
 
-def _encoder_of(command: Latency, cards: dict[str, Card]) -> str:
+def _encoder_of(command: Latency, cards: dict[str, Manifest]) -> str:
     names = {str(card.encoder["name"]) for card in cards.values() if card.encoder}
     if command.encoder is not None:
         return command.encoder

@@ -20,7 +20,7 @@ STARTS = "starts"  # name of the input that says that an episode starts
 
 
 @dataclass
-class Port:
+class TensorSpec:
     """An array that goes in or comes out."""
 
     name: str
@@ -30,7 +30,7 @@ class Port:
 
 
 @dataclass
-class Memory:
+class HistorySpec:
     """What is kept of earlier frames: the program's output `name` of this frame is in its input `history` of the next.
 
     `history` is (frames - 1, *shape) float32, oldest first.
@@ -41,25 +41,25 @@ class Memory:
     shape: tuple[int, ...]
 
     @property
-    def history(self) -> Port:
+    def history(self) -> TensorSpec:
         """The input that takes what is kept."""
-        return Port(f"{self.name}_history", (self.frames - 1, *self.shape), "float32")
+        return TensorSpec(f"{self.name}_history", (self.frames - 1, *self.shape), "float32")
 
 
 @dataclass
-class Card:
+class Manifest:
     """What a bundle is and how it is used."""
 
     kind: str  # "policy" or "encoder"
     target: str  # "onnx", "openvino", "aoti" or "tensorrt"
     precision: str  # "fp32", "fp16", "bf16" or "int8"
     program: str  # file that is run
-    observation: list[Port]  # what an observation must hold
-    outputs: list[Port]
-    memory: list[Memory] = field(default_factory=list)
+    observation: list[TensorSpec]  # what an observation must hold
+    outputs: list[TensorSpec]
+    memory: list[HistorySpec] = field(default_factory=list)
     batch: int | None = 1  # observations a call; None is any number
     task: str | None = None  # it was trained for
-    image_size: int | None = None  # side of its pictures [px]
+    image_size: int | None = None  # side of its images [px]
     control_period: float | None = None  # between two observations [s]
     chunk: int = 1  # actions planned at once, one a control period
     action_low: list[float] = field(default_factory=list)  # (A,), the action's unit is the task's
@@ -80,9 +80,9 @@ class Card:
         return len(self.action_low)
 
     @property
-    def inputs(self) -> list[Port]:
+    def inputs(self) -> list[TensorSpec]:
         """All that the program takes, in its order."""
-        starts = [Port(STARTS, (), "bool")] if any(each.frames > 1 for each in self.memory) else []
+        starts = [TensorSpec(STARTS, (), "bool")] if any(each.frames > 1 for each in self.memory) else []
         return [*self.observation, *starts, *(each.history for each in self.memory if each.frames > 1)]
 
     def check(self, observation: Mapping[str, np.ndarray]) -> None:
@@ -100,7 +100,7 @@ class Card:
                 what = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
                 raise BadInput(f"{self._described(port)} is needed; got {what}")
 
-    def _described(self, port: Port) -> str:
+    def _described(self, port: TensorSpec) -> str:
         return f"{port.name!r}: {port.dtype} {port.shape}" + (f", {port.unit}" if port.unit else "")
 
     def write(self, folder: Path, files: list[str]) -> None:
@@ -110,17 +110,17 @@ class Card:
             temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
-    def of(cls, values: dict[str, Any]) -> "Card":
+    def of(cls, values: dict[str, Any]) -> "Manifest":
         """Return the card of a JSON object; raises ValueError, KeyError, TypeError or AttributeError if it is none."""
         values = dict(values)
         ports: dict[str, Any] = {}
         for name in ("observation", "outputs"):
             ports[name] = [_port(each) for each in values.pop(name)]
-        memory = [Memory(each["name"], each["frames"], tuple(each["shape"])) for each in values.pop("memory")]
+        memory = [HistorySpec(each["name"], each["frames"], tuple(each["shape"])) for each in values.pop("memory")]
         return cls(**ports, memory=memory, **values)
 
     @classmethod
-    def read(cls, folder: Path | str, check: bool = True) -> "Card":
+    def read(cls, folder: Path | str, check: bool = True) -> "Manifest":
         """Read a bundle's card.
 
         Args:
@@ -159,21 +159,25 @@ def gate_words(folder: Path | str) -> str:
     return "" if isinstance(known, dict) and known.get("passed") is True else "did not pass the gate"
 
 
-def check_gate(folder: Path | str, ungated: bool) -> None:
+def check_gate(folder: Path | str, allow_unverified: bool) -> None:
     """Refuse an int8 bundle that did not pass the gate, unless that is asked for.
 
     Raises:
         CheckpointError: saying what to do.
     """
-    if not ungated and Card.read(folder, check=False).precision == "int8" and (words := gate_words(folder)):
+    if (
+        not allow_unverified
+        and Manifest.read(folder, check=False).precision == "int8"
+        and (words := gate_words(folder))
+    ):
         raise CheckpointError(
             f"{folder} is int8 and {words}; compare it first: pixio-robot verify bundle={folder} checkpoint=... "
-            "demos=..., or give ungated=true"
+            "demos=..., or give allow_unverified=true"
         )
 
 
-def _port(values: dict[str, Any]) -> Port:
-    return Port(values["name"], tuple(values["shape"]), values["dtype"], values["unit"])
+def _port(values: dict[str, Any]) -> TensorSpec:
+    return TensorSpec(values["name"], tuple(values["shape"]), values["dtype"], values["unit"])
 
 
 def _listed(names: Mapping[str, Any]) -> str:

@@ -18,38 +18,38 @@ from ...errors import BadInput, RemoteError
 from .policy import Policy
 
 
-def mixed(old: np.ndarray, new: np.ndarray, new_share: float) -> np.ndarray:
+def mixed(old: np.ndarray, new: np.ndarray, chunk_blend: float) -> np.ndarray:
     """Return what is planned when a chunk comes: `new` (C, A), in the steps of `old` (O, A) too mixed with that.
 
     Args:
         old: what was planned, from the same step on; an action of it that is no number is left out.
-        new_share: weight of the new chunk, above 0; 1 replaces.
+        chunk_blend: weight of the new chunk, above 0; 1 replaces.
     """
     both = min(len(old), len(new))
     ours, theirs = new[:both], old[:both]
-    mixture = np.where(np.isfinite(theirs), (1 - new_share) * theirs + new_share * ours, ours)
+    mixture = np.where(np.isfinite(theirs), (1 - chunk_blend) * theirs + chunk_blend * ours, ours)
     return np.concatenate([mixture, new[both:]]).astype(np.float32)
 
 
-def check_share(new_share: float) -> None:
+def check_share(chunk_blend: float) -> None:
     """Refuse a weight that is none.
 
     Raises:
         BadInput: unless it is above 0 and at most 1.
     """
-    if not 0 < new_share <= 1:
-        raise BadInput(f"new_share={new_share} is the weight of a new chunk: above 0, at most 1, which replaces")
+    if not 0 < chunk_blend <= 1:
+        raise BadInput(f"chunk_blend={chunk_blend} is the weight of a new chunk: above 0, at most 1, which replaces")
 
 
 class Plan:
     """Actions that are still to be played, by control step.
 
     Args:
-        new_share: weight of a new chunk where an older one has planned the same step; 1 replaces.
+        chunk_blend: weight of a new chunk where an older one has planned the same step; 1 replaces.
     """
 
-    def __init__(self, new_share: float = 0.7) -> None:
-        self.new_share = new_share
+    def __init__(self, chunk_blend: float = 0.7) -> None:
+        self.chunk_blend = chunk_blend
         self.clear()
 
     def clear(self) -> None:
@@ -65,7 +65,7 @@ class Plan:
     def merge(self, chunk: np.ndarray, since: int) -> None:
         """Take a chunk (C, A) whose first action is of step `since`."""
         old = np.array(self._actions).reshape(self.left, chunk.shape[1])
-        self._actions = [*mixed(old, chunk[max(0, self.step - since) :], self.new_share)]
+        self._actions = [*mixed(old, chunk[max(0, self.step - since) :], self.chunk_blend)]
 
     def pop(self) -> np.ndarray:
         """Return the action (A,) of this step and go to the next one."""
@@ -79,15 +79,15 @@ class Overlapped:
     Args:
         policy: of chunks; local or remote. It sees the observations of some steps only.
         ask_at: share of a chunk that is left when the next one is asked for.
-        new_share: as `Plan` takes it.
+        chunk_blend: as `Plan` takes it.
         timeout: longest wait where no action is left, and for a reset [s].
 
     Raises:
         BadInput: if the policy's memory needs every observation, or a number is out of range.
     """
 
-    def __init__(self, policy: Policy, ask_at: float = 0.5, new_share: float = 0.7, timeout: float = 10.0) -> None:
-        check_share(new_share)
+    def __init__(self, policy: Policy, ask_at: float = 0.5, chunk_blend: float = 0.7, timeout: float = 10.0) -> None:
+        check_share(chunk_blend)
         if not 0 <= ask_at <= 1:
             raise BadInput(f"ask_at={ask_at} is the share of a chunk that is left: 0 to 1")
         card = getattr(policy, "card", None)
@@ -97,7 +97,7 @@ class Overlapped:
                 "embedding.frames=single, or call it at every step"
             )
         self.policy, self.ask_at, self.timeout = policy, ask_at, timeout
-        self.plan = Plan(new_share)
+        self.plan = Plan(chunk_blend)
         self._worker = ThreadPoolExecutor(1, "policy")
         self._asked: tuple[int, Future[np.ndarray]] | None = None
         self._length = 0  # of the last chunk

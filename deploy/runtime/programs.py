@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from ...errors import BadInput, CheckpointError, MissingExtra
-from .bundle import Card
+from .bundle import Manifest
 
 Arrays = dict[str, np.ndarray]
 
 
-class Bound(abc.ABC):
+class ExecutionContext(abc.ABC):
     """A program with its arrays: fill the inputs in place, `run`, read the outputs."""
 
     inputs: Arrays
@@ -30,11 +30,11 @@ class Program(abc.ABC):
     """A loaded program; several may be bound to it, each with arrays of its own."""
 
     @abc.abstractmethod
-    def bind(self, inputs: Arrays, outputs: Arrays) -> Bound:
+    def bind(self, inputs: Arrays, outputs: Arrays) -> ExecutionContext:
         """Bind arrays of fixed shapes, batch axis included."""
 
 
-def open_program(card: Card, folder: Path, threads: int | None) -> Program:
+def open_program(card: Manifest, folder: Path, threads: int | None) -> Program:
     """Load a bundle's program.
 
     Args:
@@ -58,7 +58,7 @@ def open_program(card: Card, folder: Path, threads: int | None) -> Program:
 class OnnxProgram(Program):
     """ONNX Runtime; on a GPU where its package was built for one."""
 
-    def __init__(self, path: Path, card: Card, threads: int | None) -> None:
+    def __init__(self, path: Path, card: Manifest, threads: int | None) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -73,12 +73,12 @@ class OnnxProgram(Program):
         providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
         self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
 
-    def bind(self, inputs: Arrays, outputs: Arrays) -> "Bound":
+    def bind(self, inputs: Arrays, outputs: Arrays) -> "ExecutionContext":
         """Bind arrays."""
-        return _OnnxBound(self.session, self._options(), inputs, outputs)
+        return _OnnxContext(self.session, self._options(), inputs, outputs)
 
 
-class _OnnxBound(Bound):
+class _OnnxContext(ExecutionContext):
     def __init__(self, session: Any, options: Any, inputs: Arrays, outputs: Arrays) -> None:
         self.inputs, self.outputs, self._session = inputs, outputs, session
         self._options = options  # made once: without them each call of ONNX Runtime 1.32 keeps some 120 bytes
@@ -95,7 +95,7 @@ class _OnnxBound(Bound):
 class OpenVinoProgram(Program):
     """OpenVINO on the CPU, or another of its devices where the card names one."""
 
-    def __init__(self, path: Path, card: Card, threads: int | None) -> None:
+    def __init__(self, path: Path, card: Manifest, threads: int | None) -> None:
         try:
             import openvino
         except ImportError as error:
@@ -108,12 +108,12 @@ class OpenVinoProgram(Program):
             settings["INFERENCE_PRECISION_HINT"] = card.options["inference_precision"]
         self.model = openvino.Core().compile_model(str(path), card.options.get("device", "CPU"), settings)
 
-    def bind(self, inputs: Arrays, outputs: Arrays) -> "Bound":
+    def bind(self, inputs: Arrays, outputs: Arrays) -> "ExecutionContext":
         """Bind arrays."""
-        return _OpenVinoBound(self._openvino, self.model, inputs, outputs)
+        return _OpenVinoContext(self._openvino, self.model, inputs, outputs)
 
 
-class _OpenVinoBound(Bound):
+class _OpenVinoContext(ExecutionContext):
     def __init__(self, openvino: Any, model: Any, inputs: Arrays, outputs: Arrays) -> None:
         self.inputs, self.outputs = inputs, outputs
         self._request = model.create_infer_request()
@@ -129,7 +129,7 @@ class _OpenVinoBound(Bound):
 class AotiProgram(Program):
     """A package of AOTInductor, which torch runs on the device it was compiled for."""
 
-    def __init__(self, path: Path, card: Card, threads: int | None) -> None:
+    def __init__(self, path: Path, card: Manifest, threads: int | None) -> None:
         torch = _torch("running an AOTInductor bundle")
         from torch import _inductor
 
@@ -139,12 +139,12 @@ class AotiProgram(Program):
         self._device = torch.device(card.options.get("device", "cpu"))
         self._package = _inductor.aoti_load_package(str(path))
 
-    def bind(self, inputs: Arrays, outputs: Arrays) -> "Bound":
+    def bind(self, inputs: Arrays, outputs: Arrays) -> "ExecutionContext":
         """Bind arrays."""
-        return _AotiBound(self._package, self._device, self._order, inputs, outputs)
+        return _AotiContext(self._package, self._device, self._order, inputs, outputs)
 
 
-class _AotiBound(Bound):
+class _AotiContext(ExecutionContext):
     def __init__(
         self, package: Any, device: Any, order: tuple[list[str], list[str]], inputs: Arrays, outputs: Arrays
     ) -> None:
@@ -165,7 +165,7 @@ class _AotiBound(Bound):
 class TensorRtProgram(Program):
     """A TensorRT engine; torch holds its arrays on the GPU."""
 
-    def __init__(self, path: Path, card: Card, threads: int | None) -> None:
+    def __init__(self, path: Path, card: Manifest, threads: int | None) -> None:
         self._torch = _torch("running a TensorRT bundle")
         try:
             import tensorrt
@@ -180,12 +180,12 @@ class TensorRtProgram(Program):
                 f"TensorRT {tensorrt.__version__} cannot read this engine; it fits one GPU and version: export it again"
             )
 
-    def bind(self, inputs: Arrays, outputs: Arrays) -> "Bound":
+    def bind(self, inputs: Arrays, outputs: Arrays) -> "ExecutionContext":
         """Bind arrays."""
-        return _TensorRtBound(self._torch, self._engine, inputs, outputs)
+        return _TensorRtContext(self._torch, self._engine, inputs, outputs)
 
 
-class _TensorRtBound(Bound):
+class _TensorRtContext(ExecutionContext):
     def __init__(self, torch: Any, engine: Any, inputs: Arrays, outputs: Arrays) -> None:
         self.inputs, self.outputs = inputs, outputs
         self._stream = torch.cuda.Stream()

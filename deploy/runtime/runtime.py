@@ -1,6 +1,6 @@
 """`Runtime.load(bundle)`: an exported policy at work, with numpy and the library of its target alone.
 
-Shapes: H, W picture, P proprioception, T frames of history, C chunk, A action, K class tokens, N patches, D width.
+Shapes: H, W image, P proprioception, T frames of history, C chunk, A action, K class tokens, N patches, D width.
 """
 
 import logging
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import BadInput
-from .bundle import STARTS, Card, Port, gate_words
+from .bundle import STARTS, Manifest, TensorSpec, gate_words
 from .programs import Program, open_program
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class Runtime:
     Arrays are made once: a step copies the observation into them, computes, and returns a copy of the actions.
     """
 
-    def __init__(self, card: Card, program: Program) -> None:
+    def __init__(self, card: Manifest, program: Program) -> None:
         self.card, self._program = card, program
         batch = card.batch or 1
         inputs = {port.name: _zeros(port, batch) for port in card.inputs}
@@ -51,7 +51,7 @@ class Runtime:
             CheckpointError: if the folder is no bundle, or a file was changed.
             MissingExtra: if the library that runs it is not installed.
         """
-        card = Card.read(folder, check)
+        card = Manifest.read(folder, check)
         if check and (words := gate_words(folder)):
             log.warning("%s %s; pixio-robot verify compares it", folder, words)
         return cls(card, open_program(card, Path(folder), threads))
@@ -80,10 +80,10 @@ class Runtime:
         return self._bound.outputs["action"][0].copy()
 
     def encode(self, rgb: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the tokens of a picture (H, W, 3) uint8 from an encoder's bundle: ``cls`` (K, D), ``patches`` (N, D).
+        """Return the tokens of an image (H, W, 3) uint8 from an encoder's bundle: ``cls`` (K, D), ``patches`` (N, D).
 
         Raises:
-            BadInput: if the picture has another shape or type, or the bundle is a policy.
+            BadInput: if the image has another shape or type, or the bundle is a policy.
         """
         if self.card.kind != "encoder":
             raise BadInput("this bundle is a policy; use act, or export encoder=NAME to get tokens")
@@ -112,5 +112,5 @@ class Runtime:
         self._fresh = False
 
 
-def _zeros(port: Port, batch: int) -> np.ndarray:
+def _zeros(port: TensorSpec, batch: int) -> np.ndarray:
     return np.zeros((batch, *port.shape), port.dtype)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import BadInput, MissingExtra, RemoteError
-from ..runtime.bundle import Card
+from ..runtime.bundle import Manifest
 from .messages import REPLY_LIMIT, VERSION, Message, pack, unpack
 
 
@@ -82,7 +82,7 @@ class RemotePolicy:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _connect(self) -> Card:
+    def _connect(self) -> Manifest:
         try:
             from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
             from websockets.sync.client import connect
@@ -112,7 +112,7 @@ class RemotePolicy:
         if self._socket.subprotocol != VERSION:
             raise self._lost(f"it does not speak {VERSION}")
         try:
-            return Card.of(self._exchange(None).header["card"])
+            return Manifest.of(self._exchange(None).header["card"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._lost(f"its card cannot be read ({error!r})") from error
 

@@ -8,7 +8,7 @@ import numpy as np
 from ...datasets.robomimic import DemoSet, depth_key
 from ...errors import BadInput, DataError
 from ...serving_schemas import Serve
-from ..runtime.bundle import Card, Port, check_gate
+from ..runtime.bundle import Manifest, TensorSpec, check_gate
 from ..runtime.policy import Policy
 from ..runtime.replay import Replay
 from .server import Limits, PolicyServer
@@ -34,16 +34,16 @@ def new_server(command: Serve) -> PolicyServer:
     return PolicyServer(card, session, command.host, command.port, token, limits)
 
 
-def _bundle(command: Serve) -> tuple[Card, Callable[[], Policy]]:
+def _bundle(command: Serve) -> tuple[Manifest, Callable[[], Policy]]:
     from ..runtime.runtime import Runtime
 
     assert command.bundle is not None
-    check_gate(command.bundle, command.ungated)
+    check_gate(command.bundle, command.allow_unverified)
     first = Runtime.load(command.bundle, command.threads)
     return first.card, first.session
 
 
-def _checkpoint(command: Serve) -> tuple[Card, Callable[[], Policy]]:
+def _checkpoint(command: Serve) -> tuple[Manifest, Callable[[], Policy]]:
     import torch
 
     from ...hardware import choose_device
@@ -56,7 +56,7 @@ def _checkpoint(command: Serve) -> tuple[Card, Callable[[], Policy]]:
     return card, session
 
 
-def _replay(command: Serve) -> tuple[Card, Callable[[], Policy]]:
+def _replay(command: Serve) -> tuple[Manifest, Callable[[], Policy]]:
     assert command.replay is not None
     demos = DemoSet(command.replay)
     if command.episode >= len(demos.names):
@@ -66,21 +66,21 @@ def _replay(command: Serve) -> tuple[Card, Callable[[], Policy]]:
     actions = demos.read("actions")[rows].astype(np.float32)
     observe, side = demos.request.observe, demos.request.image_size
     recorded = demos.environment.get("cameras") or []
-    pictures = demos.pictures(recorded) if "rgb" in observe else ()
-    ports = [Port(key, (side, side, 3), "uint8", "RGB") for key in pictures]
+    images = demos.images(recorded) if "rgb" in observe else ()
+    ports = [TensorSpec(key, (side, side, 3), "uint8", "RGB") for key in images]
     if "depth" in observe:
         unit = "metres along the optical axis, 0 where invalid"
-        ports += [Port(depth_key(key), (side, side), "float32", unit) for key in demos.pictures(recorded)]
+        ports += [TensorSpec(depth_key(key), (side, side), "float32", unit) for key in demos.images(recorded)]
     if "proprio" in demos.widths:
-        ports.append(Port("proprio", (demos.widths["proprio"],), "float32", "what the robot feels"))
+        ports.append(TensorSpec("proprio", (demos.widths["proprio"],), "float32", "what the robot feels"))
     width, robot = actions.shape[1], demos.environment.get("robot") or {}
-    card = Card(
+    card = Manifest(
         kind="policy",
         target="replay",
         precision="fp32",
         program="",
         observation=ports,
-        outputs=[Port("action", (command.chunk, width), "float32", "within [-1, 1], as recorded")],
+        outputs=[TensorSpec("action", (command.chunk, width), "float32", "within [-1, 1], as recorded")],
         task=demos.task,
         image_size=side,
         control_period=1 / robot["control_hz"] if "control_hz" in robot else None,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import BadInput, MissingExtra, RemoteError
-from ..runtime.bundle import Card
+from ..runtime.bundle import Manifest
 from ..runtime.policy import Policy
 from .messages import HEADER_LIMIT, REPLY_LIMIT, VERSION, pack, unpack
 
@@ -56,7 +56,7 @@ class PolicyServer:
 
     def __init__(
         self,
-        card: Card,
+        card: Manifest,
         session: Callable[[], Policy],
         host: str = "127.0.0.1",
         port: int = 0,

@@ -82,7 +82,7 @@ class Arena:
         self.urdf = self._home / "urdf" / "edu" / "trifingeredu.urdf"
         self._mass = 0.0 if fixed_cube else _CUBE_MASS
         self._hand = self._cube = -1
-        self.moment = 0  # counts what may have changed a picture
+        self.moment = 0  # counts what may have changed an image
         self._joints: list[int] = []
         self._tips: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Pictures of the TriFinger's arena, drawn on the CPU by PyBullet's TinyRenderer without shadows."""
+"""Images of the TriFinger's arena, drawn on the CPU by PyBullet's TinyRenderer without shadows."""
 
 import math
 from typing import Any
@@ -24,7 +24,7 @@ class ArenaView:
     Args:
         arena: what is seen.
         camera: a name in `CAMERAS`.
-        size: side of the square picture [px].
+        size: side of the square image [px].
         live: it sees the present; otherwise what there was when `keep` was last called.
     """
 
@@ -38,7 +38,7 @@ class ArenaView:
         self._rgb, self._depth = np.zeros((size, size, 3), np.uint8), np.zeros((size, size), np.float32)
 
     def keep(self) -> None:
-        """Draw picture and depth, which TinyRenderer does in one, and keep them."""
+        """Draw image and depth, which TinyRenderer does in one, and keep them."""
         bullet, size, position = self._arena.bullet, self._size, self._pose[:3, 3]
         towards, up = position + self._pose[:3, 2], -self._pose[:3, 1]
         view = bullet.computeViewMatrix(position.tolist(), towards.tolist(), up.tolist())

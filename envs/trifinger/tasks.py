@@ -17,7 +17,7 @@ from .camera import CAMERAS, ArenaView
 from .expert import move_waypoints, reach_waypoints
 
 TASKS = ("reach_cube", "move_cube")
-GOAL = "goal"  # move_cube's second "camera": the goal's picture, the same in all of an episode
+GOAL = "goal"  # move_cube's second "camera": the goal's image, the same in all of an episode
 SUCCESS = 0.8  # the score above which a step counts as a success; our own, the benchmark only has the score
 _START_RADIUS, _GOAL_RADIUS = 0.09, 0.12  # of the discs in which cubes start and end [m]
 _CLEARANCE = 0.085  # of the cube's centre from each fingertip at the start, seen from above [m]
@@ -54,7 +54,7 @@ def move_score(cube: np.ndarray, start: np.ndarray, goal: np.ndarray) -> float:
 
 
 class TriFinger(Task):
-    """Reach for a fixed cube with finger 0, or move a cube with three fingers to where a picture shows it.
+    """Reach for a fixed cube with finger 0, or move a cube with three fingers to where an image shows it.
 
     An action is the displacement of the fingertips' targets in a decision of 0.4 s, 1 being 5 cm (reach) or 8 cm
     (move). Displacements add up from the start's fingertips, whatever the fingers did. Proprioception is the nine
@@ -63,7 +63,7 @@ class TriFinger(Task):
 
     The cube starts within 9 cm of the centre and 8.5 cm or more from each fingertip, any face up, at any yaw.
     `move_cube`: the expert is told a place within 12 cm of the centre, 5 cm or more from the start, and runs once at
-    reset. Where it leaves the cube is the goal, its last picture the camera ``goal``; a start from which it misses by
+    reset. Where it leaves the cube is the goal, its last image the camera ``goal``; a start from which it misses by
     more than 2 cm is drawn again.
 
     There is one render quality, TinyRenderer without shadows, whatever name is asked for.
@@ -78,7 +78,7 @@ class TriFinger(Task):
     proprio_dim = 9
     state_dim = 37
     control_hz = 1 / (DECISION_STEPS * SIM_STEP)
-    good_score = 100 * SUCCESS
+    demo_min_score = 100 * SUCCESS
     model = data = None
 
     def __init__(self, task: str) -> None:
@@ -155,7 +155,7 @@ class TriFinger(Task):
     def proprio(self) -> np.ndarray:
         return 100 * self._arena.tips()
 
-    def known_state(self) -> np.ndarray:
+    def privileged_state(self) -> np.ndarray:
         cube, angles = self._arena.cube(), self._arena.joints()[0]
         lengths = (self._arena.tips(), self._plan, cube.position, self._goal)
         return np.concatenate([100 * np.concatenate(lengths), cube.quaternion, angles])  # [cm], -, [rad]

@@ -1,4 +1,4 @@
-"""Depth as numbers that a network can take: codes of a distance, and pictures for encoders that were made for colour.
+"""Depth as numbers that a network can take: codes of a distance, and images for encoders that were made for colour.
 
 A code is 1 at the nearest distance and falls to 0 at the farthest. Inverse depth is the default: a stereo camera's
 steps and noise are even in it. What is invalid has code 0 and, where there is room, a channel of its own.
@@ -48,12 +48,12 @@ def depth_code(depth: np.ndarray, code: str = "inverse", near: float = 0.25, far
     elif code == "metres":
         values = (far - held) / (far - near)
     else:
-        raise UnknownName(f"{code!r} is a picture, not a number; give one of: {', '.join(CODES[:-1])}")
+        raise UnknownName(f"{code!r} is an image, not a number; give one of: {', '.join(CODES[:-1])}")
     return np.where(valid, values, 0).astype(np.float32)
 
 
-def depth_pictures(depth: np.ndarray, code: str = "inverse", near: float = 0.25, far: float = 4.0) -> np.ndarray:
-    """Return depth as pictures, (B, H, W, 3) uint8, for an encoder of colour pictures.
+def depth_images(depth: np.ndarray, code: str = "inverse", near: float = 0.25, far: float = 4.0) -> np.ndarray:
+    """Return depth as images, (B, H, W, 3) uint8, for an encoder of colour images.
 
     Codes are repeated three times, from 1 to 255, and 0 is invalid; "colours" is a colour map over inverse depth, and
     black is invalid.
@@ -67,9 +67,9 @@ def depth_pictures(depth: np.ndarray, code: str = "inverse", near: float = 0.25,
     grey = np.where(depth > 0, 1 + np.rint(254 * values), 0).astype(np.uint8)
     if code != "colours":
         return np.repeat(grey[..., None], 3, axis=-1)
-    pictures = np.stack([cv2.cvtColor(cv2.applyColorMap(each, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB) for each in grey])
-    pictures[depth <= 0] = 0
-    return pictures
+    images = np.stack([cv2.cvtColor(cv2.applyColorMap(each, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB) for each in grey])
+    images[depth <= 0] = 0
+    return images
 
 
 def small_depth(

@@ -133,10 +133,10 @@ class TimmBaseline(Baseline):
 
 
 def check_size(network: Baseline, preprocessing: Preprocessing, name: str) -> None:
-    """Try a blank picture.
+    """Try a blank image.
 
     Raises:
-        CheckpointError: if the network cannot take pictures of that size, or gives no tokens.
+        CheckpointError: if the network cannot take images of that size, or gives no tokens.
     """
     network.eval()
     try:
@@ -144,7 +144,7 @@ def check_size(network: Baseline, preprocessing: Preprocessing, name: str) -> No
     except Exception as error:  # any model of two libraries may end here, each with its own complaint
         reason = f"{type(error).__name__}: {error}"
         size = "x".join(map(str, preprocessing.size))
-        raise CheckpointError(f"{name!r} does not give tokens from pictures of {size} px alone ({reason})") from error
+        raise CheckpointError(f"{name!r} does not give tokens from images of {size} px alone ({reason})") from error
 
 
 def load_transformers(place: str) -> tuple[Baseline, Preprocessing]:
@@ -237,7 +237,7 @@ def load_timm(name: str, seed: int | None = None) -> tuple[Baseline, Preprocessi
     height, width = config.get("input_size", (3, 224, 224))[1:]
     mode = "squash" if config.get("crop_mode") == "squash" else "crop"
     mean, std = (tuple(config.get(key, default)) for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
-    share = config.get("crop_pct") or 1.0  # of the resized picture that the crop keeps
+    share = config.get("crop_pct") or 1.0  # of the resized image that the crop keeps
     shorter = int(min(height, width) / share) if mode == "crop" and share < 1 else None
     interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
     preprocessing = Preprocessing((height, width), mode, mean, std, shorter, interpolation)

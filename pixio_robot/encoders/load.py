@@ -37,7 +37,7 @@ FORMS = f"""an encoder is one of
   FOLDER or OWNER/NAME              Pixio for transformers, such as {PUBLISHED[0]}
   hf:FOLDER or hf:OWNER/NAME        another vision model of transformers
   timm:MODEL or random:timm:MODEL   a model of timm
-each with @SIDE behind it where it is to see pictures of another size, such as random:b@224"""
+each with @SIDE behind it where it is to see images of another size, such as random:b@224"""
 
 
 class Backbone(nn.Module):
@@ -118,7 +118,7 @@ def load_encoder(name_or_path: str | Path) -> Backbone:
     Args:
         name_or_path: one of the forms of `FORMS`: ``pixio-robot-ti``, ``random:ti``, a ``.safetensors``, an official
             ``.pth``, a folder of transformers, ``facebook/pixio-vitb16``, ``hf:...`` or ``timm:...``. ``@128`` behind
-            it resizes pictures to 128 px, which takes less time and shows less; position tables are interpolated.
+            it resizes images to 128 px, which takes less time and shows less; position tables are interpolated.
 
     Raises:
         UnknownName: if it is none of the forms.

@@ -56,12 +56,12 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """``x + Attn(LN(x))`` then ``x + MLP(LN(x))``; training drops a residual per sample with rate `drop_path`.
 
-    `recompute` trades time for memory: activations inside are computed again in the backward pass.
+    `activation_checkpointing` trades time for memory: activations inside are computed again in the backward pass.
     """
 
     def __init__(self, dim: int, heads: int, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.drops, self.recompute = drop_path > 0, False
+        self.drops, self.activation_checkpointing = drop_path > 0, False
         self.keep = torch.tensor(1.0 - drop_path, device="cpu")  # a tensor, so that blocks compile to one program
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, heads)
@@ -74,7 +74,7 @@ class Block(nn.Module):
         return residual * (torch.rand(residual.shape[0], 1, 1, device=residual.device) < self.keep) / self.keep
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
+        if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(self._residuals, x, use_reentrant=False)
         return self._residuals(x)
 

@@ -42,7 +42,7 @@ def preprocess(images: Tensor, preprocessing: Preprocessing = Preprocessing()) -
 
     Returns:
         (B, 3, height, width) float32. The resize is antialiased bicubic, rounded to grey levels after each of its two
-        passes as Pillow does, so that a saved and reloaded picture gives the same pixels. Images that already have
+        passes as Pillow does, so that a saved and reloaded image gives the same pixels. Images that already have
         the size are not resampled.
 
     Raises:

@@ -125,8 +125,8 @@ def write_report(run: Path) -> Path:
         comparison=_against_blind(policies, rule, episodes),
         numbers=result.get("numbers") or {},
         tables=result.get("tables") or {},
-        pictures_title=result.get("pictures_title", "Reconstructions"),
-        pictures=_pictures(run, result.get("pictures") or []),
+        images_title=result.get("images_title", "Reconstructions"),
+        images=_images(run, result.get("images") or []),
         panels=curve_panels(run / "metrics.jsonl", headline.name if headline else ""),
         stages=_stages(result.get("stages") or {}),
         peak_memory_mb=result.get("peak_memory_mb"),
@@ -254,8 +254,8 @@ def _films(run: Path, listed: list[dict[str, str]]) -> list[Film]:
     ]
 
 
-def _pictures(run: Path, listed: list[dict[str, str]]) -> list[tuple[str, Markup]]:
-    """Return captions and data URIs of the pictures that are there."""
+def _images(run: Path, listed: list[dict[str, str]]) -> list[tuple[str, Markup]]:
+    """Return captions and data URIs of the images that are there."""
     paths = [(each["caption"], run / each["file"]) for each in listed]
     return [(caption, _data_uri("image/png", path.read_bytes())) for caption, path in paths if path.is_file()]
 

@@ -154,8 +154,8 @@ def engine(settings: Training, model: nn.Module, processes: int, per_node: int) 
 
 def distribute(
     model: nn.Module,
-    towers: Sequence[Any],
-    recomputed: Sequence[Any],
+    wrapped_modules: Sequence[Any],
+    activation_checkpointed: Sequence[Any],
     settings: Training,
     world: World,
     precision: str,
@@ -166,17 +166,17 @@ def distribute(
 
     Args:
         model: on its device.
-        towers: parts of it with ``blocks``.
-        recomputed: blocks whose activations are computed twice.
+        wrapped_modules: parts of it with ``blocks``.
+        activation_checkpointed: blocks whose activations are computed twice.
         precision: "bf16" gathers the blocks' weights in bf16 and sums gradients in fp32 when sharding.
 
     Raises:
         BadInput: if hsdp is asked for on a number of processes that whole nodes do not make up.
     """
-    for block in recomputed:
-        block.recompute = True
+    for block in activation_checkpointed:
+        block.activation_checkpointing = True
     if settings.compile:
-        for tower in towers:
+        for tower in wrapped_modules:
             for block in tower.blocks:
                 block.compile(dynamic=False)
     if world.size == 1:
@@ -189,10 +189,10 @@ def distribute(
             gradient_as_bucket_view=True,
             static_graph=micro_batches(settings, world) == 1,
         )
-    return _shard(model, towers, how, world, precision)
+    return _shard(model, wrapped_modules, how, world, precision)
 
 
-def _shard(model: nn.Module, towers: Sequence[Any], how: str, world: World, precision: str) -> nn.Module:
+def _shard(model: nn.Module, wrapped_modules: Sequence[Any], how: str, world: World, precision: str) -> nn.Module:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # we never write into what it returns
     kind = world.device.type
     if how == "hsdp":
@@ -208,7 +208,7 @@ def _shard(model: nn.Module, towers: Sequence[Any], how: str, world: World, prec
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,
     )
-    for tower in towers:
+    for tower in wrapped_modules:
         for block in tower.blocks:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(tower, mesh=mesh)

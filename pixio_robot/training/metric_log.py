@@ -15,10 +15,10 @@ from ..errors import MissingExtra
 from ..pretrain_schemas import Training
 from ..run_folder import MetricsLog
 from .distributed import World
-from .states import Position
+from .states import TrainState
 
 
-class Journal:
+class MetricLogger:
     """``metrics.jsonl``, TensorBoard and, if asked for, Weights & Biases; only the first process writes.
 
     Args:
@@ -28,7 +28,7 @@ class Journal:
     """
 
     def __init__(
-        self, out: Path, name: str, settings: Training, position: Position, epoch: float, world: World
+        self, out: Path, name: str, settings: Training, position: TrainState, epoch: float, world: World
     ) -> None:
         self._epoch = epoch
         self.last: dict[str, float] = {}  # the latest value of every number, of earlier starts too
@@ -37,7 +37,7 @@ class Journal:
             self.last |= {name: value for name, value in row.items() if "/" in name}
         self._wandb: Any = _wandb_run(out, settings) if world.first and settings.wandb else None
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "MetricLogger":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -46,7 +46,7 @@ class Journal:
         if self._wandb:
             self._wandb.finish(exit_code=0 if kind is None else 1)
 
-    def write(self, position: Position, values: dict[str, float]) -> None:
+    def write(self, position: TrainState, values: dict[str, float]) -> None:
         """Write one row."""
         self.last |= values
         if self._metrics:
@@ -65,7 +65,7 @@ def _wandb_run(out: Path, settings: Training) -> Any:
     return wandb.init(project=settings.wandb, dir=str(out), config=asdict(settings), id=out.name, resume="allow")
 
 
-class Window:
+class ThroughputMeter:
     """Sums over the steps between two rows; losses stay on the device until the row is written.
 
     Args:

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Position:
+class TrainState:
     """How far a run is; with the seed also all its random state, since noise is a function of seed, step and sample."""
 
     step: int = 0  # optimiser steps done
@@ -82,7 +82,7 @@ class States:
             raise DataError(f"{found[0]} is not there for process {self.world.rank}; all must share the run folder")
         return found[0]
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, position: TrainState) -> None:
         """Copy the state and write it in the background; every process calls this."""
         self.wait()
         final = self.folder / f"step-{position.step:08d}"
@@ -137,7 +137,7 @@ class States:
             if not (self.keep_every and int(path.name[5:]) % self.keep_every == 0):
                 shutil.rmtree(path)
 
-    def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
+    def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
         """Set model and optimiser to a checkpoint and return how far it was.
 
         Raises:
@@ -163,7 +163,7 @@ class States:
             optim_state_dict={**tensors["optimizer"], **groups},
             options=_OPTIONS,
         )
-        return Position(**described["position"])
+        return TrainState(**described["position"])
 
 
 _OPTIONS = flat.StateDictOptions(flatten_optimizer_state_dict=True)
@@ -201,7 +201,7 @@ def _differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "")
 
 
 def save_trained(
-    out: Path, objective: Objective, model: nn.Module, settings: Training, position: Position, world: World
+    out: Path, objective: Objective, model: nn.Module, settings: Training, position: TrainState, world: World
 ) -> None:
     """Write what others may use of a trained model, whole on one disk; every process calls this."""
     options = flat.StateDictOptions(full_state_dict=True, cpu_offload=world.size > 1)

@@ -42,7 +42,7 @@ class Preparation:
     buffer: int  # memory of the buffer [bytes]
 
     @property
-    def pictures(self) -> bool:
+    def images(self) -> bool:
         """Whether its environments draw."""
         return "rgb" in self.request.observe
 
@@ -127,14 +127,14 @@ def _new_policy(command: TrainRL, request: EnvRequest, kind: str, backbone: Back
     widths = {"actions": env.task.action_dim, "proprio": env.task.proprio_dim, "state": env.task.state_dim}
     cameras = env.cameras
     env.close()
-    pictures = tuple("rgb" if camera == cameras[0] else f"rgb_{camera}" for camera in cameras)
+    images = tuple("rgb" if camera == cameras[0] else f"rgb_{camera}" for camera in cameras)
     tokens = None if backbone is None else backbone.token_shape
 
     def make(normalise: bool) -> Visuomotor:
         settings = head_settings(command.algorithm, normalise)
-        return new_policy(tokens, command.embedding, widths, settings, command.seed, kind, pictures)
+        return new_policy(tokens, command.embedding, widths, settings, command.seed, kind, images)
 
-    normalise = command.algorithm.normalise and not command.finetune and not make(True).learns_to_see
+    normalise = command.algorithm.normalise and not command.finetune and not make(True).has_trainable_encoder
     return make(normalise), normalise
 
 

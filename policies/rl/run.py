@@ -72,7 +72,7 @@ def _run(command: TrainRL) -> tuple[Path, Path, Evaluation]:
         _check_demos(command, demos, [*curve, *plans])
     open_run(prepared.out, command, prepared.inputs)
     transitions = None if demos is None else _transitions(command, prepared, demos)
-    processes = prepared.pictures if command.processes is None else command.processes
+    processes = prepared.images if command.processes is None else command.processes
     tasks = TaskVecEnv(request, command.envs, SEEDS * (command.seed + 1), processes)
     try:
         run = _Run(command, prepared, tasks, [] if demos is None else demos.starts, transitions)
@@ -116,8 +116,8 @@ class _Run:
         transitions: "Transitions | None",
     ) -> None:
         from .embedded_env import EmbeddedVecEnv
-        from .learner import begin_from, new_learner
-        from .sight import FrozenSight, LearningSight
+        from .learner import init_actor, new_learner
+        from .run_encoder import FinetunedEncoder, FrozenEncoder
 
         self.command, self.prepared, self.tasks = command, prepared, tasks
         self.folder = prepared.out / "checkpoints" / command.algorithm.name
@@ -132,7 +132,7 @@ class _Run:
         learned = prepared.backbone if command.finetune else None
         frozen = None if command.finetune else prepared.backbone
         perception = Perception(prepared.policy, frozen, prepared.precision, prepared.device)
-        self.venv = EmbeddedVecEnv(tasks, perception, pictures=command.finetune)
+        self.venv = EmbeddedVecEnv(tasks, perception, images=command.finetune)
         self.model = new_learner(
             command.algorithm,
             self.venv,
@@ -147,10 +147,10 @@ class _Run:
             device=prepared.device,
         )
         if prepared.begun is not None:
-            begin_from(self.model, prepared.begun.policy.to(prepared.device), f"init={command.init}")
-        self.sight: FrozenSight | LearningSight = FrozenSight(frozen, prepared.identity)
+            init_actor(self.model, prepared.begun.policy.to(prepared.device), f"init={command.init}")
+        self.sight: FrozenEncoder | FinetunedEncoder = FrozenEncoder(frozen, prepared.identity)
         if learned is not None:
-            self.sight = LearningSight(self.model, prepared.precision)
+            self.sight = FinetunedEncoder(self.model, prepared.precision)
 
     def train(self, curve: list[EpisodePlan]) -> dict[str, float]:
         """Train to the end, with the planned episodes for the learning curve; return seconds spent."""
@@ -189,7 +189,7 @@ class _Run:
     def evaluate(self, loaded: LoadedPolicy, plans: list[EpisodePlan], out: Path, videos: bool) -> Evaluation:
         """Run planned episodes."""
         request, device = self.prepared.request, self.prepared.device
-        width = self.command.envs if self.prepared.pictures else 1  # a worker takes longer to start than few episodes
+        width = self.command.envs if self.prepared.images else 1  # a worker takes longer to start than few episodes
         return evaluate_policy(loaded, self.sight.backbone, request, plans, device, out, width, videos)
 
 

@@ -56,7 +56,7 @@ def run_sweep(commands: Sequence[TrainRL]) -> tuple[list[Path], dict[str, str]]:
 def _memory(command: TrainRL, prepared: "Preparation") -> float:
     """Return about how much memory a run needs [GB]."""
     weights = 0 if prepared.backbone is None else sum(each.numel() for each in prepared.backbone.parameters())
-    processes = prepared.pictures if command.processes is None else command.processes
+    processes = prepared.images if command.processes is None else command.processes
     total = _PROCESS + _ENVIRONMENT * command.envs * processes + (prepared.buffer + 4 * weights) / 1e9
     return round(total, 2)
 

@@ -23,7 +23,7 @@ class TaskVecEnv(VecEnv):
         request: the environment.
         count: B.
         first_seed: of the first episode.
-        processes: run each in a spawned worker, which pays when pictures are drawn.
+        processes: run each in a spawned worker, which pays when images are drawn.
     """
 
     def __init__(self, request: EnvRequest, count: int, first_seed: int, processes: bool) -> None:

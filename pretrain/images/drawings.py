@@ -1,4 +1,4 @@
-"""Six kinds of flat pictures: textures, figures, branches and text.
+"""Six kinds of flat images: textures, figures, branches and text.
 
 Each is drawn from a random generator, (S, S, 3) uint8 RGB for a side S, in a millisecond or two.
 """
@@ -47,20 +47,20 @@ def mosaic(generator: np.random.Generator, side: int) -> np.ndarray:
     ground[points[:, 0], points[:, 1]] = 0
     distance, owner = cv2.distanceTransformWithLabels(ground, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL)
     shades = palette(generator)[generator.integers(0, 256, cells + 2)]
-    picture = shades[owner]
+    image = shades[owner]
     width = np.sqrt(side * side / cells)
     if generator.random() < 0.6:  # dark towards the rim, as if round
         shade = np.clip(1.15 - generator.uniform(0.4, 1.2) * distance / width, 0, 1).astype(np.float32)
-        picture = cv2.multiply(picture, cv2.merge([shade] * 3), dtype=cv2.CV_8U)
+        image = cv2.multiply(image, cv2.merge([shade] * 3), dtype=cv2.CV_8U)
     if generator.random() < 0.5:
         seams = cv2.morphologyEx(owner.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
-        picture[seams] = any_colour(generator)
-    return picture
+        image[seams] = any_colour(generator)
+    return image
 
 
 def shapes(generator: np.random.Generator, side: int) -> np.ndarray:
     """Draw overlapping discs, rings, stars and rectangles on a plain or shaded ground."""
-    picture = backdrop(generator, side)
+    image = backdrop(generator, side)
     for _ in range(int(generator.integers(3, 14))):
         colour, size = any_colour(generator), side * generator.uniform(0.05, 0.3)
         middle = generator.uniform(0, side, 2)
@@ -68,7 +68,7 @@ def shapes(generator: np.random.Generator, side: int) -> np.ndarray:
         thickness = -1 if generator.random() < 0.75 else int(generator.integers(1, 6))
         if kind == 0:
             axes = (int(size), int(size * generator.uniform(0.4, 1)))
-            cv2.ellipse(picture, middle.astype(int).tolist(), axes, 360 * generator.random(), 0, 360, colour, thickness)
+            cv2.ellipse(image, middle.astype(int).tolist(), axes, 360 * generator.random(), 0, 360, colour, thickness)
             continue
         corners = (3, 4, 5, 6, 10)[generator.integers(5)]
         angles = generator.uniform(0, 2 * np.pi) + np.arange(corners) * 2 * np.pi / corners
@@ -76,13 +76,13 @@ def shapes(generator: np.random.Generator, side: int) -> np.ndarray:
         if corners == 10:
             radii[::2] *= 0.45  # a star
         points = middle + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], -1)
-        polygon(picture, points, colour, thickness)
-    return picture
+        polygon(image, points, colour, thickness)
+    return image
 
 
 def strokes(generator: np.random.Generator, side: int) -> np.ndarray:
     """Draw branches that fork and thin out, like trees, roots or cracks."""
-    picture = backdrop(generator, side)
+    image = backdrop(generator, side)
     for _ in range(int(generator.integers(1, 4))):
         colour = any_colour(generator)
         width = generator.uniform(3, 9) * side / 128
@@ -92,7 +92,7 @@ def strokes(generator: np.random.Generator, side: int) -> np.ndarray:
             begin, angle, length, width = branches.pop()
             end = begin + length * np.array([np.cos(angle), np.sin(angle)])
             cv2.line(
-                picture,
+                image,
                 tuple(begin.astype(int).tolist()),
                 tuple(end.astype(int).tolist()),
                 colour,
@@ -104,15 +104,15 @@ def strokes(generator: np.random.Generator, side: int) -> np.ndarray:
                 branches += [
                     (end, angle + turn, length * generator.uniform(0.65, 0.85), width * 0.7) for turn in spread
                 ]
-    return picture
+    return image
 
 
 def text(generator: np.random.Generator, side: int) -> np.ndarray:
     """Draw lines of letters, straight or tilted: pages, labels, signs."""
     light = generator.random() < 0.6
     paper, ink = ((190, 255), (0, 110)) if light else ((0, 90), (150, 255))
-    picture = np.empty((side, side, 3), np.uint8)
-    picture[:] = generator.integers(*paper, 3)
+    image = np.empty((side, side, 3), np.uint8)
+    image[:] = generator.integers(*paper, 3)
     red, green, blue = map(float, generator.integers(*ink, 3))
     font = _FONTS[generator.integers(len(_FONTS))]
     height = generator.uniform(7, 26) * side / 128
@@ -124,12 +124,12 @@ def text(generator: np.random.Generator, side: int) -> np.ndarray:
         gaps = generator.integers(2, 9, len(letters))
         words = " ".join(letters[begin : begin + gap] for begin, gap in zip(np.cumsum(gaps) - gaps, gaps, strict=True))
         at = (round(generator.uniform(-0.5, 1.5) * height), round(bottom))
-        cv2.putText(picture, words.strip(), at, font, height / 24, (red, green, blue), thickness, cv2.LINE_AA)
+        cv2.putText(image, words.strip(), at, font, height / 24, (red, green, blue), thickness, cv2.LINE_AA)
         bottom += spacing
     if generator.random() < 0.5:  # seen from the side
         frame = np.array([[0, 0], [side, 0], [side, side], [0, side]], np.float32)
         seen = (frame + generator.normal(0, 0.12 * side, (4, 2))).astype(np.float32)
         around = any_colour(generator)
         matrix = cv2.getPerspectiveTransform(frame, seen)
-        return np.asarray(cv2.warpPerspective(picture, matrix, (side, side), borderValue=around), np.uint8)
-    return picture
+        return np.asarray(cv2.warpPerspective(image, matrix, (side, side), borderValue=around), np.uint8)
+    return image

@@ -1,4 +1,4 @@
-"""The first bytes of a picture: what kind it is, how large, and which way up. Nothing is decoded here."""
+"""The first bytes of an image: what kind it is, how large, and which way up. Nothing is decoded here."""
 
 import struct
 from typing import NamedTuple
@@ -12,7 +12,7 @@ _UPRIGHT = 1
 
 
 class Header(NamedTuple):
-    """What a picture says of itself."""
+    """What an image says of itself."""
 
     kind: str  # "jpeg", "png", "webp", "bmp", "gif" or "tiff"
     height: int  # as stored [px]
@@ -26,7 +26,7 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes) -> Header:
-    """Read the header of an encoded picture.
+    """Read the header of an encoded image.
 
     Raises:
         Unreadable: if it is none of the known kinds, is cut short or has no pixels.
@@ -49,14 +49,14 @@ def _read(data: bytes) -> Header:
         return _webp(data)
     if data[:2] == b"BM":
         width, height = struct.unpack_from("<HH" if data[14] == 12 else "<ii", data, 18)
-        return Header("bmp", abs(height), width, _UPRIGHT)  # a negative height is a picture stored from the top
+        return Header("bmp", abs(height), width, _UPRIGHT)  # a negative height is an image stored from the top
     if data[:4] == b"GIF8":
         width, height = struct.unpack_from("<HH", data, 6)
         return Header("gif", height, width, _UPRIGHT)
     if data[:4] in (b"II*\0", b"MM\0*"):
         tags = _tags(data)
         return Header("tiff", tags.get(_HEIGHT, 0), tags.get(_WIDTH, 0), _orientation(tags))
-    raise Unreadable(f"no picture: it begins with {data[:8]!r}; known are {KINDS}" if data else "an empty file")
+    raise Unreadable(f"no image: it begins with {data[:8]!r}; known are {KINDS}" if data else "an empty file")
 
 
 def _jpeg(data: bytes) -> Header:
@@ -117,7 +117,7 @@ def _webp(data: bytes) -> Header:
 def _exif(data: bytes) -> int:
     try:
         return _orientation(_tags(data))
-    except (struct.error, IndexError):  # a damaged note must not cost the picture
+    except (struct.error, IndexError):  # a damaged note must not cost the image
         return _UPRIGHT
 
 

@@ -1,6 +1,6 @@
-"""What drawn pictures are made of: colours, palettes, noise, polygons.
+"""What drawn images are made of: colours, palettes, noise, polygons.
 
-Shapes: S side of a square picture.
+Shapes: S side of a square image.
 """
 
 import cv2
@@ -30,22 +30,22 @@ def palette(generator: np.random.Generator) -> np.ndarray:
 def backdrop(generator: np.random.Generator, side: int) -> np.ndarray:
     """Return a plain colour or soft patches of one tone, (S, S, 3) uint8."""
     if generator.random() < 0.3:
-        picture = np.empty((side, side, 3), np.uint8)
-        picture[:] = any_colour(generator)
-        return picture
+        image = np.empty((side, side, 3), np.uint8)
+        image[:] = any_colour(generator)
+        return image
     cells = int(generator.integers(2, 5))
     patches = np.array(any_colour(generator)) + generator.normal(0, 45, (cells, cells, 3))  # of one tone
     patches = np.clip(patches, 0, 255).astype(np.uint8)
     return cv2.resize(patches, (side, side), interpolation=cv2.INTER_CUBIC)
 
 
-def polygon(picture: np.ndarray, points: np.ndarray, colour: Colour, thickness: int = -1) -> None:
+def polygon(image: np.ndarray, points: np.ndarray, colour: Colour, thickness: int = -1) -> None:
     """Fill a polygon of points (n, 2) [px], or draw its outline where a thickness is given."""
     pixels = np.clip(points * 16, -1e6, 1e6).astype(np.int32)[None]  # in sixteenths
     if thickness < 0:
-        cv2.fillPoly(picture, pixels, colour, cv2.LINE_AA, 4)
+        cv2.fillPoly(image, pixels, colour, cv2.LINE_AA, 4)
     else:
-        cv2.polylines(picture, pixels, True, colour, thickness, cv2.LINE_AA, 4)
+        cv2.polylines(image, pixels, True, colour, thickness, cv2.LINE_AA, 4)
 
 
 def any_colour(generator: np.random.Generator, least: int = 0) -> Colour:

@@ -1,4 +1,4 @@
-"""Pictures that are computed instead of read, each a pure function of seed and number.
+"""Images that are computed instead of read, each a pure function of seed and number.
 
 `Procedural` draws scenes and textures of eight kinds, enough to try pre-training and its probes without any data;
 `Synthetic` serves noise at next to no cost, to see what a loader costs by itself.
@@ -22,17 +22,17 @@ KINDS = {
     "room": scenes.rooms,
     "table": scenes.tables,
 }
-_SIDE = 128  # of procedural pictures [px]
-_POOL = (1024, 1280, 3)  # synthetic pictures are cut from one array of noise
+_SIDE = 128  # of procedural images [px]
+_POOL = (1024, 1280, 3)  # synthetic images are cut from one array of noise
 _CUT = 256  # their side [px]
 
 
 class Procedural(ImageSet):
-    """Drawn pictures (128, 128, 3), labelled by what they show.
+    """Drawn images (128, 128, 3), labelled by what they show.
 
     Args:
         count: N, at least 1.
-        seed: other pictures for another seed.
+        seed: other images for another seed.
     """
 
     def __init__(self, count: int, seed: int) -> None:
@@ -75,16 +75,16 @@ class Synthetic(ImageSet):
 
 
 def draw(seed: int, index: int, side: int = _SIDE) -> np.ndarray:
-    """Draw one picture, (S, S, 3) uint8; its kind is ``index % 8``."""
+    """Draw one image, (S, S, 3) uint8; its kind is ``index % 8``."""
     generator = np.random.default_rng([seed, index])
-    picture = list(KINDS.values())[index % len(KINDS)](generator, side)
-    return _photographed(picture, generator)
+    image = list(KINDS.values())[index % len(KINDS)](generator, side)
+    return _photographed(image, generator)
 
 
-def _photographed(picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _photographed(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Give a drawing uneven light, a little grain and its own exposure, as a camera would."""
-    side = len(picture)
+    side = len(image)
     corners = generator.uniform(0.65, 1.1, (2, 2)).astype(np.float32)
     light = cv2.resize(corners, (side, side), interpolation=cv2.INTER_LINEAR)
-    grain = generator.integers(0, int(generator.integers(2, 16)), picture.shape, np.uint8)
-    return cv2.add(cv2.multiply(picture, cv2.merge([light] * 3), dtype=cv2.CV_8U), grain)
+    grain = generator.integers(0, int(generator.integers(2, 16)), image.shape, np.uint8)
+    return cv2.add(cv2.multiply(image, cv2.merge([light] * 3), dtype=cv2.CV_8U), grain)

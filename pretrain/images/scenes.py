@@ -13,21 +13,21 @@ _SUN = np.array([0.45, 0.8, -0.4])  # where light comes from: right, up, from be
 
 
 def rooms(generator: np.random.Generator, side: int) -> np.ndarray:
-    """Draw the inside of a room: floor, walls, a window or picture, furniture."""
+    """Draw the inside of a room: floor, walls, a window or image, furniture."""
     width, height, depth = generator.uniform(3, 5.5), generator.uniform(2.3, 3.2), generator.uniform(3, 7)  # [m]
     eye = np.array([generator.uniform(-0.25, 0.25) * width, generator.uniform(1, 1.8), -0.4])
     camera = _Camera(eye, generator.normal(0, 0.15), generator.uniform(-0.02, 0.22), generator.uniform(0.6, 0.95), side)
-    picture = np.empty((side, side, 3), np.uint8)
+    image = np.empty((side, side, 3), np.uint8)
     wall, floor, ceiling = any_colour(generator, 90), any_colour(generator, 40), any_colour(generator, 170)
-    picture[:] = wall
+    image[:] = wall
     near, left, right = 0.0, -width / 2, width / 2
     room = _corners((left, 0, near), (right, height, depth))
     for face, colour in ((3, ceiling), (4, shaded(wall, 0.8)), (5, shaded(wall, 0.92)), (1, wall)):
-        polygon(picture, camera.project(_walled(room[list(_FACES[face])])), colour)
+        polygon(image, camera.project(_walled(room[list(_FACES[face])])), colour)
     ground = room[list(_FACES[2])]
     tiles = _tiles(generator, floor, 64)
-    camera.lay(picture, tiles, _walled(ground))
-    for _ in range(int(generator.integers(1, 4))):  # windows, doors, pictures
+    camera.lay(image, tiles, _walled(ground))
+    for _ in range(int(generator.integers(1, 4))):  # windows, doors, images
         at, span = generator.uniform(left * 0.8, right * 0.5), generator.uniform(0.5, 1.4)
         door = generator.random() < 0.3
         low, high = (0.0, 2.0) if door else np.sort(generator.uniform(0.7, height - 0.2, 2))
@@ -38,15 +38,15 @@ def rooms(generator: np.random.Generator, side: int) -> np.ndarray:
             place = [(side_wall, low, far), (side_wall, low, far + span), (side_wall, high, far + span)]
             place.append((side_wall, high, far))
         points = camera.project(np.array(place))
-        polygon(picture, points, any_colour(generator, 30 if door else 120))
-        polygon(picture, points, any_colour(generator, 30), 1 + side // 96)
+        polygon(image, points, any_colour(generator, 30 if door else 120))
+        polygon(image, points, any_colour(generator, 30), 1 + side // 96)
     boxes = []
     for _ in range(int(generator.integers(1, 6))):
         size = generator.uniform((0.3, 0.3, 0.3), (1.4, 1.5, 0.9))
         corner = generator.uniform((left, 0, 1.0), (right - size[0], 0.01, max(1.1, depth - size[2])))
         boxes.append((_corners(corner, corner + size), any_colour(generator)))
-    camera.draw(picture, boxes)
-    return picture
+    camera.draw(image, boxes)
+    return image
 
 
 def tables(generator: np.random.Generator, side: int) -> np.ndarray:
@@ -54,13 +54,13 @@ def tables(generator: np.random.Generator, side: int) -> np.ndarray:
     distance, pitch = generator.uniform(0.75, 1.3), generator.uniform(0.5, 1.1)  # [m], [rad] down
     eye = np.array([generator.uniform(-0.25, 0.25), distance * np.sin(pitch), -distance * np.cos(pitch)])
     camera = _Camera(eye, -np.arctan2(eye[0], -eye[2]), pitch, generator.uniform(0.9, 1.4), side)
-    picture = backdrop(generator, side)
+    image = backdrop(generator, side)
     half = generator.uniform(0.35, 0.6, 2)
     top = np.array([(-half[0], 0, -half[1]), (half[0], 0, -half[1]), (half[0], 0, half[1]), (-half[0], 0, half[1])])
-    camera.draw(picture, [(_corners((-half[0], -0.05, -half[1]), (half[0], 0, half[1])), any_colour(generator, 60))])
-    camera.lay(picture, _tiles(generator, any_colour(generator, 80), 96), top)
+    camera.draw(image, [(_corners((-half[0], -0.05, -half[1]), (half[0], 0, half[1])), any_colour(generator, 60))])
+    camera.lay(image, _tiles(generator, any_colour(generator, 80), 96), top)
     boxes = []
-    shadows = picture.copy()
+    shadows = image.copy()
     for _ in range(int(generator.integers(2, 9))):
         size = (
             generator.uniform(0.04, 0.2, 3) if generator.random() < 0.5 else np.full(3, generator.uniform(0.06, 0.15))
@@ -77,9 +77,9 @@ def tables(generator: np.random.Generator, side: int) -> np.ndarray:
         fall = corners - _SUN * (corners[:, 1:2] / _SUN[1])  # down to the table, away from the light
         hull = cv2.convexHull(camera.project(fall).astype(np.float32))[:, 0]
         polygon(shadows, hull, (0, 0, 0))
-    picture = cv2.addWeighted(picture, 0.6, shadows, 0.4, 0)
-    camera.draw(picture, boxes)
-    return picture
+    image = cv2.addWeighted(image, 0.6, shadows, 0.4, 0)
+    camera.draw(image, boxes)
+    return image
 
 
 class _Camera:
@@ -98,7 +98,7 @@ class _Camera:
         scale = self._focal / np.maximum(seen[:, 2:], 0.05)
         return self._side / 2 + seen[:, :2] * (1, -1) * scale
 
-    def lay(self, picture: np.ndarray, texture: np.ndarray, corners: np.ndarray) -> None:
+    def lay(self, image: np.ndarray, texture: np.ndarray, corners: np.ndarray) -> None:
         """Draw a texture onto a flat quadrilateral (4, 3)."""
         count = len(texture)
         frame = np.array([[0, 0], [count, 0], [count, count], [0, count]], np.float32)
@@ -108,9 +108,9 @@ class _Camera:
         drawn = cv2.warpPerspective(texture, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         mask = np.zeros(size, np.uint8)
         polygon(mask, seen, (255, 255, 255))
-        cv2.copyTo(drawn, mask, picture)
+        cv2.copyTo(drawn, mask, image)
 
-    def draw(self, picture: np.ndarray, boxes: list[tuple[np.ndarray, Colour]]) -> None:
+    def draw(self, image: np.ndarray, boxes: list[tuple[np.ndarray, Colour]]) -> None:
         """Draw boxes of corners (8, 3), the farthest first, each face as light falls on it."""
         for corners, colour in sorted(boxes, key=lambda box: -float(np.linalg.norm(box[0].mean(0) - self.eye))):
             middle = corners.mean(0)
@@ -120,7 +120,7 @@ class _Camera:
                 outward = quad.mean(0) - middle
                 if outward @ (self.eye - quad.mean(0)) > 0:
                     light = 0.55 + 0.45 * float(outward @ _SUN) / (float(np.linalg.norm(outward)) + 1e-9)
-                    polygon(picture, pixels[list(face)], shaded(colour, light))
+                    polygon(image, pixels[list(face)], shaded(colour, light))
 
 
 def _corners(low: object, high: object) -> np.ndarray:

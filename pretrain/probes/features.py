@@ -50,7 +50,7 @@ def encode(backbone: Backbone, part: Part, *, layers: bool, device: torch.device
     """Return the features of a part, on the CPU in fp32.
 
     Images have their shorter side resized and are cropped to the centre, at the size of the encoder's preprocessing,
-    whether it squashes or cuts a margin elsewhere: every encoder sees the same part of a picture.
+    whether it squashes or cuts a margin elsewhere: every encoder sees the same part of an image.
 
     Args:
         layers: read the class tokens of every block, which only Pixio encoders give.

@@ -228,7 +228,7 @@ def test_frames_are_registered_before_they_are_cut() -> None:
 
 def _drawn_pixel_by_pixel(depth: np.ndarray, source: Intrinsics, target: Intrinsics, pose: np.ndarray) -> np.ndarray:
     """Draw each depth pixel between its projected corners, one after the other, as the definition says."""
-    picture = np.full((target.height, target.width), np.inf)
+    image = np.full((target.height, target.width), np.inf)
     for row, column in np.argwhere(depth > 0):
         corners = np.array([column, row]) + np.array([[-0.499], [0.499]])
         there = np.column_stack([rays(source, corners), np.ones(2)]) * float(depth[row, column])
@@ -239,8 +239,8 @@ def _drawn_pixel_by_pixel(depth: np.ndarray, source: Intrinsics, target: Intrins
         edges = np.floor(project(target, there) + 0.5)
         (left, top), (right, bottom) = edges.min(axis=0), np.minimum(edges.max(axis=0), edges.min(axis=0) + 15)
         part = np.s_[max(int(top), 0) : max(int(bottom) + 1, 0), max(int(left), 0) : max(int(right) + 1, 0)]
-        picture[part] = np.minimum(picture[part], far)
-    return np.where(np.isfinite(picture), picture, 0)
+        image[part] = np.minimum(image[part], far)
+    return np.where(np.isfinite(image), image, 0)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from pixio_robot.cameras.frame import Frame, Intrinsics, metric, rgbd_frame
 from pixio_robot.cameras.geometry import crop, registered, resize, squared
 from pixio_robot.cameras.intrinsics_file import read_intrinsics, write_intrinsics
 from pixio_robot.cameras.pairing import nearest_pairs
-from pixio_robot.cameras.playback import Paced
+from pixio_robot.cameras.playback import RealTimePlayback
 from pixio_robot.cameras.recording_writer import RecordingWriter
 from pixio_robot.cameras.registry import drivers, find_camera, kind_of
 from pixio_robot.cameras.simulated import TaskCamera
@@ -49,7 +49,7 @@ def _all(name: str, **request: Any) -> list[Frame]:
         return list(camera)
 
 
-def _pictures(count: int, seed: int = 0) -> list[np.ndarray]:
+def _images(count: int, seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [rng.integers(0, 256, (24, 32, 3), dtype=np.uint8) for _ in range(count)]
 
@@ -63,7 +63,7 @@ def _frames(count: int, unit: float | None = 0.001) -> list[Frame]:
     depths: list[np.ndarray] = _depths(count)
     if unit is None:
         depths = [each.astype(np.float32) / 1017 for each in depths]
-    pairs = enumerate(zip(_pictures(count), depths, strict=True))
+    pairs = enumerate(zip(_images(count), depths, strict=True))
     pose = np.arange(16.0).reshape(4, 4) / 7
     return [rgbd_frame(rgb, depth, KNOWN, unit, n / 30, n, pose, starts=n == 0) for n, (rgb, depth) in pairs]
 
@@ -161,7 +161,7 @@ def test_a_recording_is_whole_or_absent() -> None:
 
 
 def _rosbag(kind: str, compressed: bool = False, tf: bool = False, size: tuple[int, int] = (24, 32)) -> str:
-    """Write 3 colour pictures and 4 depth maps, the depth 4 ms late, with calibration."""
+    """Write 3 colour images and 4 depth maps, the depth 4 ms late, with calibration."""
     pytest.importorskip("rosbags")
     from rosbags.rosbag1 import Writer as Writer1
     from rosbags.rosbag2 import StoragePlugin, Writer
@@ -222,7 +222,7 @@ def _rosbag(kind: str, compressed: bool = False, tf: bool = False, size: tuple[i
                 [transform("base", "color_frame", (0.1, 0, 0)), transform("base", "depth_frame", (0.15, 0, 0))]
             )
             write("/tf_static", 1, static)
-        for n, (rgb, depth) in enumerate(zip(_pictures(4), _depths(4), strict=True)):
+        for n, (rgb, depth) in enumerate(zip(_images(4), _depths(4), strict=True)):
             when = 2 + n / 10
             if n < 3:
                 if compressed:
@@ -247,7 +247,7 @@ def test_ros_recordings_pair_colour_and_depth(kind: str, compressed: bool) -> No
     frames = _all(name)
     assert len(frames) == 3
     for n, frame in enumerate(frames):
-        assert np.array_equal(frame.rgb, _pictures(4)[n])
+        assert np.array_equal(frame.rgb, _images(4)[n])
         assert np.array_equal(frame.depth, metric(_depths(4)[n], 0.001)[0])
         assert frame.skew == pytest.approx(0.004) and frame.sensor_time == pytest.approx(2 + n / 10)
         assert frame.intrinsics == KNOWN and frame.is_registered and frame.unit == 0.001
@@ -305,9 +305,9 @@ def _kinect(calibration: dict[str, Any] | None) -> str:
             rgb = np.full((720, 1280, 3), 60 + 60 * n, np.uint8)
             container.mux(tracks["COLOR"].encode(av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(format="yuvj420p")))
             for title, value in (("DEPTH", 1000 + n), ("IR", 77)):
-                picture = av.VideoFrame.from_ndarray(np.full((288, 320), value, np.uint16), "gray16be")
-                picture.pts = n
-                container.mux(tracks[title].encode(picture))
+                image = av.VideoFrame.from_ndarray(np.full((288, 320), value, np.uint16), "gray16be")
+                image.pts = n
+                container.mux(tracks[title].encode(image))
         for stream in tracks.values():
             container.mux(stream.encode())
     data = Path("kinect.mkv").read_bytes()  # the recorder's own mark for 16-bit big-endian, which PyAV does not write
@@ -356,8 +356,8 @@ def test_azure_kinect_recordings_play_without_the_sdk() -> None:
     assert len(depths) == 2 and all(frame.rgb is None and frame.depth is not None for frame in depths)
 
 
-def test_folders_of_pictures_and_tum() -> None:
-    rgbs, depths = _pictures(12), _depths(12)
+def test_folders_of_images_and_tum() -> None:
+    rgbs, depths = _images(12), _depths(12)
     for folder in ("shots/color", "shots/depth", "tum/rgb", "tum/depth"):
         Path(folder).mkdir(parents=True)
     lines: dict[str, list[str]] = {"rgb": ["# colour"], "depth": ["# depth"], "groundtruth": ["# poses"]}
@@ -382,10 +382,10 @@ def test_folders_of_pictures_and_tum() -> None:
     assert np.array_equal(frames[4].depth, metric(depths[4], 1 / 5000)[0]) and frames[4].skew == pytest.approx(0.006)
     pose = frames[4].camera_to_world
     assert pose is not None and np.allclose(pose[:3, 3], (4, 0, 1)) and np.allclose(pose[:3, 0], (0, 1, 0), atol=1e-6)
-    assert np.array_equal(_all("shots/color")[11].rgb, rgbs[11]), "a plain folder of pictures"
+    assert np.array_equal(_all("shots/color")[11].rgb, rgbs[11]), "a plain folder of images"
 
 
-def test_pictures_of_eight_bits_are_no_depth() -> None:
+def test_images_of_eight_bits_are_no_depth() -> None:
     for folder in ("grey/color", "grey/depth"):
         Path(folder).mkdir(parents=True)
         cv2.imwrite(f"{folder}/0.png", np.full((24, 32), 200, np.uint8))
@@ -407,19 +407,19 @@ def test_intrinsics_files_scale_but_do_not_stretch() -> None:
 
 def _video(path: str) -> list[np.ndarray]:
     with VideoWriter(Path(path), 10) as writer:
-        pictures = [np.full((24, 32, 3), 20 * n, np.uint8) for n in range(8)]
-        for picture in pictures:
-            writer.add(picture)
-    return pictures
+        images = [np.full((24, 32, 3), 20 * n, np.uint8) for n in range(8)]
+        for image in images:
+            writer.add(image)
+    return images
 
 
 @pytest.mark.parametrize("driver", ["", "opencv:"])
 def test_videos_are_colour_cameras(driver: str) -> None:
-    pictures = _video("a.mp4")
+    images = _video("a.mp4")
     frames = _all(f"{driver}a.mp4")
     assert len(frames) == 8 and frames[3].depth is None and frames[3].sensor_time == pytest.approx(0.3)
-    for frame, picture in zip(frames, pictures, strict=True):
-        assert frame.rgb is not None and np.abs(frame.rgb.astype(int) - picture).max() <= 6
+    for frame, image in zip(frames, images, strict=True):
+        assert frame.rgb is not None and np.abs(frame.rgb.astype(int) - image).max() <= 6
     assert (
         len(
             [
@@ -499,7 +499,7 @@ def test_a_paced_recording_drops_what_comes_too_late() -> None:
     def wait(seconds: float) -> None:
         now[0] += seconds
 
-    camera = Paced(find_camera("paced"), clock=lambda: now[0], sleep=wait)
+    camera = RealTimePlayback(find_camera("paced"), clock=lambda: now[0], sleep=wait)
     with camera:
         assert camera.spec.live
         assert camera.read().sequence == 0 and camera.read().sequence == 1
@@ -617,8 +617,8 @@ def test_an_absent_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
 class _OakMessage:
     """What one camera of a Luxonis device sends, as depthai gives it."""
 
-    def __init__(self, picture: np.ndarray, seconds: float) -> None:
-        self.getFrame = self.getCvFrame = lambda: picture
+    def __init__(self, image: np.ndarray, seconds: float) -> None:
+        self.getFrame = self.getCvFrame = lambda: image
         self.getTimestampDevice = lambda: timedelta(seconds=seconds)
         self.getSequenceNum = lambda: 7
 
@@ -626,7 +626,7 @@ class _OakMessage:
 def test_colour_and_depth_of_luxonis_keep_their_own_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "depthai", types.ModuleType("depthai"))
     camera: Any = find_camera("oak")
-    rgb, depth = _pictures(1)[0], _depths(1)[0]
+    rgb, depth = _images(1)[0], _depths(1)[0]
     group = {"rgb": _OakMessage(rgb[..., ::-1], 2.0), "depth": _OakMessage(depth, 1.99)}
     camera._pipeline, camera._spec = object(), CameraSpec("oak", "oak", True, (24, 32), (24, 32), 30.0, 0.001, KNOWN)
     camera._queue = types.SimpleNamespace(tryGet=lambda: group)

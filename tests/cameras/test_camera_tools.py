@@ -21,7 +21,7 @@ from pixio_robot.cameras.camera import CameraRequest, CameraSpec
 from pixio_robot.cameras.check import Finding, Stretch, depth_noise, findings
 from pixio_robot.cameras.frame import Frame, Intrinsics, rgbd_frame
 from pixio_robot.cameras.intrinsics_file import read_intrinsics
-from pixio_robot.cameras.playback import Paced
+from pixio_robot.cameras.playback import RealTimePlayback
 from pixio_robot.cameras.recording_writer import RecordingWriter
 from pixio_robot.cameras.registry import find_camera
 from pixio_robot.cameras.simulated import TaskCamera
@@ -111,9 +111,9 @@ def test_views_of_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
 def test_colours_of_depth_are_an_order_and_unknown_is_none_of_them() -> None:
     depth = np.linspace(0.5, 3, 64, dtype=np.float32).reshape(8, 8)
     depth[0, 0] = 0
-    picture = colourised(depth, 0.5, 3.0)
-    assert tuple(picture[0, 0]) == (180, 180, 180) and picture[0, 1, 0] > picture[-1, -1, 0], "near is warm"
-    assert not (picture.reshape(-1, 3)[1:] == (180, 180, 180)).all(1).any()
+    image = colourised(depth, 0.5, 3.0)
+    assert tuple(image[0, 0]) == (180, 180, 180) and image[0, 1, 0] > image[-1, -1, 0], "near is warm"
+    assert not (image.reshape(-1, 3)[1:] == (180, 180, 180)).all(1).any()
     with pytest.raises(BadInput, match="far the larger"):
         colourised(depth, 3, 0.5)
     assert depth_span([]) == (0.1, 1.0)
@@ -203,8 +203,8 @@ def test_noise_is_measured() -> None:
     assert depth_noise(still[:1]) is None
 
 
-def _board_pictures(count: int) -> tuple[list[np.ndarray], np.ndarray, Intrinsics, np.ndarray]:
-    """Draw the board from many sides through a known lens; return pictures, poses and the truth."""
+def _board_images(count: int) -> tuple[list[np.ndarray], np.ndarray, Intrinsics, np.ndarray]:
+    """Draw the board from many sides through a known lens; return images, poses and the truth."""
     board, square = Board(), 60
     flat = board.draw(square)
     known = Intrinsics(480, 360, 420.0, 425.0, 236.0, 184.0, "opencv", (-0.12, 0.05, 0.001, -0.0015, 0.0))
@@ -213,7 +213,7 @@ def _board_pictures(count: int) -> tuple[list[np.ndarray], np.ndarray, Intrinsic
     pixels = np.stack([columns.ravel(), rows.ravel()], 1)[:, None]
     straight = cv2.undistortPoints(pixels, known.matrix, np.array(known.coefficients))[:, 0]
     rays = np.column_stack([straight, np.ones(len(straight))])
-    pictures, poses = [], []
+    images, poses = [], []
     for _ in range(count):
         pose = np.eye(4)
         pose[:3, :3] = cv2.Rodrigues(rng.uniform(-0.55, 0.55, 3))[0]
@@ -223,9 +223,9 @@ def _board_pictures(count: int) -> tuple[list[np.ndarray], np.ndarray, Intrinsic
         here = ((there - origin) @ pose[:3, :3])[:, :2] / board.square * square + square / 2 - 0.5
         maps = here.astype(np.float32).reshape(360, 480, 2)
         view = cv2.remap(flat, maps, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=128)
-        pictures.append(cv2.cvtColor(cv2.GaussianBlur(view, (3, 3), 0.6), cv2.COLOR_GRAY2RGB))
+        images.append(cv2.cvtColor(cv2.GaussianBlur(view, (3, 3), 0.6), cv2.COLOR_GRAY2RGB))
         poses.append(pose)
-    return pictures, np.stack(poses), known, flat
+    return images, np.stack(poses), known, flat
 
 
 def _some_pose(turn: tuple[float, float, float], shift: tuple[float, float, float]) -> np.ndarray:
@@ -235,10 +235,10 @@ def _some_pose(turn: tuple[float, float, float], shift: tuple[float, float, floa
 
 
 def test_calibration_finds_lens_and_hand(capsys: pytest.CaptureFixture[str]) -> None:
-    pictures, boards, known, _ = _board_pictures(24)
+    images, boards, known, _ = _board_images(24)
     Path("views").mkdir()
-    for number, picture in enumerate(pictures):
-        cv2.imwrite(f"views/{number:03d}.png", picture)
+    for number, image in enumerate(images):
+        cv2.imwrite(f"views/{number:03d}.png", image)
     camera_in_hand, board_in_base = (
         _some_pose((0.1, -0.2, 1.5), (0.03, -0.02, 0.05)),
         _some_pose((3.0, 0.1, 0.1), (0.5, 0, 0)),
@@ -285,7 +285,7 @@ def test_calibration_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> N
     blank = [np.full((60, 80, 3), 200, np.uint8)] * 6
     with pytest.raises(DataError, match="found in 0 of 6"):
         calibrate(blank, Board())
-    with pytest.raises(BadInput, match="one picture size; these have 40x30, 80x60"):
+    with pytest.raises(BadInput, match="one image size; these have 40x30, 80x60"):
         calibrate([*blank, np.zeros((30, 40, 3), np.uint8)], Board())
     with pytest.raises(BadInput, match="does not fit"):
         Board(marker=0.05).make()
@@ -298,7 +298,7 @@ def test_calibration_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> N
     assert status == 1 and "give the name of a .png" in err and not Path("board.jpg").exists()
 
 
-def test_poses_are_looked_at_before_the_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_poses_are_looked_at_before_the_images(capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = _run(capsys, "calibrate", "camera=opencv:97", "robot=missing.npy")
     assert status == 1 and "missing.npy holds no poses" in err
     np.save("poses.npy", np.stack([np.eye(4)] * 3))
@@ -306,25 +306,23 @@ def test_poses_are_looked_at_before_the_pictures(capsys: pytest.CaptureFixture[s
     for number in range(4):
         cv2.imwrite(f"views/{number}.png", np.zeros((60, 80, 3), np.uint8))
     status, _, err = _run(capsys, "calibrate", "camera=views", "robot=poses.npy")
-    assert status == 1 and "poses.npy holds 3 poses for 4 pictures" in err
+    assert status == 1 and "poses.npy holds 3 poses for 4 images" in err
 
 
-def test_a_live_camera_has_no_pose_a_picture(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_live_camera_has_no_pose_a_image(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     np.save("poses.npy", np.eye(4)[None])
-    monkeypatch.setattr(runs, "find_camera", lambda *_: Paced(find_camera("task:toy/reach")))
+    monkeypatch.setattr(runs, "find_camera", lambda *_: RealTimePlayback(find_camera("task:toy/reach")))
     status, _, err = _run(capsys, "calibrate", "camera=opencv:0", "robot=poses.npy")
     assert status == 1 and "calibrate the recording" in err
 
 
-def test_few_of_many_pictures_are_held() -> None:
+def test_few_of_many_images_are_held() -> None:
     tracemalloc.start()
-    chosen, pictures, count = spread((np.full((100, 1000), n % 251, np.uint8) for n in range(1000)), 10)
+    chosen, images, count = spread((np.full((100, 1000), n % 251, np.uint8) for n in range(1000)), 10)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 1000 and len(chosen) == 10 and peak < 25 * 100_000
-    assert all((picture == number % 251).all() for number, picture in zip(chosen, pictures, strict=True))
+    assert all((image == number % 251).all() for number, image in zip(chosen, images, strict=True))
     assert chosen[0] == 0 and chosen[-1] > 900 and np.diff(chosen).max() < 200
     assert spread(iter([]), 4) == ([], [], 0)
 

@@ -13,9 +13,9 @@ import pytest
 
 from pixio_robot.cameras.camera import Camera, CameraRequest, CameraSpec
 from pixio_robot.cameras.capture import Capture
-from pixio_robot.cameras.faults import Faults, Faulty
+from pixio_robot.cameras.faults import FaultInjectingCamera, Faults
 from pixio_robot.cameras.frame import Frame, Intrinsics, rgbd_frame
-from pixio_robot.cameras.playback import Paced, Playback
+from pixio_robot.cameras.playback import Playback, RealTimePlayback
 from pixio_robot.cameras.simulated import TaskCamera
 from pixio_robot.errors import CameraError, EndOfStream, StaleFrame
 
@@ -133,8 +133,8 @@ def test_an_old_frame_is_refused() -> None:
     assert counters.stale == 3 and counters.stalls >= 1
 
 
-def _faulty(**rates: Any) -> tuple[Capture, Faulty]:
-    faulty = Faulty(_Steady(), Faults(**rates), seed=1)
+def _faulty(**rates: Any) -> tuple[Capture, FaultInjectingCamera]:
+    faulty = FaultInjectingCamera(_Steady(), Faults(**rates), seed=1)
     return Capture(faulty, back_off=(0.01, 0.05)), faulty
 
 
@@ -182,7 +182,7 @@ def test_an_unplugged_camera_comes_back() -> None:
 
 def test_an_unplugged_camera_is_closed() -> None:
     source = _Steady()
-    with Capture(Faulty(source, Faults(unplug=1.0, gone_seconds=5))) as camera:
+    with Capture(FaultInjectingCamera(source, Faults(unplug=1.0, gone_seconds=5))) as camera:
         _until(lambda: camera.counters().failures == 1)
     assert source.closed >= 1
 
@@ -250,7 +250,7 @@ class _Played(Playback):
 @pytest.mark.parametrize("paced", [False, True])
 def test_a_played_source_is_closed_while_it_is_read(paced: bool) -> None:
     source = _Played()
-    camera = Capture(Paced(source) if paced else source)
+    camera = Capture(RealTimePlayback(source) if paced else source)
     for times in range(1, 6):
         camera.open()
         camera.read()
@@ -321,7 +321,7 @@ def test_soak() -> None:
     faults = Faults(
         drop=0.02, stall=0.005, skew=0.02, nan=0.02, incomplete=0.02, repeat=0.02, unplug=0.002, stall_seconds=0.25
     )
-    faulty = Faulty(_Steady(fps=30), faults, seed=0)
+    faulty = FaultInjectingCamera(_Steady(fps=30), faults, seed=0)
     process, max_age = psutil.Process(), 0.1
     camera = Capture(faulty, back_off=(0.02, 0.2))
     used, stale, waits, memory = 0, 0, [], []

@@ -19,7 +19,7 @@ import pytest
 from pixio_robot.cli import run
 from pixio_robot.cortexbench import cell as cells
 from pixio_robot.cortexbench import process, runner
-from pixio_robot.cortexbench.cell import Cell, Places, folder_of, run_cell
+from pixio_robot.cortexbench.cell import Paths, RunSpec, folder_of, run_cell
 from pixio_robot.cortexbench.engines import Job, outcome
 from pixio_robot.cortexbench.protocol import BUDGETS
 from pixio_robot.cortexbench.runs import BenchmarkReport, run_benchmark
@@ -31,8 +31,8 @@ from pixio_robot.schemas import HELD_OUT_SEED, Benchmark
 TINY = replace(BUDGETS["smoke"], horizon={"toy": 25}, share=0.02)
 
 
-def _cell(**changes: Any) -> Cell:
-    return replace(Cell("toy/reach", "none", "", 100, "smoke", "both", "fp32"), **changes)
+def _cell(**changes: Any) -> RunSpec:
+    return replace(RunSpec("toy/reach", "none", "", 100, "smoke", "both", "fp32"), **changes)
 
 
 def test_a_cell_is_named_after_all_that_matters() -> None:
@@ -164,7 +164,7 @@ def test_no_policy_but_state_is_told_the_goal(
     shutil.copytree(done.out / "demos", tmp_path / "demos")
     for encoder in ("none", "state", "cnn"):
         with pytest.raises(KeyboardInterrupt):
-            run_cell(_cell(encoder=encoder), Places(str(tmp_path)))
+            run_cell(_cell(encoder=encoder), Paths(str(tmp_path)))
     assert seen == [("proprio",), ("state",), ("rgb", "proprio")]
 
 
@@ -204,7 +204,7 @@ def test_an_interrupted_cell_goes_on_to_the_same_result(
 ) -> None:
     monkeypatch.setitem(BUDGETS, "smoke", TINY)
     folder, whole = _result(done, "tiny-mean-100")
-    cell = Cell(**whole["cell"])
+    cell = RunSpec(**whole["cell"])
     shutil.copytree(done.out / "demos", tmp_path / "demos")
     original, calls = cells.evaluate_policy, []
 
@@ -216,10 +216,10 @@ def test_an_interrupted_cell_goes_on_to_the_same_result(
 
     monkeypatch.setattr(cells, "evaluate_policy", stopped)
     with pytest.raises(KeyboardInterrupt):
-        run_cell(cell, Places(str(tmp_path)))
+        run_cell(cell, Paths(str(tmp_path)))
     assert not (folder_of(cell, tmp_path) / "result.json").exists()
     monkeypatch.setattr(cells, "evaluate_policy", original)
-    again = run_cell(cell, Places(str(tmp_path)))
+    again = run_cell(cell, Paths(str(tmp_path)))
     assert {key: again[key] for key in ("released", "tokens", "scale")} == {
         key: whole[key] for key in ("released", "tokens", "scale")
     }
@@ -252,7 +252,7 @@ def test_given_demonstrations_are_used_as_they_are(toy_file: Path, tmp_path: Pat
 def test_what_cells_share_is_recorded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two cells that begin together: one records, the other waits and finds all of it."""
     monkeypatch.setitem(BUDGETS, "smoke", TINY)
-    together, places = threading.Barrier(2), Places(str(tmp_path))
+    together, places = threading.Barrier(2), Paths(str(tmp_path))
     inside, found = [0], list[tuple[int, bool]]()
     original = cells.collect
 
@@ -264,7 +264,7 @@ def test_what_cells_share_is_recorded_once(tmp_path: Path, monkeypatch: pytest.M
         inside[0] -= 1
         return recorded
 
-    def begin(cell: Cell) -> DemoSet:
+    def begin(cell: RunSpec) -> DemoSet:
         together.wait()
         return cells.demonstrations(cell, cells.request_of(cell, places), places, cells.Stages(tmp_path / cell.encoder))
 
@@ -278,14 +278,14 @@ def test_a_cell_begun_twice_is_done_once(tmp_path: Path, monkeypatch: pytest.Mon
     """Two commands on one folder, as from two machines: one works, the other waits and finds the result."""
     together, worked = threading.Barrier(2), list[str]()
 
-    def slow(cell: Cell, *_: object) -> dict[str, Any]:
+    def slow(cell: RunSpec, *_: object) -> dict[str, Any]:
         worked.append(cell.encoder)
         time.sleep(0.2)
         return {"weights": "none", "demos": 0}
 
     def begin(_: int) -> dict[str, Any]:
         together.wait()
-        return run_cell(_cell(encoder="expert"), Places(str(tmp_path)))
+        return run_cell(_cell(encoder="expert"), Paths(str(tmp_path)))
 
     monkeypatch.setattr(cells, "_expert", slow)
     with ThreadPoolExecutor(2) as pool:

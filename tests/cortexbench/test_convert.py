@@ -28,7 +28,7 @@ from pixio_robot.errors import DataError
 from pixio_robot.schemas import Convert
 
 GUIDE = Path(pixio_robot.__file__).resolve().parent.parent / "docs/demonstrations.md"
-SIDE = 16  # of the pictures [px]; published are 256
+SIDE = 16  # of the images [px]; published are 256
 
 
 def _paths(task: str, lengths: tuple[int, ...] = (4, 7, 1)) -> list[dict[str, Any]]:
@@ -139,7 +139,7 @@ def test_everything_comes_back_bit_by_bit(task: str, tmp_path: Path) -> None:
             demos.read("success")
 
 
-def test_pictures_are_stored_once_and_compressed(tmp_path: Path) -> None:
+def test_images_are_stored_once_and_compressed(tmp_path: Path) -> None:
     out = _convert(_write(tmp_path / "pen-v0.pickle", _paths("adroit/pen")), "adroit/pen").path
     with h5py.File(out) as file:
         demo = file["data/demo_0"]
@@ -204,8 +204,8 @@ def test_trifinger(task: str, columns: int, width: int, reach: float, packed: bo
     assert np.allclose(demos.read("actions"), np.clip(moved / reach, -1, 1), atol=1e-6)
     tips = np.concatenate([demo["ft_pos_cur"][:-1] for demo in made])
     assert np.array_equal(demos.read("proprio"), tips.astype(np.float32))
-    pictures = np.concatenate(list(demos.batches("rgb", 0, 100)))
-    assert np.array_equal(pictures, np.concatenate([demo["image_60"][:-1] for demo in made]))
+    images = np.concatenate(list(demos.batches("rgb", 0, 100)))
+    assert np.array_equal(images, np.concatenate([demo["image_60"][:-1] for demo in made]))
     if task == "move":
         goals = np.concatenate(list(demos.batches("rgb_goal", 0, 100)))
         assert np.array_equal(goals, np.concatenate([demo["image_60"][[-1] * 5] for demo in made]))

@@ -3,8 +3,8 @@
 import pytest
 
 from pixio_robot.cortexbench import cell as cells
-from pixio_robot.cortexbench.cell import Cell
-from pixio_robot.cortexbench.protocol import BUDGETS, FEELING, TASKS, end_to_end, protocol_of, within
+from pixio_robot.cortexbench.cell import RunSpec
+from pixio_robot.cortexbench.protocol import BUDGETS, HAS_PROPRIO, TASKS, end_to_end, protocol_of, within
 from pixio_robot.envs import registry
 from pixio_robot.policies.bc import new_policy
 from pixio_robot.policies.embedding import TokenShape
@@ -33,11 +33,11 @@ def test_evaluations_are_the_released_ones(task: str) -> None:
 )
 def test_the_head_sees_and_is_what_was_released(task: str, proprio: int, mean: int, concat: int) -> None:
     for fusion, width in (("mean", mean), ("concat", concat)):
-        protocol = Cell(task, "random:ti:0", fusion, 100, "full", "both", "fp32").learning
+        protocol = RunSpec(task, "random:ti:0", fusion, 100, "full", "both", "fp32").learning
         widths = {"actions": 3, **({"proprio": proprio} if proprio else {})}
-        pictures = ("rgb", "rgb_goal")[: max(1, len(protocol.cameras))]
+        images = ("rgb", "rgb_goal")[: max(1, len(protocol.cameras))]
         tokens = TokenShape(8, (16, 16), 192)
-        policy = new_policy(tokens, protocol.embedding, widths, protocol.policy, 0, "bc", pictures)
+        policy = new_policy(tokens, protocol.embedding, widths, protocol.policy, 0, "bc", images)
         assert policy.embedder.dim == width
     settings = protocol.policy
     if task.startswith("trifinger"):
@@ -45,7 +45,7 @@ def test_the_head_sees_and_is_what_was_released(task: str, proprio: int, mean: i
         assert found == ([2000, 2000], False, "adamw", 1e-4, 32, 1)
     else:
         found = (settings.layers, settings.batch_norm, settings.optimizer, settings.lr, settings.batch, policy.history)
-        assert found == ([256, 256, 256], True, "adam", 1e-3, 256, 3) and settings.last_scale == 0.01
+        assert found == ([256, 256, 256], True, "adam", 1e-3, 256, 3) and settings.output_init_scale == 0.01
     assert settings.loss == "mse" and settings.weight_decay == 0 and settings.dropout == 0
 
 
@@ -72,7 +72,7 @@ def test_learning_to_see_takes_about_as_many_steps() -> None:
 def test_only_suites_that_feel_have_a_blind_row() -> None:
     for task in TASKS:
         if task in registry.installed():
-            assert bool(registry.new_task(task).proprio_dim) == (task.split("/")[0] in FEELING)
+            assert bool(registry.new_task(task).proprio_dim) == (task.split("/")[0] in HAS_PROPRIO)
 
 
 def test_cut_episodes_of_the_control_suite_stay_out_of_a_hundred() -> None:

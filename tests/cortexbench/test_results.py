@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pixio_robot.cortexbench.cell import Cell
+from pixio_robot.cortexbench.cell import RunSpec
 from pixio_robot.cortexbench.protocol import TASKS
 from pixio_robot.cortexbench.results import Outcome, Policy, Results
 from pixio_robot.cortexbench.tables import as_csv, as_latex, as_markdown, main_table, token_table, write_tables
@@ -18,7 +18,7 @@ from pixio_robot.schemas import HELD_OUT_SEED
 
 
 def _outcome(task: str, encoder: str, seed: int, scores: list[float], released: list[float]) -> Outcome:
-    cell = Cell(task, encoder, "", seed, "full", "both", "fp32")
+    cell = RunSpec(task, encoder, "", seed, "full", "both", "fp32")
     found = {(HELD_OUT_SEED + place, "x"): score for place, score in enumerate(scores)}
     return Outcome(cell, Path("cells") / cell.name, [], found, released, {"tokens": None, "scale": 1, "demos": 9})
 

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from pixio_robot.cli import run
 from pixio_robot.cortexbench import cell as cells
-from pixio_robot.cortexbench.cell import Cell, Places
+from pixio_robot.cortexbench.cell import Paths, RunSpec
 from pixio_robot.cortexbench.engines import Job, Resources, end_process, engine, outcome, run_process
-from pixio_robot.cortexbench.runner import Room, Task, run_tasks
+from pixio_robot.cortexbench.runner import ResourceBudget, Task, run_tasks
 from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.envs.rollout import BatchRollout, in_workers, plan_episodes
 from pixio_robot.errors import Stopped, UnknownName, WorkerLost
@@ -60,19 +60,19 @@ QUIET = Console(quiet=True)
 def test_jobs_and_memory_stay_within_their_budget() -> None:
     tasks = [Task(Path(f"c{number}"), memory, 1.0) for number, memory in enumerate((2.0, 3.0, 1.0, 9.0, 2.0))]
     runner = Pretended()
-    assert run_tasks(tasks, runner, Room(2, 4.0), QUIET) == {}
+    assert run_tasks(tasks, runner, ResourceBudget(2, 4.0), QUIET) == {}
     assert sorted(runner.order) == ["c0", "c1", "c2", "c3", "c4"] and runner.most == 2
     assert runner.largest == 9.0, "the cell that fits nowhere ran alone"
 
 
 def test_a_crashed_cell_is_reported_and_the_rest_goes_on() -> None:
     tasks = [Task(Path(f"c{number}"), 1.0, 1.0) for number in range(4)]
-    assert run_tasks(tasks, Pretended(failing=("c1",)), Room(2, 10.0), QUIET) == {"c1": "it broke"}
+    assert run_tasks(tasks, Pretended(failing=("c1",)), ResourceBudget(2, 10.0), QUIET) == {"c1": "it broke"}
 
 
 def test_time_left_is_said_and_failures_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     tasks = [Task(Path(f"c{number}"), 1.0, 1.0) for number in range(2)]
-    run_tasks(tasks, Pretended(failing=("c1",)), Room(1, 10.0), Console(stderr=True))
+    run_tasks(tasks, Pretended(failing=("c1",)), ResourceBudget(1, 10.0), Console(stderr=True))
     said = capsys.readouterr().err
     assert "1/2 cells, about 1 min left; c0: done" in said and "2/2 cells; c1: FAILED: it broke" in said
 
@@ -82,13 +82,13 @@ def test_a_signal_ends_the_cells_under_way(number: int, monkeypatch: pytest.Monk
     runner = Pretended(polls=10**9)
     monkeypatch.setattr(time, "sleep", lambda _: os.kill(os.getpid(), number))
     with pytest.raises(Stopped, match="0 of 3 cells; the same command goes on") as stopped:
-        run_tasks([Task(Path(f"c{each}"), 1.0, 1.0) for each in range(3)], runner, Room(2, 10.0), QUIET)
+        run_tasks([Task(Path(f"c{each}"), 1.0, 1.0) for each in range(3)], runner, ResourceBudget(2, 10.0), QUIET)
     assert runner.stopped == 2 and stopped.value.signal == number
 
 
 def test_a_cells_process_says_why_it_failed(tmp_path: Path) -> None:
     folder = cells.describe(
-        Cell("toy/reach", "none", "", 100, "smoke", "both", "fp32"), Places(str(tmp_path / "r"), demos="nowhere.hdf5")
+        RunSpec("toy/reach", "none", "", 100, "smoke", "both", "fp32"), Paths(str(tmp_path / "r"), demos="nowhere.hdf5")
     )
     resources = Resources(1, "pixio_robot.cortexbench")
     assert run_process(str(folder), resources).startswith("error: no demonstrations at nowhere.hdf5")

@@ -47,8 +47,8 @@ def test_the_layout_is_robomimic_s(toy_file: Path) -> None:
         assert [name.decode() for name in file["mask/valid"]] == ["demo_4"]
 
 
-def test_a_recorded_state_and_picture_belong_together(toy_demos: DemoSet, toy_request: EnvRequest) -> None:
-    """Replaying a demonstration's seed and actions gives its pictures."""
+def test_a_recorded_state_and_image_belong_together(toy_demos: DemoSet, toy_request: EnvRequest) -> None:
+    """Replaying a demonstration's seed and actions gives its images."""
     env = toy_request.make()
     observation, info = env.reset(seed=toy_demos.seeds[1])
     assert info["start"] == toy_demos.starts[1]

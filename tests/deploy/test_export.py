@@ -18,13 +18,13 @@ from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.deploy.eager import EagerPolicy, eager_policies
 from pixio_robot.deploy.export.int8 import in_blocks, quantise_onnx
 from pixio_robot.deploy.export.onnx_file import write_onnx
-from pixio_robot.deploy.export.pixels import DepthPictures, Pixels, SmallDepth, SmallPictures
-from pixio_robot.deploy.export.precision import halve
+from pixio_robot.deploy.export.pixels import DepthImages, Pixels, SmallDepth, SmallImages
+from pixio_robot.deploy.export.precision import to_half
 from pixio_robot.deploy.export.program import EncoderProgram, PolicyProgram, program_of
 from pixio_robot.deploy.export.run import acting
-from pixio_robot.deploy.runtime.bundle import STARTS, Card
+from pixio_robot.deploy.runtime.bundle import STARTS, Manifest
 from pixio_robot.deploy.runtime.runtime import Runtime
-from pixio_robot.depth.encoding import depth_pictures, small_depth
+from pixio_robot.depth.encoding import depth_images, small_depth
 from pixio_robot.encoders.load import Backbone
 from pixio_robot.encoders.preprocessing import Preprocessing, preprocess
 from pixio_robot.envs.registry import EnvRequest
@@ -43,7 +43,7 @@ CPU = torch.device("cpu")
 SIZE = 64
 
 
-def _policy(backbone: Backbone | None, kind: str = "bc", pictures: tuple[str, ...] = ("rgb",), **keys: object):
+def _policy(backbone: Backbone | None, kind: str = "bc", images: tuple[str, ...] = ("rgb",), **keys: object):
     """An untrained policy whose numbers are all in play: batch statistics away from 0 and 1, actions within limits."""
     settings = EmbeddingSettings(**keys)
     tokens = backbone.token_shape if backbone is not None else None
@@ -53,12 +53,12 @@ def _policy(backbone: Backbone | None, kind: str = "bc", pictures: tuple[str, ..
         tokens = PixelNetwork.tokens
         settings = replace(settings, fusion="first", frames="single")
     elif tokens is not None:
-        tokens = tokens._replace(dim=tokens.dim * len(pictures))
+        tokens = tokens._replace(dim=tokens.dim * len(images))
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         embedder = Embedder(tokens, settings, 5)
-        policy = Visuomotor(embedder, 3, PolicySettings(layers=[16], last_scale=0.5), kind, 3, pictures).eval()
+        policy = Visuomotor(embedder, 3, PolicySettings(layers=[16], output_init_scale=0.5), kind, 3, images).eval()
     for name, buffer in policy.named_buffers():
         if "running" in name:
             buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
@@ -99,7 +99,7 @@ def _played(program: PolicyProgram, episode: list[dict[str, np.ndarray]]) -> np.
 
 
 @pytest.mark.parametrize(
-    ("kind", "pictures", "keys"),
+    ("kind", "images", "keys"),
     [
         ("bc", ("rgb",), dict(fusion="mean")),
         ("bc", ("rgb",), dict(fusion="concat", frames="single", proprio=False)),
@@ -115,10 +115,10 @@ def _played(program: PolicyProgram, episode: list[dict[str, np.ndarray]]) -> np.
     ],
 )
 def test_a_program_acts_as_the_eager_policy(
-    kind: str, pictures: tuple[str, ...], keys: dict[str, object], tiny: Backbone
+    kind: str, images: tuple[str, ...], keys: dict[str, object], tiny: Backbone
 ) -> None:
     backbone = tiny if kind == "bc" else None
-    loaded = _policy(backbone, kind, pictures, **keys)
+    loaded = _policy(backbone, kind, images, **keys)
     episode = _episode(4)
     eager = EagerPolicy(Agent(loaded, backbone, CPU))
     expected = np.stack([eager.act(observation)[0] for observation in episode])
@@ -150,8 +150,8 @@ def test_pixels_are_those_of_preprocess(size: tuple[int, int], preprocessing: Pr
 def test_depth_is_coded_as_for_training(code: str) -> None:
     depth = np.stack([each["depth"] for each in _episode(2)])
     depth[0, :8] = 1.0
-    pictures = DepthPictures(code, 0.25, 4.0)(torch.from_numpy(depth)).numpy()
-    difference = np.abs(pictures - depth_pictures(depth, code, 0.25, 4.0))
+    images = DepthImages(code, 0.25, 4.0)(torch.from_numpy(depth)).numpy()
+    difference = np.abs(images - depth_images(depth, code, 0.25, 4.0))
     assert (difference > 0).mean() < 1e-3 and (code == "colours" or difference.max() <= 1)
     if code != "colours":
         small = SmallDepth((SIZE, SIZE), 24, code, 0.25, 4.0)(torch.from_numpy(depth)).numpy()
@@ -161,9 +161,9 @@ def test_depth_is_coded_as_for_training(code: str) -> None:
 
 
 @pytest.mark.parametrize("size", [64, 128, 100])
-def test_small_pictures_are_area_means(size: int) -> None:
+def test_small_images_are_area_means(size: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
-    small = SmallPictures((size, size), 64)(torch.from_numpy(images)).numpy()
+    small = SmallImages((size, size), 64)(torch.from_numpy(images)).numpy()
     assert np.abs(small - shrunk(images)).max() <= 1 and (small == shrunk(images)).mean() > 0.7
 
 
@@ -183,14 +183,14 @@ def test_types_are_written_into_the_graph(precision: str, tiny: Backbone, tmp_pa
     pytest.importorskip("onnxscript")
     program = program_of(_policy(tiny, fusion="attention"), tiny)
     if precision == "fp16":
-        halve(program, precision)
+        to_half(program, precision)
     (name,) = write_onnx(program, tmp_path / "program.onnx", None)
     model, types = _types(tmp_path / name)
     assert [(each.domain, each.version) for each in model.opset_import] == [("", 20)]
     half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     for node in model.graph.node:
         if "rgb" in node.input:
-            assert node.op_type in ("Cast", "Shape"), "of a picture only the open batch's size is asked, besides a cast"
+            assert node.op_type in ("Cast", "Shape"), "of an image only the open batch's size is asked, besides a cast"
         if node.op_type == "LayerNormalization":
             assert {types[each] for each in node.input} == {single}
         if node.op_type in ("MatMul", "Gemm", "Conv") and in_blocks(node):
@@ -228,7 +228,7 @@ def test_int8_for_tensorrt_is_symmetric(tiny: Backbone, tmp_path: Path) -> None:
 def test_a_bundle_is_whole_reused_and_told_apart(
     toy_bundle: Path, toy_checkpoint: Path, toy_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    card = Card.read(toy_bundle)
+    card = Manifest.read(toy_bundle)
     assert (card.kind, card.task, card.chunk, card.actions, card.batch) == ("policy", "toy/reach", 1, 3, 1)
     assert card.control_period == pytest.approx(0.05) and card.action_low == [-1.0] * 3
     assert card.action_names == ["x", "y", "z"] and card.action_meanings == ["set point + 0.02 a m"] * 3
@@ -280,8 +280,8 @@ def test_other_targets_act_as_the_eager_policy(target: str, toy_checkpoint: Path
 
 def _recorded(file: Path, frames: int) -> list[dict[str, np.ndarray]]:
     demos = DemoSet(file)
-    pictures, proprio = next(demos.batches("rgb", 0, frames)), demos.read("proprio")
-    return [{"rgb": pictures[row], "proprio": proprio[row]} for row in range(frames)]
+    images, proprio = next(demos.batches("rgb", 0, frames)), demos.read("proprio")
+    return [{"rgb": images[row], "proprio": proprio[row]} for row in range(frames)]
 
 
 @pytest.mark.parametrize(
@@ -316,4 +316,4 @@ def test_tensorrt_is_built_where_it_is(toy_checkpoint: Path, capsys: pytest.Capt
 
 def test_policies_without_an_encoder_stay_in_single_precision() -> None:
     with pytest.raises(BadInput, match="this policy has none"):
-        halve(program_of(_policy(None, "cnn"), None), "fp16")
+        to_half(program_of(_policy(None, "cnn"), None), "fp16")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pytest
 
-from pixio_robot.deploy.runtime.bundle import Card, Memory
+from pixio_robot.deploy.runtime.bundle import HistorySpec, Manifest
 from pixio_robot.deploy.runtime.overlap import Overlapped, Plan
 from pixio_robot.deploy.runtime.replay import Replay
 from pixio_robot.errors import BadInput, RemoteError
@@ -27,7 +27,7 @@ def test_a_first_chunk_is_played_as_it_is() -> None:
 
 
 def test_a_later_chunk_loses_its_past_and_is_mixed_with_what_was_planned() -> None:
-    plan = Plan(new_share=0.7)
+    plan = Plan(chunk_blend=0.7)
     plan.merge(_chunk(0, 1, 2, 3), since=0)
     plan.pop()
     plan.pop()  # asked at step 1, here at step 2
@@ -36,7 +36,7 @@ def test_a_later_chunk_loses_its_past_and_is_mixed_with_what_was_planned() -> No
 
 
 def test_a_chunk_wholly_in_the_past_is_no_help_and_a_share_of_one_replaces() -> None:
-    plan = Plan(new_share=1)
+    plan = Plan(chunk_blend=1)
     plan.merge(_chunk(0, 1), since=0)
     _drain(plan)
     plan.merge(_chunk(5, 6), since=0)
@@ -154,7 +154,7 @@ def test_chunks_of_one_are_played_step_by_step() -> None:
 
 def test_a_policy_that_needs_every_frame_is_refused() -> None:
     policy = Replay(np.zeros((2, 1)))
-    policy.card = Card("policy", "onnx", "fp32", "", [], [], [Memory("tokens", 3, (8, 4))])  # type: ignore[attr-defined]
+    policy.card = Manifest("policy", "onnx", "fp32", "", [], [], [HistorySpec("tokens", 3, (8, 4))])  # type: ignore[attr-defined]
     with pytest.raises(BadInput, match=r"looks at 3 frames.*embedding\.frames=single"):
         Overlapped(policy)
     with pytest.raises(BadInput, match="share of a chunk that is left"):

@@ -19,7 +19,7 @@ from pixio_robot.deploy.export.parity import (
     compare_tokens,
 )
 from pixio_robot.deploy.export.recorded import read_recorded
-from pixio_robot.deploy.runtime.bundle import Card, Port
+from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
 from pixio_robot.encoders.load import save_encoder
 from pixio_robot.encoders.pixio import PixioEncoder
 from pixio_robot.errors import BadInput
@@ -110,20 +110,20 @@ def test_frames_come_from_demonstrations_and_from_recordings(
 ) -> None:
     """Stretches of one demonstration each."""
     loaded = load_policy(toy_checkpoint)
-    ports = [Port("rgb", (256, 256, 3), "uint8"), Port("proprio", (3,), "float32")]
+    ports = [TensorSpec("rgb", (256, 256, 3), "uint8"), TensorSpec("proprio", (3,), "float32")]
     demos = DemoSet(toy_file)
     gate, calibration = (read_recorded(str(toy_file), ports, 32, shift) for shift in (0.5, 0.0))
     assert gate.frames == calibration.frames == 32 and gate.actions is not None
     felt = demos.read("proprio")
     ends = set(np.cumsum(demos.lengths).tolist())
     for recorded in (gate, calibration):
-        for stretch in recorded.stretches:
+        for stretch in recorded.clips:
             wanted = np.stack([each["proprio"] for each in stretch])
             begins = [row for row in range(len(felt) - 7) if np.array_equal(felt[row : row + 8], wanted)]
             assert any(not ends & set(range(row + 1, row + 8)) for row in begins)
-    rows = np.flatnonzero((felt == gate.stretches[1][3]["proprio"]).all(1))
+    rows = np.flatnonzero((felt == gate.clips[1][3]["proprio"]).all(1))
     assert any(np.array_equal(gate.actions[8 + 3], demos.read("actions")[row]) for row in rows)
-    firsts = [[each[0]["proprio"].tolist() for each in recorded.stretches] for recorded in (gate, calibration)]
+    firsts = [[each[0]["proprio"].tolist() for each in recorded.clips] for recorded in (gate, calibration)]
     assert firsts[0] != firsts[1], "int8 is not judged on what it was calibrated on"
 
     folder = tmp_path / "recording"
@@ -131,8 +131,8 @@ def test_frames_come_from_demonstrations_and_from_recordings(
     assert cli.run(["record", *words]) == 0
     recorded = read_recorded(str(folder), ports, 8, 0.0, loaded)
     assert recorded.frames == 8 and recorded.actions is None
-    assert recorded.stretches[0][0]["rgb"].shape == (256, 256, 3) and recorded.stretches[0][0]["rgb"].std() > 1
-    assert all(each["proprio"].any() for each in recorded.stretches[0]), "recorded from a task, which knows it"
+    assert recorded.clips[0][0]["rgb"].shape == (256, 256, 3) and recorded.clips[0][0]["rgb"].std() > 1
+    assert all(each["proprio"].any() for each in recorded.clips[0]), "recorded from a task, which knows it"
     with pytest.raises(BadInput, match="which an encoder alone is compared on"):
         read_recorded(str(folder), ports, 8, 0.0)
 
@@ -172,7 +172,7 @@ def test_the_gate_catches_int8_that_outliers_break(
         errors[outliers] = parity["checks"][0]["value"]
     assert not Path("True").exists() and errors[True] > 2 * errors[False]
     assert "refused" in capsys.readouterr().out
-    assert Card.read("False").precision == "int8"
+    assert Manifest.read("False").precision == "int8"
 
 
 def test_verify_catches_a_program_that_was_changed(
@@ -195,7 +195,7 @@ def test_verify_catches_a_program_that_was_changed(
     weights = next(each for each in model.graph.initializer if each.name.endswith("fc1.bias"))
     weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights) + np.float32(0.1), weights.name))
     onnx.save(model, str(bundle / "program.onnx"))
-    card = Card.read(bundle, check=False)
+    card = Manifest.read(bundle, check=False)
     card.write(bundle, ["program.onnx"])
     assert cli.run(["verify", *words, "episodes=2"]) == 1
     found = json.loads((bundle / "parity.json").read_text())

@@ -24,7 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from pixio_robot import cli
-from pixio_robot.deploy.runtime.bundle import Card, Port
+from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
 from pixio_robot.deploy.serve.client import RemotePolicy
 from pixio_robot.deploy.serve.command import new_server
 from pixio_robot.deploy.serve.messages import HEADER_LIMIT, VERSION, pack, unpack
@@ -33,13 +33,13 @@ from pixio_robot.errors import BadInput, DataError, RemoteError
 from pixio_robot.serving_schemas import Serve
 
 SIDE = 8
-CARD = Card(
+CARD = Manifest(
     kind="policy",
     target="onnx",
     precision="fp32",
     program="program.onnx",
-    observation=[Port("rgb", (SIDE, SIDE, 3), "uint8", "RGB"), Port("proprio", (2,), "float32")],
-    outputs=[Port("action", (3, 2), "float32")],
+    observation=[TensorSpec("rgb", (SIDE, SIDE, 3), "uint8", "RGB"), TensorSpec("proprio", (2,), "float32")],
+    outputs=[TensorSpec("action", (3, 2), "float32")],
     task="toy/reach",
     chunk=3,
     action_low=[-1.0] * 2,
@@ -458,7 +458,7 @@ def test_random_bytes_and_other_protocols_do_no_harm(serve: Callable[..., Policy
 
 def test_a_server_that_reads_nothing_is_given_up_in_time() -> None:
     side = 1700
-    card = replace(CARD, observation=[Port("rgb", (side, side, 3), "uint8")])  # more than fits between the two
+    card = replace(CARD, observation=[TensorSpec("rgb", (side, side, 3), "uint8")])  # more than fits between the two
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         listening.bind(("127.0.0.1", 0))
@@ -591,14 +591,14 @@ def test_a_policy_acts_over_the_wire_as_it_does_here(toy_file: Path, tiny_file: 
         bundle = run_export(Export(checkpoint=str(checkpoint), gate=False)).out
         here = Runtime.load(bundle, threads=1)
         serving = Serve(bundle=str(bundle), threads=1, port=0)
-    pictures = [np.concatenate([*DemoSet(toy_file).batches("rgb", 0, 4)][:1])[row] for row in range(4)]
+    images = [np.concatenate([*DemoSet(toy_file).batches("rgb", 0, 4)][:1])[row] for row in range(4)]
     felt = DemoSet(toy_file).read("proprio").astype(np.float32)
     with new_server(serving) as server, RemotePolicy(_address(server), timeout=20) as policy:
         for starts in (True, False):
             if starts:
                 policy.reset()
-            for row, picture in enumerate(pictures):
-                seen = {"rgb": picture, "proprio": felt[row]}
+            for row, image in enumerate(images):
+                seen = {"rgb": image, "proprio": felt[row]}
                 assert np.array_equal(policy.act(seen), here.act(seen)) and policy.card.chunk == 3
 
 

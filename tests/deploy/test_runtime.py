@@ -14,7 +14,7 @@ import pytest
 from pixio_robot import cli
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.deploy.eager import EagerPolicy
-from pixio_robot.deploy.runtime.bundle import Card, check_gate
+from pixio_robot.deploy.runtime.bundle import Manifest, check_gate
 from pixio_robot.deploy.runtime.policy import Policy
 from pixio_robot.deploy.runtime.programs import open_program
 from pixio_robot.deploy.runtime.runtime import Runtime
@@ -26,8 +26,8 @@ Observation = dict[str, np.ndarray]
 @pytest.fixture(scope="module")
 def frames(toy_file: Path) -> list[Observation]:
     demos = DemoSet(toy_file)
-    pictures, proprio = next(demos.batches("rgb", 0, 12)), demos.read("proprio")
-    return [{"rgb": pictures[row], "proprio": proprio[row]} for row in range(12)]
+    images, proprio = next(demos.batches("rgb", 0, 12)), demos.read("proprio")
+    return [{"rgb": images[row], "proprio": proprio[row]} for row in range(12)]
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_damaged_bundles_are_refused(toy_bundle: Path, tmp_path: Path) -> None:
     for wrong, message in (({**card, "format": "x/9"}, "format 'x/9'"), ({"format": card["format"]}, "damaged")):
         (changed / "card.json").write_text(json.dumps(wrong))
         with pytest.raises(CheckpointError, match=message):
-            Card.read(changed)
+            Manifest.read(changed)
 
 
 def test_a_bundle_that_did_not_pass_the_gate_is_told_apart(
@@ -176,12 +176,12 @@ def test_a_bundle_that_did_not_pass_the_gate_is_told_apart(
         caplog.clear()
         Runtime.load(edited, threads=1)
         assert words in caplog.text
-        check_gate(edited, ungated=False)
+        check_gate(edited, allow_unverified=False)
         (edited / "card.json").write_text(json.dumps({**card, "precision": "int8"}))
-        check_gate(edited, ungated=True)
+        check_gate(edited, allow_unverified=True)
         for command in (["serve"], ["run", "robot=task:toy/reach"]):
             assert cli.run([*command, f"bundle={edited}"]) == 1
-            assert re.search(f"is int8 and .*{words}.*ungated=true", capsys.readouterr().err)
+            assert re.search(f"is int8 and .*{words}.*allow_unverified=true", capsys.readouterr().err)
         (edited / "card.json").write_text(json.dumps(card))
 
 
@@ -215,12 +215,12 @@ def test_an_open_batch_takes_any_number(
 
     words = [f"encoder={tiny_file}", f"demos={toy_file}", f"target={target}", "batch=null", "frames=8", "out=tokens"]
     assert cli.run(["export", *words, "threads=1"]) == 0
-    card, backbone = Card.read(Path("tokens")), load_encoder(str(tiny_file))
+    card, backbone = Manifest.read(Path("tokens")), load_encoder(str(tiny_file))
     program = open_program(card, Path("tokens"), threads=1)
     for rows in (1, 3):
-        pictures = np.stack([frame["rgb"] for frame in frames[:rows]])
+        images = np.stack([frame["rgb"] for frame in frames[:rows]])
         outputs = {port.name: np.zeros((rows, *port.shape), port.dtype) for port in card.outputs}
-        program.bind({"rgb": pictures}, outputs).run()
+        program.bind({"rgb": images}, outputs).run()
         with torch.inference_mode():
-            expected = backbone(backbone.preprocess(torch.from_numpy(pictures)))
+            expected = backbone(backbone.preprocess(torch.from_numpy(images)))
         assert np.abs(outputs["cls"] - expected.cls.numpy()).max() < 1e-3

@@ -17,7 +17,7 @@ from pixio_robot.cameras.frame import Frame, rgbd_frame
 from pixio_robot.cameras.registry import find_camera
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.datasets.token_cache import TokenCache
-from pixio_robot.deploy.stream import Moment, observation_of, stream, timing
+from pixio_robot.deploy.stream import StreamStep, observation_of, stream, timing
 from pixio_robot.encoders.load import Backbone
 from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.errors import BadInput
@@ -55,12 +55,12 @@ def _agent(checkpoint: Path, tiny: Backbone) -> Agent:
 def test_a_task_camera_gives_what_the_environment_gives(
     checkpoint: Path, tiny: Backbone, toy_request: EnvRequest
 ) -> None:
-    """Same pictures, bit for bit, same actions, and through them the same episode."""
+    """Same images, bit for bit, same actions, and through them the same episode."""
     env, agent = replace(toy_request, observe=("rgb", "proprio"), horizon=None).make(), _agent(checkpoint, tiny)
     observation, _ = env.reset(seed=42)
-    expected, pictures, starting = [], [], np.ones(1, bool)
+    expected, images, starting = [], [], np.ones(1, bool)
     for _ in range(6):
-        pictures.append(observation["rgb"])
+        images.append(observation["rgb"])
         batch = {key: value[None] for key, value in observation.items()}
         expected.append(agent.act(batch, starting, np.ones(1, bool))[0])
         observation, *_ = env.step(expected[-1])
@@ -75,7 +75,7 @@ def test_a_task_camera_gives_what_the_environment_gives(
             moments.append(moment)
             seen.append(camera.observation["rgb"])  # type: ignore[attr-defined]
     assert [moment.starts for moment in moments] == [True] + [False] * 5
-    for moment, action, ours, theirs in zip(moments, expected, seen, pictures, strict=True):
+    for moment, action, ours, theirs in zip(moments, expected, seen, images, strict=True):
         assert np.array_equal(ours, theirs) and np.array_equal(moment.action, action)
 
 
@@ -112,9 +112,9 @@ class _Late(Camera):
     def read(self) -> Frame:
         self.count += 1
         time.sleep(0.02 if self.count < 8 else 0.6)
-        picture = np.full((32, 32, 3), self.count, np.uint8)
+        image = np.full((32, 32, 3), self.count, np.uint8)
         return replace(
-            rgbd_frame(picture, None, None, None, self.count / 50, self.count), proprio=np.zeros(3, np.float32)
+            rgbd_frame(image, None, None, None, self.count / 50, self.count), proprio=np.zeros(3, np.float32)
         )
 
     def close(self) -> None:
@@ -131,7 +131,7 @@ def test_there_is_no_action_without_a_new_frame(checkpoint: Path, tiny: Backbone
     table = timing(moments)
     assert 0 < table["act"]["p50"] <= table["act"]["p95"] <= table["act"]["p99"]
     assert table["age"]["p50"] >= table["act"]["p50"], "the age counts what preparing and acting took"
-    assert timing([Moment(None, None)])["age"]["p99"] == 0
+    assert timing([StreamStep(None, None)])["age"]["p99"] == 0
 
 
 def test_without_a_rate_new_frames_set_the_pace(checkpoint: Path, tiny: Backbone) -> None:
@@ -147,15 +147,15 @@ def test_without_a_rate_new_frames_set_the_pace(checkpoint: Path, tiny: Backbone
 
 def test_what_a_camera_cannot_give_is_said(checkpoint: Path, tiny: Backbone) -> None:
     loaded = load_policy(checkpoint)
-    picture = rgbd_frame(np.zeros((24, 32, 3), np.uint8), None, None)
+    image = rgbd_frame(np.zeros((24, 32, 3), np.uint8), None, None)
     with pytest.raises(BadInput, match="feels 3 numbers of proprioception, the camera knows 0"):
-        observation_of(picture, loaded)
-    seen = observation_of(picture, loaded, zeros=True)
+        observation_of(image, loaded)
+    seen = observation_of(image, loaded, zeros=True)
     assert seen["rgb"].shape == (1, 256, 256, 3) and not seen["proprio"].any()
     with pytest.raises(BadInput, match="no colour"):
         observation_of(rgbd_frame(None, np.ones((4, 4), np.float32), None), loaded)
     two = LoadedPolicy(loaded.policy, loaded.encoder, loaded.request, {}, 0)
-    two.policy.pictures = ("rgb", "rgb_top")
+    two.policy.images = ("rgb", "rgb_top")
     with pytest.raises(BadInput, match="sees 2 cameras"):
         next(stream(Agent(two, tiny, CPU), find_camera("task:toy/reach")))
 

@@ -146,7 +146,7 @@ def test_random_weights_are_those_of_the_seed_and_leave_the_global_generator_alo
     torch.set_rng_state(state)
 
 
-def test_a_side_behind_the_name_sets_the_size_of_pictures(encoder: PixioEncoder, tmp_path: Path) -> None:
+def test_a_side_behind_the_name_sets_the_size_of_images(encoder: PixioEncoder, tmp_path: Path) -> None:
     path = tmp_path / "mine@v2.safetensors"  # an @ of a name is none of ours
     save_encoder(encoder, path)
     own, other = load_encoder(path), load_encoder(f"{path}@48")

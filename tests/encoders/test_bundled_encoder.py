@@ -54,7 +54,7 @@ def test_it_is_what_a_newcomer_gets() -> None:
 
 
 def test_its_tokens_tell_places_better_than_random_ones() -> None:
-    """In a scene it was not trained on, the nearest picture by class tokens has its ball nearer than by random ones."""
+    """In a scene it was not trained on, the nearest image by class tokens has its ball nearer than by random ones."""
     env = make("toy/reach", observe=("rgb", "state"), render="fast")
     seen = [env.reset(seed=seed)[0] for seed in range(120)]
     env.close()

@@ -9,7 +9,7 @@ from pixio_robot.encoders.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Prep
 from pixio_robot.errors import BadInput
 
 
-def picture(height: int, width: int, seed: int = 0) -> Tensor:
+def frame(height: int, width: int, seed: int = 0) -> Tensor:
     """Return one image with smooth and with hard parts, (1, H, W, 3) uint8."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[0:height, 0:width]
@@ -29,7 +29,7 @@ def grey_levels(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
 @pytest.mark.parametrize("mode", ["squash", "crop"])
 def test_resize_is_pillows_bicubic_within_a_grey_level(size: tuple[int, int], mode: str) -> None:
     image_module = pytest.importorskip("PIL.Image")
-    images = picture(*size)
+    images = frame(*size)
     preprocessing = Preprocessing(resize=mode)
     source = image_module.fromarray(images[0].numpy())
     if mode == "crop":
@@ -48,7 +48,7 @@ def test_resize_is_pillows_bicubic_within_a_grey_level(size: tuple[int, int], mo
 
 @pytest.mark.parametrize("mode", ["squash", "crop"])
 def test_images_of_the_right_size_are_only_normalised(mode: str) -> None:
-    images = picture(256, 256)
+    images = frame(256, 256)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     expected = (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
     assert torch.equal(preprocess(images, Preprocessing(resize=mode)), expected)
@@ -56,14 +56,14 @@ def test_images_of_the_right_size_are_only_normalised(mode: str) -> None:
 
 def test_resized_values_are_whole_grey_levels_in_range() -> None:
     preprocessing = Preprocessing(size=(64, 96))
-    levels = grey_levels(preprocess(picture(300, 200), preprocessing), preprocessing)
+    levels = grey_levels(preprocess(frame(300, 200), preprocessing), preprocessing)
     assert levels.shape == (1, 64, 96, 3)
     torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
     assert levels.min() > -0.01 and levels.max() < 255.01
 
 
 def test_images_of_a_batch_do_not_mix() -> None:
-    images = torch.cat([picture(100, 80, seed) for seed in range(3)])
+    images = torch.cat([frame(100, 80, seed) for seed in range(3)])
     together = preprocess(images)
     apart = torch.cat([preprocess(image[None]) for image in images])
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
@@ -86,7 +86,7 @@ def test_anything_but_a_batch_of_uint8_rgb_is_refused(images: Tensor) -> None:
 
 def test_unknown_resize_mode_lists_the_modes() -> None:
     with pytest.raises(BadInput, match="squash, crop"):
-        preprocess(picture(32, 32), Preprocessing(resize="stretch"))
+        preprocess(frame(32, 32), Preprocessing(resize="stretch"))
 
 
 def test_preprocessing_survives_json() -> None:
@@ -100,12 +100,12 @@ def test_preprocessing_survives_json() -> None:
 def test_a_margin_is_cut_as_pillow_would(interpolation: str) -> None:
     """The shorter side to 256, then the centre 224, with the interpolation asked for."""
     image_module = pytest.importorskip("PIL.Image")
-    pictures = torch.randint(0, 256, (1, 480, 480, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    frames = torch.randint(0, 256, (1, 480, 480, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     settings = Preprocessing((224, 224), "crop", (0, 0, 0), (1, 1, 1), shorter=256, interpolation=interpolation)
-    ours = preprocess(pictures, settings)[0].permute(1, 2, 0) * 255
+    ours = preprocess(frames, settings)[0].permute(1, 2, 0) * 255
     resample = getattr(image_module.Resampling, interpolation.upper())
-    resized = image_module.fromarray(pictures[0].numpy()).resize((256, 256), resample)
+    resized = image_module.fromarray(frames[0].numpy()).resize((256, 256), resample)
     theirs = torch.tensor(list(resized.crop((16, 16, 240, 240)).tobytes())).view(224, 224, 3)
     assert float((ours - theirs).abs().max()) <= 1.01
     with pytest.raises(BadInput, match="bicubic, bilinear"):
-        preprocess(pictures, settings._replace(interpolation="nearest"))
+        preprocess(frames, settings._replace(interpolation="nearest"))

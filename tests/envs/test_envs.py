@@ -72,21 +72,21 @@ def test_further_cameras_get_their_own_keys() -> None:
     env.close()
 
 
-def test_pictures_may_be_larger_than_the_model_s_own_buffer() -> None:
+def test_images_may_be_larger_than_the_model_s_own_buffer() -> None:
     env = make("toy/reach", observe=("rgb",), image_size=800, render="fast")
     assert env.reset(seed=0)[0]["rgb"].shape == (800, 800, 3)
     env.close()
 
 
 def test_render_qualities_change_pixels_and_are_recorded() -> None:
-    pictures = {}
+    images = {}
     for quality in ("benchmark", "balanced", "fast"):
         env = make("toy/reach", render=quality)
-        pictures[quality] = env.reset(seed=0)[0]["rgb"].astype(int)
+        images[quality] = env.reset(seed=0)[0]["rgb"].astype(int)
         assert env.spec is not None and env.spec.kwargs["render"] == quality
         env.close()
-    near = np.abs(pictures["benchmark"] - pictures["balanced"]).mean()
-    far = np.abs(pictures["benchmark"] - pictures["fast"]).mean()
+    near = np.abs(images["benchmark"] - images["balanced"]).mean()
+    far = np.abs(images["benchmark"] - images["fast"]).mean()
     assert 0 < near < far
 
 
@@ -185,7 +185,7 @@ def test_the_benchmark_s_camera_looks_at_the_table() -> None:
     assert pose[:3, 3] == pytest.approx([0, 0.9, 0.6])
     towards = np.array([0, 0.6, 0]) - pose[:3, 3]
     assert pose[:3, 2] == pytest.approx(towards / np.linalg.norm(towards), abs=1e-6)
-    assert pose[2, 1] < 0, "the picture is upright: its y axis points down"
+    assert pose[2, 1] < 0, "the image is upright: its y axis points down"
     assert env.observation_space["proprio"].shape == (4,), "hand and gripper only, never the goal"  # type: ignore[index]
     env.close()
 

@@ -1,4 +1,4 @@
-"""Rendered frames: one seed one set of bytes, pictures that show something, starts that are not evaluated."""
+"""Rendered frames: one seed one set of bytes, images that show something, starts that are not evaluated."""
 
 import importlib.util
 import itertools
@@ -13,8 +13,8 @@ import pytest
 
 from pixio_robot.cli import run
 from pixio_robot.envs import registry
+from pixio_robot.envs.frame_renderer import FrameSettings
 from pixio_robot.envs.frames import render_frames
-from pixio_robot.envs.photographer import FrameSettings
 from pixio_robot.envs.randomisation import Look, random_eye, whereabouts
 from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.envs.rollout import plan_episodes
@@ -39,21 +39,21 @@ ARM = """
 </mujoco>
 """
 SMALL = FrameSettings(
-    scenes=("toy/reach",), frames=9, image_size=48, render=("fast",), own_look=0.3, own_camera=0.5, close=0.3,
-    clutter=4, visit=3, shard=6, quality=90, seed=0,
+    scenes=("toy/reach",), frames=9, image_size=48, render=("fast",),
+    keep_appearance_prob=0.3, scene_camera_prob=0.5, close=0.3, clutter=4, frames_per_scene=3, shard=6, quality=90, seed=0,
 )  # fmt: skip
 
 
 def _read(folder: Path) -> list[tuple[np.ndarray, dict[str, object]]]:
-    pictures = []
+    images = []
     for shard in sorted(folder.glob("*.tar")):
         with tarfile.open(shard) as tar:
             content = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
         for name in sorted(content):
             if name.endswith(".jpg"):
-                picture = cv2.imdecode(np.frombuffer(content[name], np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-                pictures.append((picture, json.loads(content[name.replace(".jpg", ".json")])))
-    return pictures
+                image = cv2.imdecode(np.frombuffer(content[name], np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+                images.append((image, json.loads(content[name.replace(".jpg", ".json")])))
+    return images
 
 
 @pytest.fixture
@@ -94,21 +94,21 @@ def test_missing_shards_alone_are_made_again(tmp_path: Path) -> None:
         render_frames(replace(SMALL, clutter=0), out)
 
 
-def test_pictures_show_something_and_differ(tmp_path: Path, arm: Path) -> None:
-    settings = replace(SMALL, scenes=("toy/reach", str(arm)), frames=24, visit=4, shard=24)
+def test_images_show_something_and_differ(tmp_path: Path, arm: Path) -> None:
+    settings = replace(SMALL, scenes=("toy/reach", str(arm)), frames=24, frames_per_scene=4, shard=24)
     render_frames(settings, tmp_path / "frames", workers=1)
-    pictures = _read(tmp_path / "frames")
-    assert {about["scene"] for _, about in pictures} == {"toy/reach", str(arm)}
-    assert {about["own_look"] for _, about in pictures} == {True, False}
-    assert len({about["camera"] for _, about in pictures}) >= 3
-    images = np.stack([picture for picture, _ in pictures]).astype(float)
+    images = _read(tmp_path / "frames")
+    assert {about["scene"] for _, about in images} == {"toy/reach", str(arm)}
+    assert {about["keep_appearance_prob"] for _, about in images} == {True, False}
+    assert len({about["camera"] for _, about in images}) >= 3
+    images = np.stack([image for image, _ in images]).astype(float)
     assert images.shape == (24, 48, 48, 3)
-    assert np.median(images.std(axis=(1, 2, 3))) > 10, "blank pictures"
-    assert min(np.abs(a - b).mean() for a, b in itertools.pairwise(images)) > 0.1, "the same picture twice"
+    assert np.median(images.std(axis=(1, 2, 3))) > 10, "blank images"
+    assert min(np.abs(a - b).mean() for a, b in itertools.pairwise(images)) > 0.1, "the same image twice"
 
 
-def test_depth_lies_beside_the_same_pictures(tmp_path: Path, arm: Path) -> None:
-    settings = replace(SMALL, scenes=("toy/reach", str(arm)), frames=12, visit=4)
+def test_depth_lies_beside_the_same_images(tmp_path: Path, arm: Path) -> None:
+    settings = replace(SMALL, scenes=("toy/reach", str(arm)), frames=12, frames_per_scene=4)
     render_frames(settings, tmp_path / "colour", workers=1)
     render_frames(replace(settings, depth=True), tmp_path / "depth", workers=1)
     assert all(
@@ -124,14 +124,14 @@ def test_depth_lies_beside_the_same_pictures(tmp_path: Path, arm: Path) -> None:
 
 
 def test_without_randomisation_a_scene_looks_as_its_authors_made_it(tmp_path: Path) -> None:
-    settings = replace(SMALL, own_look=1.0, own_camera=1.0, frames=4)
+    settings = replace(SMALL, keep_appearance_prob=1.0, scene_camera_prob=1.0, frames=4)
     render_frames(settings, tmp_path / "frames", workers=1)
     env = registry.make("toy/reach", observe=("rgb",), image_size=48, render="fast")
     own = env.reset(seed=0)[0]["rgb"].astype(float)
     env.close()
-    for picture, about in _read(tmp_path / "frames"):
-        assert about["own_look"] and about["camera"] == "front"
-        assert np.abs(np.median(picture, (0, 1)) - np.median(own, (0, 1))).max() < 25
+    for image, about in _read(tmp_path / "frames"):
+        assert about["keep_appearance_prob"] and about["camera"] == "front"
+        assert np.abs(np.median(image, (0, 1)) - np.median(own, (0, 1))).max() < 25
 
 
 def test_a_look_can_be_undone() -> None:
@@ -167,8 +167,8 @@ def test_joints_stay_in_their_ranges_and_states_finite(arm: Path) -> None:
 
 
 @needs_metaworld
-def test_no_picture_is_of_an_evaluated_start(tmp_path: Path) -> None:
-    settings = replace(SMALL, scenes=("metaworld/hammer",), frames=30, visit=10, shard=30)
+def test_no_image_is_of_an_evaluated_start(tmp_path: Path) -> None:
+    settings = replace(SMALL, scenes=("metaworld/hammer",), frames=30, frames_per_scene=10, shard=30)
     render_frames(settings, tmp_path / "frames", workers=1)
     starts = {about["start"] for _, about in _read(tmp_path / "frames")}
     request = EnvRequest("metaworld/hammer", observe=("proprio",))
@@ -184,11 +184,11 @@ def test_scenes_of_other_packages(package: str, tmp_path: Path) -> None:
     pattern = {"dm_control": "suite/walk*.xml", "gymnasium_robotics": "envs/assets/adroit_hand/adroit_door.xml"}[
         package
     ]
-    settings = replace(SMALL, scenes=(f"{package}:{pattern}",), frames=4, visit=4)
+    settings = replace(SMALL, scenes=(f"{package}:{pattern}",), frames=4, frames_per_scene=4)
     render_frames(settings, tmp_path / "frames", workers=1)
-    pictures = _read(tmp_path / "frames")
-    assert {str(about["scene"]).replace("walker", "walk*") for _, about in pictures} == {f"{package}:{pattern}"}
-    assert max(picture.std() for picture, _ in pictures) > 10
+    images = _read(tmp_path / "frames")
+    assert {str(about["scene"]).replace("walker", "walk*") for _, about in images} == {f"{package}:{pattern}"}
+    assert max(image.std() for image, _ in images) > 10
 
 
 def test_sources(arm: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_missing_package_is_named() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["scenes=toy/reach", "own_camera=1.5"], "own_camera=1.5"),
+        (["scenes=toy/reach", "scene_camera_prob=1.5"], "scene_camera_prob=1.5"),
         (["scenes=toy/reach", "render=[quick]"], "no render quality 'quick'"),
         (["scenes=toy/reach", "image_size=4"], "image_size=4"),
         (["scenes=[]"], "scenes is empty"),

@@ -49,7 +49,7 @@ def test_gymnasium_and_stable_baselines_accept(task: str) -> None:
         from stable_baselines3.common.env_checker import check_env as accepted_by_sb3
 
         env = make(task, observe=("rgb", "proprio", "state"), render="fast", horizon=steps, image_size=48)
-        accepted_by_sb3(env)  # it warns of depth maps, which are neither pictures nor vectors
+        accepted_by_sb3(env)  # it warns of depth maps, which are neither images nor vectors
         env.close()
 
 
@@ -203,7 +203,7 @@ def test_a_demonstration_is_what_scores_well(tmp_path: Path, monkeypatch: pytest
 
     env: TaskEnv = replace(EnvRequest("toy/reach", observe=("proprio",)), horizon=25).make()
     for least, good in ((100.0, True), (101.0, False)):
-        env.task.good_score = least
+        env.task.demo_min_score = least
         demo = _run(env, env.task.expert_action, seed=0)
         write_demo(tmp_path / "demo.hdf5", demo)
         assert demo.score == 100 and demo_outcome(tmp_path / "demo.hdf5") is good
@@ -237,7 +237,7 @@ def test_the_control_suite_is_seen_through_camera_0(task: str, camera: str) -> N
 
 
 @pytest.mark.parametrize("task", ["pen", "relocate"])
-def test_adroits_goal_is_in_the_picture_and_not_in_proprioception(task: str) -> None:
+def test_adroits_goal_is_in_the_image_and_not_in_proprioception(task: str) -> None:
     needs(f"adroit/{task}")
     env = make(f"adroit/{task}", observe=("rgb", "proprio"), render="fast", image_size=128)
     before, _ = env.reset(seed=0)

@@ -1,4 +1,4 @@
-"""TriFinger: the torque path, the open-loop plan, the score, the goal's picture, and starts that repeat bit by bit."""
+"""TriFinger: the torque path, the open-loop plan, the score, the goal's image, and starts that repeat bit by bit."""
 
 import hashlib
 import importlib.util
@@ -195,7 +195,7 @@ def test_the_goal_is_where_the_expert_leaves_the_cube(moving: TaskEnv) -> None:
     task: Any = moving.task
     for seed in range(2):
         first, _ = moving.reset(seed=seed)
-        goal, start = task.known_state()[21:24] / 100, task._arena.cube().position
+        goal, start = task.privileged_state()[21:24] / 100, task._arena.cube().position
         assert np.linalg.norm(goal - start) > 0.03
         assert (first["rgb"] != first["rgb_goal"]).any(axis=2).mean() > 0.02
         _check_cube_is_at(goal, first["rgb_goal"], moving)
@@ -206,15 +206,15 @@ def test_the_goal_is_where_the_expert_leaves_the_cube(moving: TaskEnv) -> None:
             assert np.array_equal(last["rgb_goal"], first["rgb_goal"]), "the same in all of an episode"
         assert task._arena.cube().position == pytest.approx(goal, abs=1e-12)
         assert sum(rewards) == pytest.approx(1) and info["success"]
-        assert np.array_equal(last["rgb"], first["rgb_goal"]), "the goal's picture is the expert's last"
+        assert np.array_equal(last["rgb"], first["rgb_goal"]), "the goal's image is the expert's last"
 
 
-def _check_cube_is_at(place: np.ndarray, picture: np.ndarray, env: TaskEnv) -> None:
+def _check_cube_is_at(place: np.ndarray, image: np.ndarray, env: TaskEnv) -> None:
     """Assert that the cube's top, seen around its centre, is brightly coloured; table and bowl are grey."""
     calibration = env.calibration()["goal"]
     point = np.linalg.inv(calibration.camera_to_world) @ [*place[:2], place[2] + 0.0325, 1.0]
     u, v, w = calibration.intrinsics @ point[:3]
-    around = picture[round(v / w) - 2 : round(v / w) + 3, round(u / w) - 2 : round(u / w) + 3].astype(int)
+    around = image[round(v / w) - 2 : round(v / w) + 3, round(u / w) - 2 : round(u / w) + 3].astype(int)
     assert np.median(around.max(2) - around.min(2)) > 100
 
 
@@ -247,7 +247,7 @@ def test_depth_and_calibration_agree(camera: str) -> None:
     assert table.sum() > 4000 and np.abs(z[table]).mean() < 5e-4
     top = (np.hypot(x - cube[0], y - cube[1]) < 0.03) & (z > 0.06) & (z < 0.07)
     assert top.sum() > 100 and z[top] == pytest.approx(0.065, abs=2e-4) and colour[top].min() > 100
-    assert pose[2, 1] < 0, "the picture is upright: its y axis points down"
+    assert pose[2, 1] < 0, "the image is upright: its y axis points down"
     env.close()
 
 

@@ -155,7 +155,7 @@ def test_a_policy_that_learns_to_see(train: Trainer, frames: str) -> None:
     assert all(not torch.equal(early[name], late[name]) for name in late if name.startswith("pixels."))
 
 
-def test_training_pictures_are_moved_and_others_are_not() -> None:
+def test_training_images_are_moved_and_others_are_not() -> None:
     torch.manual_seed(0)
     network = PixelNetwork(1)
     images = torch.randint(0, 255, (4, 1, SIDE, SIDE, 3), dtype=torch.uint8)
@@ -255,7 +255,7 @@ def test_a_policy_of_two_cameras_acts_on_both(
     command.embedding = EmbeddingSettings(cameras=["front", "top"])
     _, result = run_train_bc(command)
     loaded = load_policy(result.last)
-    assert loaded.policy.pictures == ("rgb", "rgb_top")
+    assert loaded.policy.images == ("rgb", "rgb_top")
     agent = Agent(loaded, load_encoder(name) if encoder == "tiny" else None, torch.device("cpu"))
     env = two_views.request.make()
     seen = {key: value[None] for key, value in env.reset(seed=9)[0].items()}

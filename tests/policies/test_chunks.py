@@ -75,7 +75,7 @@ def test_a_chunk_of_one_is_what_it_always_was(toy_demos: DemoSet) -> None:
     assert count == 40 and torch.equal(loss, F.mse_loss(batches.predict(policy, rows), batches.actions[rows]))
     assert batches.data.within.all() and np.array_equal(batches.data.chunks[:, 0], np.arange(len(batches.actions)))
     plain = TrainBC(demos="demos.hdf5")
-    assert "chunk" not in described(plain)["policy"] and "execute" not in described(Evaluate(checkpoint="x"))
+    assert "chunk" not in described(plain)["policy"] and "n_action_steps" not in described(Evaluate(checkpoint="x"))
     other = replace(plain, policy=PolicySettings(chunk=2))
     assert described(other)["policy"]["chunk"] == 2 and settings_digest(other) != settings_digest(plain)
 
@@ -99,15 +99,15 @@ def _world(steps: int) -> list[dict[str, np.ndarray]]:
     ]
 
 
-@pytest.mark.parametrize(("frames", "execute"), [("single", None), ("flare", None), ("flare", 2), ("flare", 1)])
+@pytest.mark.parametrize(("frames", "n_action_steps"), [("single", None), ("flare", None), ("flare", 2), ("flare", 1)])
 def test_chunks_are_executed_in_step_and_frames_between_are_not_forgotten(
-    toy_file: Path, tiny: Backbone, tiny_file: Path, frames: str, execute: int | None
+    toy_file: Path, tiny: Backbone, tiny_file: Path, frames: str, n_action_steps: int | None
 ) -> None:
     """Two episodes, the second starting anew out of step, act as predictions of an agent that encodes every frame."""
     checkpoint = _train(toy_file, str(tiny_file), "a", frames=frames)
-    acting = Agent(load_policy(checkpoint), tiny, CPU, execute)
+    acting = Agent(load_policy(checkpoint), tiny, CPU, n_action_steps)
     watching = Agent(load_policy(checkpoint), tiny, CPU)
-    every, since = execute or 4, np.zeros(2, int)
+    every, since = n_action_steps or 4, np.zeros(2, int)
     chunks = np.zeros((2, 4, 3), np.float32)
     encoded = 0
     original = acting._perception.newest
@@ -129,8 +129,8 @@ def test_chunks_are_executed_in_step_and_frames_between_are_not_forgotten(
         np.testing.assert_allclose(actions, chunks[np.arange(2), since % every], atol=1e-5)
         since += 1
     expected = {("single", None): 4 + 2 + 3, ("flare", 1): 30, ("flare", 2): 30}
-    if (frames, execute) in expected:
-        assert encoded == expected[frames, execute]
+    if (frames, n_action_steps) in expected:
+        assert encoded == expected[frames, n_action_steps]
     else:  # of four frames, the three that the next prediction looks at
         assert 20 <= encoded < 30
 
@@ -152,13 +152,13 @@ def test_chunks_of_a_queue_are_taken_by_those_that_are_due() -> None:
 def test_evaluation_executes_as_many_as_asked(toy_file: Path) -> None:
     checkpoint = _train(toy_file, "state", "a")
     returns = {}
-    for execute in (None, 4, 1):
-        command = Evaluate(checkpoint=str(checkpoint), episodes=2, envs=1, videos=False, execute=execute)
+    for n_action_steps in (None, 4, 1):
+        command = Evaluate(checkpoint=str(checkpoint), episodes=2, envs=1, videos=False, n_action_steps=n_action_steps)
         _, evaluation = run_evaluate(command)
-        returns[execute] = [row.episode_return for row in evaluation.rows]
+        returns[n_action_steps] = [row.episode_return for row in evaluation.rows]
     assert returns[None] == returns[4] != returns[1]
-    with pytest.raises(BadInput, match="execute 1 to 4 of them"):
-        run_evaluate(replace(command, execute=5))
+    with pytest.raises(BadInput, match="give 1 to 4"):
+        run_evaluate(replace(command, n_action_steps=5))
 
 
 def test_an_expert_acts_with_the_first_of_its_chunk(toy_file: Path) -> None:

@@ -73,14 +73,14 @@ def test_encoding_anew_gives_what_the_cache_holds_until_depth_is_learned(
 ) -> None:
     """Histories share frames, rows are in any order; what comes out is each sample's own."""
     embedding = EmbeddingSettings(fusion=fusion, depth="patches")
-    settings = PolicySettings(layers=[32], last_scale=1.0)
+    settings = PolicySettings(layers=[32], output_init_scale=1.0)
     policy = new_policy(tiny.token_shape, embedding, demos.widths, settings, 0).eval()
     cache = token_cache(tmp_path, tiny, demos)
     batches = Batches(bc_data(demos, cache, policy), policy, CPU, tiny, "fp32")
     rows = torch.tensor([30, 2, 3, 12, 0, 47])
     with torch.no_grad():
         cached = batches.predict(policy, rows)
-        batches.adds_depth = True
+        batches.depth_enabled = True
         fresh = batches.predict(policy, rows)
         assert torch.allclose(cached, fresh, atol=2e-3), "but for the cache's half precision"
         assert policy.patches is not None
@@ -97,12 +97,12 @@ def test_recomputing_saves_memory_and_changes_no_gradient(
     for limit in (2**40, 0):
         monkeypatch.setattr("pixio_robot.policies.bc_data._IN_MEMORY", limit)
         batches = Batches(bc_data(demos, cache, policy), policy, CPU, tiny, "fp32")
-        batches.adds_depth = True
+        batches.depth_enabled = True
         policy.zero_grad()
         batches.predict(policy, torch.tensor([5, 20])).square().sum().backward()
         assert policy.patches is not None and policy.patches.project.weight.grad is not None
         grads.append(policy.patches.project.weight.grad.clone())
-        assert all(block.recompute == (limit == 0) for block in tiny.network.blocks)
+        assert all(block.activation_checkpointing == (limit == 0) for block in tiny.network.blocks)
     assert grads[0].any() and torch.allclose(grads[0], grads[1], rtol=1e-4, atol=1e-9)
 
 
@@ -216,7 +216,7 @@ def test_frames_are_read_in_the_order_asked(demos: DemoSet) -> None:
 
 @pytest.fixture
 def depth_head(tiny: Backbone, tmp_path: Path) -> Path:
-    """A head of random weights: what it says is a function of the picture, and that is all that matters here."""
+    """A head of random weights: what it says is a function of the image, and that is all that matters here."""
     with seeded(3, 0):
         head = make_head("linear", tiny.token_shape.dim)
     design = DepthHead("linear", tiny.token_shape.dim, "small", None, [64, 64], 2.0)
@@ -279,7 +279,7 @@ def test_points_of_another_camera_of_the_same_scene_are_the_same_points(rgbd_fil
 def test_training_leaves_out_depth_of_some_and_colour_of_others_and_feeling_of_none(demos: DemoSet) -> None:
     """One sample many times: three answers in the asked shares while training, one otherwise."""
     embedding = EmbeddingSettings(frames="single", depth="points", depth_dropout=0.2, depth_points=16)
-    settings = PolicySettings(layers=[32], batch_norm=False, last_scale=1.0)
+    settings = PolicySettings(layers=[32], batch_norm=False, output_init_scale=1.0)
     view = PointView(demos.calibration("rgb"), (-1, 1, -1, 1, -1, 1))
     policy = new_policy(TokenShape(8, (4, 4), 32), embedding, demos.widths, settings, 0, view=view)
     tokens, proprio, cloud = torch.rand(1, 1, 8, 32), torch.rand(1, demos.widths["proprio"]), torch.rand(1, 1, 16, 4)

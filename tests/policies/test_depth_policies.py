@@ -13,7 +13,7 @@ from pixio_robot.cameras.registry import find_camera
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.deploy.export.program import program_of
 from pixio_robot.deploy.stream import observation_of, stream
-from pixio_robot.depth.encoding import depth_code, depth_pictures, small_depth
+from pixio_robot.depth.encoding import depth_code, depth_images, small_depth
 from pixio_robot.encoders.load import Backbone
 from pixio_robot.errors import BadInput, CheckpointError, DataError, UnknownName
 from pixio_robot.policies.agent import Agent
@@ -44,12 +44,12 @@ def test_a_stereo_cameras_steps_are_even_in_inverse_depth() -> None:
 @pytest.mark.parametrize("code", ["inverse", "log", "metres", "colours"])
 def test_invalid_depth_looks_like_no_distance(code: str) -> None:
     depth = np.concatenate([[0], np.linspace(0.05, 20, 255)]).astype(np.float32).reshape(1, 16, 16)
-    pictures = depth_pictures(depth, code)
-    assert pictures.shape == (1, 16, 16, 3) and pictures.dtype == np.uint8
-    assert not pictures[0, 0, 0].any() and pictures[depth > 0].any(-1).all()
-    assert np.array_equal(pictures, depth_pictures(depth[..., None], code)), "as recorded, with a channel"
+    images = depth_images(depth, code)
+    assert images.shape == (1, 16, 16, 3) and images.dtype == np.uint8
+    assert not images[0, 0, 0].any() and images[depth > 0].any(-1).all()
+    assert np.array_equal(images, depth_images(depth[..., None], code)), "as recorded, with a channel"
     if code != "colours":
-        assert (pictures == pictures[..., :1]).all()
+        assert (images == images[..., :1]).all()
 
 
 def test_small_depth_keeps_holes() -> None:
@@ -87,7 +87,7 @@ def test_policies_learn_act_and_stream_with_depth(
     checkpoint = _train(rgbd_file, str(tiny_file), *words, "policy.epochs=2")
     loaded = load_policy(checkpoint)
     assert loaded.policy.needs_depth and loaded.request.depth_sensor == "d435"
-    assert loaded.policy.pictures == (("rgb", "depth") if depth == "channels" else ("rgb",))
+    assert loaded.policy.images == (("rgb", "depth") if depth == "channels" else ("rgb",))
     words = [f"checkpoint={checkpoint}", "episodes=2", "envs=1", "videos=false", "device=cpu"]
     assert cli.run(["evaluate", *words]) == 0, capsys.readouterr().err
     request = CameraRequest(width=64, render="fast", seed=5, depth_sensor="d435")
@@ -169,4 +169,4 @@ def test_impossible_settings_are_refused(
 
 def test_demonstrations_without_depth_say_so(toy_demos: DemoSet) -> None:
     with pytest.raises(DataError, match="pixio-robot collect obs=rgbd"):
-        toy_demos.pictures([], "late")
+        toy_demos.images([], "late")

@@ -118,7 +118,7 @@ def test_starts_that_were_trained_on_are_refused(toy_demos: DemoSet, toy_request
 def test_an_agent_sees_live_what_it_was_trained_on(
     trained: LoadedPolicy, tiny: Backbone, toy_demos: DemoSet, toy_cache: TokenCache
 ) -> None:
-    """Actions from recorded pictures, step by step, equal actions from the cache with the dataset's history."""
+    """Actions from recorded images, step by step, equal actions from the cache with the dataset's history."""
     from pixio_robot.policies.embedding import frame_indices
 
     agent = Agent(trained, tiny, CPU)
@@ -175,7 +175,7 @@ def test_the_paired_test_is_mcnemar_s() -> None:
     assert paired_test(_rows([True], "a"), [], "last") is None
 
 
-def test_odd_pictures_can_be_filmed(tmp_path: Path, toy_request: EnvRequest) -> None:
+def test_odd_images_can_be_filmed(tmp_path: Path, toy_request: EnvRequest) -> None:
     request = replace(toy_request, image_size=33, horizon=3)
     still = np.zeros((1, 3), np.float32)
     rows = evaluate(lambda *_: still, request, plan_episodes(request, 1, 0), Label("test"), tmp_path, width=1).rows

@@ -1,6 +1,6 @@
 """Laws of curation: scores repeat to the bit, weights are what the rule says, an epoch's images depend on nothing else.
 
-Pictures here are drawn. What needs pyarrow is skipped where the extra is not installed.
+Images here are drawn. What needs pyarrow is skipped where the extra is not installed.
 """
 
 import io
@@ -58,7 +58,7 @@ SMALL = Pretrain(
     patch=4,
     image_size=32,
     mask_block=2,
-    held_out=4,
+    val_images=4,
     batch=8,
     steps=6,
     lr=1e-3,
@@ -68,7 +68,7 @@ SMALL = Pretrain(
     log_every=2,
     save_every=3,
     valid_every=6,
-    picture_every=6,
+    visualize_every=6,
 )
 
 
@@ -87,7 +87,7 @@ def pack(path: Path | str, members: list[tuple[str, bytes]]) -> Path:
     return path
 
 
-def pictures(count: int, seed: int = 0, side: int = 48) -> list[tuple[str, bytes]]:
+def frames(count: int, seed: int = 0, side: int = 48) -> list[tuple[str, bytes]]:
     return [(f"{number:04d}.png", encoded(draw(seed, number, side))) for number in range(count)]
 
 
@@ -110,7 +110,7 @@ def statistics(loss: list[float], **columns: Any) -> ShardStatistics:
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An autoencoder that learned for a moment: enough for flat pictures to be easier than others."""
+    """An autoencoder that learned for a moment: enough for flat frames to be easier than others."""
     path = tmp_path_factory.mktemp("model") / "autoencoder.safetensors"
     save_autoencoder(path, new_autoencoder(SMALL), {"mask_ratio": 0.75, "mask_block": 2})
     return path
@@ -118,9 +118,9 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shards() -> Path:
-    """Four shards of two folders, 36 pictures in all."""
+    """Four shards of two folders, 36 frames in all."""
     for number, count in enumerate((8, 12, 7, 9)):
-        pack(f"data/{'ab'[number // 2]}/{number:03d}.tar", pictures(count, seed=number))
+        pack(f"data/{'ab'[number // 2]}/{number:03d}.tar", frames(count, seed=number))
     return Path("data")
 
 
@@ -205,13 +205,13 @@ def test_training_draws_the_same_images_for_any_workers_ranks_and_restart(shards
     assert indices(28, 4) == whole[2:]
     ranks = [indices(0, 6, rank=rank, world=2) for rank in range(2)]
     assert [[*first, *second] for first, second in zip(*ranks, strict=True)] == whole
-    assert not set(np.concatenate(whole).tolist()) & set(split.held_out.tolist())
+    assert not set(np.concatenate(whole).tolist()) & set(split.val_images.tolist())
     names = {images.name(int(split.index(np.array([number]))[0])) for number in order.epoch(2)}
     turned = open_images(["data/b/003.tar", "data/b/002.tar", "data/a/001.tar", "data/a/000.tar"], Path("cache"))
     everything = hold_out(turned, 0, seed=0)
     other = AcceptedOrder(join_weights(turned, everything, Path("curated/weights.parquet"), Path("cache")).folder, 5)
     theirs = {turned.name(int(number)) for number in other.epoch(2)}
-    held = {images.name(int(number)) for number in split.held_out}
+    held = {images.name(int(number)) for number in split.val_images}
     assert {Path(name).name for name in names} == {Path(name).name for name in theirs - held}
 
 
@@ -296,9 +296,9 @@ def test_entropy_is_what_can_be_worked_out_by_hand() -> None:
     assert colour_entropy(np.stack([halves] * 3, -1)) == pytest.approx(1)
     assert colour_entropy(np.stack([ramp] * 3, -1)) == pytest.approx(8)
     assert colour_entropy(np.stack([ramp, halves, halves * 0], -1)) == pytest.approx(3)  # mean over channels
-    picture = draw(0, 6)
-    shuffled = np.random.default_rng(0).permutation(picture.reshape(-1, 3)).reshape(picture.shape)
-    assert colour_entropy(shuffled) == pytest.approx(colour_entropy(picture))
+    frame = draw(0, 6)
+    shuffled = np.random.default_rng(0).permutation(frame.reshape(-1, 3)).reshape(frame.shape)
+    assert colour_entropy(shuffled) == pytest.approx(colour_entropy(frame))
     at_the_edge = weigh(statistics([1, 1, 1], entropy=np.array([4.5, 4.5000001, 4.4])), Policy())
     assert [VERDICTS[each] for each in at_the_edge.verdict] == ["few colours", "drawn", "few colours"]
 
@@ -306,7 +306,7 @@ def test_entropy_is_what_can_be_worked_out_by_hand() -> None:
 # 5. Sizes.
 
 
-def test_both_sides_count_and_as_the_picture_is_seen(model_file: Path) -> None:
+def test_both_sides_count_and_as_the_image_is_seen(model_file: Path) -> None:
     shapes = {"wide.jpg": (30, 40), "tall.jpg": (40, 30), "large.jpg": (40, 44)}
     members = [
         (name, encoded(np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8), ".jpg"))
@@ -336,10 +336,10 @@ def scored(shard: Path, model_file: Path, **changes: Any) -> ShardStatistics:
 # 6. Nothing is lost silently.
 
 
-def test_unreadable_pictures_have_a_status_and_cut_shards_say_so(model_file: Path) -> None:
-    good = pictures(6)
+def test_unreadable_images_have_a_status_and_cut_shards_say_so(model_file: Path) -> None:
+    good = frames(6)
     broken = [
-        ("bad.jpg", b"\xff\xd8\xff no picture"),
+        ("bad.jpg", b"\xff\xd8\xff no frame"),
         ("empty.png", b""),
         ("half.jpg", encoded(draw(0, 6, 48), ".jpg")[:900]),
     ]
@@ -363,7 +363,7 @@ def test_a_loss_that_is_not_finite_has_a_status(model_file: Path) -> None:
     with torch.no_grad():
         model.decoder.blocks[0].mlp.fc1.weight.fill_(float("nan"))
     scoring = Scoring(model_hash(model), 32, 0.75, 2, 2, 4, "fp32")
-    found = score_shard(pack("a/0.tar", pictures(2)), model, scoring, torch.device("cpu"))
+    found = score_shard(pack("a/0.tar", frames(2)), model, scoring, torch.device("cpu"))
     assert found.status == (NOT_FINITE,) * 2 and (weigh(found, Policy(None, 0)).weight == 0).all()
 
 
@@ -371,13 +371,13 @@ def test_a_loss_that_is_not_finite_has_a_status(model_file: Path) -> None:
 def test_missing_duplicate_and_unreadable_images_are_counted(
     model_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    good = pictures(12)
+    good = frames(12)
     pack(
         "data/a/0.tar",
         [*good[:8], ("bad.png", b"no"), ("x/y.png", good[8][1]), ("z.cls", b"1"), ("x/y.png", good[9][1])],
     )
     run_score(score(model_file))
-    pack("data/a/1.tar", pictures(5, seed=9))  # came later
+    pack("data/a/1.tar", frames(5, seed=9))  # came later
     _, result = run_curate(curate(images="data"))
     numbers = result["numbers"]
     assert numbers["images"] == 11 and numbers["unreadable, or without a finite loss"] == 1
@@ -420,7 +420,7 @@ def test_a_job_stopped_between_shards_goes_on_to_the_same_bytes(
 @pytest.mark.slow
 def test_processes_finish_the_shards_under_way_when_stopped(model_file: Path) -> None:
     for number in range(30):
-        pack(f"data/a/{number:03d}.tar", pictures(60, seed=number))
+        pack(f"data/a/{number:03d}.tar", frames(60, seed=number))
     words = ["score", "images=data", f"model={model_file}", "out=scores", "batch=5", "workers=2", "device=cpu"]
     command = [sys.executable, "-m", "pixio_robot", *words]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
@@ -512,7 +512,7 @@ def test_official_statistics_become_weights_too(shards: Path) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An autoencoder after some hundred steps on textures and scenes."""
     folder = tmp_path_factory.mktemp("trained")
-    pack(folder / "data/0.tar", pictures(400, seed=5))
+    pack(folder / "data/0.tar", frames(400, seed=5))
     settings = replace(
         SMALL,
         images=str(folder / "data"),
@@ -525,7 +525,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         out=str(folder / "run"),
         save_every=250,
         valid_every=250,
-        picture_every=250,
+        visualize_every=250,
         log_every=50,
     )
     run_pretrain(settings)
@@ -533,7 +533,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mixture() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """Yield kinds of pictures, 40 of each."""
+    """Yield kinds of frames, 40 of each."""
     generator = np.random.default_rng(3)
     ramp = np.linspace(0, 1, 96, dtype=np.float32)
 
@@ -565,7 +565,7 @@ def encoded_as(number: int, image: np.ndarray) -> tuple[str, bytes]:
     return f"{number:04d}.png", encoded(image)
 
 
-def test_easy_pictures_are_drawn_less_and_pages_not_at_all(trained: Path) -> None:
+def test_easy_images_are_drawn_less_and_pages_not_at_all(trained: Path) -> None:
     found = {kind: scored(pack(f"{kind}/0.tar", members), trained, masks=4) for kind, members in mixture()}
     loss = {kind: float(each.loss.mean()) for kind, each in found.items()}
     share = {kind: float(weigh(each, Policy(least_side=0)).weight.mean()) for kind, each in found.items()}
@@ -584,7 +584,7 @@ def test_easy_pictures_are_drawn_less_and_pages_not_at_all(trained: Path) -> Non
 @pytest.mark.parametrize("cap", [None, 4.0])
 def test_the_report_equals_a_recount(cap: float | None, shards: Path, model_file: Path) -> None:
     flat = [(f"flat{number}.png", encoded(np.full((48, 48, 3), 9, np.uint8))) for number in range(3)]
-    pack("data/b/004.tar", [*pictures(5, seed=8), *flat, ("bad.png", b"no"), ("tiny.png", encoded(draw(9, 1, 20)))])
+    pack("data/b/004.tar", [*frames(5, seed=8), *flat, ("bad.png", b"no"), ("tiny.png", encoded(draw(9, 1, 20)))])
     run_score(score(model_file))
     out, result = run_curate(curate(entropy=2.0, least_side=32, temperature=0.5, cap=cap))
     rows = []
@@ -627,7 +627,7 @@ def test_curation_repeats_and_shows_examples(shards: Path, model_file: Path) -> 
     run_score(score(model_file))
     out, _ = run_curate(curate(images="data", temperature=0.3, entropy=6.0))
     before = files("curated")
-    assert {"pictures/seldom.png", "pictures/often.png", "pictures/few-colours.png"} <= set(before)
+    assert {"frames/seldom.png", "frames/often.png", "frames/few-colours.png"} <= set(before)
     page = (out / "report.html").read_text()
     assert "Sources" in page and page.count("data:image/png") >= 4 and "Reconstructions" not in page
     run_curate(curate(images="data", temperature=0.3, entropy=6.0))
@@ -703,7 +703,7 @@ def test_scores_of_other_settings_are_refused_by_name(shards: Path, model_file: 
     save_autoencoder(other, new_autoencoder(replace(SMALL, seed=1)), {"mask_ratio": 0.75, "mask_block": 2})
     with pytest.raises(DataError, match=r"model '\w+' instead of '\w+'"):
         run_score(score(other))
-    pack("data/a/000.tar", pictures(9))
+    pack("data/a/000.tar", frames(9))
     with pytest.raises(DataError, match=r"a shard of \d+ bytes instead of"):
         run_score(score(model_file))
     run_score(score(model_file, images="data/b", masks=3, out="scores/more"))
@@ -723,9 +723,9 @@ def test_weights_that_fit_no_image_are_refused(shards: Path, model_file: Path) -
         images = open_images(source, Path("cache"))
         join_weights(images, hold_out(images, 0, seed=0), file, Path("cache"))
 
-    pack("elsewhere/c/000.tar", pictures(3))
-    pack("elsewhere/a/000.tar", [("longer.txt", b"0" * 900), *pictures(8, seed=5)])
-    pack("twice/x/a/000.tar", pictures(3))
+    pack("elsewhere/c/000.tar", frames(3))
+    pack("elsewhere/a/000.tar", [("longer.txt", b"0" * 900), *frames(8, seed=5)])
+    pack("twice/x/a/000.tar", frames(3))
     with pytest.raises(DataError, match=r"has weights for a/000, .* the images are in c/000"):
         join("elsewhere/c")
     with pytest.raises(DataError, match="the images are in no tar shards"):
@@ -745,7 +745,7 @@ def test_wrong_inputs_are_answered_in_words(
     shards: Path, model_file: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("photos").mkdir()
-    Path("photos/one.png").write_bytes(pictures(1)[0][1])
+    Path("photos/one.png").write_bytes(frames(1)[0][1])
     Path("bare.safetensors").write_bytes(b"")
     save_autoencoder(Path("unsaid.safetensors"), new_autoencoder(SMALL), {})
     for command, error, words in (

@@ -1,4 +1,4 @@
-"""Pictures of every kind become the same RGB, and what is no whole picture says why."""
+"""Images of every kind become the same RGB, and what is no whole image says why."""
 
 import io
 import struct
@@ -14,7 +14,7 @@ from pixio_robot.pretrain.images.decoding import decode
 from pixio_robot.pretrain.images.headers import read_header
 
 
-def _picture(height: int = 40, width: int = 56) -> np.ndarray:
+def _image(height: int = 40, width: int = 56) -> np.ndarray:
     """Smooth, so that JPEG hardly changes it, and different in every corner."""
     rows, columns = np.mgrid[0:height, 0:width]
     red, green = 255 * columns / width, 255 * rows / height
@@ -35,9 +35,9 @@ def _distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP", "JPEG", "GIF"])
-def test_every_kind_gives_the_picture(kind: str) -> None:
+def test_every_kind_gives_the_image(kind: str) -> None:
     options = {"quality": 100} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
-    data = _encode(_picture(), kind, **options)
+    data = _encode(_image(), kind, **options)
     assert read_header(data).shape == (40, 56)
     assert _distance(decode(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))) <= 1
 
@@ -47,24 +47,24 @@ def test_every_kind_gives_the_picture(kind: str) -> None:
 def test_orientation_is_applied(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = _encode(_picture(), kind, exif=exif.tobytes() if kind != "TIFF" else exif)
+    data = _encode(_image(), kind, exif=exif.tobytes() if kind != "TIFF" else exif)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     assert read_header(data).orientation == orientation and read_header(data).shape == expected.shape[:2]
     assert _distance(decode(data), expected) <= 3
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_ink_pictures_turn_as_others_do(orientation: int) -> None:
+def test_ink_images_turn_as_others_do(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = _encode(Image.fromarray(_picture()).convert("CMYK"), "JPEG", exif=exif.tobytes(), quality=100)
+    data = _encode(Image.fromarray(_image()).convert("CMYK"), "JPEG", exif=exif.tobytes(), quality=100)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     assert _distance(decode(data), expected) <= 1
 
 
 def test_unusual_samples_become_rgb() -> None:
-    picture = _picture()
-    grey = Image.fromarray(picture).convert("L")
+    image = _image()
+    grey = Image.fromarray(image).convert("L")
     as_rgb = np.asarray(grey.convert("RGB"))
     assert _distance(decode(_encode(grey)), as_rgb) == 0
     assert _distance(decode(_encode(grey, "JPEG", quality=100)), as_rgb) <= 1
@@ -72,13 +72,13 @@ def test_unusual_samples_become_rgb() -> None:
     assert _distance(decode(_encode(deep)), as_rgb) == 0
     assert _distance(decode(_encode(deep, "TIFF")), as_rgb) == 0
     for mode in ("P", "1"):
-        few = Image.fromarray(picture).convert(mode)
+        few = Image.fromarray(image).convert(mode)
         assert _distance(decode(_encode(few)), np.asarray(few.convert("RGB"))) == 0
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
-def test_transparent_pictures_lie_on_white(kind: str) -> None:
-    values = np.dstack([_picture(), np.full((40, 56), 255, np.uint8)])
+def test_transparent_images_lie_on_white(kind: str) -> None:
+    values = np.dstack([_image(), np.full((40, 56), 255, np.uint8)])
     values[:20, :, 3], values[20:30, :, 3] = 0, 51
     seen = decode(_encode(values, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {})))
     assert (seen[:20] == 255).all()
@@ -98,7 +98,7 @@ def test_grey_with_transparency_and_palette_with_transparency() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
 @pytest.mark.parametrize("kept", [0.02, 0.5, 0.97])
-def test_half_a_picture_is_none(kind: str, kept: float) -> None:
+def test_half_a_image_is_none(kind: str, kept: float) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     data = _encode(noise, kind)
     with pytest.raises(Unreadable):
@@ -106,27 +106,27 @@ def test_half_a_picture_is_none(kind: str, kept: float) -> None:
 
 
 def test_truncated_ink_is_none_either() -> None:
-    data = _encode(Image.fromarray(_picture()).convert("CMYK"), "JPEG")
+    data = _encode(Image.fromarray(_image()).convert("CMYK"), "JPEG")
     with pytest.raises(Unreadable, match="cut short"):
         decode(data[: len(data) // 2])
 
 
 def test_stray_bytes_are_forgiven() -> None:
-    data = _encode(_picture(), "JPEG")
+    data = _encode(_image(), "JPEG")
     assert _distance(decode(data + b"\0" * 7), decode(data)) == 0
     assert _distance(decode(data[:2] + b"\xff" + data[2:]), decode(data)) == 0  # padding before a marker
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"", "empty"), (b"hello, I am a text file\n", "no picture"), (b"\xff\xd8\xff", "header"), (b"BM", "header")],
+    [(b"", "empty"), (b"hello, I am a text file\n", "no image"), (b"\xff\xd8\xff", "header"), (b"BM", "header")],
 )
-def test_what_is_no_picture_says_so(data: bytes, reason: str) -> None:
+def test_what_is_no_image_says_so(data: bytes, reason: str) -> None:
     with pytest.raises(Unreadable, match=reason):
         decode(data)
 
 
-def test_huge_and_empty_pictures_are_refused_unseen() -> None:
+def test_huge_and_empty_images_are_refused_unseen() -> None:
     def png(width: int, height: int) -> bytes:
         chunks = b"\x89PNG\r\n\x1a\n"
         header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -139,10 +139,10 @@ def test_huge_and_empty_pictures_are_refused_unseen() -> None:
     with pytest.raises(Unreadable, match="0x5"):
         decode(png(0, 5))
     with pytest.raises(Unreadable, match="accepted"):
-        decode(_encode(_picture(), "JPEG"), most_pixels=1000)
+        decode(_encode(_image(), "JPEG"), most_pixels=1000)
 
 
-def test_one_pixel_is_a_picture() -> None:
+def test_one_pixel_is_a_image() -> None:
     for kind in ("PNG", "JPEG"):
         data = _encode(np.full((1, 1, 3), 128, np.uint8), kind)
         assert decode(data).shape == (1, 1, 3)
@@ -163,7 +163,7 @@ def test_boxes_follow_the_rule() -> None:
 
 
 def test_decoding_smaller_changes_little() -> None:
-    image = _picture(1600, 2000)
+    image = _image(1600, 2000)
     data = _encode(image, "JPEG", quality=95)
     for seed in range(6):
         small = random_crop(data, (64, 64), np.random.default_rng(seed))
@@ -190,7 +190,7 @@ def test_center_crop_keeps_the_centre_and_the_proportions() -> None:
 
 
 def test_flips_are_drawn_only_when_asked() -> None:
-    image = _picture()
+    image = _image()
     whole = Cropping(scale=(1.0, 1.0), ratio=(56 / 40, 56 / 40))
     crops = [random_crop(image, (40, 56), np.random.default_rng(seed), whole) for seed in range(8)]
     assert all((crop == image).all() for crop in crops)

@@ -125,7 +125,7 @@ def test_heads_learn_depth_from_brightness_better_than_the_median_of_each_pixel(
     baseline = {row.metric: row for row in baseline_rows("depth", train, test, FAST) if "pixel" in row.encoder}
     assert rows["rmse [m]"].high < 0.7 * baseline["rmse [m]"].low
     assert rows["rmse [m]"].low <= rows["rmse [m]"].value <= rows["rmse [m]"].high
-    assert next((tmp_path / "pictures").glob(f"{probe}-*.png")).stat().st_size > 1000
+    assert next((tmp_path / "images").glob(f"{probe}-*.png")).stat().st_size > 1000
     estimator = load_depth(next((tmp_path / "heads").glob(f"{probe}-*")))
     images = np.stack([test.read(index).image for index in range(4)])
     depth = estimator.estimate(images)
@@ -226,7 +226,7 @@ def test_a_run_compares_encoders_and_repeats_itself_and_reuses_what_it_has(
         encoder=names,
         images=str(_demonstrations(tmp_path / "demos.hdf5")),
         probes=["depth_linear", "depth_dpt"],
-        held_out=0.5,
+        val_images=0.5,
         dense=DenseSettings(train_images=20, test_images=12, epochs=1),
         out=str(tmp_path / "run"),
     )
@@ -241,7 +241,7 @@ def test_a_run_compares_encoders_and_repeats_itself_and_reuses_what_it_has(
         *(probe for probe in command.probes for _ in names),
         *("depth_baseline", "depth_baseline"),
     ]
-    assert len(result["pictures"]) == 5 and all((out / each["file"]).is_file() for each in result["pictures"])
+    assert len(result["images"]) == 5 and all((out / each["file"]).is_file() for each in result["images"])
     heads = result["facts"]["depth heads, for pixio_robot.load_depth"].split(", ")
     assert len(heads) == 4
     for head in heads:
@@ -277,7 +277,7 @@ def test_what_has_no_depth_is_refused_before_anything_is_written(tmp_path: Path)
         (dict(probes=["auto"]), DataError, r"have no labels.*probes=\[depth_linear,depth_dpt\]"),
         (dict(images=[demonstrations]), BadInput, "one source, a file or a folder, and no list"),
         (dict(dense=DenseSettings(widths="smal")), UnknownName, "small, base, published"),
-        (dict(held_out=0.7), BadInput, "share up to 0.5 or a whole number up to 30"),
+        (dict(val_images=0.7), BadInput, "share up to 0.5 or a whole number up to 30"),
     ):
         with pytest.raises(error, match=message):
             runs.run_probe(Probe(**(good | wrong)))

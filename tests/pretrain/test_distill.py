@@ -44,7 +44,7 @@ def small(teacher: str, **changes: Any) -> Distill:
         images="procedural:48",
         teacher=teacher,
         students={"a": {"size": "32x2x2"}},
-        held_out=8,
+        val_images=8,
         batch=8,
         steps=8,
         lr=1e-3,
@@ -52,7 +52,7 @@ def small(teacher: str, **changes: Any) -> Distill:
         log_every=2,
         valid_every=4,
         save_every=4,
-        picture_every=8,
+        visualize_every=8,
         device="cpu",
         drop_path=0.0,
         out="run",
@@ -226,9 +226,17 @@ def test_a_run_that_died_goes_on_from_its_checkpoint(teacher: str, monkeypatch: 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_learn_what_one_does(teacher: str, parallel: str) -> None:
     words = [
-        *("images=procedural:48", f"teacher={teacher}", "held_out=7", "batch=8", "steps=6", "lr=0.001", "drop_path=0"),
+        *(
+            "images=procedural:48",
+            f"teacher={teacher}",
+            "val_images=7",
+            "batch=8",
+            "steps=6",
+            "lr=0.001",
+            "drop_path=0",
+        ),
         "students={a:{size:32x2x2},b:{size:16x1x2,mask_ratio:0.5,mask_block:2}}",
-        *("workers=0", "valid_every=3", "save_every=3", "picture_every=6", "log_every=1", "device=cpu"),
+        *("workers=0", "valid_every=3", "save_every=3", "visualize_every=6", "log_every=1", "device=cpu"),
     ]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RDZV_BACKEND": "c10d"}
@@ -285,7 +293,7 @@ def test_the_log_says_how_tokens_meet(teacher: str) -> None:
         ({"projection": "mpl"}, "no projection 'mpl'"),
         ({"loss": "kl"}, "no loss 'kl'"),
         ({"target": "norm"}, "no target"),
-        ({"recompute": "decoder"}, "no recompute"),
+        ({"activation_checkpointing": "decoder"}, "no activation_checkpointing"),
         ({"lr": None}, "set exactly one"),
     ],
 )
@@ -300,7 +308,7 @@ def test_a_student_starts_from_a_run_of_pretrain(teacher: str) -> None:
     """Of smaller patches: they and the position table are resized."""
     settings = Pretrain(
         images="procedural:24",
-        held_out=8,
+        val_images=8,
         batch=8,
         steps=1,
         lr=1e-3,

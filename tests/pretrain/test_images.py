@@ -1,4 +1,4 @@
-"""Sources of images in every format give the right pictures, names and labels, or say what is wrong."""
+"""Sources of images in every format give the right images, names and labels, or say what is wrong."""
 
 import io
 import json
@@ -28,7 +28,7 @@ def _png(value: int) -> bytes:
 
 
 def _value(images: ImageSet, index: int) -> int:
-    """Return the grey level of a picture made by `_png`."""
+    """Return the grey level of an image made by `_png`."""
     read = images.read(index)
     pixels = decode(read) if isinstance(read, bytes) else read
     assert (pixels == pixels[0, 0, 0]).all()
@@ -58,7 +58,7 @@ def _shard(path: Path, first: int, count: int, label: bool = True) -> Path:
     return _tar(path, members)
 
 
-def test_a_shard_gives_pictures_labels_and_names() -> None:
+def test_a_shard_gives_images_labels_and_names() -> None:
     images = open_images(str(_shard(Path("data/a.tar"), 0, 7)), CACHE)
     assert len(images) == 7 and _values(images) == list(range(7))
     assert images.labels is not None and images.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
@@ -158,7 +158,7 @@ def test_a_truncated_shard_gives_what_is_whole(caplog: pytest.LogCaptureFixture)
     for number in range(2):
         _shard(Path(f"data/{number}.tar"), 10 * number, 6)
     content = Path("data/0.tar").read_bytes()
-    Path("data/0.tar").write_bytes(content[: 4 * 2048 + 540])  # within the fifth picture
+    Path("data/0.tar").write_bytes(content[: 4 * 2048 + 540])  # within the fifth image
     with caplog.at_level(logging.WARNING):
         images = open_images("data", CACHE)
     assert _values(images) == [0, 1, 2, 3, 10, 11, 12, 13, 14, 15]
@@ -214,7 +214,7 @@ def test_demonstrations_give_every_frame() -> None:
     assert images.name(4) == "demos.hdf5:data/demo_2/obs/agentview_image#1"
     with h5py.File("empty.hdf5", "w") as file:
         file["actions"] = np.zeros(3)
-    with pytest.raises(DataError, match=r"empty\.hdf5 holds no pictures"):
+    with pytest.raises(DataError, match=r"empty\.hdf5 holds no images"):
         open_images("empty.hdf5", CACHE)
 
 
@@ -225,8 +225,8 @@ def _video(path: Path, codec: str, frames: int, **options: str) -> Path:
         stream = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt, stream.options = 64, 48, "yuv420p", {"g": "12", **options}
         for number in range(frames):
-            picture = av.VideoFrame.from_ndarray(np.roll(ramp, 3 * number, axis=1), format="rgb24")
-            container.mux(stream.encode(picture))
+            image = av.VideoFrame.from_ndarray(np.roll(ramp, 3 * number, axis=1), format="rgb24")
+            container.mux(stream.encode(image))
         container.mux(stream.encode())
     return path
 
@@ -379,19 +379,19 @@ def test_what_cannot_be_opened_says_why(source: str | list[str], error: type[Exc
         open_images(source, CACHE)
 
 
-def test_procedural_pictures_are_a_function_of_seed_and_number() -> None:
+def test_procedural_images_are_a_function_of_seed_and_number() -> None:
     images = open_images("procedural:64:5", CACHE)
     again, other = open_images("procedural:1000:5", CACHE), open_images("procedural:64", CACHE)
     assert len(images) == 64 and len(images.classes) == 8 and images.labels is not None
     assert all(np.array_equal(images.read(index), again.read(index)) for index in range(0, 64, 5))
     assert not np.array_equal(images.read(0), other.read(0))
-    pictures = np.stack([np.asarray(images.read(index)) for index in range(64)])
-    assert pictures.shape == (64, 128, 128, 3) and pictures.dtype == np.uint8
-    assert pictures.std(axis=(1, 2, 3)).min() > 2
-    assert len({picture.tobytes() for picture in pictures}) == 64
+    images = np.stack([np.asarray(images.read(index)) for index in range(64)])
+    assert images.shape == (64, 128, 128, 3) and images.dtype == np.uint8
+    assert images.std(axis=(1, 2, 3)).min() > 2
+    assert len({image.tobytes() for image in images}) == 64
 
 
-def test_synthetic_pictures_are_noise() -> None:
+def test_synthetic_images_are_noise() -> None:
     images = open_images("synthetic:10", CACHE)
     assert len(images) == 10 and images.labels is None
     first, second = np.asarray(images.read(0)), np.asarray(images.read(1))

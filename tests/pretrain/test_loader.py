@@ -1,4 +1,4 @@
-"""What a step holds depends on the seed and the step alone; pictures that cannot be read are replaced and named."""
+"""What a step holds depends on the seed and the step alone; frames that cannot be read are replaced and named."""
 
 import io
 import json
@@ -64,8 +64,8 @@ def images() -> ImageSet:
 
 def test_steps_are_the_same_for_any_workers_micro_batches_and_restart(images: ImageSet) -> None:
     whole = _steps(images, 0, 6)
-    pictures, noise, indices = _joined(whole)
-    assert pictures.shape == (48, 16, 16, 3) and pictures.dtype == torch.uint8
+    frames, noise, indices = _joined(whole)
+    assert frames.shape == (48, 16, 16, 3) and frames.dtype == torch.uint8
     assert noise.shape == (48, 6) and noise.dtype == torch.float32 and indices.dtype == torch.int64
     assert _same(whole, _steps(images, 0, 6, workers=2))
     assert _same(whole, _steps(images, 0, 6, micro=2))
@@ -98,8 +98,8 @@ def test_an_epoch_holds_every_training_image(images: ImageSet) -> None:
 def test_unreadable_images_are_replaced_and_named(images: ImageSet) -> None:
     batches = _steps(images, 0, 6, workers=2)
     named = {name for batch in batches for name, _ in batch.unreadable}
-    held_out = set(hold_out(images, 4, seed=0).held_out.tolist())
-    assert named == {f"data/a.tar:{number:03d}.jpg" for number in (5, 6) if number not in held_out} != set()
+    val_images = set(hold_out(images, 4, seed=0).val_images.tolist())
+    assert named == {f"data/a.tar:{number:03d}.jpg" for number in (5, 6) if number not in val_images} != set()
     assert not {5, 6} & set(_joined(batches)[2].tolist())
     record = UnreadableLog(Path("unreadable.jsonl"))
     for batch in [*batches, *batches]:
@@ -121,16 +121,16 @@ def test_a_set_of_broken_images_is_an_error(workers: int) -> None:
         held_out_batch(broken, hold_out(broken, 4, seed=0), seed=0, size=(8, 8), blocks=4)
 
 
-def test_a_text_file_among_pictures_is_replaced() -> None:
+def test_a_text_file_among_images_is_replaced() -> None:
     Path("data").mkdir()
     for number in range(6):
         Image.fromarray(np.full((9, 9, 3), number, np.uint8)).save(f"data/{number}.png")
-    Path("data/x.jpg").write_text("I am no picture")
+    Path("data/x.jpg").write_text("I am no image")
     images = open_images("data", Path("cache"))
     split = hold_out(images, 0, seed=0)
     stream = train_batches(images, split, Order(7, 0), seed=0, size=(4, 4), blocks=2, batch=7)
     batch = next(stream)
-    assert [name for name, _ in batch.unreadable] == ["data/x.jpg"] and "no picture" in batch.unreadable[0][1]
+    assert [name for name, _ in batch.unreadable] == ["data/x.jpg"] and "no image" in batch.unreadable[0][1]
     assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.indices)
     stream.close()
 
@@ -169,14 +169,14 @@ def test_impossible_cuts_are_refused(images: ImageSet) -> None:
         train_batches(images, split, Order(3, 0), seed=0, size=(8, 8), blocks=4, batch=8)
 
 
-def test_whole_pictures_come_through_unchanged() -> None:
+def test_whole_images_come_through_unchanged() -> None:
     images = open_images("synthetic:8", Path("cache"))
     split = hold_out(images, 0, seed=0)
     whole = Cropping(scale=(1.0, 1.0), ratio=(1.0, 1.0))
     stream = train_batches(images, split, Order(8, 0), seed=0, size=(256, 256), blocks=2, batch=8, cropping=whole)
     batch = next(stream)
-    for picture, index in zip(batch.images, batch.indices.tolist(), strict=True):
-        assert np.array_equal(picture.numpy(), images.read(index))
+    for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
+        assert np.array_equal(image.numpy(), images.read(index))
     stream.close()
 
 

@@ -184,7 +184,7 @@ def test_every_parameter_learns() -> None:
 def test_recomputing_changes_neither_loss_nor_gradients() -> None:
     plain, frugal, pixels, mask = small(), small(), noise(2, 3, 32, 32), masks((4, 4), 2)
     for block in [*frugal.encoder.blocks, *frugal.decoder.blocks]:
-        block.recompute = True
+        block.activation_checkpointing = True
     losses = [model(pixels, mask).loss for model in (plain, frugal)]
     assert torch.equal(*losses)
     for loss in losses:

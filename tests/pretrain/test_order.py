@@ -99,17 +99,17 @@ class _Blank(ImageSet):
 
 def _check(split: Split) -> None:
     trained = split.index(np.arange(split.training))
-    assert len(set(trained.tolist())) == split.training == split.length - len(split.held_out)
-    assert not set(trained.tolist()) & set(split.held_out.tolist())
-    assert np.isin(split.evaluated, split.held_out).all() and (np.diff(split.evaluated) > 0).all()
+    assert len(set(trained.tolist())) == split.training == split.length - len(split.val_images)
+    assert not set(trained.tolist()) & set(split.val_images.tolist())
+    assert np.isin(split.evaluated, split.val_images).all() and (np.diff(split.evaluated) > 0).all()
 
 
-@pytest.mark.parametrize("held_out", [[], [0], [9], [0, 1, 2], [3, 4, 9], list(range(9))])
-def test_training_numbers_skip_what_is_held_out(held_out: list[int]) -> None:
-    chosen = np.array(held_out, np.int64)
+@pytest.mark.parametrize("val_images", [[], [0], [9], [0, 1, 2], [3, 4, 9], list(range(9))])
+def test_training_numbers_skip_what_is_held_out(val_images: list[int]) -> None:
+    chosen = np.array(val_images, np.int64)
     split = Split(10, chosen, chosen)
     _check(split)
-    expected = [number for number in range(10) if number not in held_out]
+    expected = [number for number in range(10) if number not in val_images]
     assert split.index(np.arange(split.training)).tolist() == expected
 
 
@@ -125,20 +125,20 @@ def test_sequences_are_held_out_whole() -> None:
     images = _Blank([10] * 12)
     split = hold_out(images, 25, seed=0)
     _check(split)
-    assert len(split.held_out) == 30 and len(split.evaluated) == 25
-    assert len(set((split.held_out // 10).tolist())) == 3
+    assert len(split.val_images) == 30 and len(split.evaluated) == 25
+    assert len(set((split.val_images // 10).tolist())) == 3
     most = hold_out(images, 60, seed=0)
     _check(most)
-    assert len(most.held_out) == 60
+    assert len(most.val_images) == 60
     uneven = hold_out(_Blank([100, 3, 3, 3]), 40, seed=0)  # the long one may not leave training
     _check(uneven)
-    assert len(uneven.held_out) == 6 and 0 not in uneven.held_out
+    assert len(uneven.val_images) == 6 and 0 not in uneven.val_images
 
 
 def test_of_one_sequence_the_end_is_held_out() -> None:
     split = hold_out(_Blank([50]), 10, seed=0)
     _check(split)
-    assert split.held_out.tolist() == list(range(40, 50))
+    assert split.val_images.tolist() == list(range(40, 50))
 
 
 def test_no_more_than_half_is_held_out() -> None:

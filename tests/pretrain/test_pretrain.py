@@ -31,8 +31,8 @@ from pixio_robot.training.guard import Guard
 from pixio_robot.training.optim import lr_at, new_optimizer, peak_lr
 
 WORDS = (
-    *("encoder=32x2x2", "decoder=32x2x2", "batch=8", "steps=8", "held_out=8", "save_every=4", "log_every=2"),
-    *("valid_every=8", "picture_every=8", "workers=0", "cache=cache", "device=cpu"),
+    *("encoder=32x2x2", "decoder=32x2x2", "batch=8", "steps=8", "val_images=8", "save_every=4", "log_every=2"),
+    *("valid_every=8", "visualize_every=8", "workers=0", "cache=cache", "device=cpu"),
 )
 
 
@@ -40,7 +40,7 @@ def small(**changes: object) -> Pretrain:
     """Return settings of a run of a second."""
     settings = Pretrain(
         images="procedural:64",
-        held_out=8,
+        val_images=8,
         encoder="32x2x2",
         decoder="32x2x2",
         patch=8,
@@ -52,7 +52,7 @@ def small(**changes: object) -> Pretrain:
         save_every=4,
         log_every=2,
         valid_every=8,
-        picture_every=8,
+        visualize_every=8,
         workers=0,
         cache="cache",
         device="cpu",
@@ -124,7 +124,7 @@ def test_a_run_that_was_stopped_ends_on_the_same_weights(workers: int, monkeypat
 
 def test_settings_that_say_how_fast_change_nothing() -> None:
     run_pretrain(small(out="one"))
-    run_pretrain(small(out="two", recompute="all", workers=2, log_every=3, keep_last=1))
+    run_pretrain(small(out="two", activation_checkpointing="all", workers=2, log_every=3, keep_last=1))
     assert difference("one", "two") == 0
     run_pretrain(small(out="three", micro_batch=2))
     assert difference("one", "three") < 5e-5
@@ -237,10 +237,10 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
 
     for number in range(20):
         write(f"{number}.png")
-    run_pretrain(small(out="run", images="photos", held_out=4))
+    run_pretrain(small(out="run", images="photos", val_images=4))
     write("more.png")
     with pytest.raises(DataError, match="files that it reads have changed"):
-        run_pretrain(small(out="run", images="photos", held_out=4))
+        run_pretrain(small(out="run", images="photos", val_images=4))
 
 
 def test_a_damaged_checkpoint_is_named() -> None:
@@ -266,8 +266,8 @@ def test_unreadable_images_are_counted_and_listed(tmp_path: Path) -> None:
     folder.mkdir()
     for number in range(24):
         cv2.imwrite(str(folder / f"{number:02d}.png"), np.full((80, 80, 3), 10 * number, np.uint8))
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
-    _, result = run_pretrain(small(out="run", images=str(folder), steps=12, held_out=2))
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no image")
+    _, result = run_pretrain(small(out="run", images=str(folder), steps=12, val_images=2))
     listed = [json.loads(line) for line in Path("run/unreadable.jsonl").read_text().splitlines()]
     assert [Path(each["name"]).name for each in listed] == ["broken.jpg"]
     assert result.numbers["data/unreadable_images"] == 1
@@ -363,7 +363,7 @@ def test_vectors_do_not_decay_and_tables_do() -> None:
         ({"clip": 0.0}, "positive"),
         ({"encoder": "tu"}, "no encoder 'tu'"),
         ({"parallel": "dpp"}, "did you mean 'ddp'"),
-        ({"recompute": "some"}, "none, decoder, all"),
+        ({"activation_checkpointing": "some"}, "none, decoder, all"),
         ({"positions": "learned"}, "sincos, normal"),
         ({"weight_decay": -1.0}, "0 or positive"),
         ({"steps": None, "epochs": float("inf")}, "finite"),
@@ -442,13 +442,13 @@ def test_256_samples_are_learned() -> None:
         decoder="128x4x4",
         batch=64,
         steps=150,
-        held_out=1,
+        val_images=1,
         lr=2e-3,
         clip=1.0,
         crop_scale=[1.0, 1.0],
         log_every=30,
         valid_every=150,
-        picture_every=150,
+        visualize_every=150,
         save_every=150,
         out="run",
     )
@@ -475,8 +475,8 @@ def launch(out: str, *words: str, restarts: int = 0, wait: bool = True) -> "subp
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp", pytest.param("hsdp", marks=pytest.mark.slow)])
 def test_two_processes_learn_what_one_does(parallel: str) -> None:
     """With gradients summed over two passes before they are exchanged, an odd held-out count, and `cls_only`."""
-    out, _ = run_pretrain(small(out="one", held_out=7, cls_only=0.5))
-    launch("two", f"parallel={parallel}", "micro_batch=2", "held_out=7", "cls_only=0.5")
+    out, _ = run_pretrain(small(out="one", val_images=7, cls_only=0.5))
+    launch("two", f"parallel={parallel}", "micro_batch=2", "val_images=7", "cls_only=0.5")
     assert difference("one", "two") < 5e-5
     ours, theirs = ([row["train/loss"] for row in rows(each) if "train/loss" in row] for each in (out, "two"))
     assert ours == pytest.approx(theirs, abs=1e-5) and len(ours) == 4
@@ -484,7 +484,7 @@ def test_two_processes_learn_what_one_does(parallel: str) -> None:
     import shutil
 
     shutil.rmtree("two/checkpoints/step-00000008")
-    run_pretrain(small(out="two", parallel=parallel, held_out=7, cls_only=0.5))
+    run_pretrain(small(out="two", parallel=parallel, val_images=7, cls_only=0.5))
     assert difference("one", "two") < 5e-5
 
 
@@ -512,4 +512,4 @@ def test_processes_agree_on_partly_labelled_images(tmp_path: Path) -> None:
     for number in range(40):
         cv2.imwrite(str(tmp_path / "plain" / f"{number}.png"), np.full((64, 64, 3), number, np.uint8))
     for seed in range(2):
-        launch(f"run{seed}", "images=[procedural:64,plain]", "held_out=4", f"seed={seed}", "steps=2")
+        launch(f"run{seed}", "images=[procedural:64,plain]", "val_images=4", f"seed={seed}", "steps=2")

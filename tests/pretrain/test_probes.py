@@ -28,13 +28,13 @@ COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
 def _paint(folder: Path, classes: tuple[str, ...] = tuple(COLOURS), count: int = 12, seed: int = 0) -> Path:
-    """Write noisy pictures of one colour a class."""
+    """Write noisy images of one colour a class."""
     generator = np.random.default_rng(seed)
     for name in classes:
         (folder / name).mkdir(parents=True)
         for number in range(count):
-            picture = generator.normal(COLOURS[name], 60, (32, 40, 3)).clip(0, 255).astype(np.uint8)
-            cv2.imwrite(str(folder / name / f"{number:02d}.png"), picture[..., ::-1])
+            image = generator.normal(COLOURS[name], 60, (32, 40, 3)).clip(0, 255).astype(np.uint8)
+            cv2.imwrite(str(folder / name / f"{number:02d}.png"), image[..., ::-1])
     return folder
 
 
@@ -101,7 +101,7 @@ def test_paired_tests_and_intervals_are_the_known_ones() -> None:
 
 def test_one_pass_reads_what_the_encoder_gives_and_passes_damaged_images_over(tmp_path: Path) -> None:
     folder = _paint(tmp_path / "data", count=3)
-    (folder / "red" / "01.png").write_bytes(b"no picture")
+    (folder / "red" / "01.png").write_bytes(b"no image")
     command = Probe(encoder="tiny", images=str(folder), test=str(folder))
     part = open_labelled(command).training
     backbone = _backbone()
@@ -121,7 +121,7 @@ def test_a_run_finds_colours_and_repeats_itself_and_reuses_what_it_has(
     tmp_path: Path, encoders: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = _paint(tmp_path / "data")
-    command = Probe(encoder=encoders, images=str(folder), held_out=0.25, layers="all")
+    command = Probe(encoder=encoders, images=str(folder), val_images=0.25, layers="all")
     out, result = runs.run_probe(command)
     rows = read_rows(out / "probe.jsonl")
     assert {(row.encoder, row.probe) for row in rows} == {
@@ -164,13 +164,13 @@ def test_held_out_images_share_no_sequence_with_training(monkeypatch: pytest.Mon
     clips = Clips([7] * 20)
     clips.labels = (np.arange(140) % 2).astype(np.int32)
     monkeypatch.setattr(labelled_module, "open_images", lambda *_: clips)
-    split = open_labelled(Probe(encoder="any", images="clips", held_out=30))
+    split = open_labelled(Probe(encoder="any", images="clips", val_images=30))
 
     def sequences(part: Part) -> set[int]:
         return {clips.locate(index)[0] for index in part.indices.tolist()}
 
     assert len(split.test.indices) == 30 and not sequences(split.training) & sequences(split.test)
-    other = open_labelled(Probe(encoder="any", images="clips", held_out=30, seed=1))
+    other = open_labelled(Probe(encoder="any", images="clips", val_images=30, seed=1))
     assert sequences(other.test) != sequences(split.test)
 
 
@@ -203,7 +203,7 @@ def test_what_cannot_be_probed_is_refused_in_one_message(tmp_path: Path, encoder
         (dict(encoder="rondom:ti"), UnknownName, "no encoder 'rondom:ti'"),
         (dict(encoder=[]), BadInput, "must name an encoder"),
         (dict(layers="first"), UnknownName, "last, all"),
-        (dict(test=None, held_out=0.9), BadInput, "share up to 0.5 or a whole number up to 2"),
+        (dict(test=None, val_images=0.9), BadInput, "share up to 0.5 or a whole number up to 2"),
     ):
         with pytest.raises(error, match=message):
             runs.run_probe(Probe(**(good | wrong)))

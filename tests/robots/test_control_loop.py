@@ -16,34 +16,38 @@ import pytest
 
 from pixio_robot import cli
 from pixio_robot.datasets.robomimic import DemoSet
-from pixio_robot.deploy.runtime.bundle import Card, Port
+from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
 from pixio_robot.envs.registry import EnvRequest, installed
 from pixio_robot.errors import BadInput, DataError, EmergencyStopped, EndOfStream, RemoteError, RobotError
 from pixio_robot.metrics import read_episodes
 from pixio_robot.robot_schemas import Run
-from pixio_robot.robots.clock import Metronome
+from pixio_robot.robots.clock import Rate
 from pixio_robot.robots.emergency import EmergencyStop
-from pixio_robot.robots.eyes import SteppedEyes
+from pixio_robot.robots.frame_source import SteppedFrameSource
 from pixio_robot.robots.inference import InferenceInStep, InferenceThread, Job
 from pixio_robot.robots.limits import Limits
 from pixio_robot.robots.loop import ControlLoop, Rules
-from pixio_robot.robots.moments import Moment
 from pixio_robot.robots.recording import EpisodeRecording
 from pixio_robot.robots.robot import RobotRequest
 from pixio_robot.robots.runs import run_robot
 from pixio_robot.robots.safety import SafeRobot
 from pixio_robot.robots.session import RunReport
 from pixio_robot.robots.simulated import TaskRobot
+from pixio_robot.robots.step_record import StepRecord
 from pixio_robot.robots.timeline import read_ticks
 
 SIDE = 64
-CARD = Card(
+CARD = Manifest(
     "policy",
     "onnx",
     "fp32",
     "program.onnx",
-    [Port("rgb", (SIDE, SIDE, 3), "uint8"), Port("depth", (SIDE, SIDE), "float32"), Port("proprio", (3,), "float32")],
-    [Port("action", (1, 3), "float32")],
+    [
+        TensorSpec("rgb", (SIDE, SIDE, 3), "uint8"),
+        TensorSpec("depth", (SIDE, SIDE), "float32"),
+        TensorSpec("proprio", (3,), "float32"),
+    ],
+    [TensorSpec("action", (1, 3), "float32")],
     image_size=SIDE,
     control_period=0.05,
     action_low=[-1.0] * 3,
@@ -81,7 +85,7 @@ class Reacher:
         return np.array(actions, np.float32)
 
 
-def _run(out: Path, policy: Any = None, card: Card = CARD, **settings: Any) -> RunReport:
+def _run(out: Path, policy: Any = None, card: Manifest = CARD, **settings: Any) -> RunReport:
     known: dict[str, Any] = dict(robot="task:toy/reach@top", bundle="reacher", time="stepped", steps=30, out=str(out))
     known |= dict(estop=str(out / "estop.json"), depth_sensor="exact")
     return run_robot(Run(**{**known, **settings}), card, policy or Reacher(), "policy")
@@ -92,10 +96,10 @@ def _loop(policy: Any, tmp_path: Path, kind: Any = InferenceInStep, rules: Rules
     """A loop on the toy in stepped time."""
     with TaskRobot("toy/reach@top", RobotRequest(stepped=True, image_size=SIDE, depth_sensor="exact")) as robot:
         safe = SafeRobot(robot, Limits.of(robot.spec.commands), 0.05, EmergencyStop(tmp_path / "estop.json"))
-        eyes = SteppedEyes(robot.camera(), robot.clock)
+        eyes = SteppedFrameSource(robot.camera(), robot.clock)
         eyes.open()
         inference = kind(policy, robot.clock) if kind is InferenceInStep else kind(policy)
-        yield ControlLoop(safe, eyes, inference, CARD, Metronome(robot.clock, 0.05), rules=rules, stepped=True)
+        yield ControlLoop(safe, eyes, inference, CARD, Rate(robot.clock, 0.05), rules=rules, stepped=True)
         inference.close()
 
 
@@ -178,10 +182,10 @@ def test_chunks_are_carried_out_and_asked_for_when_they_run_out(tmp_path: Path) 
     asked = [tick["asked"] for tick in _ticks(tmp_path / "chunked", 0)]
     assert all(each is not None for each in asked)
     executed = Reacher(chunk=5)
-    _run(tmp_path / "some", executed, replace(CARD, chunk=5), episodes=1, execute=2)
+    _run(tmp_path / "some", executed, replace(CARD, chunk=5), episodes=1, n_action_steps=2)
     assert executed.calls == 15
     merged = Reacher(chunk=4)
-    report = _run(tmp_path / "merged", merged, replace(CARD, chunk=4), episodes=1, new_share=0.7)
+    report = _run(tmp_path / "merged", merged, replace(CARD, chunk=4), episodes=1, chunk_blend=0.7)
     assert report.rows[0].success_last and merged.calls == 15, "asked when half is left"
 
 
@@ -214,7 +218,7 @@ def test_the_first_observation_of_an_episode_resets_the_policy_however_late_it_c
 
 
 def test_an_episode_does_not_begin_while_the_last_one_is_thought_about(tmp_path: Path) -> None:
-    with _loop(Reacher(seconds=0.3), tmp_path, InferenceThread, Rules(patience=0.05)) as loop:
+    with _loop(Reacher(seconds=0.3), tmp_path, InferenceThread, Rules(startup_timeout=0.05)) as loop:
         loop.inference.submit(Job({}, 0, 0.0, True))
         with pytest.raises(RobotError, match="still computes"):
             loop.run(0, 3, 2)
@@ -259,7 +263,7 @@ def test_a_torn_line_of_ticks_is_no_obstacle(tmp_path: Path) -> None:
 def test_a_recording_with_gaps_is_not_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add = EpisodeRecording.add
 
-    def slow(self: EpisodeRecording, moment: Moment) -> None:
+    def slow(self: EpisodeRecording, moment: StepRecord) -> None:
         self.lost += 1
         add(self, moment)
 
@@ -349,7 +353,7 @@ def test_a_task_of_each_suite_is_a_robot(suite: str, tmp_path: Path) -> None:
         def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
             return np.full((1, width), 0.01, np.float32)
 
-    ports = [Port("rgb", (SIDE, SIDE, 3), "uint8"), Port("proprio", (spec.proprio,), "float32")]
+    ports = [TensorSpec("rgb", (SIDE, SIDE, 3), "uint8"), TensorSpec("proprio", (spec.proprio,), "float32")]
     card = replace(
         CARD, observation=ports, control_period=1 / rate, action_low=[-1.0] * width, action_high=[1.0] * width
     )
@@ -367,7 +371,7 @@ def test_a_policy_that_breaks_stops_the_robot(tmp_path: Path) -> None:
             return super().act(observation)
 
     stops: list[int] = []
-    seen: list[Moment] = []
+    seen: list[StepRecord] = []
     with _loop(Broken(), tmp_path) as loop:
         loop.robot.robot.stop = lambda: stops.append(1)  # type: ignore[method-assign]
         loop.watch = seen.append

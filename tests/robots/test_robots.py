@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from pixio_robot.cameras.camera import CameraSpec
-from pixio_robot.deploy.runtime.bundle import Card, Port
-from pixio_robot.envs.commands import Commands
+from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
+from pixio_robot.envs.commands import ActionSpec
 from pixio_robot.envs.registry import make
 from pixio_robot.errors import BadInput, DataError, EmergencyStopped, OutOfControl, PixioError, RobotError, UnknownName
 from pixio_robot.robots import registry
 from pixio_robot.robots.actions import ActionPlan, Interpolation
-from pixio_robot.robots.clock import Metronome, SteppedClock, WallClock
+from pixio_robot.robots.clock import Rate, SteppedClock, WallClock
 from pixio_robot.robots.emergency import EmergencyStop
 from pixio_robot.robots.faults import Fault
 from pixio_robot.robots.fit import check_fit
@@ -31,8 +31,8 @@ from pixio_robot.robots.safety import SafeRobot, SafetyFilter
 from pixio_robot.stopping import Stopping
 
 PERIOD = 0.05
-REACH = Commands.of(("x", "y", "z"), "m", 0.02, -np.full(3, 0.2), np.full(3, 0.2), 0.5, (0.0, 0.0, 0.2))
-JOINTS = Commands(  # two joints sent to places, and a gripper driven by an effort
+REACH = ActionSpec.of(("x", "y", "z"), "m", 0.02, -np.full(3, 0.2), np.full(3, 0.2), 0.5, (0.0, 0.0, 0.2))
+JOINTS = ActionSpec(  # two joints sent to places, and a gripper driven by an effort
     ("shoulder", "elbow", "gripper"),
     ("rad", "rad", "1"),
     np.array([1.5, 1.0, 1.0]),
@@ -48,7 +48,7 @@ KINDS = pytest.mark.parametrize("commands", [REACH, JOINTS], ids=["relative", "a
 class _Still(Robot):
     """A robot that is where it was last sent to."""
 
-    def __init__(self, commands: Commands, episode: bool = False) -> None:
+    def __init__(self, commands: ActionSpec, episode: bool = False) -> None:
         self.clock = SteppedClock()
         self._spec = RobotSpec("still", "test", commands, len(commands.names), 1 / PERIOD)
         self.at, self.sent, self.stops = np.where(commands.relative, 0.0, commands.offset), [], 0
@@ -73,12 +73,12 @@ class _Still(Robot):
         self.stops += 1
 
 
-def _free(commands: Commands, **changes: Any) -> Limits:
+def _free(commands: ActionSpec, **changes: Any) -> Limits:
     return replace(Limits.of(commands), **changes)
 
 
 @KINDS
-def test_whatever_is_asked_what_is_sent_stays_within_limits(commands: Commands) -> None:
+def test_whatever_is_asked_what_is_sent_stays_within_limits(commands: ActionSpec) -> None:
     rng = np.random.default_rng(0)
     box = (np.array([-0.1, -0.15, 0.1]), np.array([0.15, 0.1, 0.3])) if commands.hand else None
     step = 0.6 * np.minimum(commands.speed * PERIOD, 1.0)
@@ -106,7 +106,7 @@ def test_whatever_is_asked_what_is_sent_stays_within_limits(commands: Commands) 
 
 
 @KINDS
-def test_a_safe_action_passes_bit_for_bit(commands: Commands) -> None:
+def test_a_safe_action_passes_bit_for_bit(commands: ActionSpec) -> None:
     robot = _Still(commands)
     guard = SafetyFilter(commands, _free(commands), PERIOD, robot.clock, robot.hand_at)
     rng = np.random.default_rng(1)
@@ -245,19 +245,19 @@ def test_a_lost_terminal_asks_to_stop_unless_it_shall_be_ignored() -> None:
 
 def test_the_beat_is_kept_and_never_caught_up_with() -> None:
     clock = SteppedClock()
-    beat = Metronome(clock, 0.1)
+    beat = Rate(clock, 0.1)
     times = []
     for number in range(8):
         beat.tick()
         times.append(round(clock.now(), 6))
         clock.sleep_until(clock.now() + (0.37 if number == 2 else 0.13 if number == 5 else 0.02))
     assert times == [0.0, 0.1, 0.2, 0.57, 0.67, 0.77, 0.9, 0.97]  # a new beat after 0.57; one late tick at 0.9
-    assert (beat.ticks, beat.misses, beat.anchored) == (8, 2, 1)
+    assert (beat.ticks, beat.misses, beat.resyncs) == (8, 2, 1)
 
 
 def test_the_walls_clock_waits() -> None:
     clock = WallClock()
-    beat = Metronome(clock, 0.01)
+    beat = Rate(clock, 0.01)
     begin = clock.now()
     for _ in range(6):
         beat.tick()
@@ -278,13 +278,13 @@ def test_of_a_chunk_what_is_past_is_dropped() -> None:
     assert late is not None and late.action[0] == 1.0 and plan.dropped == 3
     single.put(_answer([[5.0]], 10), 11)
     assert len(single) == 1, "a policy of single actions is always late by what it takes"
-    first = ActionPlan(execute=2)
+    first = ActionPlan(n_action_steps=2)
     first.put(_answer([[0.0], [1.0], [2.0]], 0), 0)
     assert len(first) == 2
 
 
 def test_where_two_chunks_plan_a_step_they_are_mixed() -> None:
-    plan = ActionPlan(new_share=0.7)
+    plan = ActionPlan(chunk_blend=0.7)
     plan.put(_answer([[0.0], [1.0], [2.0], [np.nan], [4.0]], 0), 0)
     first, second = plan.take(), plan.take()
     plan.put(_answer([[9.0], [12.0], [13.0], [14.0], [15.0]], 1), 2)  # asked at step 1, here at step 2
@@ -297,7 +297,7 @@ def test_where_two_chunks_plan_a_step_they_are_mixed() -> None:
     assert late is not None and late.action[0] == 6
     for share in (0.0, 1.1, np.nan):
         with pytest.raises(BadInput, match="weight of a new chunk"):
-            ActionPlan(new_share=share)
+            ActionPlan(chunk_blend=share)
 
 
 def test_ways_between_targets_are_straight_and_whole_steps_add_up() -> None:
@@ -350,13 +350,13 @@ def test_a_thread_thinks_about_one_thing_and_its_errors_arrive() -> None:
 # what does not fit
 
 
-def _card(**changes: Any) -> Card:
-    observation = [Port("rgb", (64, 64, 3), "uint8"), Port("proprio", (3,), "float32")]
+def _card(**changes: Any) -> Manifest:
+    observation = [TensorSpec("rgb", (64, 64, 3), "uint8"), TensorSpec("proprio", (3,), "float32")]
     known: dict[str, Any] = dict(
         kind="policy", target="onnx", precision="fp32", program="program.onnx", observation=observation, outputs=[]
     )
     known |= dict(image_size=64, control_period=PERIOD, action_low=[-1.0] * 3, action_high=[1.0] * 3)
-    return Card(**{**known, **changes})
+    return Manifest(**{**known, **changes})
 
 
 def test_what_does_not_fit_is_refused_in_words() -> None:
@@ -370,8 +370,13 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
         (_card(action_names=["z", "y", "x"]), robot, 20.0, "actions are z, y, x, arm takes x, y, z"),
         (_card(kind="encoder"), robot, 20.0, "encoder alone"),
         (_card(), replace(robot, proprio=7), 20.0, "feels 3 numbers of proprioception, arm tells 7"),
-        (_card(observation=[*rgb, Port("rgb_wrist", (64, 64, 3), "uint8")]), robot, 20.0, "observes 'rgb_wrist'"),
-        (_card(observation=[Port("depth", (64, 64), "float32")]), robot, 20.0, "looks at depth, which cam does not"),
+        (_card(observation=[*rgb, TensorSpec("rgb_wrist", (64, 64, 3), "uint8")]), robot, 20.0, "observes 'rgb_wrist'"),
+        (
+            _card(observation=[TensorSpec("depth", (64, 64), "float32")]),
+            robot,
+            20.0,
+            "looks at depth, which cam does not",
+        ),
         (_card(), robot, 50.0, "arm takes 20 commands a second, not rate=50"),
         (_card(control_period=0.0125), robot, 20.0, "a step every 12.5 ms, commands go out every 50 ms"),
         (_card(), replace(robot, control_hz=None), 33.0, "multiple of it"),

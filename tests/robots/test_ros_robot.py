@@ -16,10 +16,10 @@ from pixio_robot import cli
 from pixio_robot.cameras.camera import Camera, CameraSpec
 from pixio_robot.cameras.frame import Frame, rgbd_frame
 from pixio_robot.datasets.robomimic import DemoSet
-from pixio_robot.deploy.runtime.bundle import Card, Port
+from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
 from pixio_robot.errors import BadInput, DataError, RobotError
 from pixio_robot.robot_schemas import Run
-from pixio_robot.robots.clock import Metronome, WallClock
+from pixio_robot.robots.clock import Rate, WallClock
 from pixio_robot.robots.emergency import EmergencyStop
 from pixio_robot.robots.limits import Limits
 from pixio_robot.robots.registry import find_robot
@@ -114,7 +114,7 @@ def test_an_arm_goes_where_it_is_sent_and_no_further(arm: _Arm, tmp_path: Path) 
         _until(lambda: arm.heard)
         np.testing.assert_allclose(arm.heard[-1], [0.15, 0.85], atol=1e-6)  # 1 rad/s for 0.05 s
         np.testing.assert_allclose(robot.spec.commands.target(sent, np.zeros(2)), arm.heard[-1], atol=1e-6)
-        beat = Metronome(WallClock(), 0.05)
+        beat = Rate(WallClock(), 0.05)
         for _ in range(40):
             beat.tick()
             safe.send_action(np.array([1.0, -1.0]))
@@ -165,7 +165,7 @@ def test_a_state_without_positions_is_not_heard(tmp_path: Path) -> None:
 
 
 class _Webcam(Camera):
-    """100 small pictures a second, by the wall's clock."""
+    """100 small images a second, by the wall's clock."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -176,8 +176,8 @@ class _Webcam(Camera):
     def read(self) -> Frame:
         time.sleep(0.01)
         self._count += 1
-        picture = np.full((32, 32, 3), self._count % 256, np.uint8)
-        return rgbd_frame(picture, None, None, None, time.monotonic(), self._count)
+        image = np.full((32, 32, 3), self._count % 256, np.uint8)
+        return rgbd_frame(image, None, None, None, time.monotonic(), self._count)
 
     def close(self) -> None:
         self._spec = None
@@ -197,13 +197,13 @@ class _Reaching:
 def test_what_an_arm_did_teaches_the_next_policy(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way: run, demonstrations, train_bc, export."""
     monkeypatch.setattr("pixio_robot.robots.runs.asked_camera", lambda command: _Webcam())
-    card = Card(
+    card = Manifest(
         "policy",
         "onnx",
         "fp32",
         "program.onnx",
-        [Port("rgb", (32, 32, 3), "uint8"), Port("proprio", (2,), "float32")],
-        [Port("action", (4, 2), "float32")],
+        [TensorSpec("rgb", (32, 32, 3), "uint8"), TensorSpec("proprio", (2,), "float32")],
+        [TensorSpec("action", (4, 2), "float32")],
         image_size=32,
         control_period=0.1,
         chunk=4,
@@ -223,7 +223,7 @@ def test_what_an_arm_did_teaches_the_next_policy(arm: _Arm, tmp_path: Path, monk
     pytest.importorskip("onnxscript", reason="needs the extra export")
     words = ["checkpoint=bc/checkpoints/blind/last.safetensors", "gate=false", "out=bundle"]
     assert cli.run(["export", *words]) == 0
-    exported = Card.read("bundle")
+    exported = Manifest.read("bundle")
     assert exported.action_names == ["shoulder", "elbow"] and exported.control_period == pytest.approx(0.1)
 
 

@@ -50,22 +50,22 @@ class World:
     ) -> Visuomotor:
         embedding = EmbeddingSettings(**{"history": 2, **how})
         tokens = None if backbone is None else backbone.token_shape
-        settings = settings or PolicySettings(layers=[16, 16], squash=True)
+        settings = settings or PolicySettings(layers=[16, 16], tanh_output=True)
         return new_policy(tokens, embedding, WIDTHS, settings, 0, kind).eval()
 
     def tasks(self, request: EnvRequest, count: int, first_seed: int) -> "TaskVecEnv":
         self.open.append(TaskVecEnv(request, count, first_seed, processes=False))
         return self.open[-1]
 
-    def embedded(self, policy: Visuomotor, backbone: Backbone | None, pictures: bool = False) -> "EmbeddedVecEnv":
+    def embedded(self, policy: Visuomotor, backbone: Backbone | None, images: bool = False) -> "EmbeddedVecEnv":
         tasks = self.tasks(self.request(policy.kind), 2, 7)
-        return EmbeddedVecEnv(tasks, Perception(policy, backbone, "fp32", CPU), pictures)
+        return EmbeddedVecEnv(tasks, Perception(policy, backbone, "fp32", CPU), images)
 
     def learner(
         self, name: str, policy: Visuomotor, backbone: Backbone | None = None, normalise: bool = True, **more: Any
     ) -> Any:
         learned = more.pop("learned", None)
-        venv = self.embedded(policy, backbone, pictures=learned is not None)
+        venv = self.embedded(policy, backbone, images=learned is not None)
         settings = more.pop("settings", self.settings(name))
         return new_learner(settings, venv, policy, normalise=normalise, backbone=learned, seed=0, device=CPU, **more)
 
@@ -102,7 +102,7 @@ def world() -> Iterator[World]:
 
 @pytest.fixture(scope="session")
 def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder file of two narrow blocks for pictures of 32 px."""
+    """An encoder file of two narrow blocks for images of 32 px."""
     path = tmp_path_factory.mktemp("encoder") / "small.safetensors"
     encoder = PixioEncoder(dim=32, depth=2, heads=2, image_size=32)
     encoder.initialise(torch.Generator().manual_seed(0))

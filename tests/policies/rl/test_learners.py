@@ -14,7 +14,7 @@ from pixio_robot.errors import CheckpointError
 from pixio_robot.policies.rl.demonstrations import demo_transitions
 from pixio_robot.policies.rl.embedded_env import FELT, TOKENS
 from pixio_robot.policies.rl.extractor import RunningNorm
-from pixio_robot.policies.rl.learner import begin_from, copy_actor, extractor_of, head_settings
+from pixio_robot.policies.rl.learner import copy_actor, extractor_of, head_settings, init_actor
 from pixio_robot.schemas import PolicySettings
 
 ALGORITHMS = ("sac", "td3", "ppo")
@@ -89,7 +89,7 @@ def test_running_statistics_are_those_of_all_that_was_added() -> None:
 @pytest.mark.parametrize(("name", "kind"), [("sac", "bc"), ("td3", "state"), ("ppo", "bc"), ("sac", "cnn")])
 def test_an_actor_begins_as_the_cloned_policy(world: Any, small: Backbone, name: str, kind: str) -> None:
     backbone = small if kind == "bc" else None
-    cloned = world.policy(kind, backbone, PolicySettings(layers=[16, 16], squash=name != "ppo", activation="relu"))
+    cloned = world.policy(kind, backbone, PolicySettings(layers=[16, 16], tanh_output=name != "ppo", activation="relu"))
     norm = cloned.head.layers[0]
     with torch.no_grad():  # as training leaves it
         for tensor, low, high in (
@@ -108,7 +108,7 @@ def test_an_actor_begins_as_the_cloned_policy(world: Any, small: Backbone, name:
         normalise,
         begun=True,
     )
-    begin_from(model, cloned, "bc.safetensors")
+    init_actor(model, cloned, "bc.safetensors")
     observation = model.env.reset()
     tokens = torch.from_numpy(observation[TOKENS]) if TOKENS in observation else None
     with torch.no_grad():
@@ -116,9 +116,9 @@ def test_an_actor_begins_as_the_cloned_policy(world: Any, small: Backbone, name:
     found = model.predict(observation, deterministic=True)[0]
     np.testing.assert_allclose(np.clip(found, -1, 1), expected, atol=2e-5)
     assert np.abs(expected).max() > 0.01
-    other = world.policy(kind, backbone, PolicySettings(layers=[8], squash=name != "ppo"))
+    other = world.policy(kind, backbone, PolicySettings(layers=[8], tanh_output=name != "ppo"))
     with pytest.raises(CheckpointError, match=r"clone with policy.layers=\[16,16\]"):
-        begin_from(model, other, "bc.safetensors")
+        init_actor(model, other, "bc.safetensors")
 
 
 def test_a_batch_has_its_share_of_demonstrations(
@@ -134,7 +134,7 @@ def test_a_batch_has_its_share_of_demonstrations(
     assert batch.observations[TOKENS].shape[0] == 64
 
 
-def test_only_replayed_pictures_are_moved(world: Any, small: Backbone) -> None:
+def test_only_replayed_images_are_moved(world: Any, small: Backbone) -> None:
     model = world.learner("sac", world.policy("cnn"), normalise=False, shift=True)
     model.learn(20, log_interval=None)
     buffer = model.replay_buffer

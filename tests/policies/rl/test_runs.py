@@ -129,7 +129,7 @@ def test_a_learned_encoder_is_named_by_its_policy(tmp_path: Path, small_file: Pa
 
 def test_demonstrations_and_a_clone_are_taken(tmp_path: Path, toy_file: Path, small_file: Path) -> None:
     demos = ["demos=" + str(toy_file), "encoder=" + str(small_file), "embedding.history=2"]
-    clone = [*demos, "policy.layers=[16,16]", "policy.squash=true", "policy.epochs=1", "out=bc"]
+    clone = [*demos, "policy.layers=[16,16]", "policy.tanh_output=true", "policy.epochs=1", "out=bc"]
     assert cli.run(["train_bc", *clone]) == 0
     small = ["algorithm.layers=[16,16]", "algorithm.batch=16", "algorithm.buffer=500", "algorithm.warmup=20"]
     small += [

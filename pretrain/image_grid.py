@@ -1,4 +1,4 @@
-"""Pictures in rows and columns, each row with its name."""
+"""Images in rows and columns, each row with its name."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from ..files import replacing
 
 
 def draw_grid(path: Path, rows: dict[str, np.ndarray], side: float) -> None:
-    """Write a picture with a column an image and a row for each name.
+    """Write an image with a column an image and a row for each name.
 
     Args:
         path: a PNG.

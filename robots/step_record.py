@@ -35,7 +35,7 @@ class Tick:
 
 
 @dataclass
-class Moment:
+class StepRecord:
     """One step of the policy, for the recording."""
 
     frame: Frame | None  # the newest; its arrays are valid until the next one is looked for
@@ -48,7 +48,7 @@ class Moment:
 
 
 @dataclass
-class Ending:
+class EpisodeEnd:
     """How an episode ended."""
 
     why: str  # "success", "end" (of its steps), "watchdog", "estop", "control" or "remote" (lost), "asked" (to stop)

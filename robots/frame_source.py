@@ -9,7 +9,7 @@ from ..cameras.frame import Frame
 from .clock import Clock
 
 
-class Eyes(Protocol):
+class FrameSource(Protocol):
     """A camera as a control loop wants it; `Capture` is one."""
 
     def fresh(self, timeout: float) -> Frame | None:
@@ -19,10 +19,10 @@ class Eyes(Protocol):
         """Release the camera."""
 
 
-class SteppedEyes:
+class SteppedFrameSource:
     """What `Capture` is for stepped time: frames are there at once, and a stall is a time without any.
 
-    Give `stall` to `cameras.faults.Faulty` as its `sleep`.
+    Give `stall` to `cameras.faults.FaultInjectingCamera` as its `sleep`.
     """
 
     def __init__(self, camera: Camera, clock: Clock) -> None:
@@ -51,8 +51,8 @@ class SteppedEyes:
         self._camera.close()
 
 
-def eyes_of(camera: Camera, clock: Clock, stepped: bool) -> Capture | SteppedEyes:
+def open_frame_source(camera: Camera, clock: Clock, stepped: bool) -> Capture | SteppedFrameSource:
     """Return a camera as eyes, opened."""
-    eyes = SteppedEyes(camera, clock) if stepped else Capture(camera)
+    eyes = SteppedFrameSource(camera, clock) if stepped else Capture(camera)
     eyes.open()
     return eyes

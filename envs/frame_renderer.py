@@ -9,9 +9,9 @@ from .randomisation import Look, add_clutter, random_eye
 from .rendering import new_renderer, rendered_depth, set_quality
 from .scenes import Scene, open_scene
 
-_LOOKS = 10  # pictures between changes of the look
-_BLANK = 4.0  # deviation of grey levels below which a picture shows nothing
-_TRIES = 5  # for a picture that shows something
+_LOOKS = 10  # images between changes of the look
+_BLANK = 4.0  # deviation of grey levels below which an image shows nothing
+_TRIES = 5  # for an image that shows something
 
 
 @dataclass(frozen=True)
@@ -22,27 +22,27 @@ class FrameSettings:
     frames: int
     image_size: int  # side [px]
     render: tuple[str, ...]  # qualities, one drawn for each visit to a scene
-    own_look: float  # share of pictures in the scene's own look
-    own_camera: float  # share taken with the scene's own cameras, shaken a little
+    keep_appearance_prob: float  # share of images in the scene's own look
+    scene_camera_prob: float  # share taken with the scene's own cameras, shaken a little
     close: float  # share of the others taken close to something that moves
-    clutter: int  # most bodies added to a picture
-    visit: int  # pictures taken before the next scene
-    shard: int  # pictures in a shard
+    clutter: int  # most bodies added to an image
+    frames_per_scene: int  # images taken before the next scene
+    shard: int  # images in a shard
     quality: int  # JPEG quality
     seed: int
     depth: bool = False  # write depth too
 
 
 class Photograph(NamedTuple):
-    """A picture and what is known of it."""
+    """An image and what is known of it."""
 
     rgb: np.ndarray  # (H, W, 3) uint8
     depth: np.ndarray | None  # (H, W) float32 along the optical axis [m], 0 where nothing is hit
     about: dict[str, Any]
 
 
-class Photographer:
-    """Takes pictures of one scene, one after the other; a context manager.
+class FrameRenderer:
+    """Takes images of one scene, one after the other; a context manager.
 
     Args:
         settings: how.
@@ -58,37 +58,42 @@ class Photographer:
         self.render = settings.render[int(rng.integers(len(settings.render)))]
         model, size = self.scene.model, settings.image_size
         chosen = set_quality(model, size, self.render)
-        self.look, self.own_look, self.taken = Look(model), True, 0
+        self.look, self.keep_appearance_prob, self.taken = Look(model), True, 0
         self.scene.reset(rng)
         self.renderer = new_renderer(model, size, chosen)
         self.shown = mujoco.MjvOption()
         self.shown.flags[mujoco.mjtVisFlag.mjVIS_RANGEFINDER] = False  # its rays are no part of the world
 
-    def __enter__(self) -> "Photographer":
+    def __enter__(self) -> "FrameRenderer":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.renderer.close()
 
     def take(self) -> Photograph:
-        """Let time pass, choose look and viewpoint, and take a picture; again, if it shows nothing."""
+        """Let time pass, choose look and viewpoint, and take an image; again, if it shows nothing."""
         if self.taken % _LOOKS == 0:
             self._new_look()
         for _ in range(_TRIES):
             self.scene.advance(self.rng)
-            own = bool(self.scene.cameras) and self.rng.random() < self.settings.own_camera
+            own = bool(self.scene.cameras) and self.rng.random() < self.settings.scene_camera_prob
             photograph = self._through_own_camera() if own else self._from_anywhere()
             if photograph.rgb.std() > _BLANK:
                 break
         self.taken += 1
-        about = {"scene": self.name, "start": self.scene.start, "render": self.render, "own_look": self.own_look}
+        about = {
+            "scene": self.name,
+            "start": self.scene.start,
+            "render": self.render,
+            "keep_appearance_prob": self.keep_appearance_prob,
+        }
         return photograph._replace(about=about | photograph.about)
 
     def _new_look(self) -> None:
         import mujoco
 
-        self.own_look = self.rng.random() < self.settings.own_look
-        for texture in self.look.restore() if self.own_look else self.look.draw(self.rng):
+        self.keep_appearance_prob = self.rng.random() < self.settings.keep_appearance_prob
+        for texture in self.look.restore() if self.keep_appearance_prob else self.look.draw(self.rng):
             mujoco.mjr_uploadTexture(self.scene.model, self.renderer._mjr_context, texture)
         if self.taken:
             self.scene.reset(self.rng)
@@ -121,7 +126,7 @@ class Photographer:
 
     def _taken(self, camera: Any, called: str) -> Photograph:
         self.renderer.update_scene(self.scene.data, camera=camera, scene_option=self.shown)
-        if self.settings.clutter and not self.own_look:
+        if self.settings.clutter and not self.keep_appearance_prob:
             add_clutter(self.renderer.scene, self.scene.model, self.scene.data, self.settings.clutter, self.rng)
         rgb, depth = self.renderer.render(), None
         if self.settings.depth:

@@ -9,7 +9,7 @@ from ..visuomotor import EncoderIdentity
 from .learner import extractor_of
 
 
-class FrozenSight:
+class FrozenEncoder:
     """The encoder as it came, if there is one; its weights stay out of every file."""
 
     def __init__(self, backbone: Backbone | None, identity: EncoderIdentity | None) -> None:
@@ -20,7 +20,7 @@ class FrozenSight:
         return self.identity
 
 
-class LearningSight:
+class FinetunedEncoder:
     """The encoder that learns; it is written beside each policy, which names it."""
 
     def __init__(self, model: Any, precision: str) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of dense probes: image, truth, prediction and error side by side."""
+"""Images of dense probes: image, truth, prediction and error side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from ...files import replacing
 from .dense_data import IGNORED, DenseSet
 
-_SHOWN = 6  # test images in a picture
+_SHOWN = 6  # test images in an image
 
 
 def draw_dense(test: DenseSet, predictions: Sequence[np.ndarray], kind: str, title: str, path: Path) -> None:
