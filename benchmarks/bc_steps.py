@@ -18,7 +18,7 @@ from timing import Section, cells, compare, in_turns, markdown, per_second
 
 if TYPE_CHECKING:
     from pixio_robot.datasets.robomimic import DemoSet
-    from pixio_robot.schemas import PolicySettings
+    from pixio_robot.policies.settings import PolicySettings
 
 NEEDS = {"robomimic": "robomimic"}  # package: extra of pixio-robot
 DEMOS, STEPS = 32, 160  # 5120 frames, which is 20 whole batches
@@ -43,7 +43,7 @@ def measure() -> Section:
 def _measure(folder: Path) -> Section:
     from pixio_robot.datasets.robomimic import DemoSet
     from pixio_robot.hardware import threads
-    from pixio_robot.schemas import PolicySettings
+    from pixio_robot.policies.settings import PolicySettings
 
     settings = PolicySettings(epochs=OUR_EPOCHS)
     demos = DemoSet(_write_demos(folder))
@@ -84,7 +84,7 @@ class Ours:
     ) -> None:
         from pixio_robot.datasets.token_cache import TokenCache
         from pixio_robot.policies.embedding import Embedder, TokenShape
-        from pixio_robot.schemas import EmbeddingSettings
+        from pixio_robot.policies.settings import EmbeddingSettings
 
         folder.mkdir()
         np.save(folder / "cls.npy", tokens)

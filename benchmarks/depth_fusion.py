@@ -16,10 +16,12 @@ import numpy as np
 from pixio_robot.encoders.load import load_encoder, save_encoder
 from pixio_robot.envs.rendering import use_headless_gl
 from pixio_robot.metrics import EpisodeRecord, mcnemar, read_episodes, resampled, success_rate
+from pixio_robot.policies.commands import Collect, Evaluate, TrainBC
 from pixio_robot.policies.runs import run_collect, run_evaluate, run_train_bc
+from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
+from pixio_robot.pretrain.commands import Probe
 from pixio_robot.pretrain.probes.runs import run_probe
-from pixio_robot.pretrain_schemas import DenseSettings, Probe
-from pixio_robot.schemas import Collect, EmbeddingSettings, Evaluate, PolicySettings, TrainBC
+from pixio_robot.pretrain.settings import DenseSettings
 
 SIDE = 128  # of the images, for the encoder too [px]
 SENSORS = ("exact", "d435")

@@ -24,8 +24,8 @@ def measure() -> Section:
     from pixio_robot.envs.rollout import BatchRollout, default_width, plan_episodes
     from pixio_robot.policies.agent import Agent
     from pixio_robot.policies.embedding import Embedder
+    from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
     from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, Visuomotor
-    from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 
     logging.getLogger("pixio_robot").setLevel(logging.ERROR)  # random weights are what we want here
     request = EnvRequest(TASK, render=RENDER, horizon=HORIZON)

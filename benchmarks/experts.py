@@ -14,7 +14,7 @@ from pixio_robot.cortexbench.protocol import SUCCESS, score_scale
 from pixio_robot.envs.registry import EnvRequest, new_task
 from pixio_robot.envs.rollout import in_workers, plan_episodes, run_expert
 from pixio_robot.metrics import mean_score, success_rate
-from pixio_robot.schemas import HELD_OUT_SEED
+from pixio_robot.policies.settings import HELD_OUT_SEED
 
 
 def line_of(name: str, episodes: int, experts: str | None, workers: int) -> str:

@@ -249,9 +249,9 @@ def _our_step(device: "torch.device", case: Case, side: Side, precision: str) ->
     import torch
 
     from pixio_robot.hardware import autocast
+    from pixio_robot.pretrain.commands import Pretrain
     from pixio_robot.pretrain.masking import PatchMask, mask_shape
     from pixio_robot.pretrain.train import clip_gradients
-    from pixio_robot.pretrain_schemas import Pretrain
     from pixio_robot.training.guard import Guard
     from pixio_robot.training.optim import new_optimizer
 

@@ -79,8 +79,9 @@ def _ours() -> Any:
     from pixio_robot.policies.bc import new_policy
     from pixio_robot.policies.rl.embedded_env import EmbeddedVecEnv
     from pixio_robot.policies.rl.learner import head_settings, new_learner
+    from pixio_robot.policies.rl.settings import AlgorithmSettings
     from pixio_robot.policies.rl.task_vec_env import TaskVecEnv
-    from pixio_robot.schemas import AlgorithmSettings, EmbeddingSettings
+    from pixio_robot.policies.settings import EmbeddingSettings
 
     backbone, cpu = load_encoder(ENCODER), torch.device("cpu")
     settings = AlgorithmSettings(batch=BATCH, buffer=CAPACITY, warmup=WARMUP, normalise=False)

@@ -14,7 +14,7 @@ import psutil
 
 from pixio_robot.deploy.runtime.runtime import Runtime
 from pixio_robot.progress import silent
-from pixio_robot.robot_schemas import Run
+from pixio_robot.robots.commands import Run
 from pixio_robot.robots.runs import run_robot
 
 EVERY = 5.0  # between two looks at memory [s]

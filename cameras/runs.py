@@ -12,7 +12,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..camera_schemas import Calibrate, CameraCheck, CameraSettings, CameraView, Record
 from ..errors import BadInput, CameraError, DataError, EndOfStream
 from ..files import replacing
 from ..progress import Bar, silent, stage
@@ -20,12 +19,14 @@ from ..stopping import Stopping
 from .calibration import Board, Calibrated, HandEye, calibrate, hand_eye, read_poses, spread
 from .camera import Camera, CameraRequest
 from .check import Finding, findings, observe
+from .commands import Calibrate, CameraCheck, CameraView, Record
 from .frame import Frame
 from .geometry import registered
 from .intrinsics_file import write_intrinsics
 from .playback import Playback, RealTimePlayback
 from .recording_writer import RecordingWriter
 from .registry import find_camera
+from .settings import CameraSettings
 from .view import RerunStream, depth_span, tile, write_film, write_strip
 
 log = logging.getLogger(__name__)

@@ -23,9 +23,9 @@ from ..policies.collect import collect
 from ..policies.evaluate import Evaluation, evaluate_expert
 from ..policies.quickstart import Stages
 from ..policies.runs import cache_for, check_held_out, evaluate_policy, load_backbone
+from ..policies.settings import HELD_OUT_SEED
 from ..policies.visuomotor import EncoderIdentity, load_policy, policy_kind
 from ..run_folder import described, digest, read_json, write_json
-from ..schemas import HELD_OUT_SEED
 from .process import run_as_process
 from .protocol import BUDGETS, FIRST_DEMO, Budget, Protocol, end_to_end, protocol_of, score_scale, within
 from .token_use import token_use

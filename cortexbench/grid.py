@@ -12,8 +12,9 @@ from ..envs.registry import installed
 from ..errors import BadInput, DataError, MissingExtra, UnknownName, closest
 from ..files import sha256_of
 from ..policies.embedding import Embedder, TokenShape
-from ..schemas import FUSIONS, Benchmark
+from ..policies.settings import FUSIONS
 from .cell import EXPERT, Paths, RunSpec
+from .commands import Benchmark
 from .protocol import BUDGETS, COLUMNS, HAS_PROPRIO, SMOKE_SUITE, SUITES, TASKS, protocol_of
 
 DAPG = "https://github.com/aravindr93/hand_dapg"  # where Adroit's experts are

@@ -11,7 +11,7 @@ from ..envs import adroit, dmc, metaworld
 from ..envs.registry import tasks
 from ..envs.trifinger import tasks as trifinger
 from ..errors import UnknownName, closest
-from ..schemas import EmbeddingSettings, PolicySettings
+from ..policies.settings import EmbeddingSettings, PolicySettings
 
 SUITES: dict[str, tuple[str, ...]] = {
     "adroit": adroit.CORTEXBENCH,

@@ -10,8 +10,8 @@ from ..files import replacing
 from ..progress import console
 from ..report.page import write_report
 from ..run_folder import environment, write_json
-from ..schemas import Benchmark
 from .cell import EXPERT, describe, folder_of
+from .commands import Benchmark
 from .grid import Grid, grouped, make_grid
 from .plan import Plan, make_plan, memory_of, rough_costs, work_of
 from .protocol import TASKS

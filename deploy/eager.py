@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..export_schemas import Export
 from ..policies.agent import Agent
 from ..policies.visuomotor import LoadedPolicy, load_policy, load_policy_encoder
+from .commands import Export
 from .runtime.bundle import Manifest
 
 

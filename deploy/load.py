@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import BadInput
 from ..files import sha256_of
-from ..robot_schemas import Run
+from ..robots.commands import Run
 from ..run_folder import digest
 from .runtime.bundle import CARD, Manifest, check_gate
 from .runtime.policy import Policy

@@ -1,72 +1,48 @@
-"""What the numbers of an action do to a robot, axis by axis and in units, so that limits can be laid on them."""
+"""The command render_frames."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
+from ..command import Command
+from ..settings import MISSING, key
 
 
-class ActionSpec(NamedTuple):
-    """Axes of an action in [-1, 1]. Arrays are (A,), in the axis's own unit.
+@dataclass
+class RenderFrames:
+    """Render simulated scenes with random looks, cameras, clutter and robot states into shards to pre-train on."""
 
-    The target of a relative axis is its set point plus `scale` times the action, of another one `offset` plus `scale`
-    times the action. A relative axis whose set point is always 0 takes efforts: they rest at 0.
-    """
+    scenes: Any = key(
+        MISSING, "tasks, suites, MJCF files or patterns of them, also in a package (dm_control:suite/*.xml); or a list"
+    )
+    frames: int = key(20_000, "images in all", least=1)
+    image_size: int = key(256, "side of the images [px]")
+    render: list[str] = key(["fast", "fast", "balanced"], "render qualities; each visit to a scene draws one of these")
+    keep_appearance_prob: float = key(
+        0.3, "share of images with the scene's own colours, textures and lights, without clutter"
+    )
+    scene_camera_prob: float = key(
+        0.5, "share through the scene's own cameras, moved a little; the others from anywhere"
+    )
+    close: float = key(0.3, "share of those others taken close to something that moves")
+    clutter: int = key(6, "most bodies added to an image", least=0)
+    frames_per_scene: int = key(50, "images of a scene before the next one", least=1)
+    shard: int = key(1000, "images in a shard", least=1)
+    quality: int = key(92, "JPEG quality, 1 to 100")
+    depth: bool = key(False, "write depth too, as `probe` reads it: KEY.depth.png, uint16 [mm]")
+    seed: int = key(0, "seed of everything random", least=0)
+    workers: int | None = key(None, "worker processes; null means one a core", least=1, free=True)
+    out: str | None = key(None, "folder of the shards; null means runs/frames/<digest of the settings>", free=True)
+    debug: bool = key(False, "show tracebacks", free=True)
 
-    names: tuple[str, ...]
-    units: tuple[str, ...]  # "m", "rad"; "1" for shares of a full command
-    scale: np.ndarray  # of an action of 1
-    offset: np.ndarray  # target of an action of 0, where it is not relative
-    relative: np.ndarray  # bool
-    low: np.ndarray  # least target
-    high: np.ndarray  # greatest target
-    speed: np.ndarray  # fastest change of a target [unit/s]; infinite where nothing is known
-    hand: tuple[float, float, float] | None = None  # where the hand is when its three first targets are 0 [m]
 
-    def target(self, action: np.ndarray, set_point: np.ndarray) -> np.ndarray:
-        """Return the targets (A,) float64 of an action (A,)."""
-        return np.where(self.relative, set_point, self.offset) + self.scale * action
+def _render_frames(command: RenderFrames) -> int:
+    from .frames import run_render_frames
 
-    def action(self, target: np.ndarray, set_point: np.ndarray) -> np.ndarray:
-        """Return the action (A,) float32 that has these targets."""
-        origin = np.where(self.relative, set_point, self.offset)
-        return np.clip((target - origin) / self.scale, -1, 1).astype(np.float32)
+    report = run_render_frames(command)
+    print(f"{report.folder}: {command.frames} images in {report.shards} shards, {report.reused} of them reused")
+    return 0
 
-    @property
-    def meanings(self) -> list[str]:
-        """What an action a sets on each axis, e.g. "set point + 0.02 a m"."""
-        origins = ["set point" if each else f"{zero:g}" for each, zero in zip(self.relative, self.offset, strict=True)]
-        return [
-            f"{origin} + {scale:g} a {unit}"
-            for origin, scale, unit in zip(origins, self.scale, self.units, strict=True)
-        ]
 
-    @classmethod
-    def of(
-        cls,
-        names: tuple[str, ...],
-        unit: str,
-        scale: float,
-        low: np.ndarray,
-        high: np.ndarray,
-        speed: float = np.inf,
-        hand: tuple[float, float, float] | None = None,
-    ) -> "ActionSpec":
-        """Make relative axes of one unit and scale."""
-        count = len(names)
-        return cls(
-            names,
-            (unit,) * count,
-            np.full(count, scale),
-            np.zeros(count),
-            np.ones(count, bool),
-            np.asarray(low, float),
-            np.asarray(high, float),
-            np.full(count, speed),
-            hand,
-        )
-
-    @classmethod
-    def plain(cls, count: int) -> "ActionSpec":
-        """Make axes of which nothing is known but that they take shares of a full command, and rest at 0."""
-        names = tuple(f"a{index}" for index in range(count))
-        return cls.of(names, "1", 1.0, -np.ones(count), np.ones(count))
+COMMANDS = {
+    "render_frames": Command(RenderFrames, _render_frames),
+}

@@ -21,7 +21,7 @@ from ..errors import BadInput, DataError
 from ..files import replacing
 from ..progress import stage
 from ..run_folder import settings_digest
-from ..schemas import RenderFrames
+from .commands import RenderFrames
 from .frame_renderer import FrameRenderer, FrameSettings, Photograph
 from .registry import tasks
 from .rendering import QUALITIES, check_rendering, quality

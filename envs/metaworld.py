@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MissingExtra
-from .commands import ActionSpec
+from .action_spec import ActionSpec
 from .task import StepResult, Task
 
 CORTEXBENCH = ("assembly", "bin-picking", "button-press-topdown", "drawer-open", "hammer")

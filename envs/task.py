@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 
 from ..errors import BadInput, UnknownName
-from .commands import ActionSpec
+from .action_spec import ActionSpec
 from .rendering import Calibration, CameraView, View
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .commands import ActionSpec
+from .action_spec import ActionSpec
 from .task import StepResult, Task
 
 _SCENE = """

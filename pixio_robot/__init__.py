@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from .encoders.preprocessing import Preprocessing, preprocess
     from .envs.registry import make
     from .policies.embedding import Embedder
+    from .policies.settings import EmbeddingSettings
     from .policies.visuomotor import Visuomotor, load_policy
-    from .schemas import EmbeddingSettings
 
 _HOME = {
     "Backbone": "encoders.load",
@@ -23,7 +23,7 @@ _HOME = {
     "DepthEstimator": "depth.estimator",
     "load_depth": "depth.estimator",
     "Embedder": "policies.embedding",
-    "EmbeddingSettings": "schemas",
+    "EmbeddingSettings": "policies.settings",
     "PixioEncoder": "encoders.pixio",
     "Tokens": "encoders.pixio",
     "make": "envs.registry",

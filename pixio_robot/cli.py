@@ -1,14 +1,14 @@
-"""The command line: ``pixio-robot COMMAND key=value ...``. What each does is in `branches`."""
+"""The command line: ``pixio-robot COMMAND key=value ...``. What each does is in ``commands.py`` of its folder."""
 
 import logging
 import sys
 from collections.abc import Callable
 from functools import partial
 
-from . import schemas
-from .branches import BRANCHES, INTERRUPTED, SWEEPS
-from .composition import check_least, command_help, compose, first_job
-from .errors import PixioError, Stopped, UnknownName, closest
+from .command import INTERRUPTED
+from .command_table import NAMES, find_command
+from .config import check_least, command_help, compose, first_job
+from .errors import PixioError, Stopped
 from .files import explain
 
 
@@ -63,22 +63,21 @@ def _dispatch(arguments: list[str]) -> int:
         print(version("pixio-robot"))
         return 0
     name, rest = arguments[0], arguments[1:]
-    if name not in schemas.COMMANDS:
-        known = schemas.COMMANDS
-        raise UnknownName(f"no command {name!r}{closest(name, known)}; there are: {', '.join(known)}")
+    command = find_command(name)
     if any(argument in ("-h", "--help") for argument in rest):
         print(command_help(name))
         return 0
     if any(argument in ("-m", "--multirun") for argument in rest):
-        return SWEEPS.get(name, partial(_sweep, name))([each for each in rest if each not in ("-m", "--multirun")])
-    return BRANCHES[name](compose(name, rest))
+        sweep = command.sweep or partial(_sweep, name)
+        return sweep([each for each in rest if each not in ("-m", "--multirun")])
+    return command.run(compose(name, rest))
 
 
 def overview() -> str:
     """Return the text of ``pixio-robot --help``."""
     lines = ["pixio-robot COMMAND key=value ...", "", "ActionSpec (pixio-robot COMMAND --help lists its keys):"]
-    for name, schema in schemas.COMMANDS.items():
-        lines.append(f"  {name:<12} {(schema.__doc__ or '').strip()}")
+    for name in NAMES:
+        lines.append(f"  {name:<12} {(find_command(name).settings.__doc__ or '').strip()}")
     lines += ["", "  -m           sweep: key=a,b,c runs one job a combination", "  debug=true   show tracebacks"]
     return "\n".join(lines)
 
@@ -99,7 +98,7 @@ def _sweep(name: str, overrides: list[str]) -> int:
         def work() -> int:
             settings = OmegaConf.to_object(config)
             check_least(settings, "")
-            return BRANCHES[name](settings)
+            return find_command(name).run(settings)
 
         statuses.append(_in_words(work, debug, f"{about}: "))
         if statuses[-1] > 128:  # a signal ends the whole sweep, not one job

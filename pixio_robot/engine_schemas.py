@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from .keys import key
+from .settings import key
 
 
 @dataclass

@@ -24,7 +24,6 @@ from ..files import sha256_of
 from ..hardware import seeded, threads
 from ..progress import stage
 from ..run_folder import MetricsLog, described, digest
-from ..schemas import EmbeddingSettings, PolicySettings
 from .bc_data import Batches, bc_data
 from .depth_inputs import (
     PointView,
@@ -36,6 +35,7 @@ from .depth_inputs import (
 )
 from .embedding import Embedder, TokenShape, history_of
 from .pixel_network import PixelNetwork
+from .settings import EmbeddingSettings, PolicySettings
 from .visuomotor import EncoderIdentity, Visuomotor
 
 _LOSSES: dict[str, Any] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}

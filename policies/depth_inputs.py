@@ -24,7 +24,7 @@ from ..errors import BadInput, CheckpointError, UnknownName, closest
 from ..files import replacing, sha256_of
 from ..progress import stage
 from ..run_folder import digest
-from ..schemas import DEPTHS, EmbeddingSettings
+from .settings import DEPTHS, EmbeddingSettings
 
 _SEEN = 64  # frames that a box is taken from
 _SHARE = 0.01  # of their points that may lie outside, on each side of each axis

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput, UnknownName, closest
-from ..schemas import FRAMES, FUSIONS, EmbeddingSettings
+from .settings import FRAMES, FUSIONS, EmbeddingSettings
 
 
 class TokenShape(NamedTuple):

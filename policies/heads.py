@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ..errors import BadInput, UnknownName, closest
-from ..schemas import PolicySettings
+from .settings import PolicySettings
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 

@@ -19,12 +19,13 @@ from ..hardware import choose_device, choose_precision
 from ..memory import PeakMemory
 from ..report.page import write_report
 from ..run_folder import open_run, read_json, settings_digest, write_json
-from ..schemas import HELD_OUT_SEED, Quickstart
 from .bc import new_policy, train_bc
 from .collect import collect
+from .commands import Quickstart
 from .depth_inputs import check_depth_encoder, predicted_depth, recorded_depth
 from .evaluate import Evaluation, evaluate_expert
 from .runs import cache_for, check_held_out, evaluate_policy, load_backbone
+from .settings import HELD_OUT_SEED
 from .visuomotor import EncoderIdentity, load_policy, policy_kind
 
 

@@ -15,6 +15,7 @@ from ..cameras.playback import RealTimePlayback
 from ..cameras.runs import asked_camera
 from ..datasets.robomimic import DemoSet
 from ..datasets.token_cache import TokenCache, side_by_side, token_cache
+from ..deploy.commands import Stream
 from ..deploy.stream import StreamStep, check_policy, stream, timing
 from ..encoders.load import WITHOUT_ENCODER, Backbone, load_encoder
 from ..envs.registry import EnvRequest
@@ -24,12 +25,13 @@ from ..files import replacing, sha256_of
 from ..hardware import choose_device, choose_precision
 from ..report.page import write_report
 from ..run_folder import open_run, settings_digest, write_json
-from ..schemas import OBSERVATION_MODES, Collect, Embed, EmbeddingSettings, Evaluate, Stream, TrainBC
 from .agent import Agent
 from .bc import BCResult, new_policy, train_bc
 from .collect import CollectReport, collect
+from .commands import Collect, Embed, Evaluate, TrainBC
 from .depth_inputs import check_depth_encoder, predicted_depth, recorded_depth
 from .evaluate import Evaluation, Label, evaluate
+from .settings import OBSERVATION_MODES, EmbeddingSettings
 from .visuomotor import EncoderIdentity, LoadedPolicy, load_policy, load_policy_encoder, policy_kind
 
 log = logging.getLogger(__name__)

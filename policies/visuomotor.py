@@ -20,12 +20,12 @@ from ..encoders.preprocessing import Preprocessing
 from ..envs.registry import EnvRequest
 from ..errors import CheckpointError
 from ..run_folder import described
-from ..schemas import PolicySettings
 from .depth_inputs import PointView
 from .depth_networks import DepthPatches, PointNetwork
 from .embedding import Embedder
 from .heads import MlpHead
 from .pixel_network import SIDE, PixelNetwork
+from .settings import PolicySettings
 
 
 @dataclass

@@ -11,10 +11,10 @@ from ..encoders.load import Backbone, load_encoder
 from ..encoders.pixio import PRESETS, PixioEncoder
 from ..errors import BadInput
 from ..hardware import combine
-from ..pretrain_schemas import Distill
 from ..report.page import write_report
 from ..run_folder import settings_digest, write_json
 from ..training.distributed import joined
+from .commands import Distill
 from .distillation import Distillation, StudentPlan, new_students
 from .images.image_set import fingerprint
 from .masking import mask_shape

@@ -15,13 +15,13 @@ from ..encoders.pixio import Tokens
 from ..encoders.token_statistics import class_token_cosine, effective_rank, mean_off_diagonal
 from ..errors import DataError
 from ..hardware import autocast
-from ..pretrain_schemas import Training
 from ..training.distributed import World
 from .images.image_set import ImageSet
 from .loader import held_out_batch
 from .order import Order, Split
 from .probes.knn import knn_accuracy
 from .probes.thumbnails import thumbnails
+from .settings import Training
 
 BANK = 1000  # labelled training images that vote for the held-out ones
 SHOWN = 8  # images of an image

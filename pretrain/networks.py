@@ -11,7 +11,7 @@ from ..encoders.pixio import PRESETS, PixioEncoder, resized_patches, resized_pos
 from ..errors import BadInput, CheckpointError, UnknownName, closest
 from ..files import sha256_of
 from ..hardware import combine
-from ..pretrain_schemas import Pretrain
+from .commands import Pretrain
 from .decoder import DECODERS, PixelDecoder
 from .mae import MaskedAutoencoder
 

@@ -12,8 +12,8 @@ import torch
 
 from ..encoders.pixio import PixioEncoder
 from ..hardware import autocast
-from ..pretrain_schemas import Pretrain
 from ..training.distributed import engine
+from .commands import Pretrain
 from .decoder import PixelDecoder
 from .mae import MaskedAutoencoder
 from .masking import MaskShape

@@ -8,10 +8,10 @@ import torch
 
 from ..errors import BadInput
 from ..hardware import choose_device, choose_precision
-from ..pretrain_schemas import Pretrain
 from ..report.page import write_report
 from ..run_folder import settings_digest, write_json
 from ..training.distributed import World, joined, micro_batches
+from .commands import Pretrain
 from .images.sources import open_images
 from .masking import MaskShape, mask_shape
 from .networks import build_autoencoder, new_autoencoder, sizes, start_hash

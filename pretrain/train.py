@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..hardware import autocast, seeded
-from ..pretrain_schemas import Training
 from ..progress import stage
 from ..run_folder import binding_settings
 from ..stopping import Stopping
@@ -24,6 +23,7 @@ from .loader import Batch, UnreadableLog, train_batches
 from .monitor import Matrix, Monitor
 from .objective import Objective
 from .order import ImageOrder, Split
+from .settings import Training
 
 log = logging.getLogger(__name__)
 

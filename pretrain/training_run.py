@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..errors import BadInput, UnknownName, closest
 from ..hardware import choose_precision, keep_memory
-from ..pretrain_schemas import Training
 from ..progress import silent
 from ..run_folder import open_run
 from ..training.distributed import PARALLEL, World, is_first_process, micro_batches
@@ -18,6 +17,7 @@ from .images.sources import open_images
 from .objective import Objective
 from .order import ImageOrder, Order, Split, hold_out
 from .plan import matmul_peak
+from .settings import Training
 from .train import TrainResult, train
 
 log = logging.getLogger(__name__)

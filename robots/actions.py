@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..deploy.runtime.overlap import check_share, mixed
-from ..envs.commands import ActionSpec
+from ..envs.action_spec import ActionSpec
 from .inference import Answer
 
 

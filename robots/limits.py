@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..envs.commands import ActionSpec
+from ..envs.action_spec import ActionSpec
 from ..errors import BadInput, DataError, UnknownName, closest
 
 EXAMPLE = '{"position": {"x": [-0.2, 0.2]}, "velocity": {"x": 0.4}, "step": {"x": 0.02}, "workspace": [[...], [...]]}'

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..envs.commands import ActionSpec
+from ..envs.action_spec import ActionSpec
 from ..errors import BadInput, DataError, MissingExtra, RobotError
 from .robot import Robot, RobotRequest, RobotSpec
 

@@ -15,11 +15,11 @@ from ..deploy.runtime.policy import Policy
 from ..errors import BadInput
 from ..metrics import success_rate
 from ..report.page import write_report
-from ..robot_schemas import Run
 from ..run_folder import open_run, settings_digest, write_json
 from ..stopping import Stopping
 from .actions import ActionPlan
 from .clock import Rate
+from .commands import Run
 from .emergency import EmergencyStop
 from .faults import Fault, FaultInjector
 from .fit import check_fit

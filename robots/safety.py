@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..cameras.camera import Camera
-from ..envs.commands import ActionSpec
+from ..envs.action_spec import ActionSpec
 from ..errors import OutOfControl, RobotError
 from .clock import Clock
 from .emergency import EmergencyStop

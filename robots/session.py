@@ -13,8 +13,8 @@ from ..errors import EmergencyStopped
 from ..files import replacing
 from ..metrics import EpisodeRecord, append_episode, read_episodes
 from ..progress import stage
-from ..robot_schemas import Run
 from ..stopping import Stopping
+from .commands import Run
 from .loop import ControlLoop
 from .recording import EpisodeRecording, join_episodes, tick_row
 from .robot import Robot

@@ -19,8 +19,8 @@ from pixio_robot.encoders.pixio import PixioEncoder
 from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.policies.bc import train_bc
 from pixio_robot.policies.collect import collect
+from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
 from pixio_robot.policies.visuomotor import EncoderIdentity
-from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
-from pixio_robot import cli, schemas
+from pixio_robot import cli
+from pixio_robot.command_table import NAMES
 from pixio_robot.errors import Stopped
+from pixio_robot.policies.commands import COMMANDS as policy_commands
+from pixio_robot.pretrain.commands import COMMANDS as pretrain_commands
 
 TOY = ["task=toy/reach", "demos=2", "valid=1", "episodes=2", "horizon=25", "envs=2", "policy.epochs=2"]
 
@@ -27,12 +30,12 @@ def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 
 def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = _run(capsys, "--help")
-    assert status == 0 and all(f"\n  {name} " in out for name in schemas.COMMANDS)
+    assert status == 0 and all(f"\n  {name} " in out for name in NAMES)
     assert _run(capsys)[0] == 2
     assert _run(capsys, "--version")[1].count(".") == 2
 
 
-@pytest.mark.parametrize("name", list(schemas.COMMANDS))
+@pytest.mark.parametrize("name", NAMES)
 def test_every_key_has_a_line_of_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = _run(capsys, name, "--help")
     assert status == 0
@@ -89,7 +92,7 @@ def test_a_full_disk_is_said_in_words(
     def full(command: Any) -> int:
         raise error
 
-    monkeypatch.setitem(cli.BRANCHES, "collect", full)
+    monkeypatch.setitem(policy_commands, "collect", policy_commands["collect"]._replace(run=full))
     status, _, err = _run(capsys, "collect", "task=toy/reach")
     assert status == 1 and "no space left for" in err and "Traceback" not in err
 
@@ -151,7 +154,7 @@ def test_a_signal_ends_the_whole_sweep(capsys: pytest.CaptureFixture[str], monke
         jobs.append(command)
         raise Stopped("stopped by SIGTERM", 15)
 
-    monkeypatch.setitem(cli.BRANCHES, "pretrain", stopped)
+    monkeypatch.setitem(pretrain_commands, "pretrain", pretrain_commands["pretrain"]._replace(run=stopped))
     status, _, err = _run(capsys, "pretrain", "-m", "images=procedural", "seed=0,1,2")
     assert status == 128 + 15 and len(jobs) == 1 and "the sweep ends here" in err and "Traceback" not in err
 

@@ -15,10 +15,10 @@ import yaml
 
 import pixio_robot
 from pixio_robot.cli import compose
-from pixio_robot.composition import sweep_jobs
+from pixio_robot.config import sweep_jobs
+from pixio_robot.envs.commands import RenderFrames
+from pixio_robot.pretrain.commands import Pretrain
 from pixio_robot.pretrain.runs import check_settings
-from pixio_robot.pretrain_schemas import Pretrain
-from pixio_robot.schemas import RenderFrames
 from pixio_robot.training.distributed import World, micro_batches
 
 ROOT = Path(pixio_robot.__file__).resolve().parent.parent

@@ -20,7 +20,7 @@ from ...envs.registry import EnvRequest
 from ...errors import BadInput, DataError
 from ...files import replacing, require_space
 from ...progress import stage
-from ...schemas import Convert
+from ..commands import Convert
 from .archive_files import files_of, identity
 from .releases import Reading, Release, TriFingerRelease, release_of
 from .source_tree import get, put

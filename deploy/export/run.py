@@ -12,13 +12,14 @@ from typing import Any
 from ...encoders.load import Backbone, load_encoder
 from ...envs.registry import new_task, tasks
 from ...errors import BadInput, CheckpointError, DataError, MissingExtra, UnknownName, closest
-from ...export_schemas import BUNDLE_PRECISIONS, TARGETS, Export, Gate, Verify
 from ...files import sha256_of
 from ...policies.visuomotor import LoadedPolicy, load_policy, load_policy_encoder
 from ...progress import stage
 from ...run_folder import read_json, settings_digest, write_json
+from ..commands import Export, Verify
 from ..runtime.bundle import PARITY, Manifest
 from ..runtime.runtime import Runtime
+from ..settings import BUNDLE_PRECISIONS, TARGETS, Gate
 from .closed_loop import run_episodes
 from .parity import Check, Parity, check_episodes, compare_encoder, compare_episodes, compare_recorded
 from .program import EncoderProgram, Program, program_of

@@ -12,7 +12,7 @@ from ...encoders.pixio import PixioEncoder
 from ...errors import BadInput, MissingExtra, UnknownName, closest
 from ...hardware import choose_device
 from ...run_folder import open_run, settings_digest, write_json
-from ...serving_schemas import Latency
+from ..commands import Latency
 from ..runtime.bundle import Manifest
 from .contenders import BASELINES, PRECISIONS, Spec
 from .floor import Products, cpu_units

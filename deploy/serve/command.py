@@ -7,7 +7,7 @@ import numpy as np
 
 from ...datasets.robomimic import DemoSet, depth_key
 from ...errors import BadInput, DataError
-from ...serving_schemas import Serve
+from ..commands import Serve
 from ..runtime.bundle import Manifest, TensorSpec, check_gate
 from ..runtime.policy import Policy
 from ..runtime.replay import Replay

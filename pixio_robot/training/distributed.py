@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from ..errors import BadInput
 from ..hardware import choose_device
-from ..pretrain_schemas import Training
+from ..pretrain.settings import Training
 
 PARALLEL = ("auto", "ddp", "fsdp", "hsdp")
 _joinings = count()  # of this process; a sweep joins the others for each job

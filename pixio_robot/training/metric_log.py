@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MissingExtra
-from ..pretrain_schemas import Training
+from ..pretrain.settings import Training
 from ..run_folder import MetricsLog
 from .distributed import World
 from .states import TrainState

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..errors import BadInput
-from ..pretrain_schemas import Training
+from ..pretrain.settings import Training
 
 
 def peak_lr(settings: Training) -> float:

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from ..errors import CheckpointError, DataError
 from ..pretrain.objective import Objective
-from ..pretrain_schemas import Training
+from ..pretrain.settings import Training
 from ..run_folder import binding_settings
 from .distributed import World, unwrapped
 

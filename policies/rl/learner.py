@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from ...encoders.load import Backbone
 from ...errors import BadInput, CheckpointError, UnknownName, closest
-from ...schemas import AlgorithmSettings, PolicySettings
+from ..settings import PolicySettings
 from ..visuomotor import Visuomotor
 from .embedded_env import EmbeddedVecEnv
 from .extractor import EPSILON, POLICIES, Extractor, Parts
 from .replay import Replay, Transitions
+from .settings import AlgorithmSettings
 
 ALGORITHMS = ("sac", "td3", "ppo")
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
@@ -238,7 +239,8 @@ def init_actor(model: Any, policy: Visuomotor, source: str) -> None:
     ):
         raise CheckpointError(
             f"{source} has layers {found}, tanh_output={settings.tanh_output}, "
-            f"fusion={policy.embedder.settings.fusion}; the actor has {wanted}, tanh_output={squashed}, fusion={extractor.embedder.settings.fusion}; clone with "
+            f"fusion={policy.embedder.settings.fusion}; the actor has {wanted}, tanh_output={squashed}, "
+            f"fusion={extractor.embedder.settings.fusion}; clone with "
             f"policy.layers=[{','.join(str(shape[0]) for shape in wanted[:-1])}] "
             f"policy.tanh_output={str(squashed).lower()} and the same embedding"
         )

@@ -12,10 +12,10 @@ from ...errors import BadInput, CheckpointError, UnknownName, closest
 from ...files import sha256_of
 from ...hardware import choose_device, choose_precision
 from ...run_folder import read_json, settings_digest
-from ...schemas import TrainRL
 from ..bc import new_policy
 from ..runs import load_backbone
 from ..visuomotor import EncoderIdentity, LoadedPolicy, Visuomotor, load_policy
+from .commands import TrainRL
 from .embedded_env import embedded_space
 from .learner import check_algorithm, head_settings
 from .replay import require_memory

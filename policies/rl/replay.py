@@ -15,9 +15,9 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 from torch import Tensor
 
 from ...errors import BadInput
-from ...schemas import AlgorithmSettings
 from ..pixel_network import moved
 from .embedded_env import TOKENS
+from .settings import AlgorithmSettings
 
 
 @dataclass

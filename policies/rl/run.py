@@ -17,11 +17,12 @@ from ...metrics import mean_score, success_rate
 from ...progress import silent
 from ...report.page import write_report
 from ...run_folder import open_run, write_json
-from ...schemas import CURVE_SEED, HELD_OUT_SEED, TrainRL
 from ..agent import Perception
 from ..evaluate import Evaluation
 from ..runs import cache_for, check_held_out, evaluate_policy
+from ..settings import CURVE_SEED, HELD_OUT_SEED
 from ..visuomotor import LoadedPolicy, Visuomotor, load_policy
+from .commands import TrainRL
 
 if TYPE_CHECKING:
     from .preparation import Preparation

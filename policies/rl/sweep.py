@@ -10,7 +10,7 @@ from ...cortexbench.runner import Task, check_engine, room_of, run_as_asked
 from ...errors import BadInput
 from ...progress import console
 from ...run_folder import open_run, read_json
-from ...schemas import TrainRL
+from .commands import TrainRL
 from .run import require_learner, run_train_rl
 
 if TYPE_CHECKING:

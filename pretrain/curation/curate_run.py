@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BadInput, DataError
-from ...pretrain_schemas import Curate
 from ...progress import stage
 from ...report.page import write_report
 from ...run_folder import open_run, settings_digest, write_json
+from ..commands import Curate
 from .official import official_statistics
 from .sheets import KINDS, Examples, draw_histograms
 from .sidecar import arrow, read_head, read_sidecar

@@ -7,9 +7,9 @@ from pathlib import Path
 from ...checkpoint import load_checkpoint
 from ...errors import BadInput, DataError
 from ...hardware import choose_device, choose_precision
-from ...pretrain_schemas import Score
 from ...progress import stage
 from ...run_folder import digest
+from ..commands import Score
 from ..masking import mask_shape
 from ..networks import load_autoencoder
 from .engines import Job, Outcome, Scorer, choose_engine, rank_of, run_jobs

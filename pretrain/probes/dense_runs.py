@@ -16,7 +16,8 @@ import torch
 from ...depth.estimator import DepthEstimator, DepthHead, save_depth
 from ...encoders.load import Backbone
 from ...errors import BadInput, DataError, UnknownName, closest
-from ...pretrain_schemas import DenseSettings, Probe
+from ..commands import Probe
+from ..settings import DenseSettings
 from .dense import depth_errors
 from .dense_data import IGNORED, DenseSet, open_dense, split_dense, thinned
 from .dense_images import draw_dense

@@ -17,7 +17,7 @@ from ...encoders.load import Backbone
 from ...encoders.pixio import PixioEncoder, Tokens
 from ...errors import BadInput, DataError
 from ...hardware import autocast, seeded
-from ...pretrain_schemas import DenseSettings
+from ..settings import DenseSettings
 from .dense import silog
 from .dense_data import IGNORED, DenseSet
 

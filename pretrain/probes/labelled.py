@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import BadInput, DataError
-from ...pretrain_schemas import Probe
+from ..commands import Probe
 from ..images.image_set import ImageSet
 from ..images.sources import open_images
 from ..order import hold_out

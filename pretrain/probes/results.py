@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ...pretrain_schemas import Probe
 from ...report.curves import number
+from ..commands import Probe
 from .classification import PROBES
 from .dense_data import thinned
 from .dense_runs import PROBES as DENSE_PROBES

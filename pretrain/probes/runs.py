@@ -12,10 +12,10 @@ from ...encoders.load import Backbone, load_encoder
 from ...encoders.pixio import PixioEncoder
 from ...errors import BadInput, UnknownName, closest
 from ...hardware import choose_device, choose_precision
-from ...pretrain_schemas import Probe
 from ...progress import stage
 from ...report.page import write_report
 from ...run_folder import open_run, settings_digest, write_json
+from ..commands import Probe
 from .classification import PROBES, Subject
 from .dense_runs import PROBES as DENSE_PROBES
 from .dense_runs import DenseSplit, baseline_rows, dense_rows, open_dense_split, slug

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from pixio_robot import cli
-from pixio_robot.camera_schemas import Record
 from pixio_robot.cameras import runs
 from pixio_robot.cameras.calibration import Board, calibrate, hand_eye, spread
 from pixio_robot.cameras.camera import CameraRequest, CameraSpec
 from pixio_robot.cameras.check import Finding, Stretch, depth_noise, findings
+from pixio_robot.cameras.commands import Record
 from pixio_robot.cameras.frame import Frame, Intrinsics, rgbd_frame
 from pixio_robot.cameras.intrinsics_file import read_intrinsics
 from pixio_robot.cameras.playback import RealTimePlayback

@@ -20,13 +20,14 @@ from pixio_robot.cli import run
 from pixio_robot.cortexbench import cell as cells
 from pixio_robot.cortexbench import process, runner
 from pixio_robot.cortexbench.cell import Paths, RunSpec, folder_of, run_cell
+from pixio_robot.cortexbench.commands import Benchmark
 from pixio_robot.cortexbench.engines import Job, outcome
 from pixio_robot.cortexbench.protocol import BUDGETS
 from pixio_robot.cortexbench.runs import BenchmarkReport, run_benchmark
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.metrics import read_episodes
-from pixio_robot.schemas import HELD_OUT_SEED, Benchmark
+from pixio_robot.policies.settings import HELD_OUT_SEED
 
 TINY = replace(BUDGETS["smoke"], horizon={"toy": 25}, share=0.02)
 

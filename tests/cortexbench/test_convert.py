@@ -18,14 +18,14 @@ import torch
 
 import pixio_robot
 from pixio_robot import cli
-from pixio_robot.composition import compose
+from pixio_robot.config import compose
+from pixio_robot.cortexbench.commands import Convert
 from pixio_robot.cortexbench.released import convert as converting
 from pixio_robot.cortexbench.released.convert import run_convert, source_of
 from pixio_robot.cortexbench.released.releases import RELEASES, PathsRelease
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.envs import registry
 from pixio_robot.errors import DataError
-from pixio_robot.schemas import Convert
 
 GUIDE = Path(pixio_robot.__file__).resolve().parent.parent / "docs/demonstrations.md"
 SIDE = 16  # of the images [px]; published are 256

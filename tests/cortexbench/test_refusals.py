@@ -9,11 +9,11 @@ import pytest
 import pixio_robot
 from pixio_robot.cli import compose, run
 from pixio_robot.cortexbench import grid as grids
+from pixio_robot.cortexbench.commands import Benchmark
 from pixio_robot.cortexbench.grid import _absolute, make_grid, task_names
 from pixio_robot.cortexbench.plan import Costs, make_plan, work_of
 from pixio_robot.cortexbench.protocol import BUDGETS, TASKS, protocol_of
 from pixio_robot.errors import BadInput, MissingExtra
-from pixio_robot.schemas import Benchmark
 
 
 @pytest.mark.parametrize(

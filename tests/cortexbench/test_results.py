@@ -14,7 +14,7 @@ from pixio_robot.cortexbench.protocol import TASKS
 from pixio_robot.cortexbench.results import Outcome, Policy, Results
 from pixio_robot.cortexbench.tables import as_csv, as_latex, as_markdown, main_table, token_table, write_tables
 from pixio_robot.metrics import Mean, resampled
-from pixio_robot.schemas import HELD_OUT_SEED
+from pixio_robot.policies.settings import HELD_OUT_SEED
 
 
 def _outcome(task: str, encoder: str, seed: int, scores: list[float], released: list[float]) -> Outcome:

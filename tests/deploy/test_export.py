@@ -33,11 +33,11 @@ from pixio_robot.policies.agent import Agent
 from pixio_robot.policies.bc import train_bc
 from pixio_robot.policies.embedding import Embedder
 from pixio_robot.policies.pixel_network import shrunk
+from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
 from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, Visuomotor, load_policy
 from pixio_robot.robots.fit import check_fit
 from pixio_robot.robots.robot import RobotRequest
 from pixio_robot.robots.simulated import TaskRobot
-from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 
 CPU = torch.device("cpu")
 SIZE = 64

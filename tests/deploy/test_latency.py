@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixio_robot import cli
+from pixio_robot.deploy.commands import Latency
 from pixio_robot.deploy.latency.contenders import Spec, opened
 from pixio_robot.deploy.latency.floor import Products, Rates, multiplications
 from pixio_robot.deploy.latency.run import run_latency, speedups, targets
@@ -22,7 +23,6 @@ from pixio_robot.deploy.latency.table import lines
 from pixio_robot.deploy.latency.workers import Call, Worker, time_contender
 from pixio_robot.encoders.pixio import PixioEncoder
 from pixio_robot.errors import BadInput, PixioError, UnknownName, WorkerLost
-from pixio_robot.serving_schemas import Latency
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 64)])

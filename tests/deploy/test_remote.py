@@ -24,13 +24,13 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from pixio_robot import cli
+from pixio_robot.deploy.commands import Serve
 from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
 from pixio_robot.deploy.serve.client import RemotePolicy
 from pixio_robot.deploy.serve.command import new_server
 from pixio_robot.deploy.serve.messages import HEADER_LIMIT, VERSION, pack, unpack
 from pixio_robot.deploy.serve.server import Limits, PolicyServer
 from pixio_robot.errors import BadInput, DataError, RemoteError
-from pixio_robot.serving_schemas import Serve
 
 SIDE = 8
 CARD = Manifest(
@@ -571,10 +571,11 @@ def test_a_policy_acts_over_the_wire_as_it_does_here(toy_file: Path, tiny_file: 
     import torch
 
     from pixio_robot.datasets.robomimic import DemoSet
+    from pixio_robot.deploy.commands import Export
     from pixio_robot.deploy.eager import EagerPolicy
-    from pixio_robot.export_schemas import Export
+    from pixio_robot.policies.commands import TrainBC
     from pixio_robot.policies.runs import run_train_bc
-    from pixio_robot.schemas import PolicySettings, TrainBC
+    from pixio_robot.policies.settings import PolicySettings
 
     if how == "bundle":
         pytest.importorskip("onnxruntime")

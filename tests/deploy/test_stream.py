@@ -23,8 +23,8 @@ from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.errors import BadInput
 from pixio_robot.policies.agent import Agent
 from pixio_robot.policies.bc import train_bc
+from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
 from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, load_policy
-from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 
 CPU = torch.device("cpu")
 

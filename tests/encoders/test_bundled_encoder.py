@@ -14,7 +14,7 @@ from pixio_robot.checkpoint import load_checkpoint, read_safetensors
 from pixio_robot.encoders.load import BUNDLED, load_encoder
 from pixio_robot.encoders.pixio import PixioEncoder
 from pixio_robot.envs.registry import make
-from pixio_robot.schemas import Quickstart
+from pixio_robot.policies.commands import Quickstart
 
 FILE = BUNDLED["pixio-robot-ti"]
 ROOT = Path(pixio_robot.__file__).resolve().parent.parent

@@ -40,7 +40,8 @@ ARM = """
 """
 SMALL = FrameSettings(
     scenes=("toy/reach",), frames=9, image_size=48, render=("fast",),
-    keep_appearance_prob=0.3, scene_camera_prob=0.5, close=0.3, clutter=4, frames_per_scene=3, shard=6, quality=90, seed=0,
+    keep_appearance_prob=0.3, scene_camera_prob=0.5, close=0.3, clutter=4,
+    frames_per_scene=3, shard=6, quality=90, seed=0,
 )  # fmt: skip
 
 

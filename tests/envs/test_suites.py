@@ -18,7 +18,7 @@ from pixio_robot.envs.state_actor import shipped_expert
 from pixio_robot.envs.task import StepResult, TaskEnv
 from pixio_robot.errors import BadInput
 from pixio_robot.policies.bc import new_policy
-from pixio_robot.schemas import EmbeddingSettings, PolicySettings
+from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
 
 BENCHMARKED = [f"dmc/{task}" for task in dmc.CORTEXBENCH] + [f"adroit/{task}" for task in adroit.TASKS]
 OTHERS = [task for task in registry.tasks("dmc") if task not in BENCHMARKED]

@@ -17,10 +17,11 @@ from pixio_robot.policies.agent import Agent
 from pixio_robot.policies.bc import new_policy
 from pixio_robot.policies.bc_data import Batches, bc_data
 from pixio_robot.policies.chunks import ChunkQueue, chunk_indices
+from pixio_robot.policies.commands import Evaluate, TrainBC
 from pixio_robot.policies.runs import run_evaluate, run_train_bc
+from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
 from pixio_robot.policies.visuomotor import load_policy
 from pixio_robot.run_folder import described, settings_digest
-from pixio_robot.schemas import EmbeddingSettings, Evaluate, PolicySettings, TrainBC
 
 CPU = torch.device("cpu")
 SMALL = PolicySettings(layers=[32], batch=32, epochs=2, chunk=4)
@@ -170,8 +171,9 @@ def test_an_expert_acts_with_the_first_of_its_chunk(toy_file: Path) -> None:
 
 def test_reinforcement_does_not_begin_from_chunks(toy_file: Path) -> None:
     pytest.importorskip("stable_baselines3")
+    from pixio_robot.policies.rl.commands import TrainRL
     from pixio_robot.policies.rl.run import run_train_rl
-    from pixio_robot.schemas import AlgorithmSettings, TrainRL
+    from pixio_robot.policies.rl.settings import AlgorithmSettings
 
     settings = replace(SMALL, layers=[16], squash=True)
     checkpoint = _train(toy_file, "state", "a", settings)

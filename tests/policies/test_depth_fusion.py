@@ -27,8 +27,8 @@ from pixio_robot.policies.depth_inputs import PointView, predicted_depth
 from pixio_robot.policies.depth_networks import DepthPatches, PointNetwork
 from pixio_robot.policies.embedding import TokenShape
 from pixio_robot.policies.runs import load_policy
+from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
 from pixio_robot.policies.visuomotor import EncoderIdentity
-from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 
 CPU = torch.device("cpu")
 HEAD = PolicySettings(layers=[32], batch=64, epochs=2)

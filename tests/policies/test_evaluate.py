@@ -20,8 +20,8 @@ from pixio_robot.policies.bc import train_bc
 from pixio_robot.policies.embedding import TokenShape
 from pixio_robot.policies.evaluate import Label, evaluate, evaluate_expert
 from pixio_robot.policies.runs import check_held_out, evaluate_policy
+from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
 from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, load_policy
-from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 from pixio_robot.video import read_video
 
 CPU = torch.device("cpu")

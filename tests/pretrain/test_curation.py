@@ -28,8 +28,9 @@ from PIL import Image
 
 import pixio_robot
 from pixio_robot.cli import run
-from pixio_robot.composition import compose
+from pixio_robot.config import compose
 from pixio_robot.errors import BadInput, CheckpointError, DataError, MissingExtra, PixioError, Stopped, UnknownName
+from pixio_robot.pretrain.commands import Curate, Pretrain, Score
 from pixio_robot.pretrain.curation import engines
 from pixio_robot.pretrain.curation.accepted_order import CHUNK, AcceptedOrder, drawn, draws
 from pixio_robot.pretrain.curation.curate_run import run_curate
@@ -49,7 +50,6 @@ from pixio_robot.pretrain.loader import train_batches
 from pixio_robot.pretrain.networks import load_autoencoder, new_autoencoder, save_autoencoder
 from pixio_robot.pretrain.order import hold_out
 from pixio_robot.pretrain.runs import run_pretrain
-from pixio_robot.pretrain_schemas import Curate, Pretrain, Score
 
 needs_arrow = pytest.mark.skipif(find_spec("pyarrow") is None, reason="needs the extra curation")
 SMALL = Pretrain(

@@ -18,11 +18,12 @@ from pixio_robot.encoders.load import Backbone, load_encoder, save_encoder
 from pixio_robot.encoders.pixio import PixioEncoder
 from pixio_robot.encoders.preprocessing import Preprocessing
 from pixio_robot.errors import BadInput, CheckpointError, DataError, UnknownName
+from pixio_robot.pretrain.commands import Probe
 from pixio_robot.pretrain.probes import runs
 from pixio_robot.pretrain.probes.dense_data import DenseSet, Pair, open_dense, split_dense, thinned
 from pixio_robot.pretrain.probes.dense_runs import baseline_rows, class_ious, confusion, dense_rows, interval, unit
 from pixio_robot.pretrain.probes.rows import read_rows
-from pixio_robot.pretrain_schemas import DenseSettings, Probe
+from pixio_robot.pretrain.settings import DenseSettings
 from pixio_robot.video import VideoWriter
 
 FAST = DenseSettings(train_images=64, test_images=16, epochs=12, batch=8, dpt_rate=1e-3)

@@ -19,12 +19,12 @@ from pixio_robot.encoders.load import load_encoder, save_encoder
 from pixio_robot.encoders.pixio import PixioEncoder, Tokens
 from pixio_robot.errors import BadInput, CheckpointError, PixioError, Stopped, UnknownName
 from pixio_robot.pretrain import train
+from pixio_robot.pretrain.commands import Distill, Pretrain
 from pixio_robot.pretrain.distill_run import check_distill, initialised, matches, run_distill, student_plans
 from pixio_robot.pretrain.distillation import Distillation
 from pixio_robot.pretrain.loader import Batch
 from pixio_robot.pretrain.runs import run_pretrain
 from pixio_robot.pretrain.students import matching_loss, on_grid
-from pixio_robot.pretrain_schemas import Distill, Pretrain
 from pixio_robot.training.guard import Guard
 
 

@@ -21,11 +21,11 @@ from pixio_robot.encoders.load import load_encoder
 from pixio_robot.encoders.token_statistics import class_token_cosine, effective_rank, mean_off_diagonal
 from pixio_robot.errors import BadInput, CheckpointError, DataError, Stopped, UnknownName
 from pixio_robot.pretrain import train
+from pixio_robot.pretrain.commands import Pretrain
 from pixio_robot.pretrain.masking import PatchMask
 from pixio_robot.pretrain.networks import load_autoencoder, new_autoencoder
 from pixio_robot.pretrain.probes.knn import knn_accuracy
 from pixio_robot.pretrain.runs import check_settings, run_plan, run_pretrain
-from pixio_robot.pretrain_schemas import Pretrain
 from pixio_robot.training.distributed import World, micro_batches
 from pixio_robot.training.guard import Guard
 from pixio_robot.training.optim import lr_at, new_optimizer, peak_lr

@@ -13,6 +13,7 @@ from pixio_robot.encoders.pixio import PixioEncoder
 from pixio_robot.encoders.preprocessing import Preprocessing
 from pixio_robot.errors import BadInput, DataError, UnknownName
 from pixio_robot.metrics import mcnemar, success_rate
+from pixio_robot.pretrain.commands import Probe
 from pixio_robot.pretrain.images.image_set import Sequences
 from pixio_robot.pretrain.probes import labelled as labelled_module
 from pixio_robot.pretrain.probes import runs
@@ -22,7 +23,6 @@ from pixio_robot.pretrain.probes.features import Features, encode
 from pixio_robot.pretrain.probes.labelled import Part, open_labelled
 from pixio_robot.pretrain.probes.linear import linear_probe
 from pixio_robot.pretrain.probes.rows import read_rows
-from pixio_robot.pretrain_schemas import Probe
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 

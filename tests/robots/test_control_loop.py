@@ -20,8 +20,8 @@ from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
 from pixio_robot.envs.registry import EnvRequest, installed
 from pixio_robot.errors import BadInput, DataError, EmergencyStopped, EndOfStream, RemoteError, RobotError
 from pixio_robot.metrics import read_episodes
-from pixio_robot.robot_schemas import Run
 from pixio_robot.robots.clock import Rate
+from pixio_robot.robots.commands import Run
 from pixio_robot.robots.emergency import EmergencyStop
 from pixio_robot.robots.frame_source import SteppedFrameSource
 from pixio_robot.robots.inference import InferenceInStep, InferenceThread, Job

@@ -14,7 +14,7 @@ import pytest
 
 from pixio_robot.cameras.camera import CameraSpec
 from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
-from pixio_robot.envs.commands import ActionSpec
+from pixio_robot.envs.action_spec import ActionSpec
 from pixio_robot.envs.registry import make
 from pixio_robot.errors import BadInput, DataError, EmergencyStopped, OutOfControl, PixioError, RobotError, UnknownName
 from pixio_robot.robots import registry

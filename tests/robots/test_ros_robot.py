@@ -18,8 +18,8 @@ from pixio_robot.cameras.frame import Frame, rgbd_frame
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
 from pixio_robot.errors import BadInput, DataError, RobotError
-from pixio_robot.robot_schemas import Run
 from pixio_robot.robots.clock import Rate, WallClock
+from pixio_robot.robots.commands import Run
 from pixio_robot.robots.emergency import EmergencyStop
 from pixio_robot.robots.limits import Limits
 from pixio_robot.robots.registry import find_robot

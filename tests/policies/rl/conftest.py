@@ -24,8 +24,10 @@ from pixio_robot.metrics import EpisodeRecord
 from pixio_robot.policies.agent import Perception
 from pixio_robot.policies.bc import new_policy
 from pixio_robot.policies.evaluate import Evaluation
+from pixio_robot.policies.rl.commands import TrainRL
+from pixio_robot.policies.rl.settings import AlgorithmSettings
+from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
 from pixio_robot.policies.visuomotor import Visuomotor
-from pixio_robot.schemas import AlgorithmSettings, EmbeddingSettings, PolicySettings, TrainRL
 
 CPU = torch.device("cpu")
 WIDTHS = {"actions": 3, "proprio": 3, "state": 6}

@@ -15,7 +15,7 @@ from pixio_robot.policies.rl.demonstrations import demo_transitions
 from pixio_robot.policies.rl.embedded_env import FELT, TOKENS
 from pixio_robot.policies.rl.extractor import RunningNorm
 from pixio_robot.policies.rl.learner import copy_actor, extractor_of, head_settings, init_actor
-from pixio_robot.schemas import PolicySettings
+from pixio_robot.policies.settings import PolicySettings
 
 ALGORITHMS = ("sac", "td3", "ppo")
 

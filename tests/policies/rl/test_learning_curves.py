@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from pixio_robot import cli
-from pixio_robot.schemas import TrainRL
+from pixio_robot.policies.rl.commands import TrainRL
 
 
 def _run_folder(folder: Path, seed: int, obs: str, scores: dict[int, float]) -> str:

@@ -14,8 +14,9 @@ from pixio_robot.encoders.load import load_encoder
 from pixio_robot.errors import BadInput, CheckpointError, DataError, UnknownName
 from pixio_robot.policies.rl.replay import require_memory
 from pixio_robot.policies.rl.run import run_train_rl
+from pixio_robot.policies.rl.settings import AlgorithmSettings
 from pixio_robot.policies.rl.task_vec_env import TaskVecEnv
-from pixio_robot.schemas import AlgorithmSettings, EmbeddingSettings
+from pixio_robot.policies.settings import EmbeddingSettings
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,10 @@ from pixio_robot.envs.registry import EnvRequest
 from pixio_robot.envs.state_actor import StateActor
 from pixio_robot.errors import DataError, Stopped
 from pixio_robot.policies.collect import collect
+from pixio_robot.policies.commands import Evaluate
 from pixio_robot.policies.rl.run import run_train_rl
 from pixio_robot.policies.runs import run_evaluate
 from pixio_robot.policies.visuomotor import load_policy
-from pixio_robot.schemas import Evaluate
 
 
 def _same_weights(first: Path, second: Path) -> bool:

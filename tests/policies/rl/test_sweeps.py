@@ -8,7 +8,7 @@ import pytest
 
 from pixio_robot import cli
 from pixio_robot.checkpoint import load_checkpoint
-from pixio_robot.composition import sweep_jobs
+from pixio_robot.config import sweep_jobs
 from pixio_robot.metrics import read_episodes
 
 TINY = ["task=toy/reach", "obs=state", "steps=60", "horizon=10", "eval_every=60", "eval_episodes=1", "episodes=1"]

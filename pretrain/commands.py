@@ -1,56 +1,11 @@
-"""The keys of the commands that train encoders, choose their images and say what they are good for."""
+"""The commands pretrain, distill, score, curate and probe."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from .keys import MISSING, Hardware, key
-
-
-@dataclass
-class Training(Hardware):
-    """What training by reconstruction and by distillation have in common."""
-
-    images: Any = key(
-        MISSING, "folder or file of images, tar shards, HDF5, videos or recordings; or a list of them", free=True
-    )
-    val_images: int = key(256, "images kept out of training, for the loss on fixed masks", least=1)
-    crop_scale: list[float] = key([0.2, 1.0], "least and greatest share of an image's area in a crop")
-    flip: bool = key(False, "mirror half of the crops")
-    shuffle_block: int | None = key(
-        None, "images that lie together and are visited together; null is 32 for videos, else 1", least=1
-    )
-    weights: str | None = key(
-        None, "weights.parquet of curate: each epoch draws images by them; null draws all", free=True
-    )
-    batch: int = key(256, "images a step, over all processes", least=1)
-    micro_batch: int | None = key(None, "images a forward pass and process; null means all at once", least=1, free=True)
-    steps: int | None = key(None, "optimiser steps; or set epochs", least=1)
-    epochs: float | None = key(None, "passes over the training images; or set steps")
-    lr: float | None = key(None, "highest learning rate, absolute; or set base_lr")
-    base_lr: float | None = key(None, "highest learning rate for 256 images a step; times batch / 256")
-    warmup: float = key(0.1, "share of the steps in which the learning rate rises")
-    weight_decay: float = key(0.05, "AdamW weight decay, not on biases and norms")
-    beta1: float = key(0.9, "AdamW decay of the gradient's mean")
-    beta2: float = key(0.95, "AdamW decay of the gradient's square")
-    clip: float | None = key(None, "largest gradient norm; null means no clipping", free=True)
-    abort_after: int = key(3, "non-finite steps in a row that end the run", least=1, free=True)
-    seed: int = key(0, "seed of weights, order, crops and masks", least=0)
-    parallel: str = key("auto", "under torchrun: ddp, fsdp, hsdp; auto is ddp below 1e9 parameters", free=True)
-    compile: bool = key(False, "torch.compile each block", free=True)
-    activation_checkpointing: str = key(
-        "none", "blocks whose activations are computed twice to save memory: none, decoder, all", free=True
-    )
-    workers: int = key(
-        1, "processes that read images, for each training process; 0 reads in the training process", least=0, free=True
-    )
-    cache: str = key("runs/cache", "folder of the image indexes", free=True)
-    log_every: int = key(20, "steps between rows of metrics.jsonl", least=1, free=True)
-    valid_every: int = key(200, "steps between held-out losses and feature statistics", least=1, free=True)
-    visualize_every: int = key(500, "steps between images of reconstructions", least=1, free=True)
-    save_every: int = key(500, "steps between checkpoints", least=1, free=True)
-    keep_last: int = key(2, "newest checkpoints to keep", least=1, free=True)
-    keep_every: int | None = key(None, "also keep checkpoints of steps divisible by this", least=1, free=True)
-    wandb: str | None = key(None, "Weights & Biases project; null means none", free=True)
+from ..command import Command
+from ..settings import MISSING, Hardware, key
+from .settings import DenseSettings, Training
 
 
 @dataclass
@@ -134,21 +89,6 @@ class Curate:
 
 
 @dataclass
-class DenseSettings:
-    """How heads for depth and segmentation are trained on frozen tokens. Published: 45,000 steps of 32 images."""
-
-    train_images: int = key(600, "training images at most, evenly spaced; their features are kept in memory", least=2)
-    test_images: int = key(200, "test images at most, evenly spaced", least=1)
-    epochs: int = key(20, "passes over the training images; the last counts", least=1)
-    batch: int = key(16, "training images a step", least=2)
-    linear_rate: float = key(1e-2, "learning rate of the linear heads (AdamW); published 2e-4")
-    dpt_rate: float = key(1e-3, "learning rate of the DPT heads (AdamW); published 1e-4")
-    weight_decay: float = key(0.01, "weight decay of the heads")
-    widths: str = key("small", "size of the DPT heads: small, base, published (for large encoders)")
-    max_depth: float | None = key(None, "greatest depth that counts [m]; null means 1.25 times the largest of training")
-
-
-@dataclass
 class Probe(Hardware):
     """Say what frozen encoders' features are good for: neighbours, linear probes, depth and segmentation heads."""
 
@@ -164,3 +104,71 @@ class Probe(Hardware):
     dense: DenseSettings = field(default_factory=DenseSettings)
     cache: str = key("runs/cache", "folder of the image indexes", free=True)
     out: str | None = key(None, "run folder; null means runs/probe/<digest of settings, images, encoders>", free=True)
+
+
+def _pretrain(command: Pretrain) -> int:
+    from ..report.tables import print_plan
+    from ..training.distributed import is_first_process
+    from .runs import run_plan, run_pretrain
+
+    if command.plan:
+        cost = run_plan(command)
+        print_plan(cost.rows, cost.assumptions)
+        return 0
+    out, result = run_pretrain(command)
+    if is_first_process():
+        loss = result.numbers["valid/loss"]
+        encoder = out / "encoder.safetensors"
+        print(f"{encoder}: held-out loss {loss:.4f} after {result.position.samples} images")
+        print(f"{out / 'report.html'}: curves and reconstructions; load it with encoder={encoder}")
+    return 0
+
+
+def _distill(command: Distill) -> int:
+    from ..training.distributed import is_first_process
+    from .distill_run import run_distill
+
+    out, result = run_distill(command)
+    if is_first_process():
+        for encoder in result.encoders:
+            print(f"{encoder}: load it with encoder={encoder}")
+        loss = result.trained.numbers["valid/loss"]
+        print(f"{out / 'report.html'}: held-out loss {loss:.4f} after {result.trained.position.samples} images")
+    return 0
+
+
+def _score(command: Score) -> int:
+    from .curation.score_run import run_score
+
+    result = run_score(command)
+    reused = f", {result.reused} were there" if result.reused else ""
+    lost = f", {result.unreadable} unreadable" if result.unreadable else ""
+    print(f"{result.out}: scores of {result.shards} shards{reused}; {result.images} images scored{lost}")
+    print(f"weigh them with: pixio-robot curate scores={result.out} images=...")
+    return 0
+
+
+def _curate(command: Curate) -> int:
+    from ..report.tables import print_curation
+    from .curation.curate_run import run_curate
+
+    out, result = run_curate(command)
+    print_curation(out, result)
+    return 0
+
+
+def _probe(command: Probe) -> int:
+    from ..report.tables import print_probes
+    from .probes.runs import run_probe
+
+    print_probes(*run_probe(command))
+    return 0
+
+
+COMMANDS = {
+    "pretrain": Command(Pretrain, _pretrain, {"recipe": "laptop"}),
+    "distill": Command(Distill, _distill, values={"lr": 0.001, "clip": 1.0}),
+    "score": Command(Score, _score),
+    "curate": Command(Curate, _curate),
+    "probe": Command(Probe, _probe),
+}

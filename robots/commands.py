@@ -1,9 +1,10 @@
-"""The keys of the command that drives robots."""
+"""The command run."""
 
 from dataclasses import dataclass
 
-from .camera_schemas import CameraSettings
-from .keys import MISSING, key
+from ..cameras.settings import CameraSettings
+from ..command import INTERRUPTED, Command
+from ..settings import MISSING, key
 
 
 @dataclass
@@ -40,3 +41,22 @@ class Run(CameraSettings):
     record: bool = key(True, "write every step to demos.hdf5")
     device: str = key("cpu", "where a checkpoint is computed: auto, cpu, cuda, mps", free=True)
     out: str | None = key(None, "run folder; null means runs/run/<digest of the settings>", free=True)
+
+
+def _run(command: Run) -> int:
+    from contextlib import ExitStack
+
+    from ..deploy.load import load_policy_source
+    from ..report.tables import print_run
+    from .runs import run_robot
+
+    with ExitStack() as open_until_the_end:
+        card, policy, inputs = load_policy_source(command, open_until_the_end)
+        report = run_robot(command, card, policy, inputs)
+    print_run(report)
+    return 3 if report.stopped else INTERRUPTED if report.interrupted else 0
+
+
+COMMANDS = {
+    "run": Command(Run, _run),
+}

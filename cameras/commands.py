@@ -1,30 +1,10 @@
-"""The keys of the commands that read cameras."""
+"""The commands record, camera_view, camera_check and calibrate."""
 
 from dataclasses import dataclass
 
-from .keys import MISSING, key
-
-
-@dataclass
-class CameraSettings:
-    """Which camera, and what is asked of it."""
-
-    camera: str = key(
-        MISSING, "driver (realsense, opencv:0, oak), file or folder of any known kind, or task:SUITE/TASK[@CAMERA]"
-    )
-    width: int | None = key(None, "width of the images [px]; null is the source's own", least=1)
-    height: int | None = key(None, "height of the images [px]; null is the source's own", least=1)
-    fps: float | None = key(None, "frames per second; null is the source's own")
-    depth: bool = key(True, "with depth, where the camera has it")
-    calibration: str | None = key(None, "camera.json of calibrate, for sources that know no intrinsics")
-    color_topic: str | None = key(None, "topic of a ROS recording that holds several; null takes the likeliest")
-    depth_topic: str | None = key(None, "topic of a ROS recording that holds several; null takes the likeliest")
-    render: str | None = key(
-        None, "render quality of a task: benchmark, balanced, fast; null is benchmark, in stream the policy's own"
-    )
-    depth_sensor: str = key("exact", "what a task's depth is measured with: exact, d435")
-    seed: int = key(0, "seed of a task's first episode", least=0)
-    debug: bool = key(False, "show tracebacks", free=True)
+from ..command import Command
+from ..settings import key
+from .settings import CameraSettings
 
 
 @dataclass
@@ -80,3 +60,62 @@ class Calibrate(CameraSettings):
     mounting: str = key("hand", "where the camera is: hand (it moves with the gripper), base (it stands still)")
     board: str | None = key(None, "only write the board as an image to print, to this .png")
     out: str = key("camera.json", "file to write", free=True)
+
+
+def _record(command: Record) -> int:
+    from .runs import run_record
+
+    path, frames, missing = run_record(command)
+    lost = f"; the camera left out {missing}" if missing else ""
+    print(f"{path}: {frames} frames, lossless{lost}")
+    print(f"look at it with: pixio-robot camera_view camera={path}")
+    return 0
+
+
+def _camera_view(command: CameraView) -> int:
+    from .runs import run_view
+
+    path, frames = run_view(command)
+    print(f"{path or 'rerun'}: {frames} frames of {command.camera}")
+    return 0
+
+
+def _camera_check(command: CameraCheck) -> int:
+    from .check import summary
+    from .runs import run_check
+
+    found = run_check(command)
+    for finding in found:
+        print(f"{'ok     ' if finding.fine else 'PROBLEM'} {finding.what:<10} {finding.detail}")
+    print(f"{command.camera}: {summary(found)}")
+    return int(not all(finding.fine for finding in found))
+
+
+def _calibrate(command: Calibrate) -> int:
+    from .runs import run_calibrate
+
+    result, eye = run_calibrate(command)
+    if result is None:
+        side = 1000 * command.square
+        print(f"{command.board}: print it so that a square's side is {side:g} mm, and measure it")
+        return 0
+    known = result.intrinsics
+    print(f"focal lengths {known.fx:.2f} and {known.fy:.2f} px, centre ({known.cx:.2f}, {known.cy:.2f})")
+    worst = max(result.view_errors)
+    print(f"reprojection error {result.error:.3f} px over {len(result.used)} views, {worst:.3f} in the worst one")
+    if result.covered < 0.6:
+        print(f"corners cover {result.covered:.0%} of the image; hold the board into its corners too")
+    if eye is not None:
+        x, y, z = eye.camera_pose[:3, 3]
+        print(f"camera at ({x:.4f}, {y:.4f}, {z:.4f}) m in the {'gripper' if command.mounting == 'hand' else 'base'}")
+        print(f"the views disagree by {eye.turn_error:.2f} degrees and {1000 * eye.shift_error:.1f} mm (median)")
+    print(f"{command.out}: written; use it with calibration={command.out}")
+    return 0
+
+
+COMMANDS = {
+    "record": Command(Record, _record),
+    "camera_view": Command(CameraView, _camera_view),
+    "camera_check": Command(CameraCheck, _camera_check),
+    "calibrate": Command(Calibrate, _calibrate),
+}

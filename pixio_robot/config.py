@@ -1,21 +1,22 @@
 """From ``key=value`` words to a command's settings, and the help that lists them.
 
-Hydra composes ``configs/<command>.yaml`` with the overrides and checks types; a plain dataclass goes on from here.
+Hydra composes a command's settings and config groups with the overrides and checks types; a plain dataclass goes on
+from here. Groups are the folders of ``configs/``.
 """
 
 import itertools
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from . import schemas
+from .command_table import find_command
 from .errors import BadInput, PixioError, UnknownName, closest
 
 
 def command_help(name: str) -> str:
     """Return the text of ``pixio-robot COMMAND --help``: a line a key, with its value and meaning."""
-    lines = [f"pixio-robot {name} key=value ...", "", (schemas.COMMANDS[name].__doc__ or "").strip(), "", "Keys:"]
+    lines = [f"pixio-robot {name} key=value ...", "", (find_command(name).settings.__doc__ or "").strip(), "", "Keys:"]
     values = compose(name, [], complete=False)
-    rows = list(_keys(values, schemas.COMMANDS[name], ""))
+    rows = list(_keys(values, find_command(name).settings, ""))
     width = max(len(f"{key}={value}") for key, value, _ in rows)
     lines += [f"  {f'{key}={value}':<{width}}  {text}" for key, value, text in rows]
     for group, options in _groups(name).items():
@@ -39,23 +40,11 @@ def _groups(name: str) -> dict[str, list[str]]:
     """Return the config groups of a command and their options, the default first."""
     from importlib import resources
 
-    from omegaconf import OmegaConf
-
-    folder = resources.files("pixio_robot.configs")
-    entries: Any = OmegaConf.to_container(OmegaConf.create(folder.joinpath(f"{name}.yaml").read_text()))
-    defaults = {
-        str(group): option
-        for each in entries["defaults"]
-        if not isinstance(each, str)
-        for group, option in each.items()
-    }
-    options = {
-        group: sorted(file.name.removesuffix(".yaml") for file in folder.joinpath(group).iterdir())
-        for group in defaults
-    }
-    return {
-        group: [defaults[group], *(each for each in options[group] if each != defaults[group])] for group in options
-    }
+    folder, found = resources.files("pixio_robot.configs"), {}
+    for group, default in find_command(name).groups.items():
+        options = sorted(file.name.removesuffix(".yaml") for file in folder.joinpath(group).iterdir())
+        found[group] = [default, *(each for each in options if each != default)]
+    return found
 
 
 def _is_constant(value: Any) -> bool:
@@ -80,7 +69,7 @@ def compose(name: str, overrides: list[str], complete: bool = True) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    _register()
+    register(name)
     for override in overrides:
         if "=" not in override:
             raise BadInput(f"{override!r} is not key=value; see: pixio-robot {name} --help")
@@ -133,19 +122,24 @@ _EXAMPLES = {
 }
 
 
-def _register() -> None:
+def register(name: str) -> None:
+    """Tell Hydra of a command: its schema, and the config that joins schema, groups and defaults of its own."""
     from hydra.core.config_store import ConfigStore
 
-    store = ConfigStore.instance()
-    for name, schema in schemas.COMMANDS.items():
-        store.store(name=f"{name}_schema", node=schema)
-    store.store(group="policy", name="policy_schema", node=schemas.PolicySettings)
-    store.store(group="algorithm", name="algorithm_schema", node=schemas.AlgorithmSettings)
+    from .policies.rl.settings import AlgorithmSettings
+    from .policies.settings import PolicySettings
+
+    store, command = ConfigStore.instance(), find_command(name)
+    store.store(name=f"{name}_schema", node=command.settings)
+    groups = [{group: default} for group, default in command.groups.items()]
+    store.store(name=name, node={"defaults": [f"{name}_schema", *groups, "_self_"], **command.values})
+    store.store(group="policy", name="policy_schema", node=PolicySettings)
+    store.store(group="algorithm", name="algorithm_schema", node=AlgorithmSettings)
 
 
 def _config_error(name: str, overrides: list[str], error: Exception) -> PixioError:
     """Say in our words what Hydra refused."""
-    known = [key for key, _, _ in _keys(compose(name, [], complete=False), schemas.COMMANDS[name], "")]
+    known = [key for key, _, _ in _keys(compose(name, [], complete=False), find_command(name).settings, "")]
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
         if key not in known and key not in _groups(name) and not any(each.startswith(f"{key}.") for each in known):
