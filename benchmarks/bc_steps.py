@@ -179,7 +179,7 @@ def _quiet() -> Iterator[None]:
 def _write_demos(folder: Path) -> Path:
     """Write demonstrations of noise, as `collect` would."""
     from pixio_robot.datasets.writer import Demo, merge_demos, write_demo
-    from pixio_robot.envs.registry import EnvRequest
+    from pixio_robot.envs.registry import TaskSpec
 
     rng = np.random.default_rng(0)
     parts = []
@@ -196,7 +196,7 @@ def _write_demos(folder: Path) -> Path:
         )
         parts.append(folder / f"part-{index}.hdf5")
         write_demo(parts[-1], demo)
-    merge_demos(folder / "demos.hdf5", parts, [], EnvRequest("toy/reach"), ("none",), {})
+    merge_demos(folder / "demos.hdf5", parts, [], TaskSpec("toy/reach"), ("none",), {})
     return folder / "demos.hdf5"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pixio_robot.envs.registry import EnvRequest
+from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.metrics import EpisodeRecord, mcnemar, read_episodes, resampled, success_rate
 from pixio_robot.policies.collect import collect
 from pixio_robot.policies.commands import Evaluate, TrainBC
@@ -97,7 +97,7 @@ def main() -> None:
     asked = parser.parse_args()
     observe = ("rgb", "proprio", "state")
     for task in asked.tasks:
-        request = EnvRequest(f"metaworld/{task}", observe, render=asked.render, horizon=asked.horizon)
+        request = TaskSpec(f"metaworld/{task}", observe, render=asked.render, horizon=asked.horizon)
         collect(request, demos=25, valid=3, first_seed=0, out=asked.out / f"{task}.hdf5", workers=asked.workers)
         for encoder in asked.encoders:
             for seed in asked.seeds:

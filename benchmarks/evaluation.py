@@ -20,7 +20,7 @@ def measure() -> Section:
     import torch
 
     from pixio_robot.encoders.load import load_encoder
-    from pixio_robot.envs.registry import EnvRequest
+    from pixio_robot.envs.registry import TaskSpec
     from pixio_robot.envs.rollout import BatchRollout, default_width, plan_episodes
     from pixio_robot.policies.agent import Agent
     from pixio_robot.policies.embedding import Embedder
@@ -28,7 +28,7 @@ def measure() -> Section:
     from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, Visuomotor
 
     logging.getLogger("pixio_robot").setLevel(logging.ERROR)  # random weights are what we want here
-    request = EnvRequest(TASK, render=RENDER, horizon=HORIZON)
+    request = TaskSpec(TASK, render=RENDER, horizon=HORIZON)
     plans = plan_episodes(request, EPISODES, first_seed=10_000)
     began = perf_counter()
     env = request.make()

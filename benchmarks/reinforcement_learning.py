@@ -74,7 +74,7 @@ def _ours() -> Any:
     import torch
 
     from pixio_robot.encoders.load import load_encoder
-    from pixio_robot.envs.registry import EnvRequest
+    from pixio_robot.envs.registry import TaskSpec
     from pixio_robot.policies.agent import Perception
     from pixio_robot.policies.bc import new_policy
     from pixio_robot.policies.rl.embedded_env import EmbeddedVecEnv
@@ -88,7 +88,7 @@ def _ours() -> Any:
     widths = {"actions": 3, "proprio": 3}
     embedding = EmbeddingSettings(frames="single")
     policy = new_policy(backbone.token_shape, embedding, widths, head_settings(settings, False), 0)
-    tasks = TaskVecEnv(EnvRequest(TASK, image_size=SIDE, render="fast"), 1, 0, processes=False)
+    tasks = TaskVecEnv(TaskSpec(TASK, image_size=SIDE, render="fast"), 1, 0, processes=False)
     venv = EmbeddedVecEnv(tasks, Perception(policy, backbone, "fp32", cpu))
     return new_learner(settings, venv, policy, normalise=False, seed=0, device=cpu)
 

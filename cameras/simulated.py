@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..envs.registry import EnvRequest
+from ..envs.registry import TaskSpec
 from ..envs.rendering import check_rendering
 from ..envs.task import TaskEnv
 from ..errors import BadInput, UnknownName
@@ -34,7 +34,7 @@ class TaskCamera(Playback):
         if request.width and request.height and request.width != request.height:
             raise BadInput(f"simulated images are square; {request.width}x{request.height} were asked for")
         task, _, camera = name.partition("@")
-        self._request = EnvRequest(
+        self._request = TaskSpec(
             task=task,
             observe=("rgb", "depth", "proprio") if request.depth else ("rgb", "proprio"),
             cameras=(camera,) if camera else (),

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from ..datasets.robomimic import DemoSet
 from ..datasets.token_cache import TokenCache
-from ..envs.registry import EnvRequest, new_task
+from ..envs.registry import TaskSpec, new_task
 from ..envs.rollout import plan_episodes
 from ..errors import CheckpointError
 from ..hardware import choose_device, choose_precision
@@ -94,14 +94,14 @@ def folder_of(cell: RunSpec, root: Path) -> Path:
     return root / "cells" / cell.name
 
 
-def request_of(cell: RunSpec, places: Paths) -> EnvRequest:
+def request_of(cell: RunSpec, places: Paths) -> TaskSpec:
     """Return the environment of a cell's demonstrations and, the same, of its episodes."""
     own = new_task(cell.task).horizon
     if places.demos:
         found = DemoSet(places.demos).request
         return replace(found, horizon=found.horizon or own)
     protocol, limits = cell.learning, cell.limits
-    return EnvRequest(
+    return TaskSpec(
         cell.task,
         observe=("rgb", "proprio", "state"),
         cameras=protocol.cameras,
@@ -111,7 +111,7 @@ def request_of(cell: RunSpec, places: Paths) -> EnvRequest:
     )
 
 
-def demonstrations(cell: RunSpec, request: EnvRequest, places: Paths, stages: Stages) -> DemoSet:
+def demonstrations(cell: RunSpec, request: TaskSpec, places: Paths, stages: Stages) -> DemoSet:
     """Return the demonstrations of a cell; what several cells need is recorded by the first of them."""
     if places.demos:
         return DemoSet(places.demos)
@@ -151,7 +151,7 @@ def run_cell(cell: RunSpec, places: Paths) -> dict[str, Any]:
     return result
 
 
-def _expert(cell: RunSpec, places: Paths, request: EnvRequest, stages: Stages) -> dict[str, Any]:
+def _expert(cell: RunSpec, places: Paths, request: TaskSpec, stages: Stages) -> dict[str, Any]:
     """Judge the task's expert on the first of the held-out episodes."""
     plans = plan_episodes(request, cell.limits.honest_episodes, HELD_OUT_SEED)
     with stages.timed("evaluate") as spent:
@@ -161,7 +161,7 @@ def _expert(cell: RunSpec, places: Paths, request: EnvRequest, stages: Stages) -
     return {"weights": "none", "demos": 0}
 
 
-def _policy(cell: RunSpec, places: Paths, request: EnvRequest, stages: Stages) -> dict[str, Any]:
+def _policy(cell: RunSpec, places: Paths, request: TaskSpec, stages: Stages) -> dict[str, Any]:
     """Learn a policy and judge it, at all moments as released and at its end on held-out starts."""
     out, protocol, threads = folder_of(cell, Path(places.root)), cell.learning, torch.get_num_threads()
     device = choose_device(places.device)

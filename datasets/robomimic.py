@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..envs.registry import EnvRequest, tasks
+from ..envs.registry import TaskSpec, tasks
 from ..envs.rendering import Calibration
 from ..errors import DataError, UnknownName
 from ..files import sha256_of
@@ -61,7 +61,7 @@ class DemoSet:
         return str(self.environment["env_name"])
 
     @property
-    def request(self) -> EnvRequest:
+    def request(self) -> TaskSpec:
         """Return how the environment was made, to make it again; a robot's recording says what was observed.
 
         Raises:
@@ -69,14 +69,14 @@ class DemoSet:
         """
         arguments = dict(self.environment.get("env_kwargs") or {})
         added = {"depth_sensor"}  # after the first files were written
-        known = {each.name for each in fields(EnvRequest)}
+        known = {each.name for each in fields(TaskSpec)}
         if not known - added <= set(arguments) <= known:
             raise DataError(f"{self.path} was recorded by another tool; its environment cannot be made here")
         if self.task not in tasks() and "robot" not in self.environment:
             raise DataError(f"{self.path} is of {self.task}, which cannot be simulated here; it can be embedded only")
         arguments["observe"] = tuple(arguments["observe"])
         arguments["cameras"] = tuple(arguments["cameras"])
-        return EnvRequest(**arguments)
+        return TaskSpec(**arguments)
 
     def images(self, cameras: Sequence[str], depth: str = "none") -> tuple[str, ...]:
         """Return the observation keys of cameras' images; no camera means the first that was recorded.

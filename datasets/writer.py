@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..envs.registry import EnvRequest
+from ..envs.registry import TaskSpec
 from ..envs.rendering import Calibration
 from ..files import replacing, require_space
 
@@ -169,7 +169,7 @@ def merge_demos(
     target: Path,
     train: Sequence[Path],
     valid: Sequence[Path],
-    request: EnvRequest,
+    request: TaskSpec,
     cameras: Sequence[str],
     collection: dict[str, Any],
     rest: Sequence[Path] = (),
@@ -199,7 +199,7 @@ def merge_demos(
 def describe(
     file: h5py.File,
     splits: dict[str, list[str]],
-    request: EnvRequest,
+    request: TaskSpec,
     cameras: Sequence[str],
     asked: dict[str, Any],
     robot: dict[str, Any] | None = None,

@@ -41,7 +41,7 @@ def installed() -> list[str]:
 
 
 @dataclass
-class EnvRequest:
+class TaskSpec:
     """What to make: small, picklable, and recorded with data and results."""
 
     task: str

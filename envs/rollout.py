@@ -17,7 +17,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 
 from ..errors import DataError, WorkerLost
-from .registry import EnvRequest
+from .registry import TaskSpec
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,7 +49,7 @@ class EpisodeResult:
     wall_s: float = 0.0  # from its reset to its end; episodes of one batch share the machine
 
 
-def plan_episodes(request: EnvRequest, count: int, first_seed: int) -> list[EpisodePlan]:
+def plan_episodes(request: TaskSpec, count: int, first_seed: int) -> list[EpisodePlan]:
     """Return the fixed list of episodes with seeds first_seed, first_seed + 1, ... and the starts these seeds give."""
     env = replace(request, observe=("proprio",)).make()
     plans = []
@@ -79,7 +79,7 @@ def starting_workers() -> Iterator[None]:
             del os.environ["LP_NUM_THREADS"]
 
 
-def vector_env(request: EnvRequest, count: int, processes: bool) -> AsyncVectorEnv | SyncVectorEnv:
+def vector_env(request: TaskSpec, count: int, processes: bool) -> AsyncVectorEnv | SyncVectorEnv:
     """Return `count` environments that are reset by hand; each in a spawned worker, or all in this process.
 
     Arrays that they return are valid until the next step.
@@ -103,7 +103,7 @@ class BatchRollout:
     Use as a context manager; `seconds` holds physics and rendering afterwards, mean over workers [s].
     """
 
-    def __init__(self, request: EnvRequest, plans: Sequence[EpisodePlan], width: int, processes: bool = True) -> None:
+    def __init__(self, request: TaskSpec, plans: Sequence[EpisodePlan], width: int, processes: bool = True) -> None:
         self.request, self.plans, self.processes = request, list(plans), processes
         self.width = max(1, min(width, len(self.plans)))
         self.seconds: dict[str, float] = {}
@@ -252,7 +252,7 @@ def _end_at_once(pool: ProcessPoolExecutor) -> None:
         threading.excepthook = hook
 
 
-def run_expert(request: EnvRequest, plan: EpisodePlan, expert: str | None = None) -> EpisodeResult:
+def run_expert(request: TaskSpec, plan: EpisodePlan, expert: str | None = None) -> EpisodeResult:
     """Run one episode with the task's expert, or that of a file, and no images; a function for `in_workers`."""
     env = replace(request, observe=("proprio",)).make()
     if expert is not None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..datasets.robomimic import DemoSet
 from ..datasets.writer import Demo, demo_outcome, disk_key, merge_demos, write_demo
-from ..envs.registry import EnvRequest, check_task
+from ..envs.registry import TaskSpec, check_task
 from ..envs.rendering import check_rendering
 from ..envs.rollout import default_width, in_workers
 from ..envs.state_actor import expert_of
@@ -37,7 +37,7 @@ class CollectReport:
 
 
 def collect(
-    request: EnvRequest,
+    request: TaskSpec,
     demos: int,
     valid: int,
     first_seed: int,
@@ -105,7 +105,7 @@ def _part(parts: Path, seed: int) -> Path:
     return parts / f"seed_{seed}.hdf5"
 
 
-def _try_out(request: EnvRequest, expert: str | None) -> tuple[str, ...]:
+def _try_out(request: TaskSpec, expert: str | None) -> tuple[str, ...]:
     """Return the cameras; what cannot be, or has no expert, is said here, before any work."""
     env = replace(request, observe=("proprio",)).make()
     act = expert_of(env, expert)
@@ -115,7 +115,7 @@ def _try_out(request: EnvRequest, expert: str | None) -> tuple[str, ...]:
     return env.cameras
 
 
-def _claim(parts: Path, request: EnvRequest) -> None:
+def _claim(parts: Path, request: TaskSpec) -> None:
     """Make the folder of parts, or accept one left by an interrupted collection with the same settings."""
     for left in parts.glob(".*.tmp"):  # by a worker that was ended while it wrote
         left.unlink()
@@ -127,7 +127,7 @@ def _claim(parts: Path, request: EnvRequest) -> None:
         temporary.write_text(text)
 
 
-def _check_same(found: DemoSet, request: EnvRequest, asked: dict[str, Any]) -> None:
+def _check_same(found: DemoSet, request: TaskSpec, asked: dict[str, Any]) -> None:
     if found.request != request or found.collection != asked:
         raise DataError(
             f"{found.path} holds other demonstrations: {found.collection} of {found.request}; asked for {asked} of "
@@ -135,7 +135,7 @@ def _check_same(found: DemoSet, request: EnvRequest, asked: dict[str, Any]) -> N
         )
 
 
-def _record(request: EnvRequest, parts: Path, expert: str | None, seed: int) -> dict[str, float]:
+def _record(request: TaskSpec, parts: Path, expert: str | None, seed: int) -> dict[str, float]:
     """Run one expert episode in a worker and write its part; return where the time went."""
     path = _part(parts, seed)
     if path.is_file():

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..envs.registry import EnvRequest
+from ..envs.registry import TaskSpec
 from ..envs.rendering import check_rendering
 from ..envs.rollout import Act, BatchRollout, EpisodePlan, EpisodeResult, in_workers, run_expert
 from ..errors import DataError
@@ -51,7 +51,7 @@ class Evaluation:
 
 def evaluate(
     act: Act,
-    request: EnvRequest,
+    request: TaskSpec,
     plans: Sequence[EpisodePlan],
     label: Label,
     out: Path,
@@ -96,7 +96,7 @@ def evaluate(
 
 
 def evaluate_expert(
-    request: EnvRequest,
+    request: TaskSpec,
     plans: Sequence[EpisodePlan],
     out: Path,
     workers: int,
@@ -113,7 +113,7 @@ def evaluate_expert(
     return Evaluation(_rows(label, out), len(plans) - len(waiting))
 
 
-def plans_length(request: EnvRequest) -> int:
+def plans_length(request: TaskSpec) -> int:
     """Return the steps of an episode, for the progress display."""
     if request.horizon is not None:
         return request.horizon
@@ -136,7 +136,7 @@ def _waiting(plans: Sequence[EpisodePlan], label: Label, out: Path) -> list[Epis
     return [plan for plan in plans if plan.index not in done]
 
 
-def _record(result: EpisodeResult, request: EnvRequest, label: Label, video: str) -> EpisodeRecord:
+def _record(result: EpisodeResult, request: TaskSpec, label: Label, video: str) -> EpisodeRecord:
     return EpisodeRecord(
         task=request.task,
         policy=label.policy,

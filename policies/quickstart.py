@@ -13,7 +13,7 @@ from typing import Any
 from ..datasets.robomimic import DemoSet
 from ..datasets.token_cache import class_token_cosine
 from ..encoders.load import BUNDLED, Backbone
-from ..envs.registry import EnvRequest
+from ..envs.registry import TaskSpec
 from ..envs.rollout import default_width, plan_episodes
 from ..hardware import choose_device, choose_precision
 from ..memory import PeakMemory
@@ -159,17 +159,17 @@ def _run_stages(command: Quickstart, memory: PeakMemory) -> tuple[Path, dict[str
     return out, result_json
 
 
-def _request(command: Quickstart) -> EnvRequest:
+def _request(command: Quickstart) -> TaskSpec:
     """Return the environment, its horizon at most the task's own."""
     depth = () if recorded_depth(command.embedding) == "none" else ("depth",)
-    request = EnvRequest(command.task, ("rgb", *depth, "proprio", "state"), render=command.render)
+    request = TaskSpec(command.task, ("rgb", *depth, "proprio", "state"), render=command.render)
     env = request.make()
     env.close()
     own = env.horizon
     return replace(request, horizon=own if command.horizon is None else min(command.horizon, own))
 
 
-def _check_settings(command: Quickstart, request: EnvRequest, backbone: Backbone | None) -> None:
+def _check_settings(command: Quickstart, request: TaskSpec, backbone: Backbone | None) -> None:
     """Refuse impossible settings before an hour of work, not after."""
     task = replace(request, observe=("proprio",)).make().task
     tokens = None if backbone is None else backbone.token_shape
@@ -178,7 +178,7 @@ def _check_settings(command: Quickstart, request: EnvRequest, backbone: Backbone
     new_policy(tokens, command.embedding, widths, command.policy, command.seed, policy_kind(command.encoder))
 
 
-def notes(command: Quickstart, request: EnvRequest, weights: str) -> list[str]:
+def notes(command: Quickstart, request: TaskSpec, weights: str) -> list[str]:
     """Return what a reader must know before trusting the numbers, in plain sentences."""
     lines = []
     if weights == "random":

@@ -18,7 +18,7 @@ from ..datasets.token_cache import TokenCache, side_by_side, token_cache
 from ..deploy.commands import Stream
 from ..deploy.stream import StreamStep, check_policy, stream, timing
 from ..encoders.load import WITHOUT_ENCODER, Backbone, load_encoder
-from ..envs.registry import EnvRequest
+from ..envs.registry import TaskSpec
 from ..envs.rollout import EpisodePlan, default_width, plan_episodes
 from ..errors import DataError, UnknownName, closest
 from ..files import replacing, sha256_of
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 def run_collect(command: Collect) -> CollectReport:
     """Record demonstrations."""
-    request = EnvRequest(
+    request = TaskSpec(
         task=command.task,
         observe=("rgb", "depth", "proprio", "state") if has_depth(command.obs) else ("rgb", "proprio", "state"),
         cameras=tuple(command.cameras),
@@ -224,7 +224,7 @@ def cache_for(
 def evaluate_policy(
     loaded: LoadedPolicy,
     backbone: Backbone | None,
-    request: EnvRequest,
+    request: TaskSpec,
     plans: Sequence[EpisodePlan],
     device: torch.device,
     out: Path,
@@ -254,7 +254,7 @@ def evaluate_policy(
     return evaluation
 
 
-def policy_request(loaded: LoadedPolicy, request: EnvRequest) -> EnvRequest:
+def policy_request(loaded: LoadedPolicy, request: TaskSpec) -> TaskSpec:
     """Return a request for what a policy looks at, and nothing else that would have to be drawn."""
     policy = loaded.policy
     seen = [*(["rgb"] if policy.needs_colour else []), *(["depth"] if policy.needs_depth else [])]

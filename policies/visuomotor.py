@@ -17,7 +17,7 @@ from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkp
 from ..depth.encoding import depth_images, small_depth
 from ..encoders.load import WITHOUT_ENCODER, Backbone, load_encoder
 from ..encoders.preprocessing import Preprocessing
-from ..envs.registry import EnvRequest
+from ..envs.registry import TaskSpec
 from ..errors import CheckpointError
 from ..run_folder import described
 from .depth_inputs import PointView
@@ -177,7 +177,7 @@ class Visuomotor(nn.Module):
         self,
         path: Path,
         encoder: EncoderIdentity | None,
-        request: EnvRequest,
+        request: TaskSpec,
         training: dict[str, Any],
         step: int,
     ) -> None:
@@ -203,7 +203,7 @@ class LoadedPolicy:
 
     policy: Visuomotor
     encoder: EncoderIdentity | None
-    request: EnvRequest  # the environment it was trained for
+    request: TaskSpec  # the environment it was trained for
     training: dict[str, Any]
     step: int
 
@@ -230,7 +230,7 @@ def load_policy(path: Path | str) -> LoadedPolicy:
     environment = dict(arguments["environment"])
     environment.update(observe=tuple(environment["observe"]), cameras=tuple(environment["cameras"]))
     encoder = None if arguments["encoder"] is None else EncoderIdentity(**arguments["encoder"])
-    return LoadedPolicy(policy.eval(), encoder, EnvRequest(**environment), checkpoint.settings, checkpoint.step)
+    return LoadedPolicy(policy.eval(), encoder, TaskSpec(**environment), checkpoint.settings, checkpoint.step)
 
 
 def load_policy_encoder(identity: EncoderIdentity) -> Backbone:

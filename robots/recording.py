@@ -16,7 +16,7 @@ import numpy as np
 from ..cameras.frame import Frame
 from ..cameras.geometry import registered, squared
 from ..datasets.writer import DemoWriter, demo_outcome, disk_key, merge_demos
-from ..envs.registry import EnvRequest
+from ..envs.registry import TaskSpec
 from ..envs.rendering import Calibration
 from ..errors import BadInput
 from .step_record import StepRecord, Tick
@@ -134,7 +134,7 @@ def happened(tick: Tick) -> list[str]:
 
 
 def join_episodes(
-    target: Path, parts: Sequence[Path], request: EnvRequest, camera: str, robot: dict[str, Any], asked: dict[str, Any]
+    target: Path, parts: Sequence[Path], request: TaskSpec, camera: str, robot: dict[str, Any], asked: dict[str, Any]
 ) -> tuple[int, int]:
     """Join the parts of a run; good episodes are the train split, the rest is kept in no split.
 

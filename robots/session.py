@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..deploy.runtime.bundle import Manifest
-from ..envs.registry import EnvRequest
+from ..envs.registry import TaskSpec
 from ..errors import EmergencyStopped
 from ..files import replacing
 from ..metrics import EpisodeRecord, append_episode, read_episodes
@@ -185,7 +185,7 @@ class Session:
             request = self.robot.request
         else:
             seen = ("rgb", "depth", "proprio") if self.command.depth else ("rgb", "proprio")
-            request = EnvRequest(spec.name, observe=seen, cameras=(self._camera_name(),), image_size=self.side)
+            request = TaskSpec(spec.name, observe=seen, cameras=(self._camera_name(),), image_size=self.side)
         about = {
             "name": spec.name,
             "axes": list(spec.commands.names),

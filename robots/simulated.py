@@ -9,7 +9,7 @@ import numpy as np
 
 from ..cameras.camera import Camera, CameraSpec
 from ..cameras.frame import Frame, Intrinsics, rgbd_frame
-from ..envs.registry import EnvRequest, check_task
+from ..envs.registry import TaskSpec, check_task
 from ..envs.rendering import check_rendering
 from ..envs.task import TaskEnv
 from ..errors import BadInput, CameraError, RobotError
@@ -35,7 +35,7 @@ class TaskRobot(Robot):
     def __init__(self, name: str, request: RobotRequest) -> None:
         task, _, camera = name.partition("@")
         check_task(task)
-        self.request = EnvRequest(
+        self.request = TaskSpec(
             task=task,
             observe=("rgb", "depth", "proprio") if request.depth else ("rgb", "proprio"),
             cameras=(camera,) if camera else (),

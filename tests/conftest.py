@@ -16,7 +16,7 @@ from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.datasets.token_cache import TokenCache, token_cache
 from pixio_robot.encoders.load import Backbone, load_encoder, save_encoder
 from pixio_robot.encoders.pixio import PixioEncoder
-from pixio_robot.envs.registry import EnvRequest
+from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.policies.bc import train_bc
 from pixio_robot.policies.collect import collect
 from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
@@ -64,13 +64,13 @@ def real_recording() -> str:
 
 
 @pytest.fixture(scope="session")
-def toy_request() -> EnvRequest:
+def toy_request() -> TaskSpec:
     """The toy task, short and cheap."""
-    return EnvRequest("toy/reach", observe=("rgb", "proprio", "state"), render="fast", horizon=25)
+    return TaskSpec("toy/reach", observe=("rgb", "proprio", "state"), render="fast", horizon=25)
 
 
 @pytest.fixture(scope="session")
-def toy_file(tmp_path_factory: pytest.TempPathFactory, toy_request: EnvRequest) -> Path:
+def toy_file(tmp_path_factory: pytest.TempPathFactory, toy_request: TaskSpec) -> Path:
     """Four training and one validation demonstration of the toy."""
     path = tmp_path_factory.mktemp("demos") / "reach.hdf5"
     collect(toy_request, demos=4, valid=1, first_seed=0, out=path, workers=2)

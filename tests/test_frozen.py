@@ -28,7 +28,7 @@ from safetensors.numpy import load_file
 from pixio_robot import cli
 from pixio_robot.encoders.load import save_encoder
 from pixio_robot.encoders.pixio import PixioEncoder
-from pixio_robot.envs.registry import EnvRequest
+from pixio_robot.envs.registry import TaskSpec
 
 FILE = Path(__file__).with_name("frozen.json")
 Numbers = dict[str, Any]
@@ -89,9 +89,7 @@ def smooth(rng: np.random.Generator, *shape: int) -> np.ndarray:
 def write_demonstrations(path: Path, size: int = 32) -> None:
     """Write random demonstrations of two cameras in robomimic's layout."""
     rng = np.random.default_rng(0)
-    request = EnvRequest(
-        "toy/reach", ("rgb", "depth", "proprio", "state"), ("front", "side"), size, "fast", 12, "exact"
-    )
+    request = TaskSpec("toy/reach", ("rgb", "depth", "proprio", "state"), ("front", "side"), size, "fast", 12, "exact")
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
         lengths = [9, 12, 5, 7, 11]

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...datasets.robomimic import DemoSet
 from ...datasets.writer import describe
-from ...envs.registry import EnvRequest
+from ...envs.registry import TaskSpec
 from ...errors import BadInput, DataError
 from ...files import replacing, require_space
 from ...progress import stage
@@ -72,7 +72,7 @@ def run_convert(command: Convert) -> ConvertReport:
             side = int(group[f"obs/{release.cameras[0]}_image"].shape[1])
             felt = ("proprio",) if release.proprio_dim else ()
             cameras = release.cameras if len(release.cameras) > 1 else ()  # one is the task's default
-            request = EnvRequest(command.task, ("rgb", *felt), cameras, image_size=side)
+            request = TaskSpec(command.task, ("rgb", *felt), cameras, image_size=side)
             members = {split: [f"demo_{number}" for number in chosen] for split, chosen in splits.items()}
             describe(file, members, request, release.cameras, asked)
     return ConvertReport(out, False, _counts(DemoSet(out)))

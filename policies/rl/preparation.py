@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ...encoders.load import Backbone
-from ...envs.registry import EnvRequest
+from ...envs.registry import TaskSpec
 from ...envs.rendering import check_rendering
 from ...errors import BadInput, CheckpointError, UnknownName, closest
 from ...files import sha256_of
@@ -29,7 +29,7 @@ class Preparation:
     """A run that can begin."""
 
     kind: str  # of policy, as `Visuomotor` has it
-    request: EnvRequest
+    request: TaskSpec
     policy: Visuomotor  # what the actor is written into
     normalise: bool  # embeddings are scaled by running statistics
     begun: LoadedPolicy | None  # what the actor begins as
@@ -109,9 +109,9 @@ def _check(command: TrainRL) -> None:
         raise BadInput(f"demo_ratio={command.demo_ratio} must be at least 0 and below 1")
 
 
-def _request(command: TrainRL, kind: str) -> EnvRequest:
+def _request(command: TrainRL, kind: str) -> TaskSpec:
     felt = "state" if kind == "state" else "proprio"
-    return EnvRequest(
+    return TaskSpec(
         task=command.task,
         observe=("rgb", felt) if kind in ("bc", "cnn") else (felt,),
         cameras=tuple(command.embedding.cameras),
@@ -121,7 +121,7 @@ def _request(command: TrainRL, kind: str) -> EnvRequest:
     )
 
 
-def _new_policy(command: TrainRL, request: EnvRequest, kind: str, backbone: Backbone | None) -> tuple[Visuomotor, bool]:
+def _new_policy(command: TrainRL, request: TaskSpec, kind: str, backbone: Backbone | None) -> tuple[Visuomotor, bool]:
     """Return the policy that the actor is written into, and whether embeddings are scaled by running statistics."""
     env = replace(request, observe=("proprio", "state")).make()
     widths = {"actions": env.task.action_dim, "proprio": env.task.proprio_dim, "state": env.task.state_dim}

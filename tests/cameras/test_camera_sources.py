@@ -26,7 +26,7 @@ from pixio_robot.cameras.recording_writer import RecordingWriter
 from pixio_robot.cameras.registry import drivers, find_camera, kind_of
 from pixio_robot.cameras.simulated import TaskCamera
 from pixio_robot.datasets.robomimic import DemoSet
-from pixio_robot.envs.registry import EnvRequest, make
+from pixio_robot.envs.registry import TaskSpec, make
 from pixio_robot.errors import (
     BadInput,
     CameraError,
@@ -447,7 +447,7 @@ def test_a_video_held_upright_is_upright_in_all_it_tells() -> None:
 
 
 def test_demonstrations_are_cameras_with_depth_and_poses() -> None:
-    request = EnvRequest("toy/reach", ("rgb", "depth", "proprio"), ("top", "front"), 32, "fast", 30)
+    request = TaskSpec("toy/reach", ("rgb", "depth", "proprio"), ("top", "front"), 32, "fast", 30)
     collect(request, demos=2, valid=0, first_seed=0, out=Path("demos.hdf5"), workers=1)
     frames = _all("demos.hdf5")
     assert len(frames) == 60 and [frame.starts for frame in frames] == [n % 30 == 0 for n in range(60)]

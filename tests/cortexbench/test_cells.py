@@ -25,7 +25,7 @@ from pixio_robot.cortexbench.engines import Job, outcome
 from pixio_robot.cortexbench.protocol import BUDGETS
 from pixio_robot.cortexbench.runs import BenchmarkReport, run_benchmark
 from pixio_robot.datasets.robomimic import DemoSet
-from pixio_robot.envs.registry import EnvRequest
+from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.metrics import read_episodes
 from pixio_robot.policies.settings import HELD_OUT_SEED
 
@@ -136,7 +136,7 @@ def test_episodes_look_like_the_demonstrations(done: BenchmarkReport) -> None:
     (file,) = (done.out / "demos").glob("*.hdf5")
     for folder in (done.out / "cells").glob("*mean*/"):
         request = json.loads((folder / "result.json").read_text())["request"]
-        assert EnvRequest(**{**request, "observe": tuple(request["observe"]), "cameras": ()}) == DemoSet(file).request
+        assert TaskSpec(**{**request, "observe": tuple(request["observe"]), "cameras": ()}) == DemoSet(file).request
         assert {row.render for row in read_episodes(folder / "honest" / "episodes.jsonl")} == {"fast"}
 
 
@@ -156,7 +156,7 @@ def test_no_policy_but_state_is_told_the_goal(
 
     seen: list[tuple[str, ...]] = []
 
-    def watched(act: object, request: EnvRequest, *arguments: Any, **more: Any) -> None:
+    def watched(act: object, request: TaskSpec, *arguments: Any, **more: Any) -> None:
         seen.append(request.observe)
         raise KeyboardInterrupt
 
@@ -257,7 +257,7 @@ def test_what_cells_share_is_recorded_once(tmp_path: Path, monkeypatch: pytest.M
     inside, found = [0], list[tuple[int, bool]]()
     original = cells.collect
 
-    def watched(request: EnvRequest, demos: int, valid: int, seed: int, path: Path, *more: Any) -> Any:
+    def watched(request: TaskSpec, demos: int, valid: int, seed: int, path: Path, *more: Any) -> Any:
         inside[0] += 1
         found.append((inside[0], path.is_file()))
         time.sleep(0.2)

@@ -17,7 +17,7 @@ from pixio_robot.cortexbench import cell as cells
 from pixio_robot.cortexbench.cell import Paths, RunSpec
 from pixio_robot.cortexbench.engines import Job, Resources, end_process, engine, outcome, run_process
 from pixio_robot.cortexbench.runner import ResourceBudget, Task, run_tasks
-from pixio_robot.envs.registry import EnvRequest
+from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.envs.rollout import BatchRollout, in_workers, plan_episodes
 from pixio_robot.errors import Stopped, UnknownName, WorkerLost
 from pixio_robot.metrics import read_episodes
@@ -107,7 +107,7 @@ def _kill_myself(_: int) -> None:
 
 
 def test_a_worker_killed_in_mid_episode_is_said() -> None:
-    request = EnvRequest("toy/reach", observe=("proprio",), horizon=20)
+    request = TaskSpec("toy/reach", observe=("proprio",), horizon=20)
     rollout = BatchRollout(request, plan_episodes(request, 2, 0), 2)
     steps: list[int] = []
 

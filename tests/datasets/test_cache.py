@@ -14,7 +14,7 @@ from pixio_robot.datasets import token_cache as caching
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.datasets.token_cache import TokenCache, class_token_cosine, encode, open_cache, token_cache
 from pixio_robot.encoders.load import Backbone, load_encoder
-from pixio_robot.envs.registry import EnvRequest
+from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.errors import DataError
 from pixio_robot.policies.collect import collect
 
@@ -43,7 +43,7 @@ def test_a_second_call_reuses_and_encodes_nothing(
 
 
 def test_what_made_it_is_what_it_is_called_after(
-    tmp_path: Path, tiny: Backbone, toy_demos: DemoSet, toy_request: EnvRequest
+    tmp_path: Path, tiny: Backbone, toy_demos: DemoSet, toy_request: TaskSpec
 ) -> None:
     collect(replace(toy_request, image_size=64), 1, 0, 9, tmp_path / "other.hdf5", workers=1)
     small = DemoSet(tmp_path / "other.hdf5")

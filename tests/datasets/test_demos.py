@@ -12,7 +12,7 @@ import pytest
 
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.datasets.writer import Demo, merge_demos, write_demo
-from pixio_robot.envs.registry import EnvRequest, make
+from pixio_robot.envs.registry import TaskSpec, make
 from pixio_robot.errors import BadInput, DataError
 from pixio_robot.policies import collect as collecting
 from pixio_robot.policies.collect import collect
@@ -47,7 +47,7 @@ def test_the_layout_is_robomimic_s(toy_file: Path) -> None:
         assert [name.decode() for name in file["mask/valid"]] == ["demo_4"]
 
 
-def test_a_recorded_state_and_image_belong_together(toy_demos: DemoSet, toy_request: EnvRequest) -> None:
+def test_a_recorded_state_and_image_belong_together(toy_demos: DemoSet, toy_request: TaskSpec) -> None:
     """Replaying a demonstration's seed and actions gives its images."""
     env = toy_request.make()
     observation, info = env.reset(seed=toy_demos.seeds[1])
@@ -59,7 +59,7 @@ def test_a_recorded_state_and_image_belong_together(toy_demos: DemoSet, toy_requ
     env.close()
 
 
-def test_reading_back(toy_demos: DemoSet, toy_request: EnvRequest) -> None:
+def test_reading_back(toy_demos: DemoSet, toy_request: TaskSpec) -> None:
     assert toy_demos.request == toy_request and toy_demos.task == "toy/reach"
     assert toy_demos.rows("train").tolist() == list(range(100)) and toy_demos.rows("valid").tolist() == list(
         range(100, 125)
@@ -91,7 +91,7 @@ def test_demonstrations_of_unequal_lengths(tmp_path: Path) -> None:
         )
         write_demo(tmp_path / f"{index}.hdf5", demo)
     parts = [tmp_path / f"{index}.hdf5" for index in range(3)]
-    merge_demos(tmp_path / "all.hdf5", parts[:2], parts[2:], EnvRequest("toy/reach"), ("front",), {})
+    merge_demos(tmp_path / "all.hdf5", parts[:2], parts[2:], TaskSpec("toy/reach"), ("front",), {})
     demos = DemoSet(tmp_path / "all.hdf5")
     assert demos.lengths.tolist() == [3, 5, 1] and demos.rows("valid").tolist() == [8]
     assert demos.frame_starts.tolist() == [0, 0, 0, 3, 3, 3, 3, 3, 8]
@@ -101,7 +101,7 @@ def test_demonstrations_of_unequal_lengths(tmp_path: Path) -> None:
     assert (owner[history] == owner[:, None]).all()
 
 
-def test_workers_do_not_change_the_result(tmp_path: Path, toy_request: EnvRequest) -> None:
+def test_workers_do_not_change_the_result(tmp_path: Path, toy_request: TaskSpec) -> None:
     request = replace(toy_request, observe=("proprio", "depth"), image_size=32)
     for workers in (1, 2):
         collect(request, 2, 1, 5, tmp_path / f"{workers}.hdf5", workers=workers)
@@ -110,7 +110,7 @@ def test_workers_do_not_change_the_result(tmp_path: Path, toy_request: EnvReques
 
 
 def test_an_interrupted_collection_resumes(
-    tmp_path: Path, toy_request: EnvRequest, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, toy_request: TaskSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request, out = replace(toy_request, observe=("proprio",)), tmp_path / "demos.hdf5"
     recorded: list[int] = []
@@ -138,7 +138,7 @@ def test_an_interrupted_collection_resumes(
     assert _content(out) == _content(tmp_path / "whole.hdf5")
 
 
-def test_failed_episodes_are_left_out_and_replaced(tmp_path: Path, toy_request: EnvRequest) -> None:
+def test_failed_episodes_are_left_out_and_replaced(tmp_path: Path, toy_request: TaskSpec) -> None:
     short = replace(toy_request, observe=("proprio",), horizon=5)  # too short for the farther starts
     report = collect(short, 4, 0, 0, tmp_path / "demos.hdf5", workers=2)
     demos = DemoSet(report.path)
@@ -147,14 +147,14 @@ def test_failed_episodes_are_left_out_and_replaced(tmp_path: Path, toy_request: 
     assert demos.seeds == sorted(demos.seeds)
 
 
-def test_an_expert_that_never_succeeds_is_given_up(tmp_path: Path, toy_request: EnvRequest) -> None:
+def test_an_expert_that_never_succeeds_is_given_up(tmp_path: Path, toy_request: TaskSpec) -> None:
     hopeless = replace(toy_request, observe=("proprio",), horizon=1)
     with pytest.raises(DataError, match="giving up"):
         collect(hopeless, 8, 0, 0, tmp_path / "demos.hdf5", workers=2)
     assert not (tmp_path / "demos.hdf5").exists()
 
 
-def test_other_demonstrations_are_not_overwritten(toy_file: Path, toy_request: EnvRequest) -> None:
+def test_other_demonstrations_are_not_overwritten(toy_file: Path, toy_request: TaskSpec) -> None:
     with pytest.raises(DataError, match="choose another out="):
         collect(toy_request, 3, 1, 0, toy_file)
     with pytest.raises(BadInput, match="at least one"):
@@ -212,7 +212,7 @@ def test_robomimic_reads_it(toy_file: Path) -> None:
 
 
 def test_depth_is_in_metres_on_disk(tmp_path: Path) -> None:
-    request = EnvRequest("toy/reach", observe=("depth",), image_size=32, render="fast", horizon=25)
+    request = TaskSpec("toy/reach", observe=("depth",), image_size=32, render="fast", horizon=25)
     collect(request, 1, 0, 0, tmp_path / "demos.hdf5", workers=1)
     env = make("toy/reach", observe=("depth",), image_size=32, render="fast")
     assert np.array_equal(DemoSet(tmp_path / "demos.hdf5").read("depth")[0, ..., 0], env.reset(seed=0)[0]["depth"])

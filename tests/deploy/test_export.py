@@ -27,7 +27,7 @@ from pixio_robot.deploy.runtime.runtime import Runtime
 from pixio_robot.depth.encoding import depth_images, small_depth
 from pixio_robot.encoders.load import Backbone
 from pixio_robot.encoders.preprocessing import Preprocessing, preprocess
-from pixio_robot.envs.registry import EnvRequest
+from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.errors import BadInput
 from pixio_robot.policies.agent import Agent
 from pixio_robot.policies.bc import train_bc
@@ -63,7 +63,7 @@ def _policy(backbone: Backbone | None, kind: str = "bc", images: tuple[str, ...]
         if "running" in name:
             buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
     identity = None if backbone is None else EncoderIdentity.of(backbone, "fp32")
-    request = EnvRequest("toy/reach", observe=("rgb", "proprio"), image_size=SIZE, render="fast")
+    request = TaskSpec("toy/reach", observe=("rgb", "proprio"), image_size=SIZE, render="fast")
     return LoadedPolicy(policy, identity, request, {}, 0)
 
 

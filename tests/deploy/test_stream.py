@@ -19,7 +19,7 @@ from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.datasets.token_cache import TokenCache
 from pixio_robot.deploy.stream import StreamStep, observation_of, stream, timing
 from pixio_robot.encoders.load import Backbone
-from pixio_robot.envs.registry import EnvRequest
+from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.errors import BadInput
 from pixio_robot.policies.agent import Agent
 from pixio_robot.policies.bc import train_bc
@@ -53,7 +53,7 @@ def _agent(checkpoint: Path, tiny: Backbone) -> Agent:
 
 
 def test_a_task_camera_gives_what_the_environment_gives(
-    checkpoint: Path, tiny: Backbone, toy_request: EnvRequest
+    checkpoint: Path, tiny: Backbone, toy_request: TaskSpec
 ) -> None:
     """Same images, bit for bit, same actions, and through them the same episode."""
     env, agent = replace(toy_request, observe=("rgb", "proprio"), horizon=None).make(), _agent(checkpoint, tiny)

@@ -12,7 +12,7 @@ from gymnasium.utils.env_checker import check_env
 
 from pixio_robot.envs import metaworld, registry
 from pixio_robot.envs.contract import check_contract
-from pixio_robot.envs.registry import EnvRequest, make
+from pixio_robot.envs.registry import TaskSpec, make
 from pixio_robot.envs.rendering import View
 from pixio_robot.envs.rollout import BatchRollout, plan_episodes, run_expert
 from pixio_robot.errors import BadInput, DataError, MissingExtra, UnknownName
@@ -155,7 +155,7 @@ def test_the_list_of_metaworld_tasks_is_the_package_s() -> None:
 @needs_metaworld
 @pytest.mark.parametrize("task", metaworld.CORTEXBENCH)
 def test_metaworld_starts_vary_and_experts_succeed(task: str) -> None:
-    request = EnvRequest(f"metaworld/{task}", observe=("proprio",), horizon=200)
+    request = TaskSpec(f"metaworld/{task}", observe=("proprio",), horizon=200)
     plans = plan_episodes(request, 4, first_seed=0)
     assert len({plan.start for plan in plans}) == 4
     np.random.seed(1)  # the package would draw starts from numpy's global generator
@@ -191,8 +191,8 @@ def test_the_benchmark_s_camera_looks_at_the_table() -> None:
 
 
 @pytest.fixture(scope="module")
-def short() -> EnvRequest:
-    return EnvRequest("toy/reach", observe=("proprio",), horizon=6)
+def short() -> TaskSpec:
+    return TaskSpec("toy/reach", observe=("proprio",), horizon=6)
 
 
 def _drift(observations: dict[str, np.ndarray], *_: np.ndarray) -> np.ndarray:
@@ -200,7 +200,7 @@ def _drift(observations: dict[str, np.ndarray], *_: np.ndarray) -> np.ndarray:
     return np.tanh(observations["proprio"] * 10)
 
 
-def test_the_plan_decides_the_episodes_whatever_the_width(short: EnvRequest) -> None:
+def test_the_plan_decides_the_episodes_whatever_the_width(short: TaskSpec) -> None:
     plans = plan_episodes(short, 5, first_seed=100)
     outcomes = []
     for width in (1, 3):
@@ -211,7 +211,7 @@ def test_the_plan_decides_the_episodes_whatever_the_width(short: EnvRequest) -> 
     assert outcomes[0] == outcomes[1]
 
 
-def test_a_start_that_is_not_the_planned_one_is_refused(short: EnvRequest) -> None:
+def test_a_start_that_is_not_the_planned_one_is_refused(short: TaskSpec) -> None:
     plans = [replace(plan, start="other") for plan in plan_episodes(short, 1, first_seed=0)]
     with BatchRollout(short, plans, 1) as rollout, pytest.raises(DataError, match="planned was other"):
         list(rollout.run(_drift))

@@ -16,7 +16,7 @@ from pixio_robot.envs import registry
 from pixio_robot.envs.frame_renderer import FrameSettings
 from pixio_robot.envs.frames import render_frames
 from pixio_robot.envs.randomisation import Look, random_eye, whereabouts
-from pixio_robot.envs.registry import EnvRequest
+from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.envs.rollout import plan_episodes
 from pixio_robot.envs.scenes import open_scene, scene_names
 from pixio_robot.errors import BadInput, DataError, MissingExtra, UnknownName
@@ -172,7 +172,7 @@ def test_no_image_is_of_an_evaluated_start(tmp_path: Path) -> None:
     settings = replace(SMALL, scenes=("metaworld/hammer",), frames=30, frames_per_scene=10, shard=30)
     render_frames(settings, tmp_path / "frames", workers=1)
     starts = {about["start"] for _, about in _read(tmp_path / "frames")}
-    request = EnvRequest("metaworld/hammer", observe=("proprio",))
+    request = TaskSpec("metaworld/hammer", observe=("proprio",))
     evaluated = {plan.start for plan in plan_episodes(request, 25, 10_000)}
     assert len(starts) == 3 and all(len(start) == 12 for start in starts) and not starts & evaluated
 

@@ -12,7 +12,7 @@ from pixio_robot.cli import run
 from pixio_robot.cortexbench.protocol import TASKS
 from pixio_robot.envs import adroit, dmc, registry
 from pixio_robot.envs.contract import check_contract
-from pixio_robot.envs.registry import EnvRequest, make
+from pixio_robot.envs.registry import TaskSpec, make
 from pixio_robot.envs.rollout import BatchRollout, plan_episodes
 from pixio_robot.envs.state_actor import shipped_expert
 from pixio_robot.envs.task import StepResult, TaskEnv
@@ -174,7 +174,7 @@ def test_experts_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_episodes_that_end_early_free_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = EnvRequest("toy/reach", observe=("proprio",), horizon=12)
+    request = TaskSpec("toy/reach", observe=("proprio",), horizon=12)
     env = request.make()
     original = type(env.task).step
 
@@ -190,7 +190,7 @@ def test_episodes_that_end_early_free_their_place(monkeypatch: pytest.MonkeyPatc
 
 
 def test_scores_reach_the_rows_of_an_evaluation() -> None:
-    request = EnvRequest("toy/reach", observe=("proprio",), horizon=3)
+    request = TaskSpec("toy/reach", observe=("proprio",), horizon=3)
     plans = plan_episodes(request, 3, first_seed=0)
     with BatchRollout(request, plans, 2) as rollout:
         results = list(rollout.run(lambda seen, *_: np.zeros((len(seen["proprio"]), 3), np.float32)))
@@ -201,7 +201,7 @@ def test_a_demonstration_is_what_scores_well(tmp_path: Path, monkeypatch: pytest
     from pixio_robot.datasets.writer import demo_outcome, write_demo
     from pixio_robot.policies.collect import _run
 
-    env: TaskEnv = replace(EnvRequest("toy/reach", observe=("proprio",)), horizon=25).make()
+    env: TaskEnv = replace(TaskSpec("toy/reach", observe=("proprio",)), horizon=25).make()
     for least, good in ((100.0, True), (101.0, False)):
         env.task.demo_min_score = least
         demo = _run(env, env.task.expert_action, seed=0)

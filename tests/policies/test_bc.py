@@ -13,7 +13,7 @@ from pixio_robot.checkpoint import load_checkpoint
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.datasets.token_cache import TokenCache
 from pixio_robot.encoders.load import Backbone, load_encoder
-from pixio_robot.envs.registry import EnvRequest
+from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.errors import BadInput, CheckpointError, DataError, UnknownName
 from pixio_robot.policies.agent import Agent
 from pixio_robot.policies.bc import BCResult, _split, new_policy, train_bc
@@ -167,7 +167,7 @@ def test_training_images_are_moved_and_others_are_not() -> None:
     assert not torch.equal(*moved) and torch.equal(*still) and still[0].shape == (4, 1, 1, 128)
 
 
-def test_demonstrations_without_the_state_are_named(toy_request: EnvRequest, tmp_path: Path) -> None:
+def test_demonstrations_without_the_state_are_named(toy_request: TaskSpec, tmp_path: Path) -> None:
     request = replace(toy_request, observe=("proprio",))
     collect(request, demos=1, valid=0, first_seed=0, out=tmp_path / "demos.hdf5", workers=1)
     with pytest.raises(DataError, match="have no observation 'state'"):
@@ -227,7 +227,7 @@ def test_impossible_settings_are_refused(
 @pytest.fixture(scope="module")
 def two_views(tmp_path_factory: pytest.TempPathFactory) -> DemoSet:
     """Demonstrations of the toy through both of its cameras."""
-    request = EnvRequest("toy/reach", ("rgb", "proprio"), ("front", "top"), image_size=64, render="fast", horizon=25)
+    request = TaskSpec("toy/reach", ("rgb", "proprio"), ("front", "top"), image_size=64, render="fast", horizon=25)
     path = tmp_path_factory.mktemp("views") / "demos.hdf5"
     collect(request, demos=2, valid=0, first_seed=0, out=path, workers=1)
     return DemoSet(path)

@@ -11,7 +11,7 @@ import torch
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.datasets.token_cache import TokenCache
 from pixio_robot.encoders.load import Backbone
-from pixio_robot.envs.registry import EnvRequest
+from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.envs.rollout import plan_episodes
 from pixio_robot.errors import DataError
 from pixio_robot.metrics import EpisodeRecord, append_episode, paired_test, read_episodes, success_rate
@@ -44,7 +44,7 @@ def trained(toy_demos: DemoSet, toy_cache: TokenCache, tiny: Backbone, tmp_path:
 
 
 def test_rows_videos_and_resumption(
-    trained: LoadedPolicy, tiny: Backbone, toy_request: EnvRequest, tmp_path: Path
+    trained: LoadedPolicy, tiny: Backbone, toy_request: TaskSpec, tmp_path: Path
 ) -> None:
     plans = plan_episodes(toy_request, 3, first_seed=10_000)
 
@@ -74,7 +74,7 @@ def test_rows_videos_and_resumption(
     assert len(read_episodes(tmp_path / "b/episodes.jsonl")) == 3
 
 
-def test_rows_of_another_list_are_refused(toy_request: EnvRequest, tmp_path: Path) -> None:
+def test_rows_of_another_list_are_refused(toy_request: TaskSpec, tmp_path: Path) -> None:
     blind = replace(toy_request, observe=("proprio",))
     plans = plan_episodes(blind, 2, first_seed=0)
     evaluate_expert(blind, plans, tmp_path, workers=1)
@@ -82,7 +82,7 @@ def test_rows_of_another_list_are_refused(toy_request: EnvRequest, tmp_path: Pat
         evaluate_expert(blind, plan_episodes(blind, 2, first_seed=5), tmp_path, workers=1)
 
 
-def test_the_expert_s_row_is_the_upper_bound(toy_request: EnvRequest, tmp_path: Path) -> None:
+def test_the_expert_s_row_is_the_upper_bound(toy_request: TaskSpec, tmp_path: Path) -> None:
     plans = plan_episodes(toy_request, 3, first_seed=50)
     evaluation = evaluate_expert(toy_request, plans, tmp_path, workers=2)
     summary = evaluation.summary()
@@ -90,7 +90,7 @@ def test_the_expert_s_row_is_the_upper_bound(toy_request: EnvRequest, tmp_path: 
     assert evaluate_expert(toy_request, plans, tmp_path, workers=2).reused == 3
 
 
-def test_last_any_and_count_are_three_different_things(toy_request: EnvRequest, tmp_path: Path) -> None:
+def test_last_any_and_count_are_three_different_things(toy_request: TaskSpec, tmp_path: Path) -> None:
     """A policy that passes through the goal and leaves it succeeds at some step, not at the last."""
     request = replace(toy_request, observe=("proprio",))
     env = request.make()
@@ -109,7 +109,7 @@ def test_last_any_and_count_are_three_different_things(toy_request: EnvRequest, 
     assert row.success_any and not row.success_last and 0 < row.success_count < 25
 
 
-def test_starts_that_were_trained_on_are_refused(toy_demos: DemoSet, toy_request: EnvRequest) -> None:
+def test_starts_that_were_trained_on_are_refused(toy_demos: DemoSet, toy_request: TaskSpec) -> None:
     check_held_out(toy_demos.starts, plan_episodes(toy_request, 3, first_seed=10_000))
     with pytest.raises(DataError, match=r"seeds \[3, 4\]"):
         check_held_out(toy_demos.starts, plan_episodes(toy_request, 5, first_seed=3))
@@ -175,7 +175,7 @@ def test_the_paired_test_is_mcnemar_s() -> None:
     assert paired_test(_rows([True], "a"), [], "last") is None
 
 
-def test_odd_images_can_be_filmed(tmp_path: Path, toy_request: EnvRequest) -> None:
+def test_odd_images_can_be_filmed(tmp_path: Path, toy_request: TaskSpec) -> None:
     request = replace(toy_request, image_size=33, horizon=3)
     still = np.zeros((1, 3), np.float32)
     rows = evaluate(lambda *_: still, request, plan_episodes(request, 1, 0), Label("test"), tmp_path, width=1).rows

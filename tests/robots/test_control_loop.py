@@ -17,7 +17,7 @@ import pytest
 from pixio_robot import cli
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
-from pixio_robot.envs.registry import EnvRequest, installed
+from pixio_robot.envs.registry import TaskSpec, installed
 from pixio_robot.errors import BadInput, DataError, EmergencyStopped, EndOfStream, RemoteError, RobotError
 from pixio_robot.metrics import read_episodes
 from pixio_robot.robots.clock import Rate
@@ -113,7 +113,7 @@ def test_a_policy_on_rgbd_frames_reaches_the_ball_and_the_recording_teaches_the_
     assert report.demos is not None
     demos = DemoSet(report.demos)
     assert demos.request == replace(
-        EnvRequest("toy/reach", ("rgb", "depth", "proprio"), ("top",), SIDE, "fast", 30), depth_sensor="exact"
+        TaskSpec("toy/reach", ("rgb", "depth", "proprio"), ("top",), SIDE, "fast", 30), depth_sensor="exact"
     )
     assert demos.members("train") == demos.names and demos.lengths.tolist() == [30] * 2
     with h5py.File(report.demos) as file:

@@ -19,7 +19,7 @@ else:
 
 from pixio_robot.encoders.load import Backbone, load_encoder, save_encoder
 from pixio_robot.encoders.pixio import PixioEncoder
-from pixio_robot.envs.registry import EnvRequest
+from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.metrics import EpisodeRecord
 from pixio_robot.policies.agent import Perception
 from pixio_robot.policies.bc import new_policy
@@ -43,9 +43,9 @@ class World:
         tiny = dict(name=name, layers=[16, 16], batch=8, buffer=500, warmup=16, rollout=48, updates=0.25, epochs=2)
         return AlgorithmSettings(**{**tiny, **changes})
 
-    def request(self, kind: str, horizon: int = 5) -> EnvRequest:
+    def request(self, kind: str, horizon: int = 5) -> TaskSpec:
         observe = {"state": ("state",), "blind": ("proprio",)}.get(kind, ("rgb", "proprio"))
-        return EnvRequest("toy/reach", observe, image_size=32, render="fast", horizon=horizon)
+        return TaskSpec("toy/reach", observe, image_size=32, render="fast", horizon=horizon)
 
     def policy(
         self, kind: str, backbone: Backbone | None = None, settings: PolicySettings | None = None, **how: Any
@@ -55,7 +55,7 @@ class World:
         settings = settings or PolicySettings(layers=[16, 16], tanh_output=True)
         return new_policy(tokens, embedding, WIDTHS, settings, 0, kind).eval()
 
-    def tasks(self, request: EnvRequest, count: int, first_seed: int) -> "TaskVecEnv":
+    def tasks(self, request: TaskSpec, count: int, first_seed: int) -> "TaskVecEnv":
         self.open.append(TaskVecEnv(request, count, first_seed, processes=False))
         return self.open[-1]
 

@@ -15,7 +15,7 @@ from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.deploy.eager import EagerPolicy
 from pixio_robot.deploy.runtime.runtime import Runtime
 from pixio_robot.encoders.load import load_encoder
-from pixio_robot.envs.registry import EnvRequest
+from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.envs.state_actor import StateActor
 from pixio_robot.errors import DataError, Stopped
 from pixio_robot.policies.collect import collect
@@ -88,7 +88,7 @@ def test_its_checkpoint_is_one_for_evaluate_and_for_experts(tmp_path: Path, worl
     with torch.no_grad():
         expected = loaded.policy(None, torch.from_numpy(states)).numpy()
     np.testing.assert_allclose(StateActor(last).act(states), expected, atol=1e-6)
-    request = EnvRequest("toy/reach", ("proprio", "state"), horizon=10)
+    request = TaskSpec("toy/reach", ("proprio", "state"), horizon=10)
     with pytest.raises(DataError, match="is an expert of toy/reach; the task is dmc/"):
         collect(replace(request, task="dmc/reacher_easy"), 1, 0, 0, tmp_path / "other.hdf5", 1, expert=str(last))
     env = request.make()
@@ -107,7 +107,7 @@ def test_its_policy_is_exported_like_a_cloned_one(tmp_path: Path, small_file: Pa
     words = [f"checkpoint={last}", "gate=false", "threads=1", f"out={tmp_path / 'bundle'}"]
     assert cli.run(["export", *words]) == 0
     runtime, eager = Runtime.load(tmp_path / "bundle", threads=1), EagerPolicy.load(last)
-    env = EnvRequest("toy/reach", ("rgb", "proprio"), image_size=32, render="fast").make()
+    env = TaskSpec("toy/reach", ("rgb", "proprio"), image_size=32, render="fast").make()
     observation, _ = env.reset(seed=4)
     for _ in range(5):
         expected = eager.act(observation)[0]
