@@ -17,6 +17,7 @@ from ..envs.registry import TaskSpec, new_task
 from ..envs.rollout import plan_episodes
 from ..errors import CheckpointError
 from ..hardware import choose_device, choose_precision
+from ..jobs.launch import run_as_job
 from ..memory import PeakMemory
 from ..policies.bc import train_bc
 from ..policies.collect import collect
@@ -26,7 +27,6 @@ from ..policies.runs import cache_for, check_held_out, evaluate_policy, load_bac
 from ..policies.settings import HELD_OUT_SEED
 from ..policies.visuomotor import EncoderIdentity, load_policy, policy_kind
 from ..run_folder import described, digest, read_json, write_json
-from .process import run_as_process
 from .protocol import BUDGETS, FIRST_DEMO, Budget, Protocol, end_to_end, protocol_of, score_scale, within
 from .token_use import token_use
 
@@ -247,4 +247,4 @@ def main(folder: Path, parent: int) -> int:
         about = read_json(folder / "cell.json")
         run_cell(RunSpec(**about["cell"]), Paths(**about["places"]))
 
-    return run_as_process(work, parent)
+    return run_as_job(work, parent)

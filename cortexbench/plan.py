@@ -12,6 +12,7 @@ from ..datasets.robomimic import DemoSet
 from ..datasets.token_cache import encode
 from ..errors import PixioError
 from ..hardware import threads as one_thread
+from ..jobs.launch import duration
 from ..policies.bc import new_policy
 from ..policies.embedding import Embedder
 from ..policies.pixel_network import SIDE
@@ -21,7 +22,6 @@ from ..progress import stage
 from .cell import EXPERT, Paths, RunSpec, folder_of, request_of
 from .grid import Grid, Vision
 from .protocol import NAMES
-from .runner import duration
 
 _STEPS = {"adroit": 200, "dmc": 500, "metaworld": 500, "trifinger": 10, "toy": 50}  # of an episode, at most
 _PROCESS, _ENVIRONMENT = 0.9, 0.35  # memory of a cell without its encoder, and of an environment's process [GB]

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ..files import replacing
+from ..jobs.launch import JobSpec, ResourceBudget, run_jobs
 from ..progress import console
 from ..report.page import write_report
 from ..run_folder import environment, write_json
@@ -17,7 +18,6 @@ from .plan import Plan, make_plan, memory_of, rough_costs, work_of
 from .protocol import TASKS
 from .published import CAVEATS
 from .results import Results, read_outcome
-from .runner import Task, check_engine, room_of, run_as_asked
 from .tables import (
     comparison_table,
     cost_table,
@@ -47,7 +47,7 @@ def folder(command: Benchmark) -> Path:
 def run_plan(command: Benchmark) -> Plan:
     """Say what a benchmark would cost, from short measurements."""
     root = folder(command)
-    jobs = command.jobs or room_of(replace(command, engine="local")).jobs
+    jobs = command.jobs or ResourceBudget.of(replace(command, engine="local").launch()).jobs
     return make_plan(make_grid(command, root), jobs, command.threads, root)
 
 
@@ -57,8 +57,8 @@ def run_benchmark(command: Benchmark) -> BenchmarkReport:
     Raises:
         Stopped: after SIGTERM or Ctrl-C; the report has what was finished.
     """
-    check_engine(command)
-    room_of(command)
+    launch = command.launch()
+    ResourceBudget.of(launch)  # which refuses wrong settings before any work
     root = folder(command)
     grid = make_grid(command, root)
     with replacing(root / "config.yaml") as temporary:
@@ -67,16 +67,16 @@ def run_benchmark(command: Benchmark) -> BenchmarkReport:
     for each in grouped(grid.skipped):
         console().print(f"not run: {each.task}, {each.policy}: {each.why}", soft_wrap=True, markup=False)
     work = work_of(grid.cells, lambda cell: rough_costs(cell, grid.visions.get(cell.encoder)))
-    tasks = []
+    specs = []
     for (cell, places), seconds in zip(grid.cells, work, strict=True):
         if not (folder_of(cell, root) / "result.json").is_file():
             need = memory_of(cell, grid.visions.get(cell.encoder), command.threads)
-            tasks.append(Task(describe(cell, places), need, seconds))
-    if len(tasks) < len(grid.cells):
-        console().print(f"{len(grid.cells) - len(tasks)} of {len(grid.cells)} cells are finished already")
+            specs.append(JobSpec(describe(cell, places), need, seconds))
+    if len(specs) < len(grid.cells):
+        console().print(f"{len(grid.cells) - len(specs)} of {len(grid.cells)} cells are finished already")
     failures: dict[str, str] = {}
     try:
-        failures = run_as_asked(tasks, command, "pixio_robot.cortexbench", root, console())
+        failures = run_jobs(specs, launch, "pixio_robot.cortexbench", root, console())
     finally:
         result = _write(command, grid, root, failures)
     return BenchmarkReport(root, result, failures)

@@ -11,12 +11,13 @@ from ...encoders.load import load_encoder
 from ...encoders.pixio import PixioEncoder
 from ...errors import BadInput, MissingExtra, UnknownName, closest
 from ...hardware import choose_device
+from ...jobs.workers import Worker
 from ...run_folder import open_run, settings_digest, write_json
 from ..commands import Latency
 from ..runtime.bundle import Manifest
 from .contenders import BASELINES, PRECISIONS, Spec
 from .floor import Products, cpu_units
-from .workers import Call, Start, Worker, time_contender, time_products
+from .workers import Call, Start, time_contender, time_products
 
 log = logging.getLogger(__name__)
 SPEEDUP, SHARE = 4.0, 0.75  # what is aimed at: times as fast as eager fp32, share of the floor in bf16
@@ -76,22 +77,26 @@ def _measured(specs: list[Spec], products: Products | None, command: Latency, de
         workers = {}
         for spec in specs:
             try:
-                workers[spec.label] = open_ones.enter_context(Worker(time_contender, spec, command.threads))
+                worker = open_ones.enter_context(Worker(time_contender, spec, command.threads))
+                starts[spec.label] = worker.receive()
             except MissingExtra as error:
                 log.warning("%s is left out: %s", spec.label, error)
                 continue
-            starts[spec.label], calls[spec.label] = workers[spec.label].start, []
+            workers[spec.label], calls[spec.label] = worker, []
             log.info("%s: loaded", spec.label)
         floor = None
         if products is not None:
             asked = ("fp32", "bf16", "fp16") if device == "cuda" else ("fp32", "bf16", "int8")
             floor = open_ones.enter_context(Worker(time_products, (products, asked, device), command.threads))
+            floor.receive()
         for number in range(command.rounds):
             for label, worker in workers.items():
-                times, memory[label] = worker.turn(command.calls)
+                worker.send(command.calls)
+                times, memory[label] = worker.receive()
                 calls[label].append(times)
             if floor is not None:
-                rates = floor.turn(3)
+                floor.send(3)
+                rates = floor.receive()
             log.info("round %d of %d", number + 1, command.rounds)
     result: dict[str, Any] = {"rows": [], "floor": {}, "targets": {}}
     if products is not None:

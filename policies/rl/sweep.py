@@ -1,4 +1,4 @@
-"""Training runs side by side: each job of a sweep is a process of its own, on the engines of the benchmark."""
+"""Training runs side by side: each job of a sweep is a process of its own, with any engine of `jobs.launch`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
-from ...cortexbench.runner import Task, check_engine, room_of, run_as_asked
 from ...errors import BadInput
+from ...jobs.launch import JobSpec, ResourceBudget, run_jobs
 from ...progress import console
 from ...run_folder import open_run, read_json
 from .commands import TrainRL
@@ -32,11 +32,10 @@ def run_sweep(commands: Sequence[TrainRL]) -> tuple[list[Path], dict[str, str]]:
     from .preparation import prepare
 
     require_learner()
-    asked = commands[0]
-    check_engine(asked)
-    room_of(asked)
+    launch = commands[0].launch()
+    ResourceBudget.of(launch)  # which refuses wrong settings before any work
     folders: dict[Path, TrainRL] = {}
-    inputs, tasks = {}, []
+    inputs, specs = {}, []
     for command in commands:
         prepared = prepare(command)
         if prepared.out in folders:
@@ -45,12 +44,12 @@ def run_sweep(commands: Sequence[TrainRL]) -> tuple[list[Path], dict[str, str]]:
             )
         folders[prepared.out], inputs[prepared.out] = command, prepared.inputs
         if not _finished(prepared.out, command):
-            tasks.append(Task(prepared.out, _memory(command, prepared), command.steps))
-    for task in tasks:
-        open_run(task.folder, folders[task.folder], inputs[task.folder])
-    if len(tasks) < len(commands):
-        console().print(f"{len(commands) - len(tasks)} of {len(commands)} runs are finished already")
-    return list(folders), run_as_asked(tasks, asked, _MODULE, Path("runs/train_rl"), console())
+            specs.append(JobSpec(prepared.out, _memory(command, prepared), command.steps))
+    for spec in specs:
+        open_run(spec.folder, folders[spec.folder], inputs[spec.folder])
+    if len(specs) < len(commands):
+        console().print(f"{len(commands) - len(specs)} of {len(commands)} runs are finished already")
+    return list(folders), run_jobs(specs, launch, _MODULE, Path("runs/train_rl"), console())
 
 
 def _memory(command: TrainRL, prepared: "Preparation") -> float:

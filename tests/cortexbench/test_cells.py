@@ -18,14 +18,14 @@ import pytest
 
 from pixio_robot.cli import run
 from pixio_robot.cortexbench import cell as cells
-from pixio_robot.cortexbench import process, runner
 from pixio_robot.cortexbench.cell import Paths, RunSpec, folder_of, run_cell
 from pixio_robot.cortexbench.commands import Benchmark
-from pixio_robot.cortexbench.engines import Job, outcome
 from pixio_robot.cortexbench.protocol import BUDGETS
 from pixio_robot.cortexbench.runs import BenchmarkReport, run_benchmark
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.envs.registry import TaskSpec
+from pixio_robot.jobs import launch
+from pixio_robot.jobs.launch import Job, Starter, why_failed
 from pixio_robot.metrics import read_episodes
 from pixio_robot.policies.settings import HELD_OUT_SEED
 
@@ -61,20 +61,8 @@ class Inline:
 
     def start(self, folder: Path, memory: float) -> Job:
         self.started.append(folder.name)
-        return Ended(cells.main(folder, os.getppid()), folder)
-
-
-class Ended:
-    """A cell that has ended."""
-
-    def __init__(self, status: int, folder: Path) -> None:
-        self.status, self.folder = status, folder
-
-    def poll(self) -> str | None:
-        return outcome(self.folder, self.status)
-
-    def stop(self) -> None:
-        return
+        status = cells.main(folder, os.getppid())
+        return Job(lambda: why_failed(folder, status), lambda: None)
 
 
 @pytest.fixture
@@ -87,12 +75,12 @@ def _make_inline(patch: pytest.MonkeyPatch) -> Inline:
     inline = Inline()
 
     @contextmanager
-    def here(*_: object) -> Iterator[Inline]:
-        yield inline
+    def here(*_: object) -> Iterator[Starter]:
+        yield inline.start
 
-    patch.setattr(runner, "engine", here)
-    patch.setattr(process, "_end_with", lambda parent: None)
-    patch.setattr(process.logging, "basicConfig", lambda **_: None)
+    patch.setattr(launch, "open_engine", here)
+    patch.setattr(launch, "end_after", lambda wait: None)
+    patch.setattr(launch.logging, "basicConfig", lambda **_: None)
     patch.setitem(BUDGETS, "smoke", TINY)
     return inline
 

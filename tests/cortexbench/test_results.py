@@ -103,7 +103,7 @@ def test_a_table_without_rows_leaves_none_of_an_earlier_command() -> None:
     assert sorted(file.name for file in Path("b/tables").iterdir()) == ["cost.csv", "cost.md", "cost.tex"]
 
 
-@pytest.mark.parametrize("name", ["grid", "runner", "tables"])
+@pytest.mark.parametrize("name", ["grid", "tables"])
 def test_doctests(name: str) -> None:
     outcome_ = doctest.testmod(importlib.import_module(f"pixio_robot.cortexbench.{name}"))
     assert outcome_.failed == 0 and outcome_.attempted

@@ -20,9 +20,10 @@ from pixio_robot.deploy.latency.contenders import Spec, opened
 from pixio_robot.deploy.latency.floor import Products, Rates, multiplications
 from pixio_robot.deploy.latency.run import run_latency, speedups, targets
 from pixio_robot.deploy.latency.table import lines
-from pixio_robot.deploy.latency.workers import Call, Worker, time_contender
+from pixio_robot.deploy.latency.workers import Call, time_contender
 from pixio_robot.encoders.pixio import PixioEncoder
 from pixio_robot.errors import BadInput, PixioError, UnknownName, WorkerLost
+from pixio_robot.jobs.workers import Worker
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 64)])
@@ -98,16 +99,19 @@ def _failing(pipe: Connection, _: None) -> None:
 
 def test_workers_compute_when_it_is_their_turn_and_say_what_went_wrong() -> None:
     with Worker(_sleeping, 0.01, threads=3) as worker:
-        assert worker.start == 3 and worker.turn(5) == 5
-    with pytest.raises(PixioError, match="nowhere"), Worker(time_contender, Spec("eager", "nowhere.safetensors"), 1):
-        pass
+        assert worker.receive() == 3
+        worker.send(5)
+        assert worker.receive() == 5
+    spec = Spec("eager", "nowhere.safetensors")
+    with pytest.raises(PixioError, match="nowhere"), Worker(time_contender, spec, 1) as worker:
+        worker.receive()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("job", "message"), [(_dying, "ended"), (_failing, "ZeroDivisionError")])
 def test_a_worker_s_end_is_noticed(job: Callable[[Connection, None], None], message: str) -> None:
-    with pytest.raises(WorkerLost, match=message), Worker(job, None, 1):
-        pass
+    with pytest.raises(WorkerLost, match=message), Worker(job, None, 1) as worker:
+        worker.receive()
 
 
 def test_a_bundle_is_timed_without_torch_and_with_its_library_loaded(toy_bundle: Path) -> None:
