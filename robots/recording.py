@@ -15,7 +15,7 @@ import numpy as np
 
 from ..cameras.frame import Frame
 from ..cameras.geometry import registered, squared
-from ..datasets.writer import DemoWriter, demo_outcome, disk_key, merge_demos
+from ..datasets.writer import DemoWriter, EpisodeFacts, Provenance, Splits, demo_outcome, disk_key, merge_demos
 from ..envs.registry import TaskSpec
 from ..envs.rendering import Calibration
 from ..errors import BadInput
@@ -103,7 +103,7 @@ class EpisodeRecording:
             self._writer.discard()
             return False
         cameras = {} if self._known is None else {self._camera: self._known}
-        self._writer.close(seed, start, score, good, cameras, json.dumps(self._events))
+        self._writer.close(EpisodeFacts(seed, start, score, good, cameras), json.dumps(self._events))
         return True
 
     def discard(self) -> None:
@@ -143,7 +143,8 @@ def join_episodes(
     """
     good = [part for part in parts if demo_outcome(part)]
     rest = [part for part in parts if part not in good]
-    merge_demos(target, good, [], request, (camera,), asked, rest=rest, robot=robot)
+    provenance = Provenance(request.task, asdict(request), (camera,), robot)
+    merge_demos(target, Splits(good, rest=rest), provenance, asked)
     return len(good), len(parts)
 
 

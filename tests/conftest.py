@@ -12,15 +12,18 @@ import pytest
 import torch
 
 from pixio_robot import cli
-from pixio_robot.datasets.robomimic import DemoSet
-from pixio_robot.datasets.token_cache import TokenCache, token_cache
+from pixio_robot.datasets.dataset import EpisodeDataset, open_dataset
+from pixio_robot.datasets.frame_cache import FrameCache
+from pixio_robot.datasets.token_cache import TokenFormat, token_cache
 from pixio_robot.encoders.load import Backbone, load_encoder, save_encoder
 from pixio_robot.encoders.pixio import PixioEncoder
 from pixio_robot.envs.registry import TaskSpec
-from pixio_robot.policies.bc import train_bc
+from pixio_robot.policies.build import PolicyDesign
+from pixio_robot.policies.cloning import CloningSetup, prepare_cloning
 from pixio_robot.policies.collect import collect
-from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
-from pixio_robot.policies.visuomotor import EncoderIdentity
+from pixio_robot.policies.mlp import MlpConfig
+from pixio_robot.policies.settings import TrainingSettings
+from pixio_robot.policies.train import TrainPlan, train_policy
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -78,8 +81,8 @@ def toy_file(tmp_path_factory: pytest.TempPathFactory, toy_request: TaskSpec) ->
 
 
 @pytest.fixture
-def toy_demos(toy_file: Path) -> DemoSet:
-    return DemoSet(toy_file)
+def toy_demos(toy_file: Path) -> EpisodeDataset:
+    return open_dataset(toy_file)
 
 
 @pytest.fixture(scope="session")
@@ -98,29 +101,20 @@ def tiny(tiny_file: Path) -> Backbone:
 
 
 @pytest.fixture(scope="session")
-def toy_cache(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path, toy_file: Path) -> TokenCache:
+def toy_cache(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path, toy_file: Path) -> FrameCache:
     """The toy demonstrations' tokens, patches included."""
     root = tmp_path_factory.mktemp("cache")
-    return token_cache(root, load_encoder(str(tiny_file)), DemoSet(toy_file), patches=True)
+    return token_cache(root, load_encoder(str(tiny_file)), open_dataset(toy_file), tokens=TokenFormat(patches=True))
 
 
 @pytest.fixture(scope="session")
-def toy_checkpoint(
-    tmp_path_factory: pytest.TempPathFactory, tiny_file: Path, toy_file: Path, toy_cache: TokenCache
-) -> Path:
+def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path, toy_file: Path) -> Path:
     """A policy cloned from the toy demonstrations, on the tokens of three frames."""
-    backbone = load_encoder(str(tiny_file))
-    return train_bc(
-        DemoSet(toy_file),
-        toy_cache,
-        EncoderIdentity.of(backbone, "fp32"),
-        backbone.token_shape,
-        embedding=EmbeddingSettings(),
-        settings=PolicySettings(layers=[32], batch=32, epochs=4),
-        seed=0,
-        device=torch.device("cpu"),
-        out=tmp_path_factory.mktemp("toy-policy"),
-    ).last
+    design = PolicyDesign(str(tiny_file), MlpConfig(layers=[32]))
+    setup = CloningSetup(cache=tmp_path_factory.mktemp("toy-cache"))
+    prepared = prepare_cloning(open_dataset(toy_file), design, load_encoder(str(tiny_file)), setup)
+    plan = TrainPlan(tmp_path_factory.mktemp("toy-policy"), "mlp", seed=0)
+    return train_policy(prepared.model, prepared.data, TrainingSettings(batch=32, epochs=4), plan).last
 
 
 @pytest.fixture(scope="session")

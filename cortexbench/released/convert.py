@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from ...datasets.robomimic import DemoSet
-from ...datasets.writer import describe
+from ...datasets.writer import Provenance, describe
 from ...envs.registry import TaskSpec
 from ...errors import BadInput, DataError
 from ...files import replacing, require_space
@@ -74,7 +74,7 @@ def run_convert(command: Convert) -> ConvertReport:
             cameras = release.cameras if len(release.cameras) > 1 else ()  # one is the task's default
             request = TaskSpec(command.task, ("rgb", *felt), cameras, image_size=side)
             members = {split: [f"demo_{number}" for number in chosen] for split, chosen in splits.items()}
-            describe(file, members, request, release.cameras, asked)
+            describe(file, members, Provenance(request.task, asdict(request), release.cameras), asked)
     return ConvertReport(out, False, _counts(DemoSet(out)))
 
 

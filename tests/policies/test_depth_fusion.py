@@ -6,6 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pixio_robot.policies.bc import new_policy, train_bc
+from pixio_robot.policies.bc_data import Batches, bc_data
+from pixio_robot.policies.runs import load_policy
+from pixio_robot.policies.visuomotor import EncoderIdentity
 
 from pixio_robot import cli
 from pixio_robot.cameras.camera import CameraRequest
@@ -22,13 +26,9 @@ from pixio_robot.envs.registry import make
 from pixio_robot.errors import CheckpointError, DataError
 from pixio_robot.hardware import seeded
 from pixio_robot.policies.agent import Agent
-from pixio_robot.policies.bc import new_policy, train_bc
-from pixio_robot.policies.bc_data import Batches, bc_data
 from pixio_robot.policies.depth_inputs import PointView, predicted_depth
 from pixio_robot.policies.depth_networks import DepthPatches, PointNetwork
-from pixio_robot.policies.runs import load_policy
 from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
-from pixio_robot.policies.visuomotor import EncoderIdentity
 
 CPU = torch.device("cpu")
 HEAD = PolicySettings(layers=[32], batch=64, epochs=2)

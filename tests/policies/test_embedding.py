@@ -9,10 +9,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
-from pixio_robot.encoders.pixio import PixioEncoder, TokenShape
-from pixio_robot.errors import BadInput, UnknownName
 from pixio_robot.policies.embedding import (
     FRAMES,
     FUSIONS,
@@ -22,6 +18,10 @@ from pixio_robot.policies.embedding import (
     frame_indices,
     fuse_frames,
 )
+from torch import Tensor
+
+from pixio_robot.encoders.pixio import PixioEncoder, TokenShape
+from pixio_robot.errors import BadInput, UnknownName
 
 SHAPE = TokenShape(cls=8, grid=(14, 16), dim=12)
 

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pixio_robot.policies.bc import train_bc
+from pixio_robot.policies.runs import check_held_out, evaluate_policy
+from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, load_policy
 
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.datasets.token_cache import TokenCache
@@ -17,11 +20,8 @@ from pixio_robot.envs.rollout import plan_episodes
 from pixio_robot.errors import DataError
 from pixio_robot.metrics import EpisodeRecord, append_episode, paired_test, read_episodes, success_rate
 from pixio_robot.policies.agent import Agent
-from pixio_robot.policies.bc import train_bc
 from pixio_robot.policies.evaluate import Label, evaluate, evaluate_expert
-from pixio_robot.policies.runs import check_held_out, evaluate_policy
 from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
-from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, load_policy
 from pixio_robot.video import read_video
 
 CPU = torch.device("cpu")
