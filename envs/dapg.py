@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import BadInput, DataError
-from ..pickles.restricted import read_pickle
-from ..pickles.torch_storages import TENSORS
-from ..pickles.values import Record
+from ..restricted_pickle import Record, read_pickle
+from ..torch_files import TENSORS
 
 _CLASSES = (
     "mjrl.policies.gaussian_mlp.MLP",

@@ -7,14 +7,14 @@ the source's own names and in its own dtypes; `source_of` gives it back bit by b
 import json
 import logging
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
-from ...datasets.robomimic import DemoSet
+from ...datasets.dataset import open_dataset
 from ...datasets.writer import Provenance, describe
 from ...envs.registry import TaskSpec
 from ...errors import BadInput, DataError
@@ -28,8 +28,7 @@ from .source_tree import get, put
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class ConvertReport:
+class ConvertReport(NamedTuple):
     """What a conversion came to."""
 
     path: Path
@@ -55,9 +54,13 @@ def run_convert(command: Convert) -> ConvertReport:
         release, wanted = _read_splits(Path(command.splits), release)
         asked |= dict(splits=wanted, max_a=release.reach)
     files = release.find(files_of(source), source)
-    asked |= dict(source=identity(files))
+    asked |= dict(source=identity([file for _, file in files]))
     if out.exists():
-        return _reuse(out, asked, source)
+        found = open_dataset(out).provenance["collection"]
+        if found != asked:
+            held = f"{out} holds other demonstrations: {found}; asked for {asked} of {source}"
+            raise DataError(f"{held}; delete it or choose another out=")
+        return _report(out, True)
     with release.read(files, out) as contents:
         splits = wanted or _splits(contents.numbers, command.demos, command.valid, release)
         _check_splits(splits, contents.numbers, source)
@@ -70,12 +73,18 @@ def run_convert(command: Convert) -> ConvertReport:
                 _write(group, reading)
                 bar.advance(1)
             side = int(group[f"obs/{release.cameras[0]}_image"].shape[1])
-            felt = ("proprio",) if release.proprio_dim else ()
+            proprio = ("proprio",) if release.proprio_dim else ()
             cameras = release.cameras if len(release.cameras) > 1 else ()  # one is the task's default
-            request = TaskSpec(command.task, ("rgb", *felt), cameras, image_size=side)
+            request = TaskSpec(command.task, ("rgb", *proprio), cameras, image_size=side)
             members = {split: [f"demo_{number}" for number in chosen] for split, chosen in splits.items()}
             describe(file, members, Provenance(request.task, asdict(request), release.cameras), asked)
-    return ConvertReport(out, False, _counts(DemoSet(out)))
+    return _report(out, False)
+
+
+def _report(out: Path, reused: bool) -> ConvertReport:
+    dataset = open_dataset(out)
+    counts = {split: len(dataset.split(split)) for split in ("train", "valid")}
+    return ConvertReport(out, reused, {**counts, "all": len(dataset.lengths)})
 
 
 def source_of(path: Path | str, name: str) -> dict[str, Any]:
@@ -139,19 +148,18 @@ def _read_splits(path: Path, release: Release) -> tuple[TriFingerRelease, dict[s
         for key, entries in content.items():
             split = "train" if "train" in key else "valid" if "test" in key or "val" in key else None
             if split and isinstance(entries, list) and all(isinstance(each, dict) for each in entries):
-                splits[split] = sorted(_number(each, release) for each in entries)
+                splits[split] = sorted(_number(str(each["path"]), release.folder) for each in entries)
         if not splits["train"]:
             raise ValueError("no list of training demonstrations")
-        largest = content.get("max_a", release.reach)
-        return replace(release, reach=float(largest)), splits
+        return replace(release, reach=float(content.get("max_a", release.reach))), splits
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} does not split the demonstrations of {release.folder}: {error}") from error
 
 
-def _number(entry: dict[str, Any], release: TriFingerRelease) -> int:
-    match = re.search(r"(\w+)/demo-(\d+)", str(entry["path"]))
-    if match is None or match[1] != release.folder:
-        raise ValueError(f"{entry['path']} is not in {release.folder}/demo-XXXX")
+def _number(path: str, folder: str) -> int:
+    match = re.search(r"(\w+)/demo-(\d+)", path)
+    if match is None or match[1] != folder:
+        raise ValueError(f"{path} is not in {folder}/demo-XXXX")
     return int(match[2])
 
 
@@ -164,17 +172,3 @@ def _check_splits(splits: dict[str, list[int]], numbers: list[int], source: Path
         raise DataError(f"{source} has no demonstration to train on")
     if both := sorted(set(splits["train"]) & set(splits["valid"])):
         raise DataError(f"the demonstrations {both[:5]} are in both splits")
-
-
-def _reuse(out: Path, asked: dict[str, Any], source: Path) -> ConvertReport:
-    found = DemoSet(out)
-    if found.collection != asked:
-        raise DataError(
-            f"{out} holds other demonstrations: {found.collection}; asked for {asked} of {source}; delete it or choose "
-            "another out="
-        )
-    return ConvertReport(out, True, _counts(found))
-
-
-def _counts(demos: DemoSet) -> dict[str, int]:
-    return {"train": len(demos.members("train")), "valid": len(demos.members("valid")), "all": len(demos.names)}

@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from pixio_robot.policies.embedding import frame_indices
 
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.datasets.writer import Demo, merge_demos, write_demo
@@ -16,7 +17,6 @@ from pixio_robot.envs.registry import TaskSpec, make
 from pixio_robot.errors import BadInput, DataError
 from pixio_robot.policies import collect as collecting
 from pixio_robot.policies.collect import collect
-from pixio_robot.policies.embedding import frame_indices
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -11,6 +11,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from pixio_robot.policies.bc import train_bc
+from pixio_robot.policies.embedding import Embedder
+from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, Visuomotor, load_policy
 
 from pixio_robot import cli
 from pixio_robot.cameras.camera import CameraSpec
@@ -30,11 +33,8 @@ from pixio_robot.encoders.preprocessing import Preprocessing, preprocess
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.errors import BadInput
 from pixio_robot.policies.agent import Agent
-from pixio_robot.policies.bc import train_bc
-from pixio_robot.policies.embedding import Embedder
 from pixio_robot.policies.pixel_network import shrunk
 from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
-from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, Visuomotor, load_policy
 from pixio_robot.robots.fit import check_fit
 from pixio_robot.robots.robot import RobotRequest
 from pixio_robot.robots.simulated import TaskRobot

@@ -569,12 +569,12 @@ def test_a_recorded_episode_is_served_without_a_model(toy_file: Path) -> None:
 @pytest.mark.parametrize("how", ["bundle", pytest.param("checkpoint", marks=pytest.mark.slow)])
 def test_a_policy_acts_over_the_wire_as_it_does_here(toy_file: Path, tiny_file: Path, how: str) -> None:
     import torch
+    from pixio_robot.policies.runs import run_train_bc
 
     from pixio_robot.datasets.robomimic import DemoSet
     from pixio_robot.deploy.commands import Export
     from pixio_robot.deploy.eager import EagerPolicy
     from pixio_robot.policies.commands import TrainBC
-    from pixio_robot.policies.runs import run_train_bc
     from pixio_robot.policies.settings import PolicySettings
 
     if how == "bundle":

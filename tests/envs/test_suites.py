@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from pixio_robot.policies.bc import new_policy
 
 from pixio_robot.cli import run
 from pixio_robot.cortexbench.protocol import TASKS
@@ -17,7 +18,6 @@ from pixio_robot.envs.rollout import BatchRollout, plan_episodes
 from pixio_robot.envs.state_actor import shipped_expert
 from pixio_robot.envs.task import StepResult, TaskEnv
 from pixio_robot.errors import BadInput
-from pixio_robot.policies.bc import new_policy
 from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
 
 BENCHMARKED = [f"dmc/{task}" for task in dmc.CORTEXBENCH] + [f"adroit/{task}" for task in adroit.TASKS]

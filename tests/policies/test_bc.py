@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pixio_robot.policies.bc import BCResult, _split, new_policy, train_bc
+from pixio_robot.policies.heads import MlpHead
+from pixio_robot.policies.runs import cache_for, run_evaluate, run_train_bc
+from pixio_robot.policies.visuomotor import EncoderIdentity, load_policy, load_policy_encoder
 
 from pixio_robot.checkpoint import load_checkpoint
 from pixio_robot.datasets.robomimic import DemoSet
@@ -16,14 +20,10 @@ from pixio_robot.encoders.load import Backbone, load_encoder
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.errors import BadInput, CheckpointError, DataError, UnknownName
 from pixio_robot.policies.agent import Agent
-from pixio_robot.policies.bc import BCResult, _split, new_policy, train_bc
 from pixio_robot.policies.collect import collect
 from pixio_robot.policies.commands import Evaluate, TrainBC
-from pixio_robot.policies.heads import MlpHead
 from pixio_robot.policies.pixel_network import SIDE, PixelNetwork
-from pixio_robot.policies.runs import cache_for, run_evaluate, run_train_bc
 from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
-from pixio_robot.policies.visuomotor import EncoderIdentity, load_policy, load_policy_encoder
 
 SMALL = PolicySettings(layers=[32], batch=32, epochs=4)
 

@@ -6,6 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pixio_robot.policies.bc import new_policy
+from pixio_robot.policies.bc_data import Batches, bc_data
+from pixio_robot.policies.chunks import ChunkQueue, chunk_indices
+from pixio_robot.policies.runs import run_evaluate, run_train_bc
+from pixio_robot.policies.visuomotor import load_policy
 from torch.nn import functional as F
 
 from pixio_robot.datasets.robomimic import DemoSet
@@ -14,13 +19,8 @@ from pixio_robot.encoders.load import Backbone
 from pixio_robot.envs.state_actor import StateActor
 from pixio_robot.errors import BadInput, CheckpointError
 from pixio_robot.policies.agent import Agent
-from pixio_robot.policies.bc import new_policy
-from pixio_robot.policies.bc_data import Batches, bc_data
-from pixio_robot.policies.chunks import ChunkQueue, chunk_indices
 from pixio_robot.policies.commands import Evaluate, TrainBC
-from pixio_robot.policies.runs import run_evaluate, run_train_bc
 from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
-from pixio_robot.policies.visuomotor import load_policy
 from pixio_robot.run_folder import described, settings_digest
 
 CPU = torch.device("cpu")

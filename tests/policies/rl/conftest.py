@@ -17,17 +17,18 @@ else:
     from pixio_robot.policies.rl.learner import new_learner
     from pixio_robot.policies.rl.task_vec_env import TaskVecEnv
 
+from pixio_robot.policies.bc import new_policy
+from pixio_robot.policies.visuomotor import Visuomotor
+
 from pixio_robot.encoders.load import Backbone, load_encoder, save_encoder
 from pixio_robot.encoders.pixio import PixioEncoder
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.metrics import EpisodeRecord
 from pixio_robot.policies.agent import Perception
-from pixio_robot.policies.bc import new_policy
 from pixio_robot.policies.evaluate import Evaluation
 from pixio_robot.policies.rl.commands import TrainRL
 from pixio_robot.policies.rl.settings import AlgorithmSettings
 from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
-from pixio_robot.policies.visuomotor import Visuomotor
 
 CPU = torch.device("cpu")
 WIDTHS = {"actions": 3, "proprio": 3, "state": 6}

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pixio_robot.policies.runs import run_evaluate
+from pixio_robot.policies.visuomotor import load_policy
 
 from pixio_robot import cli
 from pixio_robot.checkpoint import load_checkpoint
@@ -21,8 +23,6 @@ from pixio_robot.errors import DataError, Stopped
 from pixio_robot.policies.collect import collect
 from pixio_robot.policies.commands import Evaluate
 from pixio_robot.policies.rl.run import run_train_rl
-from pixio_robot.policies.runs import run_evaluate
-from pixio_robot.policies.visuomotor import load_policy
 
 
 def _same_weights(first: Path, second: Path) -> bool:
