@@ -10,8 +10,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ..calibration import Calibration
 from ..envs.registry import TaskSpec, tasks
-from ..envs.rendering import Calibration
 from ..errors import DataError, UnknownName
 from ..files import sha256_of
 from .writer import disk_key

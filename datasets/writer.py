@@ -15,8 +15,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ..calibration import Calibration
 from ..envs.registry import TaskSpec
-from ..envs.rendering import Calibration
 from ..files import replacing, require_space
 
 _ROOM = 100 * 2**20  # that a disk must have left [bytes]

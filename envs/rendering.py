@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ..calibration import Calibration
 from ..errors import RenderingUnavailable, UnknownName, closest
 
 EGL_PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri"
@@ -29,13 +30,6 @@ QUALITIES = {
     "balanced": Quality(shadow_map=1024, samples=0, reflections=True),
     "fast": Quality(shadow_map=0, samples=0, reflections=False),
 }
-
-
-class Calibration(NamedTuple):
-    """A pinhole camera; pixel (0, 0) is the centre of the top left pixel."""
-
-    intrinsics: np.ndarray  # (3, 3) [px]
-    camera_to_world: np.ndarray  # (4, 4) [m]; axes as in OpenCV: x right, y down, z forward
 
 
 class CameraView(Protocol):

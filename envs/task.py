@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gymnasium
 import numpy as np
 
+from ..calibration import Calibration
 from ..errors import BadInput, UnknownName
 from .action_spec import ActionSpec
-from .rendering import Calibration, CameraView, View
+from .rendering import CameraView, View
 
 if TYPE_CHECKING:
     from .depth_noise import NoisyDepth, StereoSensor

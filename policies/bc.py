@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..calibration import Calibration
 from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
 from ..datasets.robomimic import DemoSet
 from ..datasets.token_cache import TokenCache
 from ..encoders.load import Backbone
-from ..envs.rendering import Calibration
 from ..errors import BadInput, CheckpointError, DataError, UnknownName, closest
 from ..files import sha256_of
 from ..hardware import seeded, threads

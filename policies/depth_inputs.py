@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from ..calibration import Calibration
 from ..cameras.frame import Intrinsics
 from ..cameras.geometry import points
 from ..cameras.point_clouds import point_cloud
@@ -19,7 +20,6 @@ from ..depth.encoding import check_code
 from ..depth.estimator import DepthEstimator, load_depth
 from ..encoders.load import Backbone
 from ..encoders.pixio import PixioEncoder
-from ..envs.rendering import Calibration
 from ..errors import BadInput, CheckpointError, UnknownName, closest
 from ..files import replacing, sha256_of
 from ..progress import stage

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..rendering import Calibration
+from ...calibration import Calibration
 from .arena import Arena, Pose
 
 # position [m] and orientation (x y z w, axes as in OpenCV), from trifinger_simulation (BSD-3)
