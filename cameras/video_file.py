@@ -10,24 +10,32 @@ import numpy as np
 
 from ..errors import DataError
 from .camera import CameraRequest, CameraSpec
+from .file_types import is_video
 from .frame import Frame, rgbd_frame
 from .intrinsics_file import intrinsics_for
 from .playback import Playback
 
 
 class VideoFile(Playback):
-    """The first video track of a file, upright as a phone was held.
+    """The first video track of a file, rotated upright.
 
     Args:
         path: the file.
     """
+
+    needs_argument = True
+    reads = "videos"
 
     def __init__(self, path: str, request: CameraRequest) -> None:
         super().__init__(request)
         self.path = Path(path)
         self._container: Any = None  # av.container.InputContainer while it is open
         self._images: Iterator[av.VideoFrame] = iter(())
-        self._turns = 0  # of a quarter, anticlockwise
+        self._turns = 0  # quarter turns, anticlockwise
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        return is_video(path)
 
     def start(self) -> CameraSpec:
         try:

@@ -176,6 +176,6 @@ def _run(env: TaskEnv, act: Callable[[], np.ndarray], seed: int) -> Demo:
         good=score >= env.task.demo_min_score,
         states=np.stack(states),
         seed=seed,
-        start=info["start"],
+        start=info["initial_state_hash"],
         cameras=cameras,
     )

@@ -131,7 +131,7 @@ def _waiting(plans: Sequence[EpisodePlan], label: Label, out: Path) -> list[Epis
     done = {row.index: row for row in _rows(label, out)}
     by_index = {plan.index: plan for plan in plans}
     for index, row in done.items():
-        if index not in by_index or (row.seed, row.start) != (by_index[index].seed, by_index[index].start):
+        if index not in by_index or (row.seed, row.start) != (by_index[index].seed, by_index[index].initial_state_hash):
             raise DataError(f"{out / 'episodes.jsonl'} has rows of another list of episodes; choose another out=")
     return [plan for plan in plans if plan.index not in done]
 
@@ -146,7 +146,7 @@ def _record(result: EpisodeResult, request: TaskSpec, label: Label, video: str) 
         render=request.render if "rgb" in request.observe else "none",
         index=result.plan.index,
         seed=result.plan.seed,
-        start=result.plan.start,
+        start=result.plan.initial_state_hash,
         episode_return=float(sum(result.rewards)),
         success_any=any(result.success),
         success_last=result.success[-1],

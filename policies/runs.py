@@ -12,7 +12,7 @@ import torch
 from ..cameras.camera import Camera
 from ..cameras.capture import Capture
 from ..cameras.playback import RealTimePlayback
-from ..cameras.runs import asked_camera
+from ..cameras.settings import requested_camera
 from ..datasets.robomimic import DemoSet
 from ..datasets.token_cache import TokenCache, side_by_side, token_cache
 from ..deploy.commands import Stream
@@ -154,7 +154,7 @@ def run_stream(command: Stream) -> tuple[list[StreamStep], dict[str, dict[str, f
     if command.camera.startswith("task:"):  # as it was trained
         own = loaded.request
         command = replace(command, width=command.width or own.image_size, render=command.render or own.render)
-    source = asked_camera(command)
+    source = requested_camera(command)
     source.open()
     live = source.spec.live or command.real_time
     camera: Camera = (
@@ -273,7 +273,7 @@ def check_held_out(starts: Sequence[str], plans: Sequence[EpisodePlan], seeds: S
     """
     known, trained = set(starts), range(seeds[0], seeds[1])
     for what, shared in (
-        ("demonstrations", [plan.seed for plan in plans if plan.start in known]),
+        ("demonstrations", [plan.seed for plan in plans if plan.initial_state_hash in known]),
         ("training episodes", [plan.seed for plan in plans if plan.seed in trained]),
     ):
         if shared:
