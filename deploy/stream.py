@@ -15,7 +15,6 @@ from ..cameras.camera import Camera, check_age
 from ..cameras.capture import Capture
 from ..cameras.frame import Frame
 from ..cameras.geometry import registered, squared
-from ..cameras.simulated import TaskCamera
 from ..datasets.robomimic import depth_key
 from ..errors import BadInput, EndOfStream, StaleFrame
 from ..policies.agent import Agent
@@ -129,11 +128,11 @@ def stream(
         began = time.perf_counter()
         observation = observation_of(frame, agent.loaded, zeros)
         ready = time.perf_counter()
-        action = agent.act(observation, np.array([frame.starts or first]), running)[0]
+        action = agent.act(observation, np.array([frame.is_first or first]), running)[0]
         done = time.perf_counter()
-        if isinstance(camera, TaskCamera):
+        if camera.accepts_actions:
             camera.act(action)
-        yield StreamStep(frame.sequence, action, frame.starts or first, frame.age(), ready - began, done - ready)
+        yield StreamStep(frame.sequence, action, frame.is_first or first, frame.age(), ready - began, done - ready)
         first = False
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from ..calibration import Calibration
 from ..cameras.frame import Frame
 from ..cameras.geometry import registered, squared
 from ..datasets.writer import DemoWriter, EpisodeFacts, Provenance, Splits, demo_outcome, disk_key, merge_demos
 from ..envs.registry import TaskSpec
-from ..envs.rendering import Calibration
 from ..errors import BadInput
 from .step_record import StepRecord, Tick
 

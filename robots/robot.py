@@ -123,7 +123,7 @@ class Robot(abc.ABC):
 
     def hand_at(self, target: np.ndarray) -> np.ndarray | None:
         """Return where the hand is at targets (A,), (3,) [m]; None for a robot that does not know."""
-        known = self.spec.commands.hand
+        known = self.spec.commands.end_effector
         return None if known is None else np.asarray(known) + target[:3]
 
     def camera(self, name: str = "") -> Camera:

@@ -9,7 +9,7 @@ from typing import Any
 from ..cameras.camera import Camera
 from ..cameras.faults import FaultInjectingCamera, Faults
 from ..cameras.playback import Playback, RealTimePlayback
-from ..cameras.runs import asked_camera
+from ..cameras.settings import requested_camera
 from ..deploy.runtime.bundle import Manifest
 from ..deploy.runtime.policy import Policy
 from ..errors import BadInput
@@ -133,7 +133,7 @@ def _camera(command: Run, robot: Robot, stepped: bool) -> Camera:
         return robot.camera(name)
     if driver == "task":
         raise BadInput(f"camera={command.camera} is another simulation than the robot's; use camera=robot")
-    camera = asked_camera(command)
+    camera = requested_camera(command)
     return RealTimePlayback(camera) if isinstance(camera, Playback) and not stepped else camera
 
 

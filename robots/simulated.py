@@ -84,7 +84,7 @@ class TaskRobot(Robot):
         self._spec = RobotSpec(
             name=f"task:{self.request.task}",
             driver="task",
-            commands=task.commands(),
+            commands=task.action_spec(),
             proprio=task.proprio_dim,
             control_hz=float(task.control_hz),
             resets=True,
@@ -145,7 +145,7 @@ class TaskRobot(Robot):
             self._pending, self._running, self._starts, self._waits = None, True, True, True
             self._feel(self._env)
             self._publish()
-            return str(info["start"])
+            return str(info["initial_state_hash"])
 
         return self._do(begin)
 
@@ -182,7 +182,7 @@ class TaskRobot(Robot):
             self._time,
             self._count,
             known.camera_to_world,
-            starts=self._starts,
+            is_first=self._starts,
         )
         return replace(frame, proprio=self._seen.get("proprio"), arrival_time=self._time)
 

@@ -265,7 +265,7 @@ def acting(loaded: LoadedPolicy) -> dict[str, Any]:
     rate, names, meanings = (robot.get(key) for key in ("control_hz", "axes", "actions"))
     if loaded.request.task in tasks() and None in (rate, names, meanings):
         with suppress(MissingExtra), closing(new_task(loaded.request.task)) as task:
-            commands = task.commands()
+            commands = task.action_spec()
             rate, names, meanings = (
                 rate or task.control_hz,
                 names or list(commands.names),

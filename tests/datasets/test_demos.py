@@ -51,7 +51,7 @@ def test_a_recorded_state_and_image_belong_together(toy_demos: DemoSet, toy_requ
     """Replaying a demonstration's seed and actions gives its images."""
     env = toy_request.make()
     observation, info = env.reset(seed=toy_demos.seeds[1])
-    assert info["start"] == toy_demos.starts[1]
+    assert info["initial_state_hash"] == toy_demos.starts[1]
     images = next(toy_demos.batches("rgb", 25, 25))
     for row, action in enumerate(toy_demos.read("actions")[25:30]):
         assert np.array_equal(images[row], observation["rgb"])

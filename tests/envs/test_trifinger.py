@@ -47,7 +47,7 @@ def _fingerprint(env: TaskEnv, seed: int, steps: int = 2) -> str:
     """Return a digest of everything that is observed and simulated in the first steps of an episode."""
     seen = hashlib.sha256()
     observation, info = env.reset(seed=seed)
-    seen.update(info["start"].encode())
+    seen.update(info["initial_state_hash"].encode())
     for action in [None, *_random_actions(env)[:steps]]:
         if action is not None:
             observation, *_ = env.step(action)

@@ -126,7 +126,7 @@ def test_a_policy_on_rgbd_frames_reaches_the_ball_and_the_recording_teaches_the_
     # the recorded episode, replayed in the environment, is the same episode
     env = demos.request.make()
     observation, info = env.reset(seed=demos.seeds[0])
-    assert info["start"] == demos.starts[0]
+    assert info["initial_state_hash"] == demos.starts[0]
     for action, felt in zip(sent, proprio, strict=True):
         assert np.array_equal(observation["proprio"], felt)
         observation, *_, info = env.step(action)

@@ -80,7 +80,7 @@ def _free(commands: ActionSpec, **changes: Any) -> Limits:
 @KINDS
 def test_whatever_is_asked_what_is_sent_stays_within_limits(commands: ActionSpec) -> None:
     rng = np.random.default_rng(0)
-    box = (np.array([-0.1, -0.15, 0.1]), np.array([0.15, 0.1, 0.3])) if commands.hand else None
+    box = (np.array([-0.1, -0.15, 0.1]), np.array([0.15, 0.1, 0.3])) if commands.end_effector else None
     step = 0.6 * np.minimum(commands.speed * PERIOD, 1.0)
     limits = Limits(0.8 * commands.low, 0.9 * commands.high, 0.7 * commands.speed, step, box)
     robot = _Still(commands)
@@ -191,7 +191,7 @@ def test_tasks_say_in_units_what_their_actions_do() -> None:
             pytest.importorskip("metaworld")
         env = make(name, observe=("proprio",))
         env.reset(seed=1)
-        commands, rng = env.task.commands(), np.random.default_rng(0)
+        commands, rng = env.task.action_spec(), np.random.default_rng(0)
         for _ in range(5):
             action = rng.uniform(-0.3, 0.3, env.task.action_dim).astype(np.float32)
             target = commands.target(action, env.task.set_point())

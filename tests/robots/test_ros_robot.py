@@ -196,7 +196,7 @@ class _Reaching:
 
 def test_what_an_arm_did_teaches_the_next_policy(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way: run, demonstrations, train_bc, export."""
-    monkeypatch.setattr("pixio_robot.robots.runs.asked_camera", lambda command: _Webcam())
+    monkeypatch.setattr("pixio_robot.robots.runs.requested_camera", lambda command: _Webcam())
     card = Manifest(
         "policy",
         "onnx",

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 def test_seeds_count_up_over_environments_and_both_keys_say_success(world: Any) -> None:
     tasks = world.tasks(world.request("state", horizon=3), 2, 40)
-    starts = {plan.seed: plan.start for plan in plan_episodes(tasks.request, 5, 40)}
+    starts = {plan.seed: plan.initial_state_hash for plan in plan_episodes(tasks.request, 5, 40)}
     env = tasks.request.make()
     first = {seed: env.reset(seed=seed)[0]["state"] for seed in starts}
     assert np.array_equal(tasks.reset()["state"], np.stack([first[40], first[41]]))
