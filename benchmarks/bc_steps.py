@@ -83,7 +83,8 @@ class Ours:
         self, folder: Path, demos: "DemoSet", tokens: np.ndarray, frames: str, settings: "PolicySettings"
     ) -> None:
         from pixio_robot.datasets.token_cache import TokenCache
-        from pixio_robot.policies.embedding import Embedder, TokenShape
+        from pixio_robot.encoders.pixio import TokenShape
+        from pixio_robot.policies.embedding import Embedder
         from pixio_robot.policies.settings import EmbeddingSettings
 
         folder.mkdir()

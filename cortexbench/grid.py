@@ -7,11 +7,12 @@ from typing import Any
 
 from ..datasets.robomimic import DemoSet
 from ..encoders.load import WITHOUT_ENCODER, load_encoder
+from ..encoders.pixio import TokenShape
 from ..envs.dapg import load_dapg
 from ..envs.registry import installed
 from ..errors import BadInput, DataError, MissingExtra, UnknownName, closest
 from ..files import sha256_of
-from ..policies.embedding import Embedder, TokenShape
+from ..policies.embedding import Embedder
 from ..policies.settings import FUSIONS
 from .cell import EXPERT, Paths, RunSpec
 from .commands import Benchmark

@@ -18,6 +18,7 @@ from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkp
 from ..datasets.robomimic import DemoSet
 from ..datasets.token_cache import TokenCache
 from ..encoders.load import Backbone
+from ..encoders.pixio import TokenShape
 from ..envs.rendering import Calibration
 from ..errors import BadInput, CheckpointError, DataError, UnknownName, closest
 from ..files import sha256_of
@@ -33,7 +34,7 @@ from .depth_inputs import (
     recorded_depth,
     require_depth_head,
 )
-from .embedding import Embedder, TokenShape, history_of
+from .embedding import Embedder, history_of
 from .pixel_network import PixelNetwork
 from .settings import EmbeddingSettings, PolicySettings
 from .visuomotor import EncoderIdentity, Visuomotor

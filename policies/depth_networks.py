@@ -5,7 +5,8 @@ Shapes: B batch, T frames of history, N patches, D width, n points.
 
 from torch import Tensor, nn
 
-from .embedding import TokenShape, fuse_frames
+from ..encoders.pixio import TokenShape
+from .embedding import fuse_frames
 
 CELL = 8  # side of a patch of depth [px]
 

@@ -5,22 +5,15 @@ Shapes: B batch, T frames of history (oldest first), K class tokens, N patches, 
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..encoders.pixio import TokenShape
 from ..errors import BadInput, UnknownName, closest
 from .settings import FRAMES, FUSIONS, EmbeddingSettings
-
-
-class TokenShape(NamedTuple):
-    """What an encoder gives for one image, known before it runs."""
-
-    cls: int  # K
-    grid: tuple[int, int]  # rows and columns of patches
-    dim: int  # D
 
 
 def history_of(settings: EmbeddingSettings) -> int:

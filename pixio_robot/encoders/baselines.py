@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput, CheckpointError, MissingExtra, UnknownName, closest
-from ..policies.embedding import TokenShape
 from . import hub
-from .pixio import Tokens
+from .pixio import Tokens, TokenShape
 from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from .torchvision_guard import declare_missing_operators
 from .transformers_folders import read_preprocessing, require_safetensors

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ..errors import BadInput, CheckpointError, UnknownName, closest
-from ..policies.embedding import TokenShape
 from . import baselines, hub
 from .official import build_encoder, read_official
-from .pixio import PRESETS, PixioEncoder, Tokens
+from .pixio import PRESETS, PixioEncoder, Tokens, TokenShape
 from .preprocessing import Preprocessing, preprocess
 from .transformers_folders import read_transformers, write_transformers
 

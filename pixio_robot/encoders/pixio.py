@@ -24,6 +24,14 @@ class Tokens(NamedTuple):
     patches: Tensor  # (B, N, D), row-major over the grid; (B, V, D) when only V patches were visible
 
 
+class TokenShape(NamedTuple):
+    """What an encoder gives for one image, known before it runs."""
+
+    cls: int  # K
+    grid: tuple[int, int]  # rows and columns of patches
+    dim: int  # D
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection (rows ordered q, k, v)."""
 

@@ -5,9 +5,9 @@ import pytest
 from pixio_robot.cortexbench import cell as cells
 from pixio_robot.cortexbench.cell import RunSpec
 from pixio_robot.cortexbench.protocol import BUDGETS, HAS_PROPRIO, TASKS, end_to_end, protocol_of, within
+from pixio_robot.encoders.pixio import TokenShape
 from pixio_robot.envs import registry
 from pixio_robot.policies.bc import new_policy
-from pixio_robot.policies.embedding import TokenShape
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -22,10 +22,9 @@ from pixio_robot.encoders import hub
 from pixio_robot.encoders import load as backbones
 from pixio_robot.encoders.baselines import Baseline
 from pixio_robot.encoders.load import Backbone, export_transformers, load_encoder, save_encoder
-from pixio_robot.encoders.pixio import PRESETS, PixioEncoder
+from pixio_robot.encoders.pixio import PRESETS, PixioEncoder, TokenShape
 from pixio_robot.encoders.preprocessing import Preprocessing
 from pixio_robot.errors import BadInput, CheckpointError, MissingExtra, PixioError, UnknownName
-from pixio_robot.policies.embedding import TokenShape
 
 PREPROCESSING = Preprocessing((64, 96), "squash", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 

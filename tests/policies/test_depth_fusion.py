@@ -17,6 +17,7 @@ from pixio_robot.deploy.stream import observation_of, stream
 from pixio_robot.depth.estimator import DepthEstimator, DepthHead, save_depth
 from pixio_robot.depth.heads import make_head
 from pixio_robot.encoders.load import Backbone
+from pixio_robot.encoders.pixio import TokenShape
 from pixio_robot.envs.registry import make
 from pixio_robot.errors import CheckpointError, DataError
 from pixio_robot.hardware import seeded
@@ -25,7 +26,6 @@ from pixio_robot.policies.bc import new_policy, train_bc
 from pixio_robot.policies.bc_data import Batches, bc_data
 from pixio_robot.policies.depth_inputs import PointView, predicted_depth
 from pixio_robot.policies.depth_networks import DepthPatches, PointNetwork
-from pixio_robot.policies.embedding import TokenShape
 from pixio_robot.policies.runs import load_policy
 from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
 from pixio_robot.policies.visuomotor import EncoderIdentity

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pixio_robot.encoders.pixio import PixioEncoder
+from pixio_robot.encoders.pixio import PixioEncoder, TokenShape
 from pixio_robot.errors import BadInput, UnknownName
 from pixio_robot.policies.embedding import (
     FRAMES,
@@ -19,7 +19,6 @@ from pixio_robot.policies.embedding import (
     Embedder,
     EmbeddingSettings,
     FrameHistory,
-    TokenShape,
     frame_indices,
     fuse_frames,
 )

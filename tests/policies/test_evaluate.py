@@ -11,13 +11,13 @@ import torch
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.datasets.token_cache import TokenCache
 from pixio_robot.encoders.load import Backbone
+from pixio_robot.encoders.pixio import TokenShape
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.envs.rollout import plan_episodes
 from pixio_robot.errors import DataError
 from pixio_robot.metrics import EpisodeRecord, append_episode, paired_test, read_episodes, success_rate
 from pixio_robot.policies.agent import Agent
 from pixio_robot.policies.bc import train_bc
-from pixio_robot.policies.embedding import TokenShape
 from pixio_robot.policies.evaluate import Label, evaluate, evaluate_expert
 from pixio_robot.policies.runs import check_held_out, evaluate_policy
 from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
