@@ -21,7 +21,7 @@ from torch import Tensor
 from ..depth.encoding import depth_images
 from ..encoders import token_statistics
 from ..encoders.load import Backbone
-from ..encoders.pixio import PixioEncoder, Tokens
+from ..encoders.pixio import Tokens
 from ..errors import DataError
 from ..files import require_space, reserve, sha256_of
 from ..hardware import autocast
@@ -58,10 +58,7 @@ def tokens_of(backbone: Backbone, images: Tensor, normed: bool, precision: str, 
     """Encode images (B, H, W, 3) uint8; gradients lead to what is `added` (B, N, D) to a Pixio encoder's patches."""
     with autocast(images.device, precision):
         pixels = backbone.preprocess(images)
-        if added is None:
-            return backbone(pixels, normed=normed)
-        assert isinstance(backbone.network, PixioEncoder), "only Pixio's encoders take what is added"
-        return backbone.network(pixels, normed=normed, added=added)
+        return backbone(pixels, normed=normed, patch_residual=added)
 
 
 def token_cache(
