@@ -18,7 +18,6 @@ from ..datasets.robomimic import DemoSet, depth_key
 from ..depth.encoding import check_code
 from ..depth.estimator import DepthEstimator, load_depth
 from ..encoders.load import Backbone
-from ..encoders.pixio import PixioEncoder
 from ..envs.rendering import Calibration
 from ..errors import BadInput, CheckpointError, UnknownName, closest
 from ..files import replacing, sha256_of
@@ -71,7 +70,7 @@ def check_depth_encoder(embedding: EmbeddingSettings, backbone: Backbone | None)
     """
     if embedding.depth != "patches" or backbone is None:
         return
-    if not isinstance(backbone.network, PixioEncoder) or backbone.preprocessing.resize != "squash":
+    if not backbone.network.takes_patch_residual or backbone.preprocessing.resize != "squash":
         raise BadInput(
             f"embedding.depth=patches needs a Pixio encoder that sees whole frames; {backbone.name} is none: "
             "take late or points"
