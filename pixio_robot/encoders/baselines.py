@@ -216,7 +216,7 @@ def load_timm(name: str, seed: int | None = None) -> LoadedEncoder:
             model = timm.create_model(name, pretrained=seed is None, pretrained_cfg_overlay=overlay, num_classes=0)
         except Exception as error:  # timm raises what its many models raise
             raise CheckpointError(f"timm cannot load {name!r} ({type(error).__name__}: {error})") from error
-    config = model.pretrained_cfg
+    config: Any = model.pretrained_cfg
     height, width = config.get("input_size", (3, 224, 224))[1:]
     mode = "squash" if config.get("crop_mode") == "squash" else "crop"
     mean, std = (tuple(config.get(key, default)) for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
