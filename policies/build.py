@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ..datasets.dataset import EpisodeDataset, Feature, camera_keys, depth_key
 from ..datasets.statistics import Statistics
-from ..encoders.load import WITHOUT_ENCODER, Backbone
+from ..encoders.encoder import Backbone
+from ..encoders.load import WITHOUT_ENCODER
 from ..errors import DataError
 from ..files import sha256_of
 from ..hardware import seeded

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..encoders.pixio import TokenShape
+from ..encoders.encoder import TokenShape
 from ..errors import BadInput, UnknownName, closest
 from .settings import FRAMES, FUSIONS
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from ..datasets.dataset import Feature
 from ..datasets.statistics import FeatureStatistics, Statistics, statistics_from_json
-from ..encoders.load import Backbone
-from ..encoders.pixio import TokenShape
+from ..encoders.encoder import Backbone, TokenShape
 
 Observation = dict[str, Tensor]
 Memory = dict[str, Tensor]  # recurrent state, (B, ...) each; empty for policies without one

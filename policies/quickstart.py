@@ -11,7 +11,8 @@ import torch
 
 from ..datasets.dataset import Feature, open_dataset
 from ..datasets.token_cache import class_token_cosine
-from ..encoders.load import BUNDLED, Backbone
+from ..encoders.encoder import Backbone
+from ..encoders.load import BUNDLED
 from ..envs.registry import TaskSpec
 from ..envs.rollout import default_width, plan_episodes
 from ..memory import PeakMemory

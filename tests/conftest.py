@@ -6,12 +6,13 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 
-from pixio_robot import cli
+from pixio_robot import cli, plugins
 from pixio_robot.datasets.dataset import EpisodeDataset, open_dataset
 from pixio_robot.datasets.frame_cache import FrameCache
 from pixio_robot.datasets.token_cache import TokenFormat, token_cache
@@ -126,3 +127,14 @@ def toy_bundle(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path, t
     words = [f"checkpoint={toy_checkpoint}", f"demos={toy_file}", "frames=16", "episodes=0", "threads=1", f"out={out}"]
     assert cli.run(["export", *words]) == 0
     return out
+
+
+@pytest.fixture
+def entries(monkeypatch: pytest.MonkeyPatch) -> list[metadata.EntryPoint]:
+    """Entry points in place of the installed packages'."""
+    found: list[metadata.EntryPoint] = []
+    monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: [e for e in found if e.group == group])
+    plugins._entries.cache_clear()
+    yield found
+    monkeypatch.undo()
+    plugins._entries.cache_clear()

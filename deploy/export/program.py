@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ...datasets.robomimic import depth_key
 from ...encoders.load import Backbone
-from ...encoders.pixio import PixioEncoder
 from ...errors import BadInput
 from ...policies.pixel_network import SIDE
 from ...policies.visuomotor import LoadedPolicy
@@ -78,9 +77,7 @@ class TokenStage(nn.Module):
         super().__init__()
         self.pixels = Pixels(backbone.preprocessing, (image_size, image_size))
         self.network, self.normed = copy.deepcopy(backbone.network).cpu(), normed
-        if isinstance(self.network, PixioEncoder):
-            height, width = backbone.preprocessing.size
-            self.network.bake_positions(height // self.network.patch, width // self.network.patch)
+        self.network.bake_positions(*backbone.token_shape.grid)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         cls, patches = self.network(self.pixels(images), normed=self.normed)
