@@ -13,15 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..action_queue import ActionQueue, QueuedAction
 from ..cameras.frame import Frame
 from ..deploy.runtime.bundle import Manifest
 from ..errors import BadInput, CameraError, EmergencyStopped, EndOfStream, OutOfControl, RemoteError, RobotError
-from .actions import ActionPlan, Interpolation, Planned
 from .clock import Rate
 from .faults import FaultInjector
 from .fit import observation_of
 from .frame_source import FrameSource
 from .inference import InferenceInStep, InferenceThread, Job
+from .interpolation import Interpolation
 from .robot import Outcome
 from .safety import SafeRobot
 from .step_record import COUNTED, EpisodeEnd, StepRecord, Tick
@@ -59,7 +60,7 @@ class ControlLoop:
         metronome: the beat.
         parts: ticks a step of the policy.
         rules: of the watchdog.
-        plan: what becomes of chunks; None carries each out to its end.
+        queue: what becomes of chunks; None carries each out to its end.
         stepped: in stepped time nothing is asked for before it is needed, unless chunks are mixed.
         saboteur: of planned faults.
         watch: called with each step, for the recording.
@@ -75,7 +76,7 @@ class ControlLoop:
         *,
         parts: int = 1,
         rules: Rules = Rules(),
-        plan: ActionPlan | None = None,
+        queue: ActionQueue | None = None,
         stepped: bool = False,
         saboteur: FaultInjector | None = None,
         watch: Callable[[StepRecord], None] = lambda moment: None,
@@ -85,10 +86,10 @@ class ControlLoop:
         self.metronome, self.rules, self.saboteur, self.watch = metronome, rules, saboteur, watch
         self.asked_to_stop = asked_to_stop
         self.clock = robot.clock
-        self.plan = ActionPlan() if plan is None else plan
+        self.queue = ActionQueue() if queue is None else queue
         self.ways = Interpolation(robot.spec.commands, parts)
-        chunk = min(self.plan.execute or card.chunk, card.chunk)
-        needed = stepped and self.plan.chunk_blend == 1
+        chunk = min(self.queue.n_action_steps or card.chunk, card.chunk)
+        needed = stepped and self.queue.blend == 1
         self._ask_at = 0 if needed else chunk // 2  # actions left when the next chunk is asked for
         self._blind = rules.max_age + parts * metronome.period  # age of the newest frame; beyond it nothing is sent
         self._bearable = rules.max_age + (chunk + 1) * parts * metronome.period  # age of what is behind an action [s]
@@ -113,7 +114,7 @@ class ControlLoop:
                 "nothing has moved"
             )
         self._since = self.clock.now()
-        self.plan.clear()
+        self.queue.clear()
         self.ways.reset()
         self._frame, self._submitted, self._noted, self._lost = None, -1, [], False
         outcomes: list[Outcome] = []
@@ -132,7 +133,7 @@ class ControlLoop:
         for step in range(steps):
             ticks: list[Tick] = []
             sent: list[np.ndarray] = []
-            planned: Planned | None = None
+            planned: QueuedAction | None = None
             felt, state = self.robot.get_observation(), self.robot.state()
             frame = self._frame
             for part in range(self.ways.parts):
@@ -179,7 +180,7 @@ class ControlLoop:
             self._look(step + 1, _LOOK * self.metronome.period)
         return "end", steps
 
-    def _next(self, step: int, now: float) -> Planned | None:
+    def _next(self, step: int, now: float) -> QueuedAction | None:
         """Return the action for a step, if there is one that is not too old."""
         self._took = None
         if (answer := self.inference.poll()) is not None:
@@ -191,9 +192,14 @@ class ControlLoop:
                 return None
             if answer.error is not None:
                 raise answer.error
-            self.plan.put(answer, step)
-        planned = self.plan.take()
-        if planned is not None and now - planned.seen > self._bearable:
+            assert answer.actions is not None
+            self.queue.put(answer.actions, answer.job.step, answer.job.seen)
+        if len(self.queue):
+            planned: QueuedAction | None = self.queue.pop()
+        else:
+            planned = None
+            self.queue.skip()
+        if planned is not None and now - planned.tag > self._bearable:
             self._noted.append("expired")
             planned = None
         if planned is not None and (self._frame is None or self._frame.age(now) > self._blind):
@@ -210,7 +216,7 @@ class ControlLoop:
         at: float,
         late: float,
         held: bool,
-        planned: Planned | None,
+        planned: QueuedAction | None,
         sent: np.ndarray | None,
         reasons: tuple[str, ...],
         now: float,
@@ -223,7 +229,7 @@ class ControlLoop:
             at,
             late,
             "hold" if held else "run",
-            None if planned is None else now - planned.seen,
+            None if planned is None else now - planned.tag,
             None if self._frame is None else self._frame.age(now),
             took,
             None if planned is None or not np.isfinite(planned.action).all() else planned.action.tolist(),
@@ -239,14 +245,14 @@ class ControlLoop:
         return dict(news)
 
     def _totals(self) -> tuple[int, int, int, int]:
-        return self.metronome.misses, self.metronome.resyncs, self.plan.dropped, self.robot.uncommanded_steps
+        return self.metronome.misses, self.metronome.resyncs, self.queue.dropped, self.robot.uncommanded_steps
 
     def _finish(
         self,
         felt: dict[str, np.ndarray],
         state: np.ndarray,
         frame: Frame | None,
-        planned: Planned | None,
+        planned: QueuedAction | None,
         sent: list[np.ndarray],
         ticks: list[Tick],
         outcomes: list[Outcome],
@@ -285,7 +291,7 @@ class ControlLoop:
         elif not first:
             self._noted.append("no_frame")
         known = self._frame
-        if known is None or known.sequence == self._submitted or len(self.plan) > self._ask_at:
+        if known is None or known.sequence == self._submitted or len(self.queue) > self._ask_at:
             return
         if (age := known.age(self.clock.now())) > self.rules.max_age:
             self._noted.append(f"stale {1000 * age:.0f} ms")

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ..action_queue import ActionQueue
 from ..cameras.camera import Camera
 from ..cameras.faults import FaultInjectingCamera, Faults
 from ..cameras.playback import Playback, RealTimePlayback
@@ -17,7 +18,6 @@ from ..metrics import success_rate
 from ..report.page import write_report
 from ..run_folder import open_run, settings_digest, write_json
 from ..stopping import Stopping
-from .actions import ActionPlan
 from .clock import Rate
 from .commands import Run
 from .emergency import EmergencyStop
@@ -62,7 +62,7 @@ def run_robot(command: Run, card: Manifest, policy: Policy, inputs: str) -> RunR
         EmergencyStopped: if the stop was latched before this run.
         PixioError: what the policy or the robot raised; what was recorded until then is kept, as no success.
     """
-    plan = ActionPlan(command.n_action_steps, command.chunk_blend)
+    queue = ActionQueue(command.n_action_steps, command.chunk_blend)
     rules = Rules(command.max_age, command.stop_after)
     faults = [Fault.parse(each) for each in command.faults]
     emergency = EmergencyStop(Path(command.estop))
@@ -107,7 +107,7 @@ def run_robot(command: Run, card: Manifest, policy: Policy, inputs: str) -> RunR
                         Rate(robot.clock, 1 / rate),
                         parts=parts,
                         rules=rules,
-                        plan=plan,
+                        queue=queue,
                         stepped=stepped,
                         saboteur=saboteur,
                         asked_to_stop=lambda: stopping.asked,

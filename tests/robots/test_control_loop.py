@@ -220,7 +220,7 @@ def test_the_first_observation_of_an_episode_resets_the_policy_however_late_it_c
 def test_an_episode_does_not_begin_while_the_last_one_is_thought_about(tmp_path: Path) -> None:
     with _loop(Reacher(seconds=0.3), tmp_path, InferenceThread, Rules(startup_timeout=0.05)) as loop:
         loop.inference.submit(Job({}, 0, 0.0, True))
-        with pytest.raises(RobotError, match="still computes"):
+        with pytest.raises(RobotError, match="still computing"):
             loop.run(0, 3, 2)
 
 

@@ -18,12 +18,12 @@ from pixio_robot.envs.action_spec import ActionSpec
 from pixio_robot.envs.registry import make
 from pixio_robot.errors import BadInput, DataError, EmergencyStopped, OutOfControl, PixioError, RobotError, UnknownName
 from pixio_robot.robots import registry
-from pixio_robot.robots.actions import ActionPlan, Interpolation
 from pixio_robot.robots.clock import Rate, SteppedClock, WallClock
 from pixio_robot.robots.emergency import EmergencyStop
 from pixio_robot.robots.faults import Fault
 from pixio_robot.robots.fit import check_fit
-from pixio_robot.robots.inference import Answer, InferenceThread, Job
+from pixio_robot.robots.inference import InferenceThread, Job
+from pixio_robot.robots.interpolation import Interpolation
 from pixio_robot.robots.limits import Limits
 from pixio_robot.robots.registry import find_robot
 from pixio_robot.robots.robot import Robot, RobotRequest, RobotSpec
@@ -262,42 +262,6 @@ def test_the_walls_clock_waits() -> None:
     for _ in range(6):
         beat.tick()
     assert 0.05 <= clock.now() - begin < 2
-
-
-def _answer(actions: Any, step: int) -> Answer:
-    return Answer(Job({}, step, 0.0, False), np.array(actions, np.float32), 0.01)
-
-
-def test_of_a_chunk_what_is_past_is_dropped() -> None:
-    plan = ActionPlan()
-    plan.put(_answer([[0.0], [1.0], [2.0], [3.0]], 10), 12)
-    taken = [plan.take() for _ in range(3)]
-    assert [None if each is None else float(each.action[0]) for each in taken] == [2.0, 3.0, None]
-    plan.put(_answer([[0.0], [1.0]], 10), 99)
-    late, single = plan.take(), ActionPlan()
-    assert late is not None and late.action[0] == 1.0 and plan.dropped == 3
-    single.put(_answer([[5.0]], 10), 11)
-    assert len(single) == 1, "a policy of single actions is always late by what it takes"
-    first = ActionPlan(n_action_steps=2)
-    first.put(_answer([[0.0], [1.0], [2.0]], 0), 0)
-    assert len(first) == 2
-
-
-def test_where_two_chunks_plan_a_step_they_are_mixed() -> None:
-    plan = ActionPlan(chunk_blend=0.7)
-    plan.put(_answer([[0.0], [1.0], [2.0], [np.nan], [4.0]], 0), 0)
-    first, second = plan.take(), plan.take()
-    plan.put(_answer([[9.0], [12.0], [13.0], [14.0], [15.0]], 1), 2)  # asked at step 1, here at step 2
-    taken = [float(each.action[0]) for _ in range(4) if (each := plan.take()) is not None]
-    assert first is not None and second is not None and (first.action[0], second.action[0]) == (0, 1)
-    assert taken == pytest.approx([0.3 * 2 + 0.7 * 12, 13, 0.3 * 4 + 0.7 * 14, 15]) and plan.dropped == 1
-    plan.put(_answer([[0.0], [1.0]], 6), 6)
-    plan.put(_answer([[5.0], [6.0]], 0), 6)  # wholly of the past: it is not of this step
-    late = plan.take()
-    assert late is not None and late.action[0] == 6
-    for share in (0.0, 1.1, np.nan):
-        with pytest.raises(BadInput, match="weight of a new chunk"):
-            ActionPlan(chunk_blend=share)
 
 
 def test_ways_between_targets_are_straight_and_whole_steps_add_up() -> None:
