@@ -17,7 +17,7 @@ class Run(CameraSettings):
     checkpoint: str | None = key(None, "instead of a bundle: a policy checkpoint, run by torch")
     server: str | None = key(None, "instead of a bundle: HOST:PORT of pixio-robot serve, or a ws:// or wss:// address")
     token_file: str | None = key(None, "file with the server's secret", free=True)
-    allow_unverified: bool = key(False, "use an int8 bundle that did not pass the gate", free=True)
+    allow_unverified: bool = key(False, "use an int8 bundle that did not pass verification", free=True)
     time: str = key("real", "time of a simulated robot: real, stepped")
     rate: float | None = key(None, "commands a second; null is the robot's own, else the policy's")
     episodes: int = key(1, "episodes", least=1)
@@ -46,13 +46,22 @@ class Run(CameraSettings):
 def _run(command: Run) -> int:
     from contextlib import ExitStack
 
-    from ..deploy.load import load_policy_source
+    from ..deploy.load import PolicySource, load_policy_source
     from ..report.tables import print_run
     from .runs import run_robot
 
     with ExitStack() as open_until_the_end:
-        card, policy, inputs = load_policy_source(command, open_until_the_end)
-        report = run_robot(command, card, policy, inputs)
+        source = PolicySource(
+            command.bundle,
+            command.checkpoint,
+            command.server,
+            command.token_file,
+            command.allow_unverified,
+            command.threads,
+            command.device,
+        )
+        manifest, policy, inputs = load_policy_source(source, open_until_the_end)
+        report = run_robot(command, manifest, policy, inputs)
     print_run(report)
     return 3 if report.stopped else INTERRUPTED if report.interrupted else 0
 

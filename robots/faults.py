@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..cameras.faults import FaultInjectingCamera
-from ..deploy.runtime.policy import Policy
+from ..deploy.runtime import RunningPolicy
 from ..errors import BadInput, UnknownName, closest
 from .emergency import EmergencyStop
 
@@ -86,7 +86,7 @@ class FaultInjector:
         late, self._late = self._late, 0.0
         return late
 
-    def around(self, policy: Policy) -> Policy:
+    def around(self, policy: RunningPolicy) -> RunningPolicy:
         """Return the policy with an action that is no number now and then."""
         return FaultyPolicy(policy, self)
 
@@ -99,7 +99,7 @@ class FaultInjector:
 
 
 class FaultyPolicy:
-    def __init__(self, policy: Policy, saboteur: FaultInjector) -> None:
+    def __init__(self, policy: RunningPolicy, saboteur: FaultInjector) -> None:
         self._policy, self._saboteur = policy, saboteur
 
     def reset(self) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..deploy.runtime.policy import Policy
+from ..deploy.runtime import RunningPolicy
 from .clock import Clock
 
 
@@ -32,7 +32,7 @@ class Answer(NamedTuple):
     error: Exception | None = None
 
 
-def think(policy: Policy, job: Job, delay: float, sleep: Callable[[float], None]) -> Answer:
+def think(policy: RunningPolicy, job: Job, delay: float, sleep: Callable[[float], None]) -> Answer:
     """Ask a policy.
 
     Args:
@@ -60,7 +60,7 @@ class InferenceThread:
         delay: asked before each job, how long to sleep first [s]; for tests and demonstrations.
     """
 
-    def __init__(self, policy: Policy, delay: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(self, policy: RunningPolicy, delay: Callable[[], float] = lambda: 0.0) -> None:
         self._policy, self._delay = policy, delay
         self._changed = threading.Condition()
         self._job: Job | None = None
@@ -120,7 +120,7 @@ class InferenceThread:
 class InferenceInStep:
     """The same in stepped time: computing takes no time, and `delay` is time on the clock."""
 
-    def __init__(self, policy: Policy, clock: Clock, delay: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(self, policy: RunningPolicy, clock: Clock, delay: Callable[[], float] = lambda: 0.0) -> None:
         self._policy, self._clock, self._delay = policy, clock, delay
         self._answer: Answer | None = None
         self._ready = 0.0

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..action_queue import ActionQueue, QueuedAction
 from ..cameras.frame import Frame
-from ..deploy.runtime.bundle import Manifest
+from ..deploy.manifest import Manifest
 from ..errors import BadInput, CameraError, EmergencyStopped, EndOfStream, OutOfControl, RemoteError, RobotError
 from .clock import Rate
 from .faults import FaultInjector
@@ -56,7 +56,7 @@ class ControlLoop:
         robot: behind its safety filter.
         eyes: its camera.
         inference: the policy.
-        card: what the policy observes.
+        manifest: what the policy observes.
         metronome: the beat.
         parts: ticks a step of the policy.
         rules: of the watchdog.
@@ -71,7 +71,7 @@ class ControlLoop:
         robot: SafeRobot,
         eyes: FrameSource,
         inference: InferenceThread | InferenceInStep,
-        card: Manifest,
+        manifest: Manifest,
         metronome: Rate,
         *,
         parts: int = 1,
@@ -82,13 +82,13 @@ class ControlLoop:
         watch: Callable[[StepRecord], None] = lambda moment: None,
         asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.robot, self.eyes, self.inference, self.card = robot, eyes, inference, card
+        self.robot, self.eyes, self.inference, self.manifest = robot, eyes, inference, manifest
         self.metronome, self.rules, self.saboteur, self.watch = metronome, rules, saboteur, watch
         self.asked_to_stop = asked_to_stop
         self.clock = robot.clock
         self.queue = ActionQueue() if queue is None else queue
         self.ways = Interpolation(robot.spec.commands, parts)
-        chunk = min(self.queue.n_action_steps or card.chunk, card.chunk)
+        chunk = min(self.queue.n_action_steps or manifest.horizon, manifest.horizon)
         needed = stepped and self.queue.blend == 1
         self._ask_at = 0 if needed else chunk // 2  # actions left when the next chunk is asked for
         self._blind = rules.max_age + parts * metronome.period  # age of the newest frame; beyond it nothing is sent
@@ -297,7 +297,7 @@ class ControlLoop:
             self._noted.append(f"stale {1000 * age:.0f} ms")
             return
         felt = self.robot.get_observation()["proprio"]
-        job = Job(observation_of(known, felt, self.card), step, known.arrival_time, self._submitted < 0)
+        job = Job(observation_of(known, felt, self.manifest), step, known.arrival_time, self._submitted < 0)
         if self.inference.submit(job):
             self._submitted = known.sequence
         else:

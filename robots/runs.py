@@ -11,8 +11,8 @@ from ..cameras.camera import Camera
 from ..cameras.faults import FaultInjectingCamera, Faults
 from ..cameras.playback import Playback, RealTimePlayback
 from ..cameras.runs import asked_camera
-from ..deploy.runtime.bundle import Manifest
-from ..deploy.runtime.policy import Policy
+from ..deploy.manifest import Manifest
+from ..deploy.runtime import RunningPolicy
 from ..errors import BadInput
 from ..metrics import success_rate
 from ..report.page import write_report
@@ -36,25 +36,25 @@ from .timeline import fault_table, read_ticks, summary_of, write_timelines
 log = logging.getLogger(__name__)
 
 
-def robot_request(command: Run, card: Manifest) -> RobotRequest:
+def robot_request(command: Run, manifest: Manifest) -> RobotRequest:
     """Return what is asked of a robot: images as the policy looks at them."""
     if command.time not in ("real", "stepped"):
         raise BadInput(f"time={command.time}: there are real, stepped")
     return RobotRequest(
         stepped=command.time == "stepped",
         depth=command.depth,
-        image_size=card.image_size or SIDE,
+        image_size=manifest.image_size or SIDE,
         render=command.render or "fast",
         depth_sensor=command.depth_sensor,
         horizon=command.steps if command.robot.startswith("task:") else None,
     )
 
 
-def run_robot(command: Run, card: Manifest, policy: Policy, inputs: str) -> RunReport:
+def run_robot(command: Run, manifest: Manifest, policy: RunningPolicy, inputs: str) -> RunReport:
     """Drive a robot for some episodes; those that a run folder holds already are not run again.
 
     Args:
-        card: of the policy.
+        manifest: of the policy.
         inputs: hash of the policy, part of the run's identity.
 
     Raises:
@@ -70,10 +70,10 @@ def run_robot(command: Run, card: Manifest, policy: Policy, inputs: str) -> RunR
         log.warning("the emergency stop is reset; it was latched: %s", told)
     emergency.check()
     log.info("emergency stop: touch %s", emergency.path)
-    request = robot_request(command, card)
+    request = robot_request(command, manifest)
     out = Path(command.out or f"runs/run/{settings_digest(command, inputs)}")
     with find_robot(command.robot, request) as robot:
-        rate = command.rate or robot.spec.control_hz or (1 / card.control_period if card.control_period else 0)
+        rate = command.rate or robot.spec.control_hz or (1 / manifest.control_period if manifest.control_period else 0)
         if not 0 < rate < math.inf:
             raise BadInput(f"neither {robot.spec.name} nor the policy tells its rate; give rate= in commands a second")
         limits = Limits.of(robot.spec.commands)
@@ -85,7 +85,7 @@ def run_robot(command: Run, card: Manifest, policy: Policy, inputs: str) -> RunR
             raise BadInput(f"{robot.spec.name} cannot be stepped; time=stepped is for simulated robots")
         camera = FaultInjectingCamera(_camera(command, robot, stepped), Faults())
         with camera:
-            parts = check_fit(card, robot.spec, camera.spec, rate)
+            parts = check_fit(manifest, robot.spec, camera.spec, rate)
             open_run(out, command, inputs)
             eyes = open_frame_source(camera, robot.clock, stepped)
             if isinstance(eyes, SteppedFrameSource):
@@ -103,7 +103,7 @@ def run_robot(command: Run, card: Manifest, policy: Policy, inputs: str) -> RunR
                         safe,
                         eyes,
                         inference,
-                        card,
+                        manifest,
                         Rate(robot.clock, 1 / rate),
                         parts=parts,
                         rules=rules,
@@ -112,7 +112,7 @@ def run_robot(command: Run, card: Manifest, policy: Policy, inputs: str) -> RunR
                         saboteur=saboteur,
                         asked_to_stop=lambda: stopping.asked,
                     )
-                    session = Session(command, card, out, robot, loop, stopping)
+                    session = Session(command, manifest, out, robot, loop, stopping)
                     report = session.run()
             finally:
                 inference.close()

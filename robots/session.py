@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..deploy.runtime.bundle import Manifest
+from ..deploy.manifest import Manifest
 from ..envs.registry import TaskSpec
 from ..errors import EmergencyStopped
 from ..files import replacing
@@ -46,18 +46,18 @@ class Session:
     """The episodes of one run and their files."""
 
     def __init__(
-        self, command: Run, card: Manifest, out: Path, robot: Robot, loop: ControlLoop, stopping: Stopping
+        self, command: Run, manifest: Manifest, out: Path, robot: Robot, loop: ControlLoop, stopping: Stopping
     ) -> None:
-        self.command, self.card, self.out, self.robot, self.loop, self.stopping = (
+        self.command, self.manifest, self.out, self.robot, self.loop, self.stopping = (
             command,
-            card,
+            manifest,
             out,
             robot,
             loop,
             stopping,
         )
         self.parts = out / "episodes"
-        self.side = card.image_size or SIDE
+        self.side = manifest.image_size or SIDE
         self.ticks = out / "ticks.jsonl"
         self.name = "checkpoint" if command.checkpoint else "bundle"
         self.report = RunReport(out, [])
@@ -141,7 +141,7 @@ class Session:
     def _row(self, index: int, seed: int, start: str, ending: EpisodeEnd, seconds: float) -> EpisodeRecord:
         outcomes = ending.outcomes
         success = [each.success for each in outcomes] or [False]
-        encoder = self.card.encoder or {}
+        encoder = self.manifest.encoder or {}
         return EpisodeRecord(
             task=self.robot.spec.name.removeprefix("task:"),
             policy=self.name,

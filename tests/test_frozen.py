@@ -208,7 +208,7 @@ def evaluation(home: Path) -> Numbers:
 
 def exported(home: Path) -> Numbers:
     """Tokens and actions of an exported program over eight frames of an episode."""
-    from pixio_robot.deploy.runtime.runtime import Runtime
+    from pixio_robot.deploy.runtime import Runtime
 
     out = train("mean", home, **{"policy.chunk": "2"})
     words = [f"checkpoint={checkpoint_of(out)}", f"demos={home / 'demos.hdf5'}", "frames=16", "episodes=0", "threads=1"]

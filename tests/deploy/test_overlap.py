@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pytest
 
-from pixio_robot.deploy.runtime.bundle import HistorySpec, Manifest
-from pixio_robot.deploy.runtime.overlap import Overlapped
-from pixio_robot.deploy.runtime.replay import Replay
+from pixio_robot.deploy.manifest import HistorySpec, Manifest
+from pixio_robot.deploy.overlap import Overlapped
+from pixio_robot.deploy.replay import ReplayPolicy
 from pixio_robot.errors import BadInput, RemoteError
 
 
@@ -109,7 +109,7 @@ def test_a_reset_does_not_wait_for_ever(gated: Gated) -> None:
 
 
 def test_a_policy_s_failure_is_passed_on() -> None:
-    class Failing(Replay):
+    class Failing(ReplayPolicy):
         def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
             raise RemoteError("gone")
 
@@ -118,14 +118,14 @@ def test_a_policy_s_failure_is_passed_on() -> None:
 
 
 def test_chunks_of_one_are_played_step_by_step() -> None:
-    with Overlapped(Replay(np.arange(5.0)[:, None]), ask_at=0) as player:
+    with Overlapped(ReplayPolicy(np.arange(5.0)[:, None]), ask_at=0) as player:
         assert [float(player.act({})[0, 0]) for _ in range(5)] == [0, 1, 2, 3, 4]
 
 
 def test_a_policy_that_needs_every_frame_is_refused() -> None:
-    policy = Replay(np.zeros((2, 1)))
-    policy.card = Manifest("policy", "onnx", "fp32", "", [], [], [HistorySpec("tokens", 3, (8, 4))])  # type: ignore[attr-defined]
+    policy = ReplayPolicy(np.zeros((2, 1)))
+    policy.manifest = Manifest("policy", "onnx", "fp32", "", [], [], [HistorySpec("tokens", 3, (8, 4))])  # type: ignore[attr-defined]
     with pytest.raises(BadInput, match=r"looks at 3 frames.*embedding\.frames=single"):
         Overlapped(policy)
     with pytest.raises(BadInput, match="share of a chunk that is left"):
-        Overlapped(Replay(np.zeros((2, 1))), ask_at=1.5)
+        Overlapped(ReplayPolicy(np.zeros((2, 1))), ask_at=1.5)

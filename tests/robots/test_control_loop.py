@@ -16,7 +16,7 @@ import pytest
 
 from pixio_robot import cli
 from pixio_robot.datasets.robomimic import DemoSet
-from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
+from pixio_robot.deploy.manifest import Manifest, TensorSpec
 from pixio_robot.envs.registry import TaskSpec, installed
 from pixio_robot.errors import BadInput, DataError, EmergencyStopped, EndOfStream, RemoteError, RobotError
 from pixio_robot.metrics import read_episodes
@@ -37,7 +37,7 @@ from pixio_robot.robots.step_record import StepRecord
 from pixio_robot.robots.timeline import read_ticks
 
 SIDE = 64
-CARD = Manifest(
+MANIFEST = Manifest(
     "policy",
     "onnx",
     "fp32",
@@ -85,10 +85,10 @@ class Reacher:
         return np.array(actions, np.float32)
 
 
-def _run(out: Path, policy: Any = None, card: Manifest = CARD, **settings: Any) -> RunReport:
+def _run(out: Path, policy: Any = None, manifest: Manifest = MANIFEST, **settings: Any) -> RunReport:
     known: dict[str, Any] = dict(robot="task:toy/reach@top", bundle="reacher", time="stepped", steps=30, out=str(out))
     known |= dict(estop=str(out / "estop.json"), depth_sensor="exact")
-    return run_robot(Run(**{**known, **settings}), card, policy or Reacher(), "policy")
+    return run_robot(Run(**{**known, **settings}), manifest, policy or Reacher(), "policy")
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def _loop(policy: Any, tmp_path: Path, kind: Any = InferenceInStep, rules: Rules
         eyes = SteppedFrameSource(robot.camera(), robot.clock)
         eyes.open()
         inference = kind(policy, robot.clock) if kind is InferenceInStep else kind(policy)
-        yield ControlLoop(safe, eyes, inference, CARD, Rate(robot.clock, 0.05), rules=rules, stepped=True)
+        yield ControlLoop(safe, eyes, inference, MANIFEST, Rate(robot.clock, 0.05), rules=rules, stepped=True)
         inference.close()
 
 
@@ -176,22 +176,22 @@ def test_every_fault_ends_as_documented(tmp_path: Path) -> None:
 def test_chunks_are_carried_out_and_asked_for_when_they_run_out(tmp_path: Path) -> None:
     single, chunked = Reacher(), Reacher(chunk=5)
     _run(tmp_path / "single", single, episodes=1)
-    report = _run(tmp_path / "chunked", chunked, replace(CARD, chunk=5), episodes=1)
+    report = _run(tmp_path / "chunked", chunked, replace(MANIFEST, horizon=5), episodes=1)
     assert report.rows[0].success_last and single.calls == 30
     assert chunked.calls == 6
     asked = [tick["asked"] for tick in _ticks(tmp_path / "chunked", 0)]
     assert all(each is not None for each in asked)
     executed = Reacher(chunk=5)
-    _run(tmp_path / "some", executed, replace(CARD, chunk=5), episodes=1, n_action_steps=2)
+    _run(tmp_path / "some", executed, replace(MANIFEST, horizon=5), episodes=1, n_action_steps=2)
     assert executed.calls == 15
     merged = Reacher(chunk=4)
-    report = _run(tmp_path / "merged", merged, replace(CARD, chunk=4), episodes=1, chunk_blend=0.7)
+    report = _run(tmp_path / "merged", merged, replace(MANIFEST, horizon=4), episodes=1, chunk_blend=0.7)
     assert report.rows[0].success_last and merged.calls == 15, "asked when half is left"
 
 
 def test_a_chunk_is_not_played_to_its_end_behind_a_dead_camera(tmp_path: Path) -> None:
     faults = ["stall@0:0.3:10"]
-    report = _run(tmp_path, Reacher(chunk=50), replace(CARD, chunk=50), episodes=1, steps=48, faults=faults)
+    report = _run(tmp_path, Reacher(chunk=50), replace(MANIFEST, horizon=50), episodes=1, steps=48, faults=faults)
     assert report.endings == {"watchdog": 1}
     ran = [tick for tick in _ticks(tmp_path, 0) if tick["state"] == "run"]
     assert max(tick["newest"] for tick in ran) <= 0.25 and len(ran) < 14
@@ -285,21 +285,21 @@ def test_limits_change_what_is_sent_and_the_report_says_so(tmp_path: Path) -> No
 
 
 def test_what_does_not_fit_is_refused_before_anything_moves(tmp_path: Path) -> None:
-    four = replace(CARD, action_low=[-1.0] * 4, action_high=[1.0] * 4)
-    for card, settings, words in (
+    four = replace(MANIFEST, action_low=[-1.0] * 4, action_high=[1.0] * 4)
+    for manifest, settings, words in (
         (four, {}, "takes 3"),
-        (replace(CARD, control_period=0.03), {}, "a step every 30 ms"),
-        (CARD, {"depth": False}, "looks at depth"),
-        (CARD, {"camera": "task:toy/reach"}, "another simulation"),
-        (CARD, {"camera": "robot:front"}, "has camera top, not 'front'"),
-        (CARD, {"time": "fast"}, "there are real, stepped"),
-        (CARD, {"max_age": float("nan")}, "max_age=nan is no time"),
-        (CARD, {"stop_after": float("nan")}, "stop_after=nan is no time"),
-        (CARD, {"stop_after": float("inf")}, "stop_after=inf is no time"),
-        (CARD, {"max_age": 0.0}, "max_age=0 is no time"),
+        (replace(MANIFEST, control_period=0.03), {}, "a step every 30 ms"),
+        (MANIFEST, {"depth": False}, "looks at depth"),
+        (MANIFEST, {"camera": "task:toy/reach"}, "another simulation"),
+        (MANIFEST, {"camera": "robot:front"}, "has camera top, not 'front'"),
+        (MANIFEST, {"time": "fast"}, "there are real, stepped"),
+        (MANIFEST, {"max_age": float("nan")}, "max_age=nan is no time"),
+        (MANIFEST, {"stop_after": float("nan")}, "stop_after=nan is no time"),
+        (MANIFEST, {"stop_after": float("inf")}, "stop_after=inf is no time"),
+        (MANIFEST, {"max_age": 0.0}, "max_age=0 is no time"),
     ):
         with pytest.raises(BadInput, match=words):
-            _run(tmp_path / "no", card=card, estop=str(tmp_path / "estop.json"), **settings)
+            _run(tmp_path / "no", manifest=manifest, estop=str(tmp_path / "estop.json"), **settings)
         assert not (tmp_path / "no").exists()
     assert cli.run(["run", "robot=task:toy/reach"]) == 1
     with pytest.raises(DataError, match="no limits at"):
@@ -308,7 +308,7 @@ def test_what_does_not_fit_is_refused_before_anything_moves(tmp_path: Path) -> N
 
 def test_commands_between_policy_steps_are_interpolated(tmp_path: Path) -> None:
     """A policy of 10 steps a second on a robot of 20: two commands a step, and one row a step in the recording."""
-    report = _run(tmp_path, card=replace(CARD, control_period=0.1), episodes=1, steps=12)
+    report = _run(tmp_path, manifest=replace(MANIFEST, control_period=0.1), episodes=1, steps=12)
     ticks = _ticks(tmp_path, 0)
     assert [tick["number"] for tick in ticks[:4]] == [0, 0, 1, 1]
     for one, two in zip(ticks[::2], ticks[1::2], strict=False):
@@ -354,10 +354,10 @@ def test_a_task_of_each_suite_is_a_robot(suite: str, tmp_path: Path) -> None:
             return np.full((1, width), 0.01, np.float32)
 
     ports = [TensorSpec("rgb", (SIDE, SIDE, 3), "uint8"), TensorSpec("proprio", (spec.proprio,), "float32")]
-    card = replace(
-        CARD, observation=ports, control_period=1 / rate, action_low=[-1.0] * width, action_high=[1.0] * width
+    manifest = replace(
+        MANIFEST, observation=ports, control_period=1 / rate, action_low=[-1.0] * width, action_high=[1.0] * width
     )
-    report = _run(tmp_path, Idle(), card, robot=f"task:{tasks[0]}", steps=4, depth_sensor="d435")
+    report = _run(tmp_path, Idle(), manifest, robot=f"task:{tasks[0]}", steps=4, depth_sensor="d435")
     assert report.rows[0].length == 4 and report.demos is not None
     ticks = _ticks(tmp_path, 0)
     assert all(tick["state"] == "run" and not tick["reasons"] for tick in ticks)
@@ -420,7 +420,7 @@ def test_in_stepped_time_a_recording_ages_by_the_robots_clock(tmp_path: Path) ->
 def test_what_was_missed_is_counted(tmp_path: Path) -> None:
     policy = Reacher(chunk=4, seconds=0.12)
     report = _run(
-        tmp_path, policy, replace(CARD, chunk=4), time="real", episodes=1, steps=25, faults=["late@0:0.4:0.3"]
+        tmp_path, policy, replace(MANIFEST, horizon=4), time="real", episodes=1, steps=25, faults=["late@0:0.4:0.3"]
     )
     numbers = json.loads((tmp_path / "result.json").read_text())["numbers"]
     late = [tick["late"] for tick in _ticks(tmp_path, 0)]

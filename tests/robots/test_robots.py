@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pixio_robot.cameras.camera import CameraSpec
-from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
+from pixio_robot.deploy.manifest import Manifest, TensorSpec
 from pixio_robot.envs.action_spec import ActionSpec
 from pixio_robot.envs.registry import make
 from pixio_robot.errors import BadInput, DataError, EmergencyStopped, OutOfControl, PixioError, RobotError, UnknownName
@@ -314,7 +314,7 @@ def test_a_thread_thinks_about_one_thing_and_its_errors_arrive() -> None:
 # what does not fit
 
 
-def _card(**changes: Any) -> Manifest:
+def _manifest(**changes: Any) -> Manifest:
     observation = [TensorSpec("rgb", (64, 64, 3), "uint8"), TensorSpec("proprio", (3,), "float32")]
     known: dict[str, Any] = dict(
         kind="policy", target="onnx", precision="fp32", program="program.onnx", observation=observation, outputs=[]
@@ -326,35 +326,45 @@ def _card(**changes: Any) -> Manifest:
 def test_what_does_not_fit_is_refused_in_words() -> None:
     robot = RobotSpec("arm", "test", REACH, 3, 20.0)
     camera = CameraSpec("cam", "test", True, (48, 64), None, 30.0)
-    assert check_fit(_card(), robot, camera, 20.0) == 1
-    assert check_fit(_card(), replace(robot, control_hz=None), camera, 100.0) == 5
-    rgb = _card().observation[:1]
-    for card, spec, rate, words in (
-        (_card(action_low=[-1.0] * 4, action_high=[1.0] * 4), robot, 20.0, r"actions of 4 numbers, arm takes 3 \(x, y"),
-        (_card(action_names=["z", "y", "x"]), robot, 20.0, "actions are z, y, x, arm takes x, y, z"),
-        (_card(kind="encoder"), robot, 20.0, "encoder alone"),
-        (_card(), replace(robot, proprio=7), 20.0, "feels 3 numbers of proprioception, arm tells 7"),
-        (_card(observation=[*rgb, TensorSpec("rgb_wrist", (64, 64, 3), "uint8")]), robot, 20.0, "observes 'rgb_wrist'"),
+    assert check_fit(_manifest(), robot, camera, 20.0) == 1
+    assert check_fit(_manifest(), replace(robot, control_hz=None), camera, 100.0) == 5
+    rgb = _manifest().observation[:1]
+    for manifest, spec, rate, words in (
         (
-            _card(observation=[TensorSpec("depth", (64, 64), "float32")]),
+            _manifest(action_low=[-1.0] * 4, action_high=[1.0] * 4),
+            robot,
+            20.0,
+            r"actions of 4 numbers, arm takes 3 \(x, y",
+        ),
+        (_manifest(action_names=["z", "y", "x"]), robot, 20.0, "actions are z, y, x, arm takes x, y, z"),
+        (_manifest(kind="encoder"), robot, 20.0, "encoder alone"),
+        (_manifest(), replace(robot, proprio=7), 20.0, "feels 3 numbers of proprioception, arm tells 7"),
+        (
+            _manifest(observation=[*rgb, TensorSpec("rgb_wrist", (64, 64, 3), "uint8")]),
+            robot,
+            20.0,
+            "observes 'rgb_wrist'",
+        ),
+        (
+            _manifest(observation=[TensorSpec("depth", (64, 64), "float32")]),
             robot,
             20.0,
             "looks at depth, which cam does not",
         ),
-        (_card(), robot, 50.0, "arm takes 20 commands a second, not rate=50"),
-        (_card(control_period=0.0125), robot, 20.0, "a step every 12.5 ms, commands go out every 50 ms"),
-        (_card(), replace(robot, control_hz=None), 33.0, "multiple of it"),
+        (_manifest(), robot, 50.0, "arm takes 20 commands a second, not rate=50"),
+        (_manifest(control_period=0.0125), robot, 20.0, "a step every 12.5 ms, commands go out every 50 ms"),
+        (_manifest(), replace(robot, control_hz=None), 33.0, "multiple of it"),
     ):
         with pytest.raises(BadInput, match=words):
-            check_fit(card, spec, camera, rate)
+            check_fit(manifest, spec, camera, rate)
 
 
 def test_actions_that_mean_something_else_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     robot = RobotSpec("arm", "test", REACH, 3, 20.0)
     camera = CameraSpec("cam", "test", True, (48, 64), None, 30.0)
-    check_fit(_card(action_meanings=REACH.meanings), robot, camera, 20.0)
+    check_fit(_manifest(action_meanings=REACH.meanings), robot, camera, 20.0)
     assert not caplog.records
-    check_fit(_card(action_meanings=["0.5 + 1 a rad", *REACH.meanings[1:]]), robot, camera, 20.0)
+    check_fit(_manifest(action_meanings=["0.5 + 1 a rad", *REACH.meanings[1:]]), robot, camera, 20.0)
     assert f"x: {REACH.meanings[0]}, was 0.5 + 1 a rad" in caplog.text and "; " not in caplog.text
 
 
@@ -432,7 +442,7 @@ def test_planned_faults_are_read() -> None:
 
 def test_robots_need_no_torch() -> None:
     code = (
-        "import sys, pixio_robot.robots.runs, pixio_robot.robots.ros, pixio_robot.deploy.runtime.runtime\n"
+        "import sys, pixio_robot.robots.runs, pixio_robot.robots.ros, pixio_robot.deploy.runtime\n"
         "heavy = {'torch', 'matplotlib', 'hydra', 'rclpy'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )

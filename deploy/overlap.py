@@ -14,13 +14,13 @@ from types import TracebackType
 
 import numpy as np
 
-from ...action_queue import ActionQueue
-from ...errors import BadInput, RemoteError
-from .policy import Policy
+from ..action_queue import ActionQueue
+from ..errors import BadInput, RemoteError
+from .runtime import RunningPolicy
 
 
 class Overlapped:
-    """A policy whose chunks are computed in the background; a `Policy` that gives one action a control step.
+    """A policy whose chunks are computed in the background; a `RunningPolicy` that gives one action a control step.
 
     Args:
         policy: of chunks; local or remote. It sees the observations of some steps only.
@@ -32,12 +32,14 @@ class Overlapped:
         BadInput: if the policy's memory needs every observation, or a number is out of range.
     """
 
-    def __init__(self, policy: Policy, ask_at: float = 0.5, chunk_blend: float = 0.7, timeout: float = 10.0) -> None:
+    def __init__(
+        self, policy: RunningPolicy, ask_at: float = 0.5, chunk_blend: float = 0.7, timeout: float = 10.0
+    ) -> None:
         self.queue = ActionQueue(blend=chunk_blend, keep_late=False)
         if not 0 <= ask_at <= 1:
             raise BadInput(f"ask_at={ask_at} is the share of a chunk that is left: 0 to 1")
-        card = getattr(policy, "card", None)
-        if card is not None and (frames := max((each.frames for each in card.memory), default=1)) > 1:
+        manifest = getattr(policy, "manifest", None)
+        if manifest is not None and (frames := max((each.frames for each in manifest.memory), default=1)) > 1:
             raise BadInput(
                 f"this policy looks at {frames} frames in a row and would miss some; train it with "
                 "embedding.frames=single, or call it at every step"
