@@ -9,11 +9,11 @@ from ..envs.action_spec import ActionSpec
 
 
 class Interpolation:
-    """ActionSpec between a policy's steps: straight ways between targets, equal parts of relative actions.
+    """Commands between a policy's steps: targets are interpolated linearly, relative actions split into equal parts.
 
     Args:
         commands: what an action does.
-        parts: commands a step of the policy.
+        parts: commands per step of the policy.
     """
 
     def __init__(self, commands: ActionSpec, parts: int) -> None:
@@ -24,11 +24,11 @@ class Interpolation:
         self._part = 0
 
     def reset(self) -> None:
-        """Forget what was sent."""
+        """Forget the last action."""
         self._from = self._to = None
 
     def aim(self, action: np.ndarray) -> None:
-        """Take a new action (A,) of the policy."""
+        """Set the next action (A,) of the policy."""
         if self._to is not None and np.isfinite(self._to).all():
             self._from = self._to
         if self._from is None or not np.isfinite(self._from).all():
@@ -36,7 +36,7 @@ class Interpolation:
         self._to, self._part = action, 0
 
     def next(self) -> np.ndarray | None:
-        """Return the next command (A,); None once the step's way has been gone."""
+        """Return the next command (A,); None after the step's last one."""
         if self._to is None or self._from is None or self._part == self.parts:
             return None
         self._part += 1
@@ -47,6 +47,6 @@ class Interpolation:
         return np.where(self._relative, self._to / self.parts, between).astype(np.float32)
 
     def whole(self, sent: list[np.ndarray]) -> np.ndarray:
-        """Return the one action (A,) that a step's commands come to: sums of relative ones, the last of the others."""
+        """Return the action (A,) that equals a step's commands: sums of relative ones, the last of absolute ones."""
         stacked = np.stack(sent)
         return np.where(self._relative, np.clip(stacked.sum(0), -1, 1), stacked[-1]).astype(np.float32)

@@ -268,7 +268,7 @@ def test_a_policy_of_a_robots_demonstrations_keeps_its_axes_and_its_rate(
     )
     toy = TaskRobot("toy/reach", RobotRequest(stepped=True))
     with toy, pytest.raises(BadInput, match="actions are base, elbow, wrist, task:toy/reach takes x, y, z"):
-        check_fit(manifest, toy.spec, CameraSpec("cam", "test", True, (64, 64), None, 30.0), 12.5)
+        check_fit(manifest, toy.spec, {"rgb": CameraSpec("cam", "test", True, (64, 64), None, 30.0)}, 12.5)
     assert cli.run(["export", f"checkpoint={checkpoint}", f"demos={demos}"]) == 1
     assert "ros:arm cannot be simulated" in capsys.readouterr().err
     loaded = load_policy(checkpoint)

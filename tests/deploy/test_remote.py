@@ -254,7 +254,7 @@ def _wait(until: Callable[[], bool], seconds: float = 30.0) -> None:
 def test_a_token_is_asked_for_and_compared(serve: Callable[..., PolicyServer]) -> None:
     server = serve(token="a secret of some length")
     for wrong in (None, "", "a secret of some lengtH", "a secret of some lengt"):
-        with pytest.raises(RemoteError, match=r"HTTP 401.*asks for a token"):
+        with pytest.raises(RemoteError, match=r"HTTP 401.*requires a token"):
             RemotePolicy(_address(server), token=wrong)
     twice = [("Authorization", "Bearer a secret of some length")] * 2
     with pytest.raises(InvalidStatus):

@@ -16,15 +16,15 @@ from pixio_robot import cli
 from pixio_robot.cameras.camera import Camera, CameraSpec
 from pixio_robot.cameras.frame import Frame, rgbd_frame
 from pixio_robot.datasets.robomimic import DemoSet
+from pixio_robot.deploy.load import LoadedSource
 from pixio_robot.deploy.manifest import Manifest, TensorSpec
 from pixio_robot.errors import BadInput, DataError, RobotError
 from pixio_robot.robots.clock import Rate, WallClock
-from pixio_robot.robots.commands import Run
+from pixio_robot.robots.commands import Run, drive_robot
 from pixio_robot.robots.emergency import EmergencyStop
 from pixio_robot.robots.limits import Limits
 from pixio_robot.robots.registry import find_robot
 from pixio_robot.robots.ros import RosRobot
-from pixio_robot.robots.runs import run_robot
 from pixio_robot.robots.safety import SafeRobot
 
 pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_:DeprecationWarning")  # lark, which rclpy's messages use
@@ -196,7 +196,7 @@ class _Reaching:
 
 def test_what_an_arm_did_teaches_the_next_policy(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way: run, demonstrations, train_bc, export."""
-    monkeypatch.setattr("pixio_robot.robots.runs.asked_camera", lambda command: _Webcam())
+    monkeypatch.setattr("pixio_robot.cameras.runs.asked_camera", lambda settings: _Webcam())
     manifest = Manifest(
         "policy",
         "onnx",
@@ -213,7 +213,7 @@ def test_what_an_arm_did_teaches_the_next_policy(arm: _Arm, tmp_path: Path, monk
     command = Run(
         robot=f"ros:{_file(tmp_path, rate=10)}", camera="webcam", bundle="b", steps=10, out="out", depth=False
     )
-    report = run_robot(command, manifest, _Reaching(), "policy")
+    report = drive_robot(command, LoadedSource(manifest, _Reaching(), "policy"))
     assert report.endings == {"end": 1} and report.demos is not None
     _until(lambda: np.allclose(arm.positions, [0.0, 1.0], atol=1e-6))
     demos = DemoSet(report.demos)
