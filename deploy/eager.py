@@ -1,4 +1,4 @@
-"""A checkpoint as a `Policy`: what an exported bundle does, done by torch."""
+"""A checkpoint as a `RunningPolicy`: the same as an exported bundle, computed by torch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -9,12 +9,13 @@ import torch
 
 from ..policies.agent import Agent
 from ..policies.visuomotor import LoadedPolicy, load_policy, load_policy_encoder
-from .commands import Export
-from .runtime.bundle import Manifest
+from .export.describe import BundleOptions, describe
+from .export.source import ExportSource
+from .manifest import Manifest
 
 
 class EagerPolicy:
-    """An agent at work on one robot.
+    """An agent for one robot.
 
     Args:
         agent: the policy with its encoder.
@@ -53,16 +54,17 @@ class EagerPolicy:
 
 
 def eager_policies(checkpoint: str, device: torch.device) -> tuple[Manifest, Callable[[], EagerPolicy], str]:
-    """Return a checkpoint's card, as an export would have it, what makes policies of it, and the file's SHA-256.
+    """Return a checkpoint's manifest, as an export would have it, what makes policies of it, and the file's SHA-256.
 
     Raises:
-        BadInput: if it sees in a way that no card tells.
+        BadInput: if no manifest can describe what it observes.
         CheckpointError: if it is missing or damaged, or its encoder has other weights now.
     """
-    from .export.run import described, sources
-
-    command = Export(checkpoint=checkpoint, precision="fp32")
-    loaded, backbone, inputs = sources(command)
-    assert loaded is not None
-    _, card = described(command, loaded, backbone, inputs)
-    return replace(card, target="torch", program=""), lambda: EagerPolicy(Agent(loaded, backbone, device)), inputs
+    source = ExportSource.of_checkpoint(checkpoint)
+    _, manifest = describe(source, BundleOptions())
+    loaded, backbone = source.policy, source.backbone
+    return (
+        replace(manifest, target="torch", program=""),
+        lambda: EagerPolicy(Agent(loaded, backbone, device)),
+        source.fingerprint,
+    )

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .deploy.runtime.runtime import Runtime
+    from .deploy.runtime import Runtime
     from .depth.estimator import DepthEstimator, load_depth
     from .encoders.load import Backbone, load_encoder
     from .encoders.pixio import PixioEncoder, Tokens
@@ -31,7 +31,7 @@ _HOME = {
     "load_policy": "policies.visuomotor",
     "Preprocessing": "encoders.preprocessing",
     "preprocess": "encoders.preprocessing",
-    "Runtime": "deploy.runtime.runtime",
+    "Runtime": "deploy.runtime",
 }
 
 __all__ = sorted(_HOME)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..cameras.camera import Camera
 from ..envs.action_spec import ActionSpec
+from ..envs.registry import TaskSpec
 from ..errors import BadInput
 from .clock import Clock, WallClock
 
@@ -27,6 +28,7 @@ class RobotRequest:
     render: str = "fast"  # quality of simulated images
     depth_sensor: str = "d435"  # what simulated depth is measured with
     horizon: int | None = None  # steps of a simulated episode; None is the task's own
+    cameras: tuple[str, ...] = ("",)  # of its own that are used; "" is its first one
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,10 @@ class Robot(abc.ABC):
 
     def outcome(self) -> Outcome | None:
         """Return what the last step came to; None where nobody knows."""
+        return None
+
+    def task_spec(self) -> TaskSpec | None:
+        """Return how to make the simulated task again; None for a real robot."""
         return None
 
     def state(self) -> np.ndarray:

@@ -210,7 +210,7 @@ def evaluation(home: Path) -> Numbers:
 
 def exported(home: Path) -> Numbers:
     """Tokens and actions of an exported program over eight frames of an episode."""
-    from pixio_robot.deploy.runtime.runtime import Runtime
+    from pixio_robot.deploy.runtime import Runtime
 
     out = train("mean", home, **{"horizon": "2"})
     words = [f"checkpoint={checkpoint_of(out)}", f"demos={home / 'demos.hdf5'}", "frames=16", "episodes=0", "threads=1"]
@@ -220,7 +220,7 @@ def exported(home: Path) -> Numbers:
         demo = file["data/demo_1"]
         for step in range(8):
             action = runtime.act({"rgb": demo["obs/front_image"][step], "proprio": demo["obs/proprio"][step]})
-            tokens = runtime.seen()["tokens"].astype(np.float64)
+            tokens = runtime.other_outputs()["tokens"].astype(np.float64)
             found.append({"action": action.astype(float).ravel().tolist(), "tokens": float(np.linalg.norm(tokens))})
     return {"frames": found}
 

@@ -17,7 +17,7 @@ from ...encoders.load import Backbone
 from ...errors import BadInput
 from ...policies.pixel_network import SIDE
 from ...policies.visuomotor import LoadedPolicy
-from ..runtime.bundle import STARTS, HistorySpec, TensorSpec
+from ..manifest import STARTS, HistorySpec, TensorSpec
 from .pixels import DepthImages, Pixels, SmallDepth, SmallImages
 
 
@@ -165,23 +165,23 @@ class PolicyProgram(Program):
 
 
 class Affine(nn.Module):
-    """What a batch normalisation is after training: a factor and a summand for each number."""
+    """What a batch normalisation is after training: a scale and a bias for each number."""
 
-    factor: Tensor
-    summand: Tensor
+    scale: Tensor
+    bias: Tensor
 
     def __init__(self, norm: nn.BatchNorm1d) -> None:
         super().__init__()
         assert norm.running_mean is not None and norm.running_var is not None
-        factor = (norm.running_var + norm.eps).rsqrt()
-        summand = -norm.running_mean * factor
+        scale = (norm.running_var + norm.eps).rsqrt()
+        bias = -norm.running_mean * scale
         if norm.affine:
-            factor, summand = factor * norm.weight, summand * norm.weight + norm.bias
-        self.register_buffer("factor", factor.detach().clone())
-        self.register_buffer("summand", summand.detach().clone())
+            scale, bias = scale * norm.weight, bias * norm.weight + norm.bias
+        self.register_buffer("scale", scale.detach().clone())
+        self.register_buffer("bias", bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.factor + self.summand
+        return x * self.scale + self.bias
 
 
 def fold_norms(module: nn.Module) -> None:

@@ -18,14 +18,6 @@ from ..errors import BadInput, UnknownName, closest
 from .encoder import EncoderNetwork, Tokens, TokenShape
 
 
-class TokenShape(NamedTuple):
-    """What an encoder gives for one image, known before it runs."""
-
-    cls: int  # K
-    grid: tuple[int, int]  # rows and columns of patches
-    dim: int  # D
-
-
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection (rows ordered q, k, v)."""
 

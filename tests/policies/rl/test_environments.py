@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from pixio_robot.datasets.robomimic import DemoSet
@@ -15,7 +16,6 @@ from pixio_robot.errors import DataError
 from pixio_robot.policies.agent import Agent, Perception
 from pixio_robot.policies.rl.demonstrations import demo_transitions
 from pixio_robot.policies.rl.embedded_env import FELT, TOKENS, EmbeddedVecEnv
-from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy
 
 CPU = torch.device("cpu")
 

@@ -5,22 +5,22 @@ from pathlib import Path
 
 import numpy as np
 
-from ...cameras.camera import CameraRequest
-from ...cameras.registry import find_camera
-from ...datasets.robomimic import DemoSet
-from ...errors import BadInput, DataError
-from ...policies.visuomotor import LoadedPolicy
-from ..runtime.bundle import TensorSpec
-from ..stream import check_policy, observation_of
+from ..cameras.camera import CameraRequest
+from ..cameras.registry import find_camera
+from ..datasets.robomimic import DemoSet
+from ..errors import BadInput, DataError
+from ..policies.visuomotor import LoadedPolicy
+from .manifest import TensorSpec
+from .stream import check_policy, observation_of
 
-_LENGTH = 8  # frames of a stretch, so that histories are full of different frames
+_LENGTH = 8  # frames of a clip, so that histories are full of different frames
 
 Observation = dict[str, np.ndarray]
 
 
 @dataclass
 class Recorded:
-    """Observations as a program takes them, and what was done there."""
+    """Observations in the form that a program takes, and the recorded actions."""
 
     clips: list[list[Observation]]
     actions: np.ndarray | None  # (frames, A) of all clips in their order; None where no action was recorded
@@ -33,15 +33,15 @@ class Recorded:
 
 
 def read_recorded(
-    path: str, ports: list[TensorSpec], count: int, shift: float, loaded: LoadedPolicy | None = None
+    path: str, tensors: list[TensorSpec], count: int, shift: float, loaded: LoadedPolicy | None = None
 ) -> Recorded:
     """Read about `count` observations, in clips evenly spaced over a file.
 
     Args:
-        path: a demonstration file, or a recording that cameras read; zeros stand for proprioception it does not know.
-        ports: what an observation must hold.
+        path: a demonstration file, or a recording that cameras read; zeros stand for missing proprioception.
+        tensors: what an observation must hold.
         count: frames.
-        shift: place of the clips in their share of the file, 0 to 1; other places give other frames.
+        shift: position of the clips in their share of the file, 0 to 1; other values give other frames.
         loaded: the policy, for recordings; None for an encoder alone.
 
     Raises:
@@ -49,29 +49,29 @@ def read_recorded(
         BadInput: if its images have another size.
     """
     if Path(path).suffix in (".hdf5", ".h5"):
-        return _from_demos(DemoSet(path), ports, count, shift)
-    return _from_recording(path, ports, count, shift, loaded)
+        return _from_demos(DemoSet(path), tensors, count, shift)
+    return _from_recording(path, tensors, count, shift, loaded)
 
 
-def _from_demos(demos: DemoSet, ports: list[TensorSpec], count: int, shift: float) -> Recorded:
+def _from_demos(demos: DemoSet, tensors: list[TensorSpec], count: int, shift: float) -> Recorded:
     firsts, total = demos.frame_starts, int(demos.lengths.sum())
     ends = firsts + np.repeat(demos.lengths, demos.lengths)  # of each frame's demonstration
     wanted = min(-(-count // _LENGTH), max(1, total // _LENGTH))
     rows = ((np.arange(wanted) + shift) / wanted * total).astype(int)
-    begins = [max(int(firsts[row]), min(int(row), int(ends[row]) - _LENGTH)) for row in rows]
-    vectors = {port.name: demos.read(port.name) for port in ports if len(port.shape) == 1}
+    clip_starts = [max(int(firsts[row]), min(int(row), int(ends[row]) - _LENGTH)) for row in rows]
+    vectors = {tensor.name: demos.read(tensor.name) for tensor in tensors if len(tensor.shape) == 1}
     clips, kept = [], []
-    for begin in begins:
+    for begin in clip_starts:
         size = min(_LENGTH, int(ends[begin]) - begin)
         values = {name: whole[begin : begin + size].astype(np.float32) for name, whole in vectors.items()}
-        for port in ports:
-            if port.name not in values:
-                read = next(demos.batches(port.name, begin, size))
-                values[port.name] = read[..., 0] if read.ndim == 4 and read.shape[-1] == 1 else read
-            if values[port.name].shape[1:] != port.shape:
+        for tensor in tensors:
+            if tensor.name not in values:
+                read = next(demos.batches(tensor.name, begin, size))
+                values[tensor.name] = read[..., 0] if read.ndim == 4 and read.shape[-1] == 1 else read
+            if values[tensor.name].shape[1:] != tensor.shape:
                 raise BadInput(
-                    f"{demos.path} holds {port.name!r} of shape {values[port.name].shape[1:]}, the program takes "
-                    f"{port.shape}; give what it was trained on" + _own_size(port)
+                    f"{demos.path} holds {tensor.name!r} of shape {values[tensor.name].shape[1:]}, the program takes "
+                    f"{tensor.shape}; give what it was trained on" + _own_size(tensor)
                 )
         clips.append([{name: each[step] for name, each in values.items()} for step in range(size)])
         kept.append(np.arange(begin, begin + size))
@@ -79,12 +79,12 @@ def _from_demos(demos: DemoSet, ports: list[TensorSpec], count: int, shift: floa
     return Recorded(clips, actions.astype(np.float32), str(demos.path))
 
 
-def _own_size(port: TensorSpec) -> str:
-    return ", or export with image_size=" if len(port.shape) > 1 else ""
+def _own_size(tensor: TensorSpec) -> str:
+    return ", or export with image_size=" if len(tensor.shape) > 1 else ""
 
 
 def _from_recording(
-    path: str, ports: list[TensorSpec], count: int, shift: float, loaded: LoadedPolicy | None
+    path: str, tensors: list[TensorSpec], count: int, shift: float, loaded: LoadedPolicy | None
 ) -> Recorded:
     if loaded is None:
         raise BadInput(f"{path} is no demonstration file (.hdf5), which an encoder alone is compared on")
@@ -96,5 +96,5 @@ def _from_recording(
     if not frames:
         raise DataError(f"{path} holds no frame")
     wanted = min(-(-count // _LENGTH), max(1, len(frames) // _LENGTH))
-    begins = ((np.arange(wanted) + shift) / wanted * len(frames)).astype(int)
-    return Recorded([frames[begin : begin + _LENGTH] for begin in begins], None, path)
+    clip_starts = ((np.arange(wanted) + shift) / wanted * len(frames)).astype(int)
+    return Recorded([frames[begin : begin + _LENGTH] for begin in clip_starts], None, path)
