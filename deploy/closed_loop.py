@@ -1,16 +1,16 @@
 """Run the same closed-loop episodes with an exported program and with the eager policy."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..encoders.load import Backbone
+from ..envs.registry import TaskSpec
 from ..envs.rollout import default_width, plan_episodes
 from ..metrics import EpisodeRecord
-from ..policies.evaluate import Label, evaluate
-from ..policies.runs import check_held_out, evaluate_policy, policy_request
-from ..policies.visuomotor import LoadedPolicy
+from ..policies.evaluate import Label, RolloutSettings, check_no_overlap, evaluate, evaluate_policy, policy_task
+from ..policies.loaded import LoadedPolicy
 from ..run_folder import digest
 from .runtime import Runtime
 
@@ -31,22 +31,23 @@ class Sessions:
         return actions
 
 
+@dataclass(frozen=True)
+class EpisodePairs:
+    """Which episodes both policies run."""
+
+    episodes: int
+    first_seed: int
+    width: int | None  # environments in parallel; None is twice the cores
+    cache: Path  # folder where the eager policy's rows are kept for other bundles
+
+
 def run_episodes(
-    runtime: Runtime,
-    loaded: LoadedPolicy,
-    backbone: Backbone | None,
-    out: Path,
-    *,
-    episodes: int,
-    first_seed: int,
-    width: int | None,
-    cache: Path,
+    runtime: Runtime, loaded: LoadedPolicy, task: TaskSpec, out: Path, pairs: EpisodePairs
 ) -> tuple[list[EpisodeRecord], list[EpisodeRecord]]:
     """Run the same episodes with both.
 
     Args:
         out: folder that gets the exported policy's rows, ``episodes.jsonl``.
-        cache: folder where the eager policy's rows are kept for other bundles.
 
     Returns:
         Rows of the exported and of the eager policy.
@@ -54,16 +55,14 @@ def run_episodes(
     Raises:
         DataError: if an episode has an initial state of the training data.
     """
-    request = policy_request(loaded, loaded.request)
-    plans = plan_episodes(loaded.request, episodes, first_seed)
-    check_held_out(loaded.training.get("starts", ()), plans, loaded.training.get("seeds", (0, 0)))
+    plans = plan_episodes(task, pairs.episodes, pairs.first_seed)
+    check_no_overlap(loaded.training.get("initial_states", ()), plans, loaded.training.get("seeds", (0, 0)))
     sha256 = (runtime.manifest.policy or {}).get("sha256")
-    rows = cache / f"eager-{digest(sha256, first_seed, episodes)}"
-    width = min(width or 2 * default_width(), episodes)
-    eager = evaluate_policy(
-        loaded, backbone, loaded.request, plans, torch.device("cpu"), rows, width, False, n_action_steps=1
-    )
+    rows = pairs.cache / f"eager-{digest(sha256, pairs.first_seed, pairs.episodes)}"
+    width = min(pairs.width or 2 * default_width(), pairs.episodes)
+    one_by_one = RolloutSettings(width, n_action_steps=1)
+    eager = evaluate_policy(loaded, task, plans, torch.device("cpu"), rows, one_by_one)
     label = Label(f"{runtime.manifest.target}-{runtime.manifest.precision}")
     act = Sessions(runtime, width).act
-    exported = evaluate(act, request, plans, label, out, width=width, videos=False)
+    exported = evaluate(act, policy_task(loaded, task), plans, label, out, width=width, videos=False)
     return exported.rows, eager.rows

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .serve.server import PolicyServer
+    from .stream import StreamStep
     from .verify import Comparison
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -33,7 +34,7 @@ class ComparisonSettings:
 class Export(ComparisonSettings):
     """Export a policy, or an encoder alone, as one program for a robot, and compare it with the eager one."""
 
-    checkpoint: str | None = key(None, "policy checkpoint, e.g. runs/.../checkpoints/bc/last.safetensors")
+    checkpoint: str | None = key(None, "policy checkpoint, e.g. runs/.../checkpoints/mlp/last.safetensors")
     encoder: str | None = key(None, "instead of a checkpoint: an encoder, as load_encoder takes it; tokens come out")
     target: str = key("onnx", "what runs it: onnx, openvino, aoti, tensorrt, or another package's target")
     precision: str = key("fp32", f"arithmetic: {', '.join(PRECISIONS)}")
@@ -102,7 +103,7 @@ class Latency:
 class Stream(Device, CameraSettings):
     """Run a trained policy on a camera, live, recorded or simulated, and report latency and frame age."""
 
-    checkpoint: str = key(MISSING, "policy checkpoint, e.g. runs/.../checkpoints/bc/last.safetensors")
+    checkpoint: str = key(MISSING, "policy checkpoint, e.g. runs/.../checkpoints/mlp/last.safetensors")
     frames: int = key(200, "control steps", least=1)
     rate: float | None = key(None, "control steps per second; null is as fast as frames come")
     max_age: float | None = key(
@@ -110,14 +111,63 @@ class Stream(Device, CameraSettings):
     )
     max_skew: float | None = key(None, "most that colour and depth may be apart [s]; null is half a frame period")
     real_time: bool = key(False, "play a recording at its own pace, as a live camera")
+    cameras: Any = key(None, "further cameras of the policy by feature, e.g. {rgb_wrist: opencv:1}")
     zeros: bool = key(False, "give zeros for proprioception that the camera does not provide, to time a policy")
     out: str | None = key(None, "file of the actions (.jsonl); null writes none", free=True)
 
 
-def run_stream(settings: Stream) -> int:
-    """Run a policy on a camera and print percentiles of its times."""
-    from ..policies.runs import run_stream as stream_policy
+def stream_policy(settings: Stream) -> "tuple[list[StreamStep], dict[str, dict[str, float]]]":
+    """Run a policy on cameras; return its steps and percentiles of their times [ms]."""
+    import json
+    import logging
+    from contextlib import ExitStack
+    from dataclasses import asdict, replace
+    from itertools import islice
+    from pathlib import Path
 
+    from ..cameras.capture import Capture
+    from ..cameras.playback import RealTimePlayback
+    from ..cameras.settings import requested_camera
+    from ..errors import DataError
+    from ..files import replacing
+    from ..hardware import choose_device
+    from ..policies.loaded import load_policy
+    from .stream import StreamTiming, percentiles, stream
+
+    loaded = load_policy(settings.checkpoint)
+    if settings.camera.startswith("task:"):  # as it was trained
+        sizes = [feature.shape[0] for feature in loaded.spec.observation.values() if feature.kind == "image"]
+        render = (loaded.provenance.get("environment") or {}).get("render")
+        settings = replace(
+            settings, width=settings.width or (sizes[0] if sizes else None), render=settings.render or render
+        )
+    names, live = {"rgb": settings.camera, **(settings.cameras or {})}, False
+    with ExitStack() as opened:
+        cameras = {}
+        for name, source_name in names.items():
+            source = requested_camera(replace(settings, camera=source_name))
+            source.open()
+            if source.spec.live or settings.real_time:
+                live = True
+                source = Capture(RealTimePlayback(source) if settings.real_time else source, settings.max_skew)
+            cameras[name] = opened.enter_context(source)
+        timing = StreamTiming(settings.max_age or (0.1 if live else None), settings.rate)
+        running = stream(loaded, cameras, choose_device(settings.device), timing, settings.zeros)
+        steps = list(islice(running, settings.frames))
+        faults = "; ".join(each.counters().faults() for each in cameras.values() if isinstance(each, Capture))
+    if not steps:
+        raise DataError(f"{settings.camera} gave no frame to act on{faults and f'; of its frames {faults}'}")
+    if faults:
+        logging.getLogger(__name__).warning("of the frames of %s: %s", settings.camera, faults)
+    if settings.out is not None:
+        with replacing(Path(settings.out)) as temporary:
+            rows = [{**asdict(each), "action": None if each.action is None else each.action.tolist()} for each in steps]
+            temporary.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return steps, percentiles(steps)
+
+
+def run_stream(settings: Stream) -> int:
+    """Run a policy on cameras and print percentiles of its times."""
     steps, table = stream_policy(settings)
     for name, times in table.items():
         what = {"prepare": "register, crop, resize", "act": "encoder and policy", "age": "frame's age at the action"}

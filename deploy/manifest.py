@@ -18,6 +18,7 @@ from ..files import replacing, sha256_of
 FORMAT = "pixio-robot-bundle/1"
 MANIFEST, VERIFICATION = "manifest.json", "verification.json"
 STARTS = "starts"  # name of the input that is true at the first step of an episode
+NOISE = "noise"  # name of the input of policies that start from noise
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Manifest:
     observation: list[TensorSpec]  # what an observation must hold
     outputs: list[TensorSpec]
     memory: list[HistorySpec] = field(default_factory=list)
+    noise: TensorSpec | None = None  # standard normal noise that the program takes
     batch: int | None = 1  # observations per call; None is any number
     task: str | None = None  # that it was trained for
     image_size: int | None = None  # side of its images [px]
@@ -77,14 +79,15 @@ class Manifest:
 
     @property
     def actions(self) -> int:
-        """The size A of an action."""
-        return len(self.action_low)
+        """The size A of an action; 0 for an encoder alone."""
+        return next((each.shape[-1] for each in self.outputs if each.name == "action"), 0)
 
     @property
     def inputs(self) -> list[TensorSpec]:
         """All inputs of the program, in its order."""
         starts = [TensorSpec(STARTS, (), "bool")] if any(each.frames > 1 for each in self.memory) else []
-        return [*self.observation, *starts, *(each.history for each in self.memory if each.frames > 1)]
+        noise = [] if self.noise is None else [self.noise]
+        return [*self.observation, *noise, *starts, *(each.history for each in self.memory if each.frames > 1)]
 
     def check(self, observation: Mapping[str, np.ndarray]) -> None:
         """Refuse an observation that the program cannot take. Additional arrays are allowed.
@@ -122,7 +125,8 @@ class Manifest:
         for name in ("observation", "outputs"):
             tensors[name] = [_tensor(each) for each in values.pop(name)]
         memory = [HistorySpec(each["name"], each["frames"], tuple(each["shape"])) for each in values.pop("memory")]
-        return cls(**tensors, memory=memory, **values)
+        noise = values.pop("noise", None)
+        return cls(**tensors, memory=memory, noise=None if noise is None else _tensor(noise), **values)
 
     @classmethod
     def read(cls, folder: Path | str, check: bool = True) -> "Manifest":

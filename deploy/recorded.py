@@ -1,17 +1,16 @@
 """Recorded observations to compare and calibrate programs on: clips of consecutive frames, each a small episode."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ..cameras.camera import CameraRequest
 from ..cameras.registry import find_camera
-from ..datasets.robomimic import DemoSet
+from ..datasets.dataset import EpisodeDataset, open_dataset
 from ..errors import BadInput, DataError
-from ..policies.visuomotor import LoadedPolicy
-from .manifest import TensorSpec
-from .stream import check_policy, observation_of
+from ..plugins import find_plugin, plugin_names
+from .manifest import Manifest, TensorSpec
+from .observation import cameras_of, observation_from_frames
 
 _LENGTH = 8  # frames of a clip, so that histories are full of different frames
 
@@ -32,67 +31,64 @@ class Recorded:
         return sum(len(each) for each in self.clips)
 
 
-def read_recorded(
-    path: str, tensors: list[TensorSpec], count: int, shift: float, loaded: LoadedPolicy | None = None
-) -> Recorded:
+def read_recorded(path: str, manifest: Manifest, count: int, shift: float) -> Recorded:
     """Read about `count` observations, in clips evenly spaced over a file.
 
     Args:
-        path: a demonstration file, or a recording that cameras read; zeros stand for missing proprioception.
-        tensors: what an observation must hold.
+        path: demonstrations, or a recording that cameras read; zeros stand for missing proprioception.
+        manifest: what an observation must hold.
         count: frames.
         shift: position of the clips in their share of the file, 0 to 1; other values give other frames.
-        loaded: the policy, for recordings; None for an encoder alone.
 
     Raises:
         DataError: if the file is missing, damaged, or lacks what is observed.
         BadInput: if its images have another size.
     """
-    if Path(path).suffix in (".hdf5", ".h5"):
-        return _from_demos(DemoSet(path), tensors, count, shift)
-    return _from_recording(path, tensors, count, shift, loaded)
+    if any(find_plugin("datasets", each).recognises(path) for each in plugin_names("datasets")):
+        return _from_dataset(open_dataset(path), manifest.observation, count, shift)
+    return _from_recording(path, manifest, count, shift)
 
 
-def _from_demos(demos: DemoSet, tensors: list[TensorSpec], count: int, shift: float) -> Recorded:
-    firsts, total = demos.frame_starts, int(demos.lengths.sum())
-    ends = firsts + np.repeat(demos.lengths, demos.lengths)  # of each frame's demonstration
+def _from_dataset(dataset: EpisodeDataset, tensors: list[TensorSpec], count: int, shift: float) -> Recorded:
+    firsts, total = dataset.episode_starts, dataset.frames
+    ends = firsts + np.repeat(dataset.lengths, dataset.lengths)  # of each frame's demonstration
     wanted = min(-(-count // _LENGTH), max(1, total // _LENGTH))
     rows = ((np.arange(wanted) + shift) / wanted * total).astype(int)
     clip_starts = [max(int(firsts[row]), min(int(row), int(ends[row]) - _LENGTH)) for row in rows]
-    vectors = {tensor.name: demos.read(tensor.name) for tensor in tensors if len(tensor.shape) == 1}
     clips, kept = [], []
     for begin in clip_starts:
-        size = min(_LENGTH, int(ends[begin]) - begin)
-        values = {name: whole[begin : begin + size].astype(np.float32) for name, whole in vectors.items()}
+        clip = np.arange(begin, min(begin + _LENGTH, int(ends[begin])))
+        values = {}
         for tensor in tensors:
-            if tensor.name not in values:
-                read = next(demos.batches(tensor.name, begin, size))
-                values[tensor.name] = read[..., 0] if read.ndim == 4 and read.shape[-1] == 1 else read
-            if values[tensor.name].shape[1:] != tensor.shape:
+            shape = dataset.feature(tensor.name).shape
+            if shape != tuple(tensor.shape):
                 raise BadInput(
-                    f"{demos.path} holds {tensor.name!r} of shape {values[tensor.name].shape[1:]}, the program takes "
-                    f"{tensor.shape}; give what it was trained on" + _own_size(tensor)
+                    f"{dataset.source} holds {tensor.name!r} of shape {shape}, the program takes {tensor.shape}; give "
+                    "what it was trained on" + _own_size(tensor)
                 )
-        clips.append([{name: each[step] for name, each in values.items()} for step in range(size)])
-        kept.append(np.arange(begin, begin + size))
-    actions = demos.read("actions")[np.concatenate(kept)]
-    return Recorded(clips, actions.astype(np.float32), str(demos.path))
+            values[tensor.name] = dataset.read(tensor.name, clip).astype(tensor.dtype)
+        clips.append([{name: each[step] for name, each in values.items()} for step in range(len(clip))])
+        kept.append(clip)
+    actions = dataset.read("action", np.concatenate(kept))
+    return Recorded(clips, actions.astype(np.float32), dataset.source)
 
 
 def _own_size(tensor: TensorSpec) -> str:
     return ", or export with image_size=" if len(tensor.shape) > 1 else ""
 
 
-def _from_recording(
-    path: str, tensors: list[TensorSpec], count: int, shift: float, loaded: LoadedPolicy | None
-) -> Recorded:
-    if loaded is None:
-        raise BadInput(f"{path} is no demonstration file (.hdf5), which an encoder alone is compared on")
-    check_policy(loaded)
+def _from_recording(path: str, manifest: Manifest, count: int, shift: float) -> Recorded:
+    if manifest.kind == "encoder":
+        raise BadInput(f"{path} is not a data set of demonstrations, which an encoder alone is compared on")
+    cameras = cameras_of(manifest)
+    if len(cameras) != 1 or any(each.name == "state" for each in manifest.observation):
+        raise BadInput(f"{path} is the recording of one camera, and the policy observes more; give demonstrations")
+    width = next((each.shape[0] for each in manifest.observation if each.name == "proprio"), 0)
     frames = []
     with find_camera(path, CameraRequest()) as camera:
         for frame in camera:
-            frames.append({key: value[0] for key, value in observation_of(frame, loaded, zeros=True).items()})
+            proprio = frame.proprio if frame.proprio is not None else np.zeros(width, np.float32)
+            frames.append(observation_from_frames({cameras[0]: frame}, proprio, manifest))
     if not frames:
         raise DataError(f"{path} holds no frame")
     wanted = min(-(-count // _LENGTH), max(1, len(frames) // _LENGTH))

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import BadInput
 from ..plugins import find_plugin
-from .manifest import STARTS, Manifest, TensorSpec, verification_problem
+from .manifest import NOISE, STARTS, Manifest, TensorSpec, verification_problem
 from .targets.target import LoadedProgram
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ class Runtime:
             if each.frames > 1
         ]
         self._starts = inputs.get(STARTS)
+        self._noise = inputs.get(NOISE)
+        self._rng = np.random.default_rng(0)
         self._first_step = True
         for _ in range(_WARM_UP):
             self._bound.run()
@@ -92,11 +94,12 @@ class Runtime:
         self._first_step = True
 
     def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the next actions, (H, A) float32 within the manifest's limits.
+        """Return the next actions, (H, A) float32 in the units of the data.
 
         Args:
             observation: ``rgb`` (Y, X, 3) uint8, ``depth`` (Y, X) float32 [m], ``proprio`` (P,) float32, and
-                further cameras, as the manifest names them. Additional arrays are ignored.
+                further cameras, as the manifest names them. Additional arrays are ignored. ``noise`` replaces the
+                noise that is drawn for a policy that starts from noise.
 
         Raises:
             BadInput: if something is missing or has another shape or type, or the bundle is an encoder alone.
@@ -128,6 +131,9 @@ class Runtime:
             inputs[tensor.name][:] = observation[tensor.name]
         if self._starts is not None:
             self._starts[:] = self._first_step
+        if self._noise is not None:
+            drawn = observation.get(NOISE)
+            self._noise[:] = self._rng.standard_normal(self._noise.shape) if drawn is None else drawn
         self._bound.run()
         for history, latest, kept in self._histories:
             if self._first_step:

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 
 from ..datasets.token_cache import encode
-from ..encoders.load import Backbone
+from ..encoders.encoder import Backbone
 from ..envs.registry import tasks
 from ..errors import BadInput, CheckpointError
 from ..files import sha256_of
 from ..metrics import EpisodeRecord, mcnemar, mean_score, paired_test
-from ..policies.agent import Agent, Perception
-from ..policies.visuomotor import LoadedPolicy
+from ..policies.evaluate import task_of
+from ..policies.loaded import LoadedPolicy
 from ..progress import stage
 from ..run_folder import read_json, write_json
-from .closed_loop import run_episodes
+from .closed_loop import EpisodePairs, run_episodes
 from .eager import EagerPolicy
 from .export.source import ExportSource
-from .manifest import VERIFICATION, Manifest
+from .manifest import NOISE, VERIFICATION, Manifest
 from .recorded import Recorded, read_recorded
 from .runtime import Runtime
 
@@ -122,7 +122,7 @@ def verify_bundle(folder: Path, checkpoint: Path | None, comparison: Comparison)
     """
     source = source_of(folder, Manifest.read(folder), checkpoint)
     (folder / ROWS).unlink(missing_ok=True)
-    recorded = comparison_frames(comparison, Manifest.read(folder, check=False), source.loaded)
+    recorded = comparison_frames(comparison, Manifest.read(folder, check=False))
     verification = compare_bundle(folder, source, comparison, recorded)
     write_json(folder / VERIFICATION, verification.as_json())
     return verification
@@ -143,23 +143,23 @@ def source_of(folder: Path, manifest: Manifest, checkpoint: Path | None) -> Expo
     return source
 
 
-def comparison_frames(comparison: Comparison, manifest: Manifest, loaded: LoadedPolicy | None) -> Recorded:
+def comparison_frames(comparison: Comparison, manifest: Manifest) -> Recorded:
     """Read the frames that a program is compared on.
 
     Raises:
         BadInput: if none are given, or closed-loop episodes are asked for and the task cannot be simulated.
     """
-    if loaded is not None and comparison.episodes and loaded.request.task not in tasks():
+    if manifest.kind == "policy" and comparison.episodes and manifest.task not in tasks():
         raise BadInput(
-            f"{loaded.request.task} cannot be simulated, so no episodes can be compared; give episodes=0 to compare "
-            "tokens and actions only"
+            f"{manifest.task or 'what recorded the demonstrations'} cannot be simulated, so no episodes can be "
+            "compared; give episodes=0 to compare tokens and actions only"
         )
     if comparison.demos is None:
         raise BadInput(
             "verification compares on recorded frames: give demos=FILE, e.g. what the policy was trained on; "
             "export with verify=false writes a bundle without comparing it"
         )
-    return read_recorded(comparison.demos, manifest.observation, comparison.frames, 0.5, loaded)
+    return read_recorded(comparison.demos, manifest, comparison.frames, 0.5)
 
 
 def compare_bundle(folder: Path, source: ExportSource, comparison: Comparison, recorded: Recorded) -> Verification:
@@ -170,7 +170,7 @@ def compare_bundle(folder: Path, source: ExportSource, comparison: Comparison, r
         compare_encoder(verification, runtime, source.encoder, recorded)
         return verification
     with stage("compare actions", 1) as bar:
-        compare_recorded(verification, runtime, source.loaded, source.backbone, recorded)
+        compare_recorded(verification, runtime, source.loaded, recorded)
         bar.advance(1)
     if not verification.passed:
         verification.words.append("no episodes were run, because recorded frames already differ too much")
@@ -180,12 +180,9 @@ def compare_bundle(folder: Path, source: ExportSource, comparison: Comparison, r
         rows = run_episodes(
             runtime,
             source.loaded,
-            source.backbone,
+            task_of(source.loaded.provenance, "the checkpoint"),
             folder,
-            episodes=comparison.episodes,
-            first_seed=comparison.first_seed,
-            width=comparison.envs,
-            cache=comparison.cache,
+            EpisodePairs(comparison.episodes, comparison.first_seed, comparison.envs, comparison.cache),
         )
         compare_episodes(verification, *rows)
     return verification
@@ -231,31 +228,37 @@ def compare_actions(
     verification.details["actions"] = details
 
 
-def compare_recorded(
-    verification: Verification, runtime: Runtime, loaded: LoadedPolicy, backbone: Backbone | None, recorded: Recorded
-) -> None:
-    """Compare a policy's tokens and actions on recorded frames; each clip is an episode for both."""
-    cpu = torch.device("cpu")
-    eager = EagerPolicy(Agent(loaded, backbone, cpu))
-    precision = "fp32" if loaded.encoder is None else loaded.encoder.precision
-    perception = Perception(loaded.policy, backbone if loaded.encoder else None, precision, cpu)
+def compare_recorded(verification: Verification, runtime: Runtime, loaded: LoadedPolicy, recorded: Recorded) -> None:
+    """Compare a policy's tokens and actions on recorded frames; each clip is an episode for both, with equal noise."""
+    eager, rng = EagerPolicy(loaded), np.random.default_rng(0)
     ours: list[np.ndarray] = []
     theirs: list[np.ndarray] = []
-    our_tokens: list[np.ndarray] = []
-    their_tokens: list[np.ndarray] = []
+    names = [f"{key}.{kind}" for key in loaded.vision.spec.cameras for kind in loaded.vision.spec.kinds]
+    our_tokens: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    their_tokens: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for clip in recorded.clips:
         eager.reset()
         runtime.reset()
         for observation in clip:
-            theirs.append(eager.act(observation))
-            ours.append(runtime.act(observation))
-            outputs = runtime.other_outputs()
-            our_tokens += [outputs["tokens"]] if "tokens" in outputs else []
-        if perception.backbone is not None:
-            batch = {key: np.stack([each[key] for each in clip]) for key in loaded.policy.images}
-            their_tokens.append(perception.newest(batch).float().numpy())
-    if their_tokens:
-        compare_tokens(verification, "tokens", np.stack(our_tokens), np.concatenate(their_tokens))
+            if (noise := runtime.manifest.noise) is not None:
+                drawn = rng.standard_normal(noise.shape).astype(np.float32)
+                theirs.append(eager.act({**observation, NOISE: drawn}))
+                ours.append(runtime.act({**observation, NOISE: drawn}))
+            else:
+                theirs.append(eager.act(observation))
+                ours.append(runtime.act(observation))
+            for name, values in runtime.other_outputs().items():
+                if name in our_tokens:
+                    our_tokens[name].append(values)
+        if loaded.vision.encoder is not None:
+            batch = {key: np.stack([each[key] for each in clip]) for key in loaded.vision.keys}
+            for name, tokens in loaded.vision.encode(batch).items():
+                if name in their_tokens:
+                    their_tokens[name].append(tokens.float().numpy())
+    if loaded.vision.encoder is not None:
+        for name in names:
+            label = "tokens" if len(names) == 1 else f"tokens {name}"
+            compare_tokens(verification, label, np.stack(our_tokens[name]), np.concatenate(their_tokens[name]))
     compare_actions(verification, np.stack(ours), np.stack(theirs), recorded.actions)
     verification.words.append(f"compared on {recorded.frames} frames of {recorded.source}")
 

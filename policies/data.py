@@ -122,7 +122,7 @@ class Sample(NamedTuple):
     """A batch before vision and normalisation."""
 
     frames: dict[str, Tensor]  # (B, T, ...); or images and depth of the U different frames, (U, ...)
-    index: Tensor | None  # (B, T), which of the U frames; None without images
+    frame_index: Tensor | None  # (B, T), which of the U frames; None without images
     vectors: dict[str, Tensor]  # (B, T, P)
     action: Tensor  # (B, H, A)
     action_is_pad: Tensor  # (B, H) bool
@@ -133,7 +133,7 @@ class Sample(NamedTuple):
         def moved(values: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: value.to(device) for name, value in values.items()}
 
-        index = None if self.index is None else self.index.to(device)
+        index = None if self.frame_index is None else self.frame_index.to(device)
         action, is_pad = self.action.to(device), self.action_is_pad.to(device)
         return Sample(moved(self.frames), index, moved(self.vectors), action, is_pad)
 

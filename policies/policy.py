@@ -131,6 +131,7 @@ class Policy(nn.Module, abc.ABC):
     Config: ClassVar[type]  # dataclass of the architecture, with ``name: str``; it is the option of policy=<name>
     tokens: Tokens = "cls"  # which tokens it observes
     noise_shape: tuple[int, ...] | None = None  # of one sample's noise, for policies that start from noise
+    observes_past_vectors: bool = True  # whether vectors of earlier observation steps are used, not only the newest
 
     def __init__(self, config: Any, spec: PolicySpec) -> None:
         super().__init__()

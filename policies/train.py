@@ -131,7 +131,9 @@ def train_policy(
                         average.update_parameters(model)
                     total += loss * data.targets(rows)
             state.train_loss = float(total) / data.targets(order.numpy())
-            trained: VisionPolicy = model if average is None else average.module
+            trained = model
+            if average is not None and isinstance(average.module, VisionPolicy):
+                trained = average.module
             state.valid_loss = learner.valid_loss(trained, data.valid, epoch)
             state.epoch, state.step = epoch, state.step + len(parts)
             if not np.isfinite(state.train_loss):
@@ -199,10 +201,10 @@ class _Learner:
             yield from ((rows.numpy(), None) for rows in parts)
         elif self.settings.workers and images:
             rows_of = [rows.numpy() for rows in parts]
-            reader = _Reader(self.data, images)
-            loader = DataLoader(
+            reader: Any = _Reader(self.data, images)
+            loader: DataLoader[Any] = DataLoader(
                 reader,
-                sampler=rows_of,  # type: ignore[arg-type]
+                sampler=rows_of,
                 batch_size=None,
                 num_workers=self.settings.workers,
                 multiprocessing_context="spawn",
@@ -216,9 +218,9 @@ class _Learner:
     def _observation(self, sample: Sample, model: VisionPolicy) -> Observation:
         sample = sample.to(self.device)
         frames = sample.frames
-        if model.vision.residual is not None and sample.index is None:
+        if model.vision.residual is not None and sample.frame_index is None:
             frames = {name: values for name, values in frames.items() if name != DEPTH_FEATURE}
-        return model.observation(frames, sample.vectors, sample.index)
+        return model.observation(frames, sample.vectors, sample.frame_index)
 
     def loss(self, model: VisionPolicy, rows: np.ndarray, sample: Sample | None) -> Tensor:
         """Return the mean loss over the targets of `rows`."""
@@ -251,7 +253,7 @@ class _Learner:
             for part in parts:
                 images = (
                     self.data.images
-                    if sample is None or sample.index is None
+                    if sample is None or sample.frame_index is None
                     else tuple(key for key in sample.frames if "." not in key and key != DEPTH_FEATURE)
                 )
                 given = None if self.precomputed is not None else self.data.sample(part, images)

@@ -220,7 +220,7 @@ def exported(home: Path) -> Numbers:
         demo = file["data/demo_1"]
         for step in range(8):
             action = runtime.act({"rgb": demo["obs/front_image"][step], "proprio": demo["obs/proprio"][step]})
-            tokens = runtime.other_outputs()["tokens"].astype(np.float64)
+            tokens = runtime.other_outputs()["rgb.cls"].astype(np.float64)
             found.append({"action": action.astype(float).ravel().tolist(), "tokens": float(np.linalg.norm(tokens))})
     return {"frames": found}
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ...errors import BadInput, DataError
 from ...plugins import find_plugin
-from ...policies.visuomotor import LoadedPolicy
 from ...progress import stage
 from ...run_folder import write_json
 from ..manifest import VERIFICATION, Manifest
@@ -75,8 +74,8 @@ def export_bundle(
     target: Target = find_plugin("targets", options.target)()
     program, manifest = describe(source, options)
     target.check(program, options.precision)
-    recorded = None if comparison is None else comparison_frames(comparison, manifest, source.loaded)
-    frames = calibration_frames(calibration, manifest, source.loaded) if options.precision == "int8" else None
+    recorded = None if comparison is None else comparison_frames(comparison, manifest)
+    frames = calibration_frames(calibration, manifest) if options.precision == "int8" else None
     with new_folder(out) as folder:
         with stage(f"export {options.target} {options.precision}", 1) as bar:
             how = ProgramOptions(options.precision, options.batch, options.device, frames)
@@ -95,7 +94,7 @@ def export_bundle(
     return Exported(out, verification, placed=True)
 
 
-def calibration_frames(calibration: Calibration, manifest: Manifest, loaded: LoadedPolicy | None) -> Recorded:
+def calibration_frames(calibration: Calibration, manifest: Manifest) -> Recorded:
     """Read the frames that int8 is calibrated on; from the same file, other clips than those of the comparison.
 
     Raises:
@@ -103,7 +102,7 @@ def calibration_frames(calibration: Calibration, manifest: Manifest, loaded: Loa
     """
     if calibration.source is None:
         raise BadInput("int8 takes its ranges from recorded frames: give calibration=FILE or demos=FILE")
-    return read_recorded(calibration.source, manifest.observation, calibration.frames, 0.0, loaded)
+    return read_recorded(calibration.source, manifest, calibration.frames, 0.0)
 
 
 @contextmanager

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from ...encoders.encoder import Backbone
 from ...envs.registry import new_task, tasks
 from ...errors import BadInput, MissingExtra
 from ...plugins import find_plugin
-from ...policies.visuomotor import LoadedPolicy
-from ..manifest import Manifest
-from .program import EncoderProgram, Program, program_of
+from ...policies.loaded import LoadedPolicy
+from ..manifest import Manifest, TensorSpec
+from .program import EncoderProgram, Program, observation_specs, program_of
 from .source import ExportSource
 
 _MADE_WITH = ("pixio-robot", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "tensorrt")
@@ -33,59 +34,67 @@ def describe(source: ExportSource, options: BundleOptions) -> tuple[Program, Man
     Raises:
         BadInput: if the policy has no program, or the image size does not fit.
     """
-    loaded, backbone = source.loaded, source.backbone
-    about: dict[str, Any] = {}
-    if backbone is not None:
-        about["normalisation"] = backbone.preprocessing._asdict()
-        about["encoder"] = dict(name=backbone.name, fingerprint=backbone.fingerprint(), weights=backbone.weights)
     program: Program
-    if loaded is None:
+    if source.loaded is None:
         size = options.image_size or max(source.encoder.preprocessing.size)
         program = EncoderProgram(source.encoder, size).eval().requires_grad_(False)
-        about |= dict(image_size=size)
+        manifest = Manifest("encoder", "", "", "", program.observation, program.outputs, image_size=size)
+        _describe_encoder(manifest, source.encoder)
     else:
-        if options.image_size not in (None, loaded.request.image_size):
-            raise BadInput(f"the policy was trained on {loaded.request.image_size} px; leave image_size out")
-        program = program_of(loaded, backbone)
-        width = loaded.policy.actions
-        about |= dict(
-            task=loaded.request.task,
-            image_size=loaded.request.image_size,
-            **control_of(loaded),
-            horizon=program.outputs[0].shape[0],
-            action_low=[-1.0] * width,
-            action_high=[1.0] * width,
-            policy=dict(kind=loaded.policy.kind, sha256=source.fingerprint, step=loaded.step),
-        )
-    manifest = Manifest(
-        kind="encoder" if loaded is None else "policy",
-        target=options.target,
-        precision=options.precision,
-        program=find_plugin("targets", options.target).program_file,
-        observation=program.observation,
-        outputs=program.outputs,
-        memory=program.memory,
-        batch=options.batch,
-        versions=versions(),
-        **about,
-    )
+        manifest = describe_policy(source.loaded, source.fingerprint)
+        if options.image_size not in (None, manifest.image_size):
+            raise BadInput(f"the policy was trained on {manifest.image_size} px; leave image_size out")
+        program = program_of(source.loaded)
+        manifest.outputs, manifest.memory, manifest.noise = program.outputs, program.memory, program.noise
+    manifest.target, manifest.precision, manifest.batch = options.target, options.precision, options.batch
+    manifest.program = find_plugin("targets", options.target).program_file
+    manifest.versions = versions()
     return program, manifest
+
+
+def describe_policy(loaded: LoadedPolicy, fingerprint: str) -> Manifest:
+    """Return the manifest of a policy that torch computes, whether it can be exported or not."""
+    spec, width = loaded.spec, loaded.spec.action_dim
+    images = [feature.shape[0] for feature in spec.observation.values() if feature.kind in ("image", "depth")]
+    manifest = Manifest(
+        kind="policy",
+        target="torch",
+        precision="fp32",
+        program="",
+        observation=observation_specs(loaded),
+        outputs=[TensorSpec("action", (spec.horizon, width), "float32", "in the units of the data")],
+        task=loaded.task or None,
+        image_size=images[0] if images else None,
+        horizon=spec.horizon,
+        policy=dict(kind=loaded.label, sha256=fingerprint, step=loaded.step),
+        **control_of(loaded),
+    )
+    if loaded.provenance.get("environment"):  # recorded by this package: actions are those of its ActionSpec
+        manifest.action_low, manifest.action_high = [-1.0] * width, [1.0] * width
+    if loaded.vision.encoder is not None:
+        _describe_encoder(manifest, loaded.vision.encoder)
+    return manifest
+
+
+def _describe_encoder(manifest: Manifest, backbone: Backbone) -> None:
+    manifest.normalisation = backbone.preprocessing._asdict()
+    manifest.encoder = dict(name=backbone.name, fingerprint=backbone.fingerprint(), weights=backbone.weights)
 
 
 def control_of(loaded: LoadedPolicy) -> dict[str, Any]:
     """Return a policy's ``control_period`` [s], ``action_names`` and ``action_meanings``.
 
-    They come from the recording of the robot, otherwise from the task. They are None where neither has them: the
-    demonstrations were recorded by an older version, or the suite is not installed.
+    They come from the recording of the robot, otherwise from the task. They are None where neither has them, or the
+    suite is not installed.
     """
-    robot = loaded.training.get("robot") or {}
+    robot = loaded.provenance.get("robot") or {}
     rate, names, meanings = (robot.get(key) for key in ("control_hz", "axes", "actions"))
-    if loaded.request.task in tasks() and None in (rate, names, meanings):
-        with suppress(MissingExtra), closing(new_task(loaded.request.task)) as task:
-            commands = task.action_spec()
+    if loaded.task in tasks() and None in (rate, names, meanings):
+        with suppress(MissingExtra), closing(new_task(loaded.task)) as task:
+            action = task.action_spec()
             rate = rate or task.control_hz
-            names = names or list(commands.names)
-            meanings = meanings or commands.meanings
+            names = names or list(action.names)
+            meanings = meanings or action.meanings
     return dict(control_period=1 / rate if rate else None, action_names=names, action_meanings=meanings)
 
 

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...encoders.load import Backbone, load_encoder
+from ...encoders.encoder import Backbone
+from ...encoders.load import load_encoder
 from ...errors import BadInput
 from ...files import sha256_of
-from ...policies.visuomotor import LoadedPolicy, load_policy, load_policy_encoder
+from ...policies.loaded import LoadedPolicy, load_policy
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,7 @@ class ExportSource:
             CheckpointError: if the file is missing or damaged, or the encoder has other weights now.
         """
         loaded = load_policy(checkpoint)
-        encoder = None if loaded.encoder is None else load_policy_encoder(loaded.encoder)
-        return cls(loaded, encoder, sha256_of(Path(checkpoint)))
+        return cls(loaded, loaded.vision.encoder, sha256_of(Path(checkpoint)))
 
     @classmethod
     def of_encoder(cls, name: str) -> "ExportSource":

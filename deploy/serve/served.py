@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...datasets.robomimic import DemoSet, depth_key
+from ...datasets.dataset import open_dataset
 from ...errors import BadInput, DataError
 from ..manifest import Manifest, TensorSpec, check_verified
 from ..replay import ReplayPolicy
@@ -63,37 +63,32 @@ def served_replay(path: str, episode: int, horizon: int, stride: int) -> Served:
     Raises:
         DataError: if there is no such episode.
     """
-    demos = DemoSet(path)
-    if episode >= len(demos.names):
-        raise DataError(f"{demos.path} has {len(demos.names)} episodes; episode={episode} is none of them")
-    starts = demos.frame_starts
-    rows = np.flatnonzero(starts == np.unique(starts)[episode])
-    actions = demos.read("actions")[rows].astype(np.float32)
-    observe, side = demos.request.observe, demos.request.image_size
-    recorded = demos.environment.get("cameras") or []
-    images = demos.images(recorded) if "rgb" in observe else ()
-    tensors = [TensorSpec(key, (side, side, 3), "uint8", "RGB") for key in images]
-    if "depth" in observe:
-        unit = "metres along the optical axis, 0 where invalid"
-        tensors += [TensorSpec(depth_key(key), (side, side), "float32", unit) for key in demos.images(recorded)]
-    if "proprio" in demos.widths:
-        tensors.append(TensorSpec("proprio", (demos.widths["proprio"],), "float32", "proprioception"))
-    width, robot = actions.shape[1], demos.environment.get("robot") or {}
+    dataset = open_dataset(path)
+    if episode >= len(dataset.lengths):
+        raise DataError(f"{dataset.source} has {len(dataset.lengths)} episodes; episode={episode} is none of them")
+    first = int(dataset.lengths[:episode].sum())
+    actions = dataset.read("action", np.arange(first, first + int(dataset.lengths[episode]))).astype(np.float32)
+    units = {"image": "RGB", "depth": "metres along the optical axis, 0 where invalid"}
+    kept = {key: feature for key, feature in dataset.features.items() if feature.kind in units or key == "proprio"}
+    tensors = [
+        TensorSpec(key, feature.shape, "uint8" if feature.kind == "image" else "float32", units.get(feature.kind, key))
+        for key, feature in kept.items()
+    ]
+    images = [feature.shape[0] for feature in kept.values() if feature.kind == "image"]
+    width, robot = actions.shape[1], dataset.provenance.get("robot") or {}
     manifest = Manifest(
         kind="policy",
         target="replay",
         precision="fp32",
         program="",
         observation=tensors,
-        outputs=[TensorSpec("action", (horizon, width), "float32", "within [-1, 1], as recorded")],
-        task=demos.task,
-        image_size=side,
-        control_period=1 / robot["control_hz"] if "control_hz" in robot else None,
+        outputs=[TensorSpec("action", (horizon, width), "float32", "as recorded")],
+        task=dataset.provenance.get("task") or None,
+        image_size=images[0] if images else None,
+        control_period=1 / dataset.fps if dataset.fps else None,
         action_names=robot.get("axes"),
         action_meanings=robot.get("actions"),
         horizon=horizon,
-        action_low=[-1.0] * width,
-        action_high=[1.0] * width,
-        policy={"kind": "replay", "sha256": demos.sha256(), "episode": episode},
+        policy={"kind": "replay", "sha256": dataset.fingerprint, "episode": episode},
     )
     return Served(manifest, lambda: ReplayPolicy(actions, horizon, stride))
