@@ -23,7 +23,8 @@ from ..errors import BadInput, CheckpointError, DataError, UnknownName, closest
 from ..files import sha256_of
 from ..hardware import seeded, threads
 from ..progress import stage
-from ..run_folder import MetricsLog, described, digest
+from ..run_folder import described, digest
+from ..training.metric_log import MetricLogger
 from .bc_data import Batches, bc_data
 from .depth_inputs import (
     PointView,
@@ -112,7 +113,7 @@ def train_bc(
     one_thread = device.type == "cpu" and not policy.has_trainable_encoder
     with (
         threads(1 if one_thread else torch.get_num_threads()),
-        MetricsLog(out, kind, state.step) as metrics,
+        MetricLogger(out, kind, state.step) as metrics,
         stage(f"train {kind}", settings.epochs) as bar,
     ):
         bar.advance(state.epoch)
