@@ -210,4 +210,5 @@ def _differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "")
 def gathered_weights(model: nn.Module, world: World) -> dict[str, Tensor]:
     """Return the whole weights of a distributed model, complete in the first process; every process calls this."""
     options = flat.StateDictOptions(full_state_dict=True, cpu_offload=world.size > 1)
-    return flat.get_model_state_dict(unwrapped(model), options=options)
+    tensors: dict[str, Any] = flat.get_model_state_dict(unwrapped(model), options=options)
+    return tensors
