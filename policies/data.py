@@ -127,6 +127,13 @@ class Sample(NamedTuple):
     action: Tensor  # (B, H, A)
     action_is_pad: Tensor  # (B, H) bool
 
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The image features among the frames."""
+        if self.frame_index is None:
+            return ()
+        return tuple(key for key in self.frames if "." not in key and key not in (DEPTH_FEATURE, PIXELS))
+
     def to(self, device: torch.device) -> "Sample":
         """Return this on a device."""
 

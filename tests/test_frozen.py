@@ -159,21 +159,21 @@ def training(name: str, home: Path) -> Numbers:
 
 def resumed_training(home: Path) -> Numbers:
     """Stop after each epoch and go on: 1, 2, then 3 epochs give the weights of an uninterrupted run."""
-    from pixio_robot.run_folder import MetricsLog
+    from pixio_robot.training.metric_log import MetricLogger
 
-    original = MetricsLog.write
+    original = MetricLogger.write
 
-    def stop(self: MetricsLog, epoch: float, step: int, values: dict[str, float]) -> None:
+    def stop(self: MetricLogger, epoch: float, step: int, values: dict[str, float]) -> None:
         original(self, epoch, step, values)
         if epoch == 2:
             raise KeyboardInterrupt
 
-    MetricsLog.write = stop  # type: ignore[method-assign]
+    MetricLogger.write = stop  # type: ignore[method-assign]
     try:
         with pytest.raises(AssertionError):
             train("chunks", home, save_every="1")
     finally:
-        MetricsLog.write = original  # type: ignore[method-assign]
+        MetricLogger.write = original  # type: ignore[method-assign]
     out = train("chunks", home, save_every="1")
     return {"last": weights_of(checkpoint_of(out)), **last_row(out)}
 

@@ -73,16 +73,16 @@ def test_a_resumed_run_ends_on_the_same_weights(
 ) -> None:
     settings = replace(SMALL, dropout=0.2, optimizer=optimizer)
     whole = train("whole", settings)
-    from pixio_robot.run_folder import MetricsLog
+    from pixio_robot.training.metric_log import MetricLogger
 
-    original = MetricsLog.write
+    original = MetricLogger.write
 
-    def stop(self: MetricsLog, epoch: int, step: int, values: dict[str, float]) -> None:
+    def stop(self: MetricLogger, epoch: int, step: int, values: dict[str, float]) -> None:
         original(self, epoch, step, values)
         if epoch == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(MetricsLog, "write", stop)
+    monkeypatch.setattr(MetricLogger, "write", stop)
     with pytest.raises(KeyboardInterrupt):
         train("cut", settings)
     monkeypatch.undo()
