@@ -61,8 +61,8 @@ class RealSense(Camera):
         info = self._rs.camera_info.serial_number
         there = [device.get_info(info) for device in self._rs.context().query_devices()]
         if not there or (self._serial and self._serial not in there):
-            asked = f" with serial number {self._serial}" if self._serial else ""
-            raise CameraError(f"no RealSense camera{asked} is connected; connected are: {', '.join(there) or 'none'}")
+            named = f" with serial number {self._serial}" if self._serial else ""
+            raise CameraError(f"no RealSense camera{named} is connected; connected are: {', '.join(there) or 'none'}")
         if self._serial:
             config.enable_device(self._serial)
         return self._serial or there[0]

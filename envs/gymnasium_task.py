@@ -16,7 +16,7 @@ class GymnasiumTask(Task):
     """A `gymnasium.Env` with bounded continuous actions. It has one camera, its own rendering, without depth.
 
     Actions in [-1, 1] are scaled to the bounds of the action space. A step succeeds if its info has a true "success"
-    or "is_success". The state, which tells initial states apart, is the observation.
+    or "is_success". The state, whose hash names initial states, is the observation.
 
     Args:
         env: made with ``render_mode="rgb_array"``, or with another mode for a task without images.

@@ -73,7 +73,7 @@ def _layers(tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> list[La
         layers += [_linear(tensors, place), _activation(settings["activation"])]
         place += 3  # a linear layer, dropout, an activation
     layers.append(_linear(tensors, place))
-    return [*layers, np.tanh] if settings["squash"] else layers
+    return [*layers, np.tanh] if settings["tanh_output"] else layers
 
 
 def _linear(tensors: dict[str, np.ndarray], place: int) -> Layer:

@@ -1,4 +1,4 @@
-"""`TaskSpec`: the one list of what can be asked of a simulated task."""
+"""`TaskSpec`: the one list of the settings of a simulated task."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

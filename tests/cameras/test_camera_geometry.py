@@ -220,7 +220,7 @@ def test_frames_are_registered_before_they_are_cut() -> None:
     together = registered(apart)
     assert together.is_registered and together.depth_intrinsics == PLAIN and registered(together) is together
     unknown = replace(apart, depth_to_color=None, intrinsics=None)
-    with pytest.raises(BadInput, match="does not tell the colour camera's intrinsics, the pose"):
+    with pytest.raises(BadInput, match="does not provide the colour camera's intrinsics, the pose"):
         registered(unknown)
     with pytest.raises(BadInput, match="not inside"):
         crop(together, 40, 0, 20, 10)

@@ -1,4 +1,4 @@
-"""Every source gives what was put in: recordings of all kinds, folders, demonstrations, tasks; errors in words."""
+"""Every source returns its data: recordings of all kinds, folders, demonstrations, tasks; errors have messages."""
 
 import struct
 import sys
@@ -136,7 +136,7 @@ def test_a_recording_gives_every_depth_map_without_colour() -> None:
         _all("colour", color=False)
 
 
-def test_a_recording_is_whole_or_absent() -> None:
+def test_a_recording_is_complete_or_absent() -> None:
     with pytest.raises(DataError, match="no frame"):
         _record([], "empty")
     with (
@@ -269,18 +269,18 @@ def _single(when: float, colour: bool) -> Frame:
 
 
 @pytest.mark.parametrize("late", [0.05, -0.12])
-def test_depth_of_the_same_moment_is_paired_whichever_is_logged_late(late: float) -> None:
+def test_depth_of_the_same_time_is_paired_if_either_is_late(late: float) -> None:
     logged = [(n / 30 + late * (not colour), n / 30, colour) for n in range(9) for colour in (True, False)]
     pairs = list(nearest_pairs(_single(when, colour) for _, when, colour in sorted(logged)))
     assert [frame.sensor_time for frame in pairs] == [n / 30 for n in range(9)]
     assert all(frame.depth is not None and frame.skew == 0 for frame in pairs)
 
 
-def test_pairs_go_on_when_the_clock_begins_anew() -> None:
+def test_pairs_continue_when_the_clock_is_reset() -> None:
     times = [n / 30 for _ in range(2) for n in range(20)]
     pairs = list(nearest_pairs(_single(when, colour) for when in times for colour in (True, False)))
     assert [frame.sensor_time for frame in pairs] == times
-    assert [frame.skew == 0 for frame in pairs].count(False) <= 1, "the first of the new times, whose skew tells"
+    assert [frame.skew == 0 for frame in pairs].count(False) <= 1, "the first of the new times has a large skew"
 
 
 def test_folders_of_images_and_tum() -> None:
@@ -312,7 +312,7 @@ def test_folders_of_images_and_tum() -> None:
     assert np.array_equal(_all("shots/color")[11].rgb, rgbs[11]), "a plain folder of images"
 
 
-def test_images_of_eight_bits_are_no_depth() -> None:
+def test_eight_bit_images_are_refused_as_depth() -> None:
     for folder in ("grey/color", "grey/depth"):
         Path(folder).mkdir(parents=True)
         cv2.imwrite(f"{folder}/0.png", np.full((24, 32), 200, np.uint8))
@@ -320,12 +320,12 @@ def test_images_of_eight_bits_are_no_depth() -> None:
         _all("grey")
 
 
-def test_intrinsics_files_scale_but_do_not_stretch() -> None:
+def test_intrinsics_files_scale_with_the_aspect_ratio() -> None:
     write_intrinsics(Path("camera.json"), KNOWN, error=0.3)
     assert read_intrinsics(Path("camera.json")) == KNOWN
     double = read_intrinsics(Path("camera.json"), (48, 64))
     assert (double.fx, double.cx) == (60.0, 31.5)
-    with pytest.raises(DataError, match="another shape"):
+    with pytest.raises(DataError, match="another aspect ratio"):
         read_intrinsics(Path("camera.json"), (32, 32))
     Path("camera.json").write_text("{}")
     with pytest.raises(DataError, match="pixio-robot calibrate"):
@@ -360,7 +360,7 @@ def test_videos_are_colour_cameras(driver: str) -> None:
     )
 
 
-def test_a_video_held_upright_is_upright_in_all_it_tells() -> None:
+def test_a_rotated_video_has_upright_images_and_intrinsics() -> None:
     _video("a.mp4")
     data = bytearray(Path("a.mp4").read_bytes())  # turn the track's display matrix by a quarter, as phones do
     at = data.index(b"tkhd") + 44
@@ -419,7 +419,7 @@ def test_a_policy_can_act_through_a_task_camera() -> None:
         assert (camera.observation["proprio"] < before).all() and first.is_first and first.depth is None
 
 
-def test_a_paced_recording_drops_what_comes_too_late() -> None:
+def test_real_time_playback_drops_late_frames() -> None:
     _record(_frames(10), "paced")
     now = [100.0]
 
@@ -513,7 +513,7 @@ def test_a_third_party_source_is_a_class_and_an_entry_point(monkeypatch: pytest.
         ("recording", DataError, "no complete recording"),
     ],
 )
-def test_what_cannot_be_a_camera_says_why(name: str, error: type[PixioError], message: str) -> None:
+def test_what_is_no_camera_is_refused_with_the_reason(name: str, error: type[PixioError], message: str) -> None:
     Path("text.txt").write_text("hello")
     for folder in ("folder", "tum", "recording"):
         Path(folder).mkdir()
@@ -531,30 +531,30 @@ def test_what_cannot_be_a_camera_says_why(name: str, error: type[PixioError], me
         camera.read()
 
 
-def test_a_calibration_that_is_no_use_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unused_calibration_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     _record(_frames(1), "known")
     Path("text.txt").write_text("hello")
-    with pytest.raises(DataError, match=r"text\.txt holds no intrinsics"):
+    with pytest.raises(DataError, match=r"text\.txt has no intrinsics"):
         _all("known", calibration="text.txt")
     write_intrinsics(Path("camera.json"), KNOWN)
     assert len(_all("known", calibration="camera.json")) == 1
     assert "calibration=camera.json is not used: recording has its own intrinsics" in caplog.text
 
 
-def test_a_folder_that_cannot_be_made_is_named() -> None:
+def test_a_folder_that_cannot_be_created_is_named() -> None:
     Path("text.txt").write_text("hello")
     with pytest.raises(DataError, match=r"out=text\.txt/rec cannot be created: Not a directory; choose another out="):
         _record(_frames(1), "text.txt/rec")
 
 
-def test_a_folder_may_be_called_like_a_driver_of_files() -> None:
+def test_a_folder_may_have_the_name_of_a_driver() -> None:
     assert len(_all(_record(_frames(2), "recording"))) == 2 and len(_all(_record(_frames(3), "images"))) == 3
     with pytest.raises(DataError, match="no known recording"):
         Path("tum").mkdir()
         find_camera("tum")
 
 
-def test_an_absent_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "depthai", None)
     with pytest.raises(MissingExtra, match=r"pixio-robot\[oak\]"):
         find_camera("oak")
@@ -581,7 +581,7 @@ def test_colour_and_depth_of_luxonis_keep_their_own_times(monkeypatch: pytest.Mo
     assert frame.skew == pytest.approx(0.01) and frame.sensor_time == 2.0 and frame.sequence == 7
 
 
-def test_ends_and_ages_are_told() -> None:
+def test_ends_and_ages_are_reported() -> None:
     _record(_frames(2), "short")
     camera = find_camera("short")
     with pytest.raises(CameraError, match="not open"):
