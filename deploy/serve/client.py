@@ -88,6 +88,7 @@ class RemotePolicy:
         try:
             from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
             from websockets.sync.client import connect
+            from websockets.typing import Subprotocol
         except ImportError as error:
             raise MissingExtra("a remote policy", "remote") from error
         headers = None if self._token is None else {"Authorization": f"Bearer {self._token}"}
@@ -95,7 +96,7 @@ class RemotePolicy:
             connecting = connect(
                 self.address,
                 additional_headers=headers,
-                subprotocols=[VERSION],
+                subprotocols=[Subprotocol(VERSION)],
                 compression=None,
                 proxy=None,
                 open_timeout=self.timeout,
