@@ -139,7 +139,7 @@ def train_policy(
                     loss = learner.step(rows, samples, optimizer)
                     if average is not None:
                         average.update_parameters(model)
-                    total += world.mean(loss) * data.targets(rows)
+                    total += world.mean(loss) * data.targets(parts[number].numpy())
             state.train_loss = float(total) / data.targets(order.numpy())
             trained = model
             if average is not None and isinstance(average.module, VisionPolicy):

@@ -534,6 +534,7 @@ def test_cameras_that_do_not_fit_the_policy_are_refused(tmp_path: Path) -> None:
     for manifest, settings, error, words in (
         (TWO, {"camera": "recording"}, BadInput, r"give cameras=\{rgb_front: SOURCE\}"),
         (TWO, {"cameras": {"rgb_wrist": "opencv:0"}}, UnknownName, "names 'rgb_wrist'.*: rgb, rgb_front"),
+        (TWO, {"cameras": ["opencv:0"]}, BadInput, "is not {CAMERA: SOURCE}"),
         (TWO, {"cameras": {"rgb_front": "task:toy/reach"}}, BadInput, "another simulation"),
         (TWO, {"cameras": {"rgb_front": "robot:side"}}, UnknownName, "no camera .*side"),
         (TWO, {"faults": ["stall.rgb_side@0:1"]}, UnknownName, "no camera 'rgb_side' to stall.*rgb, rgb_front"),

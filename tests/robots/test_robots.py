@@ -42,7 +42,14 @@ JOINTS = ActionSpec(  # two joints sent to places, and a gripper driven by an ef
     np.array([1.5, 2.0, 1.0]),
     np.array([2.0, 3.0, np.inf]),
 )
-KINDS = pytest.mark.parametrize("commands", [REACH, JOINTS], ids=["relative", "absolute"])
+ARM = ActionSpec.positions(  # actions are positions, as in third-party data
+    ("base", "shoulder", "wrist"),
+    ("rad", "rad", "rad"),
+    np.array([-2.5, 0.0, -1.0]),
+    np.array([2.5, 2.0, 1.0]),
+    np.array([2.0, 3.0, 1.0]),
+)
+KINDS = pytest.mark.parametrize("commands", [REACH, JOINTS, ARM], ids=["relative", "absolute", "positions"])
 
 
 class _Still(Robot):
@@ -93,7 +100,8 @@ def test_whatever_is_asked_what_is_sent_stays_within_limits(commands: ActionSpec
         before = robot.get_observation()
         decision = guard.apply(asked, before)
         seen |= set(decision.reasons)
-        assert np.isfinite(decision.action).all() and np.abs(decision.action).max() <= 1
+        low, high = commands.action_range
+        assert np.isfinite(decision.action).all() and (low <= decision.action).all() and (decision.action <= high).all()
         robot.send_action(decision.action)
         moved = np.abs(robot.at - before["positions"])[np.array(commands.units) != "1"]
         most = np.minimum(limits.velocity * PERIOD, limits.step)[np.array(commands.units) != "1"]
@@ -182,7 +190,7 @@ def test_where_nobody_knows_where_a_joint_is_nothing_is_sent(axis: str, tmp_path
         def get_observation(self) -> dict[str, np.ndarray]:
             return super().get_observation() | {axis: np.array([0.0, np.nan, 0.0])}
 
-    _refused(tmp_path, Blind(JOINTS), RobotError, "does not tell where axis elbow is")
+    _refused(tmp_path, Blind(JOINTS), RobotError, "the position of axis elbow is unknown")
 
 
 def test_tasks_say_in_units_what_their_actions_do() -> None:
@@ -337,6 +345,7 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
             r"actions have size 4, arm takes 3 \(x, y",
         ),
         (_manifest(action_names=["z", "y", "x"]), robot, 20.0, "actions are z, y, x, arm takes x, y, z"),
+        (_manifest(action_high=[1.0, 1.5, 1.0]), robot, 20.0, "on axis y are -1 to 1.5, arm takes -1 to 1"),
         (_manifest(kind="encoder"), robot, 20.0, "encoder alone"),
         (_manifest(), replace(robot, proprio=7), 20.0, "expects proprioception of size 3, arm provides 7"),
         (
@@ -376,16 +385,16 @@ def test_limits_from_a_file_only_narrow(tmp_path: Path) -> None:
     assert narrow.low.tolist() == [-0.1, -0.2, -0.2] and narrow.high.tolist() == [0.2] * 3
     assert narrow.velocity[1] == 0.2 and narrow.step[2] == 0.01 and narrow.workspace is not None
     narrow.check(REACH, "arm", True)
-    with pytest.raises(BadInput, match="does not know where its hand is"):
+    with pytest.raises(BadInput, match="does not know its end-effector position"):
         narrow.check(REACH, "arm", False)
     free = REACH._replace(high=np.array([0.2, np.inf, 0.2]))
     with pytest.raises(BadInput, match=r"arm has no position limit for axis 'y' \[m\].*limits=FILE"):
         Limits.of(free).check(free, "arm", True)
     for text, kind, words in (
-        ("{", DataError, "no JSON"),
+        ("{", DataError, "not JSON"),
         ('{"position": {"w": [0, 1]}}', UnknownName, "no axis 'w'"),
         ('{"speed": {"x": 1}}', UnknownName, "no limit 'speed'"),
-        ('{"position": {"x": 3}}', DataError, "no number or pair"),
+        ('{"position": {"x": 3}}', DataError, "not a number or pair"),
         ('{"workspace": [1, 2]}', DataError, "workspace"),
         ('{"workspace": [[0, 0, NaN], [1, 1, 1]]}', DataError, "workspace"),
         ('{"velocity": {"x": NaN}}', DataError, "nan limits nothing"),
@@ -453,3 +462,18 @@ def test_robots_need_no_torch() -> None:
     )
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert outcome.returncode == 0, outcome.stderr
+
+
+def test_actions_in_the_units_of_the_data_are_targets() -> None:
+    robot = RobotSpec("arm", "test", ARM, 3, 20.0)
+    camera = {"rgb": CameraSpec("cam", "test", True, (48, 64), None, 30.0)}
+    fits = _manifest(action_low=[-2.5, 0.0, -1.0], action_high=[2.5, 2.0, 1.0])
+    assert check_fit(fits, robot, camera, 20.0) == 1
+    with pytest.raises(BadInput, match=r"on axis shoulder are -1 to 1, arm takes 0 to 2"):
+        check_fit(_manifest(), robot, camera, 20.0)
+    target = np.array([2.25, 1.5, -0.75])
+    assert np.array_equal(ARM.target(target, np.zeros(3)), target) and np.array_equal(
+        ARM.action(target, target), target
+    )
+    assert ARM.clip(np.array([9.0, -9.0, 0.5])).tolist() == [2.5, 0.0, 0.5]
+    assert ARM.meanings[0] == "0 + 1 a rad"

@@ -125,8 +125,8 @@ def test_an_arm_goes_where_it_is_sent_and_no_further(arm: _Arm, tmp_path: Path) 
 
 
 def test_silence_is_no_answer(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pixio_robot.robots.ros._OLD", 0.1)
-    monkeypatch.setattr("pixio_robot.robots.ros._PATIENCE", 2.0)
+    monkeypatch.setattr("pixio_robot.robots.ros._MAX_AGE", 0.1)
+    monkeypatch.setattr("pixio_robot.robots.ros._STARTUP_TIMEOUT", 2.0)
     with RosRobot(_file(tmp_path)) as robot:
         arm.silent = True
         _until(lambda: _raises(robot))
@@ -137,15 +137,15 @@ def test_silence_is_no_answer(arm: _Arm, tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_controller_that_does_not_listen_is_noticed(
     arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pixio_robot.robots.ros._PATIENCE", 1.0)
+    monkeypatch.setattr("pixio_robot.robots.ros._STARTUP_TIMEOUT", 1.0)
     robot = RosRobot(_file(tmp_path, command_topic="/pixio_test/nobody"))
-    with pytest.raises(RobotError, match="nobody listens on /pixio_test/nobody"):
+    with pytest.raises(RobotError, match="nobody subscribes to /pixio_test/nobody"):
         robot.connect()
     assert robot._running is None
 
 
 def test_after_silence_a_stop_sends_no_old_position(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pixio_robot.robots.ros._OLD", 0.1)
+    monkeypatch.setattr("pixio_robot.robots.ros._MAX_AGE", 0.1)
     with RosRobot(_file(tmp_path)) as robot:
         arm.silent = True
         _until(lambda: _raises(robot))
@@ -158,9 +158,9 @@ def test_after_silence_a_stop_sends_no_old_position(arm: _Arm, tmp_path: Path, m
 
 def test_a_state_without_positions_is_not_heard(tmp_path: Path) -> None:
     robot = RosRobot(_file(tmp_path))
-    robot._hear(SimpleNamespace(name=["shoulder", "elbow"], position=[]))
+    robot._on_state(SimpleNamespace(name=["shoulder", "elbow"], position=[]))
     assert robot._positions is None
-    robot._hear(SimpleNamespace(name=["elbow", "shoulder"], position=[1.0, 0.5]))
+    robot._on_state(SimpleNamespace(name=["elbow", "shoulder"], position=[1.0, 0.5]))
     np.testing.assert_array_equal(robot._positions, [0.5, 1.0])
 
 
@@ -247,7 +247,7 @@ def test_a_description_that_lacks_something_is_refused(tmp_path: Path) -> None:
         ({"rate": float("nan")}, "not nan"),
         ({"rate": "fast"}, "not 'fast'"),
         ({"colour": 1}, "no key 'colour'"),
-        ({"velocity": {"elbow": "fast"}}, "no number"),
+        ({"velocity": {"elbow": "fast"}}, "not a number"),
     ):
         with pytest.raises(DataError, match=words):
             RosRobot(_file(tmp_path, **changes))
@@ -256,3 +256,9 @@ def test_a_description_that_lacks_something_is_refused(tmp_path: Path) -> None:
     commands = RosRobot(_file(tmp_path, velocity=None))._commands
     with pytest.raises(BadInput, match="no velocity limit for axis 'shoulder'"):
         Limits.of(commands).check(commands, "arm", False)
+
+
+def test_in_mode_positions_actions_are_joint_positions(tmp_path: Path) -> None:
+    commands = RosRobot(_file(tmp_path, mode="positions"))._commands
+    assert commands.action_range[0].tolist() == [-1.0, 0.0] and commands.action_range[1].tolist() == [1.0, 2.0]
+    assert commands.target(np.array([0.5, 1.5]), np.zeros(2)).tolist() == [0.5, 1.5]
