@@ -558,7 +558,7 @@ def test_a_third_party_source_is_a_class_and_an_entry_point(monkeypatch: pytest.
         ("opencv:97", CameraError, "cannot read camera or file '97'"),
         ("text.txt", DataError, "no recording that is known; wanted is"),
         ("folder", DataError, "no recording that is known"),
-        ("bad.bag", DataError, "no recording that can be read"),
+        ("bad.bag", DataError, "cannot be read as a recording"),
         ("bad.mkv", DataError, "cannot be read"),
         ("bad.db3", DataError, "no ROS 2 recording"),
         ("bad.mp4", DataError, "no video"),
