@@ -549,7 +549,7 @@ def test_every_failure_of_the_hub_is_one_message(case: str, monkeypatch: pytest.
         request = None
 
     def fail(*_: Any, **__: Any) -> str:
-        raise kind("told so") if status is None else kind("told so", response=Response())
+        raise kind("refused") if status is None else kind("refused", response=Response())
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(CheckpointError, match=message):
