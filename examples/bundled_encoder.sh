@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# How an encoder like the bundled one, pixio-robot-ti, is made: examples/bundled_encoder.sh PHOTOS OUT [scale]
-# Its card says what differed.
+# Train an encoder like the bundled one, pixio-robot-ti: examples/bundled_encoder.sh PHOTOS OUT [scale]
+# The model card says what differed.
 #
 # PHOTOS holds CC0 photographs as tar shards, or is "none". Needs the extras metaworld, adroit and dmc, the environment on the
 # path (`. .venv/bin/activate`), and some hours of two cores.
-# Run it again to go on after a stop. With scale=tiny, a minute on toy scenes shows that everything is in place.
+# Run it again to resume. scale=tiny takes a minute on toy scenes and checks the installation.
 set -euo pipefail
 photos=$1 out=$2 scale=${3:-full}
 own=(task=metaworld/assembly task=metaworld/bin-picking) demos=6 val_images=256
