@@ -35,9 +35,9 @@ demo-robot: setup  ## train on the toy, export, verify, control the simulated ro
 	$(PIP) -e '.[export]'
 	$(BIN)/pixio-robot collect $(TOY) out=$(ROBOT)/demos.hdf5
 	$(BIN)/pixio-robot train_bc demos=$(ROBOT)/demos.hdf5 encoder=pixio-robot-ti@128 \
-	  embedding.fusion=concat embedding.frames=single embedding.depth=late 'embedding.depth_range=[0.3,1.6]' \
-	  policy.epochs=15 policy.chunk=8 out=$(ROBOT)/policy
-	$(BIN)/pixio-robot export checkpoint=$(ROBOT)/policy/checkpoints/bc/last.safetensors demos=$(ROBOT)/demos.hdf5 \
+	  policy.fusion=concat observation.steps=1 observation.depth=late 'observation.depth_range=[0.3,1.6]' \
+	  training.epochs=15 horizon=8 out=$(ROBOT)/policy
+	$(BIN)/pixio-robot export checkpoint=$(ROBOT)/policy/checkpoints/mlp/last.safetensors demos=$(ROBOT)/demos.hdf5 \
 	  episodes=100 out=$(ROBOT)/bundle
 	@echo "ten episodes; the emergency stop is pressed in the ninth, so the first command ends with status 3"
 	$(DRIVE) || test $$? = 3
@@ -45,7 +45,7 @@ demo-robot: setup  ## train on the toy, export, verify, control the simulated ro
 	@echo "report: $(ROBOT)/run/report.html; the recording can train the next policy: train_bc demos=$(ROBOT)/run/demos.hdf5"
 
 ROBOT := runs/demo-robot
-TOY := task=toy/reach demos=800 valid=20 horizon=15 image_size=128 render=fast obs=rgbd depth_sensor=d435
+TOY := task=toy/reach demos=800 valid=20 episode_steps=15 image_size=128 render=fast obs=rgbd depth_sensor=d435
 FAULTS := stall@1:0.5:0.3,stall@3:0.5:3,nan@5:0.5,late@6:0.5:0.3,estop@8:0.7
 DRIVE := $(BIN)/pixio-robot run robot=task:toy/reach bundle=$(ROBOT)/bundle episodes=10 steps=40 'faults=[$(FAULTS)]' \
   estop=$(ROBOT)/estop.json out=$(ROBOT)/run

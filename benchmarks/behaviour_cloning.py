@@ -30,7 +30,7 @@ def run_cell(out: Path, task: str, encoder: str, seed: int, envs: int) -> None:
         return
     name, _, fusion = encoder.partition("+")
     command = TrainBC(demos=str(out / f"{task}.hdf5"), encoder=name, seed=seed, out=str(cell))
-    command.cache, command.embedding.fusion = str(out / "cache"), fusion or "mean"
+    command.cache, command.policy.fusion = str(out / "cache"), fusion or "mean"
     if encoder == "cnn":
         command.policy = END_TO_END
     _, result = run_train_bc(command)

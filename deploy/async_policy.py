@@ -41,7 +41,7 @@ class AsyncPolicy:
         if manifest is not None and (frames := max((each.frames for each in manifest.memory), default=1)) > 1:
             raise BadInput(
                 f"this policy observes {frames} frames in a row and would miss some; train it with "
-                "embedding.frames=single, or call it at every step"
+                "observation.steps=1, or call it at every step"
             )
         self.policy, self.request_at, self.timeout = policy, request_at, timeout
         self._worker = ThreadPoolExecutor(1, "policy")

@@ -140,7 +140,7 @@ _EXAMPLES = {
     "camera": "camera=realsense, camera=opencv:0, camera=recording.bag or camera=task:toy/reach",
     "scenes": "scenes=[metaworld,robot.xml]",
     "demos": "demos=runs/demos/toy-reach-25-fast.hdf5 (made by: pixio-robot collect)",
-    "checkpoint": "checkpoint=runs/train_bc/.../checkpoints/bc/last.safetensors",
+    "checkpoint": "checkpoint=runs/train_bc/.../checkpoints/mlp/last.safetensors",
     "bundle": "bundle=runs/export/... (made by: pixio-robot export)",
     "students": "students=[s,ti] or students={small:{size:128x6x4}}",
     "teacher": "teacher=runs/pretrain/.../encoder.safetensors",

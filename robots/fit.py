@@ -34,7 +34,7 @@ def check_fit(manifest: Manifest, robot: RobotSpec, cameras: Mapping[str, Camera
             if tensor.shape != (robot.proprio,):
                 raise BadInput(
                     f"the policy expects proprioception of size {tensor.shape[0]}, {robot.name} provides "
-                    f"{robot.proprio}; use a policy that was trained for this robot, or with embedding.proprio=false"
+                    f"{robot.proprio}; use a policy that was trained for this robot, or with observation.proprio=false"
                 )
         else:
             _check_camera(tensor, cameras)

@@ -275,7 +275,7 @@ def test_policies_train_on_released_demonstrations(tmp_path: Path, capsys: pytes
             "train_bc",
             "demos=out.hdf5",
             f"encoder={encoder}",
-            "policy.epochs=1",
+            "training.epochs=1",
             f"out={encoder}",
             "device=cpu",
         ]

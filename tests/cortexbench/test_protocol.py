@@ -16,7 +16,7 @@ def test_evaluations_are_the_released_ones(task: str) -> None:
     every, epochs = (25, 1000) if task == "trifinger/move_cube" else (5, 100)
     counted_from_zero = [moment - 1 for moment in protocol.moments]
     assert counted_from_zero == [*range(every, epochs, every), epochs - 1]
-    assert protocol.policy.epochs == epochs and len(counted_from_zero) == (40 if every == 25 else 20)
+    assert protocol.training.epochs == epochs and len(counted_from_zero) == (40 if every == 25 else 20)
     assert protocol.episodes == (10 if task.startswith("dmc/") else 25)
     assert protocol.demos == (25 if task.startswith("metaworld/") else 100)
 
@@ -55,18 +55,18 @@ def test_full_is_the_protocol_and_smaller_budgets_are_shares_of_it() -> None:
         assert within(whole, suite, BUDGETS["full"], released=True) == whole
         for name in ("smoke", "small"):
             part = within(whole, suite, BUDGETS[name], released=True)
-            assert part.moments[-1] == part.policy.epochs < whole.policy.epochs
+            assert part.moments[-1] == part.training.epochs < whole.training.epochs
             assert len(part.moments) == len(set(part.moments)) <= (BUDGETS[name].moments or 0)
             assert part.demos <= whole.demos and part.episodes <= whole.episodes
-        assert within(whole, suite, BUDGETS["full"], released=False).moments == (whole.policy.epochs,)
+        assert within(whole, suite, BUDGETS["full"], released=False).moments == (whole.training.epochs,)
 
 
 def test_learning_to_see_takes_about_as_many_steps() -> None:
     for task in TASKS:
         whole, seeing = protocol_of(task), end_to_end(protocol_of(task))
-        steps = [each.policy.epochs * 10_000 / each.policy.batch for each in (whole, seeing)]
-        assert steps[1] == pytest.approx(steps[0], rel=0.05) and seeing.policy.batch <= 64
-        assert seeing.moments[-1] == seeing.policy.epochs
+        steps = [each.training.epochs * 10_000 / each.training.batch for each in (whole, seeing)]
+        assert steps[1] == pytest.approx(steps[0], rel=0.05) and seeing.training.batch <= 64
+        assert seeing.moments[-1] == seeing.training.epochs
 
 
 def test_only_suites_that_feel_have_a_blind_row() -> None:

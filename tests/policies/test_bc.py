@@ -211,7 +211,7 @@ def test_a_last_batch_of_one_joins_the_one_before() -> None:
         ({"layers": [0]}, BadInput, "at least 1"),
         ({"batch": 1}, BadInput, "at least 2"),
         ({"epochs": 0}, BadInput, "at least 1"),
-        ({"lr": 1e30}, DataError, "lower policy.lr"),
+        ({"lr": 1e30}, DataError, "lower training.lr"),
     ],
 )
 def test_impossible_settings_are_refused(

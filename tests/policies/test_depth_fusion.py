@@ -124,7 +124,7 @@ def test_until_depth_is_learned_the_policy_is_that_of_colour(demos: DemoSet, tin
             backbone=tiny,
         )
         for name in ("epoch-0002", "last"):
-            policy = load_policy(tmp_path / depth / f"checkpoints/bc/{name}.safetensors").policy
+            policy = load_policy(tmp_path / depth / f"checkpoints/mlp/{name}.safetensors").policy
             runs[depth, name] = policy.state_dict()
     colour, begun, learned = (
         runs[each] for each in (("none", "epoch-0002"), ("patches", "epoch-0002"), ("patches", "last"))
@@ -229,10 +229,10 @@ def test_predicted_depth_needs_colour_alone(
     fusion: str, rgbd_file: Path, tiny_file: Path, tiny: Backbone, depth_head: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Train, evaluate and stream from cameras without depth; another head than the trained one is refused."""
-    words = [f"embedding.depth={fusion}", f"embedding.depth_head={depth_head}", "embedding.depth_epochs=1"]
+    words = [f"observation.depth={fusion}", f"observation.depth_head={depth_head}", "observation.depth_epochs=1"]
     command = ["train_bc", f"demos={rgbd_file}", f"encoder={tiny_file}", *words, "out=run", "device=cpu"]
-    assert cli.run([*command, "policy.layers=[32]", "policy.batch=64", "policy.epochs=2"]) == 0, capsys.readouterr().err
-    checkpoint = Path("run/checkpoints/bc/last.safetensors")
+    assert cli.run([*command, "policy.layers=[32]", "training.batch=64", "training.epochs=2"]) == 0, capsys.readouterr().err
+    checkpoint = Path("run/checkpoints/mlp/last.safetensors")
     loaded = load_policy(checkpoint)
     assert not loaded.policy.needs_depth and loaded.policy.needs_colour and loaded.policy.takes_depth
     request = CameraRequest(width=64, render="fast", seed=5, depth=False)
@@ -262,10 +262,10 @@ def test_predictions_are_made_once(demos: DemoSet, depth_head: Path, tmp_path: P
 
 def test_points_of_another_camera_of_the_same_scene_are_the_same_points(rgbd_file: Path, tiny_file: Path) -> None:
     """A policy of points takes the source's own intrinsics and pose, not those of its training."""
-    command = ["train_bc", f"demos={rgbd_file}", f"encoder={tiny_file}", "obs=rgbd", "embedding.depth=points"]
-    box = "embedding.depth_box=[-0.3,0.3,-0.3,0.3,0.05,0.4]"
-    assert cli.run([*command, box, "policy.layers=[32]", "policy.batch=64", "policy.epochs=1", "out=run"]) == 0
-    loaded = load_policy("run/checkpoints/bc/last.safetensors")
+    command = ["train_bc", f"demos={rgbd_file}", f"encoder={tiny_file}", "obs=rgbd", "observation.depth=points"]
+    box = "observation.depth_box=[-0.3,0.3,-0.3,0.3,0.05,0.4]"
+    assert cli.run([*command, box, "policy.layers=[32]", "training.batch=64", "training.epochs=1", "out=run"]) == 0
+    loaded = load_policy("run/checkpoints/mlp/last.safetensors")
     clouds = []
     for name in ("task:toy/reach@front", "task:toy/reach@top"):
         with find_camera(name, CameraRequest(width=64, render="fast", seed=2)) as camera:

@@ -20,7 +20,7 @@ from pixio_robot.policies.agent import Agent
 from pixio_robot.policies.runs import load_policy
 
 CPU = torch.device("cpu")
-FAST = ["policy.layers=[32]", "policy.batch=64", "device=cpu"]
+FAST = ["policy.layers=[32]", "training.batch=64", "device=cpu"]
 
 
 @pytest.mark.parametrize("code", ["inverse", "log", "metres"])
@@ -82,9 +82,9 @@ def _train(rgbd_file: Path, encoder: str, *words: str) -> Path:
 def test_policies_learn_act_and_stream_with_depth(
     depth: str, rgbd_file: Path, tiny_file: Path, tiny: Backbone, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same commands with `embedding.depth`: train, evaluate, and a camera; the action depends on depth."""
-    words = [f"embedding.depth={depth}", "embedding.depth_epochs=1", "embedding.depth_points=64"]
-    checkpoint = _train(rgbd_file, str(tiny_file), *words, "policy.epochs=2")
+    """The same commands with `observation.depth`: train, evaluate, and a camera; the action depends on depth."""
+    words = [f"observation.depth={depth}", "observation.depth_epochs=1", "observation.depth_points=64"]
+    checkpoint = _train(rgbd_file, str(tiny_file), *words, "training.epochs=2")
     loaded = load_policy(checkpoint)
     assert loaded.policy.needs_depth and loaded.request.depth_sensor == "d435"
     assert loaded.policy.images == (("rgb", "depth") if depth == "channels" else ("rgb",))
@@ -109,7 +109,7 @@ def test_policies_learn_act_and_stream_with_depth(
     ):
         next(stream(Agent(loaded, tiny, CPU), camera))
     if depth in ("patches", "points"):
-        with pytest.raises(BadInput, match=f"embedding.depth={depth} has no program"):
+        with pytest.raises(BadInput, match=f"observation.depth={depth} has no program"):
             program_of(loaded, tiny)
 
 
@@ -117,7 +117,7 @@ def test_policies_learn_act_and_stream_with_depth(
 def test_the_real_recording_drives_policies_with_depth(
     depth: str, rgbd_file: Path, tiny_file: Path, real_recording: str
 ) -> None:
-    words = [f"embedding.depth={depth}", "embedding.depth_epochs=1", "embedding.depth_points=64", "policy.epochs=1"]
+    words = [f"observation.depth={depth}", "observation.depth_epochs=1", "observation.depth_points=64", "training.epochs=1"]
     checkpoint = _train(rgbd_file, str(tiny_file), *words)
     words = [f"camera={real_recording}", f"checkpoint={checkpoint}", "zeros=true", "device=cpu", "out=actions.jsonl"]
     assert cli.run(["stream", *words]) == 0
@@ -130,7 +130,7 @@ def test_depth_alone_tells_where_the_ball_is(rgbd_file: Path) -> None:
     losses = {}
     for depth in ("none", "late"):
         checkpoint = _train(
-            rgbd_file, "none", f"embedding.depth={depth}", "embedding.depth_dropout=0", "policy.epochs=25"
+            rgbd_file, "none", f"observation.depth={depth}", "policy.depth_dropout=0", "training.epochs=25"
         )
         rows = [json.loads(line) for line in (checkpoint.parents[2] / "metrics.jsonl").read_text().splitlines()]
         losses[depth] = min(row["train/loss"] for row in rows[-3:])
@@ -138,25 +138,25 @@ def test_depth_alone_tells_where_the_ball_is(rgbd_file: Path) -> None:
 
 
 def test_training_with_depth_repeats_exactly(rgbd_file: Path, tiny_file: Path, tiny: Backbone) -> None:
-    words = ("embedding.depth=late", "save_every=1")
-    whole = load_policy(_train(rgbd_file, str(tiny_file), *words, "policy.epochs=3")).policy.state_dict()
-    again = load_policy(_train(rgbd_file, str(tiny_file), *words, "policy.epochs=3", "seed=0")).policy.state_dict()
+    words = ("observation.depth=late", "save_every=1")
+    whole = load_policy(_train(rgbd_file, str(tiny_file), *words, "training.epochs=3")).policy.state_dict()
+    again = load_policy(_train(rgbd_file, str(tiny_file), *words, "training.epochs=3", "seed=0")).policy.state_dict()
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 @pytest.mark.parametrize(
     ("words", "error", "message"),
     [
-        (["embedding.depth=lat"], UnknownName, "did you mean 'late'"),
+        (["observation.depth=lat"], UnknownName, "did you mean 'late'"),
         (["obs=rbgd"], UnknownName, "did you mean 'rgbd'"),
-        (["embedding.depth=patches"], BadInput, "without one, take late or points"),
-        (["embedding.depth=points", "embedding.depth_box=[0,1,2]"], BadInput, "six numbers"),
-        (["embedding.depth_head=gone.safetensors"], BadInput, "choose one"),
-        (["embedding.depth=late", "embedding.depth_head=gone.safetensors"], CheckpointError, "no depth head at"),
-        (["embedding.depth=channels", "embedding.depth_head=gone"], BadInput, "shows measured depth"),
-        (["embedding.depth=late", "embedding.depth_code=colours"], BadInput, "takes codes of one number"),
-        (["embedding.depth=late", "embedding.depth_range=[4,1]"], BadInput, "the nearer one first"),
-        (["embedding.depth=channels", "embedding.depth_code=invers"], UnknownName, "did you mean 'inverse'"),
+        (["observation.depth=patches"], BadInput, "without one, take late or points"),
+        (["observation.depth=points", "observation.depth_box=[0,1,2]"], BadInput, "six numbers"),
+        (["observation.depth_head=gone.safetensors"], BadInput, "choose one"),
+        (["observation.depth=late", "observation.depth_head=gone.safetensors"], CheckpointError, "no depth head at"),
+        (["observation.depth=channels", "observation.depth_head=gone"], BadInput, "shows measured depth"),
+        (["observation.depth=late", "observation.depth_code=colours"], BadInput, "takes codes of one number"),
+        (["observation.depth=late", "observation.depth_range=[4,1]"], BadInput, "the nearer one first"),
+        (["observation.depth=channels", "observation.depth_code=invers"], UnknownName, "did you mean 'inverse'"),
     ],
 )
 def test_impossible_settings_are_refused(

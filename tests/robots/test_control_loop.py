@@ -144,7 +144,7 @@ def test_a_policy_on_rgbd_frames_reaches_the_ball_and_the_recording_teaches_the_
     env.close()
     assert info["success"]
     # it trains a policy that runs in its place
-    words = [f"demos={report.demos}", "policy.epochs=1", "device=cpu", "embedding.depth=late", "out=next"]
+    words = [f"demos={report.demos}", "training.epochs=1", "device=cpu", "observation.depth=late", "out=next"]
     assert cli.run(["train_bc", "encoder=cnn", *words]) == 0
     words = ["robot=task:toy/reach@top", "checkpoint=next/checkpoints/cnn/last.safetensors", "depth_sensor=exact"]
     assert cli.run(["run", *words, "time=stepped", "steps=5", "out=again"]) == 0
@@ -517,7 +517,7 @@ def test_the_watchdog_stops_when_one_of_two_cameras_is_gone(tmp_path: Path) -> N
 
 def test_a_chunk_is_not_executed_to_its_end_while_one_of_two_cameras_is_gone(tmp_path: Path) -> None:
     policy = TwoCameras()
-    policy.chunk = 50
+    horizon = 50
     faults = ["stall.rgb_front@0:0.3:10"]
     report = _run(tmp_path, policy, replace(TWO, horizon=50), episodes=1, steps=48, faults=faults)
     assert report.endings == {"watchdog": 1}

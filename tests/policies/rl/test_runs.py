@@ -128,8 +128,8 @@ def test_a_learned_encoder_is_named_by_its_policy(tmp_path: Path, small_file: Pa
 
 
 def test_demonstrations_and_a_clone_are_taken(tmp_path: Path, toy_file: Path, small_file: Path) -> None:
-    demos = ["demos=" + str(toy_file), "encoder=" + str(small_file), "embedding.history=2"]
-    clone = [*demos, "policy.layers=[16,16]", "policy.tanh_output=true", "policy.epochs=1", "out=bc"]
+    demos = ["demos=" + str(toy_file), "encoder=" + str(small_file), "observation.steps=2"]
+    clone = [*demos, "policy.layers=[16,16]", "policy.tanh_output=true", "training.epochs=1", "out=bc"]
     assert cli.run(["train_bc", *clone]) == 0
     small = ["algorithm.layers=[16,16]", "algorithm.batch=16", "algorithm.buffer=500", "algorithm.warmup=20"]
     small += [
@@ -141,6 +141,6 @@ def test_demonstrations_and_a_clone_are_taken(tmp_path: Path, toy_file: Path, sm
         "processes=false",
         "image_size=32",
     ]
-    last = "init=bc/checkpoints/bc/last.safetensors"
+    last = "init=bc/checkpoints/mlp/last.safetensors"
     assert cli.run(["train_rl", "task=toy/reach", *demos, *small, last, "out=rl"]) == 0
     assert load_policy("rl/checkpoints/sac/last.safetensors").training["starts"] == DemoSet(toy_file).starts
