@@ -51,7 +51,7 @@ def _demo_frames(
 ) -> dict[str, np.ndarray]:
     """Return what is stored of all frames, (F, ...) each, under the policy's names.
 
-    A data set may name a camera otherwise than the environment: its default camera "rgb" is the first that was recorded.
+    A data set and the environment may have different names for a camera: "rgb" of the data is the first recorded one.
     """
     vision = model.vision
     if not vision.spec.cameras:

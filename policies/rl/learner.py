@@ -213,8 +213,8 @@ def _check_same_architecture(learner: Any, model: VisionPolicy, source: str) -> 
     policy, config, extractor = mlp_of(model, source), mlp_of(model, source).config, extractor_of(learner)
     if policy.spec.horizon > 1:
         raise CheckpointError(
-            f"{source} predicts {policy.spec.horizon} actions at once; train_rl learns one action at a time: clone with "
-            "horizon=1"
+            f"{source} predicts {policy.spec.horizon} actions at once; train_rl learns one action at a time: clone "
+            "with horizon=1"
         )
     if scaled := [key for key, each in policy.spec.statistics.items() if each.mode != "none"]:
         keys = " ".join(f"statistics.{'action' if key == 'action' else 'proprio'}=none" for key in scaled)
@@ -226,8 +226,9 @@ def _check_same_architecture(learner: Any, model: VisionPolicy, source: str) -> 
         raise CheckpointError(
             f"{source} has layers {found}, tanh_output={config.tanh_output}, fusion={config.fusion}; the actor has "
             f"{wanted}, tanh_output={tanh}, fusion={mine.fusion}; clone with "
-            f"policy.layers=[{','.join(str(shape[0]) for shape in wanted[:-1])}] policy.tanh_output={str(tanh).lower()} "
-            f"policy.fusion={mine.fusion} policy.frames={mine.frames} and the same observation"
+            f"policy.layers=[{','.join(str(shape[0]) for shape in wanted[:-1])}] "
+            f"policy.tanh_output={str(tanh).lower()} policy.fusion={mine.fusion} policy.frames={mine.frames} and the "
+            "same observation"
         )
 
 

@@ -86,9 +86,8 @@ def design_encoder(obs: str, encoder: str, finetune: bool) -> str:
     if obs not in OBSERVATIONS:
         raise UnknownName(f"no obs {obs!r}{closest(obs, OBSERVATIONS)}; there are: {', '.join(OBSERVATIONS)}")
     if obs == "tokens" and encoder in ("cnn", "state"):
-        raise BadInput(
-            f"encoder={encoder} is a baseline, not an encoder; use obs={'rgb' if encoder == 'cnn' else encoder}"
-        )
+        other = "rgb" if encoder == "cnn" else encoder
+        raise BadInput(f"encoder={encoder} is a baseline without an encoder; use obs={other}")
     if finetune and (obs != "tokens" or encoder == "none"):
         raise BadInput("finetune=true needs obs=tokens and an encoder; obs=rgb always trains its own network")
     return {"state": "state", "rgb": "cnn"}.get(obs, encoder)

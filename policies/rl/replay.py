@@ -22,7 +22,7 @@ from .settings import AlgorithmSettings
 
 @dataclass(frozen=True)
 class Transitions:
-    """Steps of demonstrations as the learner would have stored them; the last of each has no next one and is left out."""
+    """Steps of demonstrations as the learner would have stored them; the last step of each has no next one."""
 
     observations: dict[str, np.ndarray]  # (F, ...)
     next_observations: dict[str, np.ndarray]

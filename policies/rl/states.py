@@ -39,12 +39,11 @@ def save_state(folder: Path, learner: Any, venv: EmbeddedVecEnv, numbers: dict[s
         np.save(partial / f"{key}.npy", array, allow_pickle=False)
     kind, keys, place, has_gauss, gauss = np.random.get_state()
     np.save(partial / "numpy_random.npy", keys)
+    buffer = getattr(learner, "replay_buffer", None)
     facts = {
         "counters": {name: getattr(learner, name) for name in _COUNTERS},
         "optimisers": optimisers,
-        "buffer": None
-        if not hasattr(learner, "replay_buffer")
-        else [learner.replay_buffer.pos, learner.replay_buffer.full],
+        "buffer": None if buffer is None else [buffer.pos, buffer.full],
         "numpy_random": [kind, int(place), int(has_gauss), float(gauss)],
         "actions_random": learner.action_space.np_random.bit_generator.state,
         "episodes": [list(learner.ep_info_buffer or []), [bool(each) for each in learner.ep_success_buffer or []]],
