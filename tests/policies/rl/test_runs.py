@@ -12,8 +12,6 @@ import torch
 from pixio_robot import cli
 from pixio_robot.checkpoint import load_checkpoint
 from pixio_robot.datasets.dataset import open_dataset
-from pixio_robot.deploy.eager import EagerPolicy
-from pixio_robot.deploy.runtime.runtime import Runtime
 from pixio_robot.encoders.load import load_encoder
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.envs.state_actor import StateActor
@@ -101,9 +99,12 @@ def test_its_policy_is_exported_like_a_cloned_one(tmp_path: Path, small_file: Pa
     """Actor, running statistics and encoder as one program: in ONNX Runtime its actions are the eager policy's."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
+    from pixio_robot.deploy.eager import EagerPolicy
+    from pixio_robot.deploy.runtime import Runtime
+
     command = world.command(tmp_path / "rl", obs="tokens", encoder=str(small_file), steps=96, episodes=1)
     last = train_rl(replace(command, eval_every=1000)).last
-    words = [f"checkpoint={last}", "gate=false", "threads=1", f"out={tmp_path / 'bundle'}"]
+    words = [f"checkpoint={last}", "verify=false", "threads=1", f"out={tmp_path / 'bundle'}"]
     assert cli.run(["export", *words]) == 0
     runtime, eager = Runtime.load(tmp_path / "bundle", threads=1), EagerPolicy.load(last)
     env = TaskSpec("toy/reach", ("rgb", "proprio"), image_size=32, render="fast").make()
