@@ -269,7 +269,7 @@ def distilled(home: Path) -> Numbers:
 def reinforced(home: Path) -> Numbers:
     """A run of SAC that stops in the middle and goes on."""
     words = ["task=toy/reach", "obs=state", "algorithm=sac", "algorithm.layers=[16,16]", "algorithm.batch=8"]
-    words += ["algorithm.buffer=500", "algorithm.warmup=16", "algorithm.updates=0.25", "envs=2", "horizon=10"]
+    words += ["algorithm.buffer=500", "algorithm.warmup=16", "algorithm.updates=0.25", "envs=2", "episode_steps=10"]
     words += ["eval_every=120", "eval_episodes=2", "episodes=2", "log_every=48", "save_every=96", "processes=false"]
     for steps in (144, 240):
         command("train_rl", *words, f"steps={steps}", f"out={home / 'rl'}", "device=cpu")

@@ -5,6 +5,6 @@ from pathlib import Path
 
 if __name__ == "__main__":
     from ...jobs.launch import run_as_job
-    from .sweep import run_job
+    from .commands import train_folder
 
-    sys.exit(run_as_job(lambda: run_job(Path(sys.argv[1])), int(sys.argv[2])))
+    sys.exit(run_as_job(lambda: train_folder(Path(sys.argv[1])), int(sys.argv[2])))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pixio_robot.policies.runs import load_policy
 
 from pixio_robot import cli
 from pixio_robot.cameras.camera import CameraRequest
@@ -17,7 +18,6 @@ from pixio_robot.depth.encoding import depth_code, depth_images, small_depth
 from pixio_robot.encoders.load import Backbone
 from pixio_robot.errors import BadInput, CheckpointError, DataError, UnknownName
 from pixio_robot.policies.agent import Agent
-from pixio_robot.policies.runs import load_policy
 
 CPU = torch.device("cpu")
 FAST = ["policy.layers=[32]", "training.batch=64", "device=cpu"]

@@ -11,7 +11,7 @@ from pixio_robot.checkpoint import load_checkpoint
 from pixio_robot.config import sweep_jobs
 from pixio_robot.metrics import read_episodes
 
-TINY = ["task=toy/reach", "obs=state", "steps=60", "horizon=10", "eval_every=60", "eval_episodes=1", "episodes=1"]
+TINY = ["task=toy/reach", "obs=state", "steps=60", "episode_steps=10", "eval_every=60", "eval_episodes=1", "episodes=1"]
 TINY += ["algorithm.layers=[8]", "algorithm.batch=8", "algorithm.buffer=100", "algorithm.warmup=20"]
 LAST = "checkpoints/sac/last.safetensors"
 
