@@ -11,22 +11,29 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from ..datasets.robomimic import DemoSet
-from ..datasets.token_cache import TokenCache
+from ..datasets.dataset import EpisodeDataset, open_dataset
 from ..envs.registry import TaskSpec, new_task
 from ..envs.rollout import plan_episodes
 from ..errors import CheckpointError
 from ..hardware import choose_device, choose_precision
 from ..jobs.launch import run_as_job
 from ..memory import PeakMemory
-from ..policies.bc import train_bc
+from ..policies.build import PolicyDesign
+from ..policies.cloning import CloningSetup, load_backbone, prepare_cloning
 from ..policies.collect import collect
-from ..policies.evaluate import Evaluation, evaluate_expert
-from ..policies.quickstart import Stages
-from ..policies.runs import cache_for, check_held_out, evaluate_policy, load_backbone
+from ..policies.evaluate import (
+    Evaluation,
+    RolloutSettings,
+    check_no_overlap,
+    evaluate_expert,
+    evaluate_policy,
+    task_of,
+)
+from ..policies.loaded import load_policy
 from ..policies.settings import HELD_OUT_SEED
-from ..policies.visuomotor import EncoderIdentity, load_policy, policy_kind
+from ..policies.train import TrainPlan, train_policy
 from ..run_folder import described, digest, read_json, write_json
+from ..stages import Stages
 from .protocol import BUDGETS, FIRST_DEMO, Budget, Protocol, end_to_end, protocol_of, score_scale, within
 from .token_use import token_use
 
@@ -71,7 +78,16 @@ class RunSpec:
         protocol = within(protocol_of(self.task), self.suite, self.limits, self.protocol != "honest")
         if self.encoder == "cnn":
             protocol = end_to_end(protocol)
-        return replace(protocol, embedding=replace(protocol.embedding, fusion=self.fusion or "mean"))
+        return replace(protocol, policy=replace(protocol.policy, fusion=self.fusion or "mean"))
+
+    def design(self, precision: str) -> PolicyDesign:
+        """Return the policy that is trained.
+
+        Args:
+            precision: of the encoder, resolved.
+        """
+        protocol = self.learning
+        return PolicyDesign(self.encoder, protocol.policy, protocol.observation, protocol.horizon, precision=precision)
 
 
 @dataclass(frozen=True)
@@ -98,7 +114,7 @@ def request_of(cell: RunSpec, places: Paths) -> TaskSpec:
     """Return the environment of a cell's demonstrations and, the same, of its episodes."""
     own = new_task(cell.task).horizon
     if places.demos:
-        found = DemoSet(places.demos).request
+        found = task_of(open_dataset(places.demos).provenance, places.demos)
         return replace(found, horizon=found.horizon or own)
     protocol, limits = cell.learning, cell.limits
     return TaskSpec(
@@ -111,10 +127,10 @@ def request_of(cell: RunSpec, places: Paths) -> TaskSpec:
     )
 
 
-def demonstrations(cell: RunSpec, request: TaskSpec, places: Paths, stages: Stages) -> DemoSet:
+def demonstrations(cell: RunSpec, request: TaskSpec, places: Paths, stages: Stages) -> EpisodeDataset:
     """Return the demonstrations of a cell; what several cells need is recorded by the first of them."""
     if places.demos:
-        return DemoSet(places.demos)
+        return open_dataset(places.demos)
     protocol, limits, workers = cell.learning, cell.limits, torch.get_num_threads()
     asked = digest(asdict(request), protocol.demos, limits.valid, FIRST_DEMO, cell.source)
     path = Path(places.root) / "demos" / f"{cell.task.replace('/', '-')}-{protocol.demos}-{asked[:8]}.hdf5"
@@ -122,7 +138,7 @@ def demonstrations(cell: RunSpec, request: TaskSpec, places: Paths, stages: Stag
     with FileLock(path.with_suffix(".lock")), stages.timed("demonstrations") as spent:
         found = collect(request, protocol.demos, limits.valid, FIRST_DEMO, path, workers, places.expert_or_none)
         spent |= found.seconds
-    return DemoSet(path)
+    return open_dataset(path)
 
 
 def run_cell(cell: RunSpec, places: Paths) -> dict[str, Any]:
@@ -174,30 +190,19 @@ def _policy(cell: RunSpec, places: Paths, request: TaskSpec, stages: Stages) -> 
         plans["released"] = plan_episodes(request, protocol.episodes, first)
     demos = demonstrations(cell, request, places, stages)
     for each in plans.values():
-        check_held_out(demos.starts, each)
+        check_no_overlap(demos.initial_states, each)
 
     backbone = load_backbone(cell.encoder)
     if backbone is not None and backbone.fingerprint() != cell.weights:
-        raise CheckpointError(f"{cell.encoder} has other weights than when the benchmark was begun; begin it anew")
-    cache: TokenCache | None = None
-    if backbone is not None:
-        with stages.timed("encode") as spent:
-            cache = cache_for(backbone, demos, protocol.embedding, Path(places.root) / "cache", device, precision)
-            spent |= cache.seconds
+        raise CheckpointError(f"{cell.encoder} has other weights than when the benchmark started; choose another out=")
+    design = cell.design(precision)
+    setup = CloningSetup(cell.seed, cache=Path(places.root) / "cache", device=device)
+    with stages.timed("encode") as spent:
+        prepared = prepare_cloning(demos, design, backbone, setup)
+        spent |= prepared.frames.seconds
+    plan = TrainPlan(out, design.label, cell.seed, keep=protocol.moments if "released" in plans else ())
     with stages.timed("train") as spent:
-        trained = train_bc(
-            demos,
-            cache,
-            None if backbone is None else EncoderIdentity.of(backbone, precision),
-            None if backbone is None else backbone.token_shape,
-            embedding=protocol.embedding,
-            settings=protocol.policy,
-            seed=cell.seed,
-            device=device,
-            out=out,
-            kind=policy_kind(cell.encoder),
-            keep=protocol.moments if "released" in plans else (),
-        )
+        trained = train_policy(prepared.model, prepared.data, protocol.training, plan, device)
         spent |= trained.seconds
 
     released = []
@@ -206,16 +211,9 @@ def _policy(cell: RunSpec, places: Paths, request: TaskSpec, stages: Stages) -> 
         for checkpoint in checkpoints[column]:
             folder = out / column / (checkpoint.stem if column == "released" else "")
             with stages.timed("evaluate") as spent:
-                evaluation = evaluate_policy(
-                    load_policy(checkpoint),
-                    backbone,
-                    request,
-                    plans[column],
-                    device,
-                    folder,
-                    2 * threads,
-                    column == "honest",
-                )
+                rollout = RolloutSettings(2 * threads, videos=column == "honest")
+                loaded = load_policy(checkpoint, backbone)
+                evaluation = evaluate_policy(loaded, request, plans[column], device, folder, rollout)
                 spent |= evaluation.seconds
             if column == "released":
                 released.append(_mean_score(evaluation))
@@ -224,8 +222,8 @@ def _policy(cell: RunSpec, places: Paths, request: TaskSpec, stages: Stages) -> 
         "moments": list(protocol.moments) if "released" in plans else [],
         "weights": "none" if backbone is None else backbone.weights,
         "preprocessing": None if backbone is None else backbone.preprocessing._asdict(),
-        "demos": len(demos.members("train")),
-        "tokens": None if cache is None else token_use(load_policy(trained.last).policy, demos, cache),
+        "demos": len(demos.split("train")),
+        "tokens": token_use(load_policy(trained.last, backbone).model, prepared.data),
     }
 
 

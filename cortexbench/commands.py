@@ -24,7 +24,7 @@ class Benchmark(Hardware, EngineSettings):
     protocol: str = key("both", "columns: cortexbench (best of all evaluations), honest (last policy), or both")
     budget: str = key("smoke", "how much of it: smoke (does it run), small (two cores, hours), full (as published)")
     precision: str = key("fp32", "auto, fp32, bf16 (autocast)")
-    plan: bool = key(False, "only measure and print what it would cost", free=True)
+    plan: bool = key(False, "only estimate and print what it would take", free=True)
     experts: Any = key(None, "Adroit's experts: folder of DAPG policies, or {adroit/pen: FILE, ...}", free=True)
     demos: str | None = key(None, "folder of demonstrations (*.hdf5) to use where it has a task's", free=True)
     out: str | None = key(None, "folder; null means runs/benchmark-<budget>", free=True)

@@ -1,18 +1,19 @@
 """From what was asked to cells: names are checked, encoders looked at, what cannot run is said before anything does."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..datasets.robomimic import DemoSet
+from ..datasets.dataset import camera_keys, open_dataset
 from ..encoders.load import WITHOUT_ENCODER, load_encoder
 from ..encoders.pixio import TokenShape
 from ..envs.dapg import load_dapg
 from ..envs.registry import installed
 from ..errors import BadInput, DataError, MissingExtra, UnknownName, closest
 from ..files import sha256_of
-from ..policies.embedding import Embedder
+from ..policies.evaluate import task_of
+from ..policies.necks import FusedVector
 from ..policies.settings import FUSIONS
 from .cell import EXPERT, Paths, RunSpec
 from .commands import Benchmark
@@ -86,9 +87,8 @@ def make_grid(command: Benchmark, root: Path) -> Grid:
     visions = {name: inspect_encoder(name) for name in encoders if name not in (*WITHOUT_ENCODER, EXPERT)}
     for vision in visions.values():
         for fusion in command.fusions:
-            Embedder(
-                vision.tokens, replace(protocol_of(tasks[0]).embedding, fusion=fusion), 0
-            )  # refuses what cannot be
+            protocol = protocol_of(tasks[0])
+            FusedVector(vision.tokens, fusion, protocol.policy.frames, protocol.observation.steps, 0)  # may refuse
     skipped: list[Skipped] = []
     places = _places(tasks, command, root, skipped)
     seeds = command.seeds or list(BUDGETS[command.budget].seeds)
@@ -173,11 +173,11 @@ def _can_run(task: str, encoder: str, place: Paths, protocol: str, skipped: list
     elif encoder == EXPERT and suite == "adroit" and not place.expert:
         why = ADROIT
     elif place.demos and encoder != EXPERT:
-        demos = DemoSet(place.demos)
-        if encoder == "state" and "state" not in demos.widths:
-            why = f"{place.demos} does not hold the known state"
+        demos = open_dataset(place.demos)
+        if encoder == "state" and "state" not in demos.features:
+            why = f"{place.demos} does not hold the privileged state"
         try:
-            demos.images(protocol_of(task).embedding.cameras)
+            camera_keys(demos, protocol_of(task).observation.cameras)
         except UnknownName as error:
             why = str(error)
     if why:
@@ -197,8 +197,7 @@ def _demo_files(folder: str) -> dict[str, Path]:
     if not files:
         raise DataError(f"no demonstrations (*.hdf5) in demos={folder}; pixio-robot collect and convert write them")
     for file in files:
-        demos = DemoSet(file)
-        task = demos.request.task
+        task = task_of(open_dataset(file).provenance, str(file)).task
         if task in found:
             raise BadInput(f"{found[task]} and {file} are both of {task}; leave one of them in demos={folder}")
         found[task] = file.absolute()

@@ -11,7 +11,8 @@ from ..envs import adroit, dmc, metaworld
 from ..envs.registry import tasks
 from ..envs.trifinger import tasks as trifinger
 from ..errors import UnknownName, closest
-from ..policies.settings import EmbeddingSettings, PolicySettings
+from ..policies.mlp import MlpConfig
+from ..policies.settings import ObservationSettings, TrainingSettings
 
 SUITES: dict[str, tuple[str, ...]] = {
     "adroit": adroit.CORTEXBENCH,
@@ -42,8 +43,10 @@ class Protocol:
     demos: int  # to train on
     episodes: int  # of each evaluation
     moments: tuple[int, ...]  # epochs after which the policy is evaluated; their best is what was published
-    embedding: EmbeddingSettings
-    policy: PolicySettings
+    observation: ObservationSettings
+    policy: MlpConfig
+    training: TrainingSettings
+    horizon: int = 1  # actions predicted at once
     cameras: tuple[str, ...] = ()  # () is the task's default
     image_size: int = 256  # of the images [px]; encoders then resize them as they are used to
     first_start: int | None = None  # seed of an evaluation's first episode; None is the policy's own seed
@@ -61,17 +64,17 @@ _IMITATION = Protocol(
     demos=100,
     episodes=25,
     moments=_moments(5, 100),
-    embedding=EmbeddingSettings(),  # FLARE of three frames, proprioception appended
-    policy=PolicySettings(),
+    observation=ObservationSettings(steps=3),  # and proprioception
+    policy=MlpConfig(frames="flare"),
+    training=TrainingSettings(epochs=100),
 )
 _TRIFINGER = Protocol(
     demos=100,
     episodes=25,
     moments=_moments(5, 100),
-    embedding=EmbeddingSettings(frames="single"),
-    policy=PolicySettings(
-        layers=[2000, 2000], batch_norm=False, output_init_scale=1.0, optimizer="adamw", lr=1e-4, batch=32, epochs=100
-    ),
+    observation=ObservationSettings(steps=1),
+    policy=MlpConfig(layers=[2000, 2000], batch_norm=False, output_init_scale=1.0),
+    training=TrainingSettings(optimizer="adamw", lr=1e-4, batch=32, epochs=100),
     image_size=270,
     first_start=TEST_STARTS,
 )
@@ -96,8 +99,8 @@ def protocol_of(task: str) -> Protocol:
         return replace(
             _TRIFINGER,
             moments=_moments(25, 1000),
-            embedding=replace(_TRIFINGER.embedding, cameras=["camera60", "goal"]),
-            policy=replace(_TRIFINGER.policy, epochs=1000),
+            observation=replace(_TRIFINGER.observation, cameras=["camera60", "goal"]),
+            training=replace(_TRIFINGER.training, epochs=1000),
             cameras=("camera60", "goal"),
         )
     return _TRIFINGER if suite == "trifinger" else _IMITATION
@@ -153,25 +156,25 @@ def within(protocol: Protocol, suite: str, budget: Budget, released: bool) -> Pr
     Args:
         released: evaluate at all moments, not after the last epoch only.
     """
-    epochs = max(1, round(protocol.policy.epochs * budget.share))
-    moments = _rescaled(protocol.moments, protocol.policy.epochs, epochs) if released else (epochs,)
+    epochs = max(1, round(protocol.training.epochs * budget.share))
+    moments = _rescaled(protocol.moments, protocol.training.epochs, epochs) if released else (epochs,)
     count = min(len(moments), budget.moments or len(moments))
     return replace(
         protocol,
         demos=min(protocol.demos, budget.demos.get(suite, protocol.demos)),
         episodes=min(protocol.episodes, budget.episodes or protocol.episodes),
         moments=tuple(moments[-(-len(moments) * (place + 1) // count) - 1] for place in range(count)),
-        policy=replace(protocol.policy, epochs=epochs),
+        training=replace(protocol.training, epochs=epochs),
         image_size=min(protocol.image_size, budget.image_size or protocol.image_size),
     )
 
 
 def end_to_end(protocol: Protocol) -> Protocol:
     """Return a protocol for a network that learns to see: smaller batches, about as many steps as the others take."""
-    batch = min(protocol.policy.batch, 64)
-    epochs = max(1, -(-protocol.policy.epochs * batch // protocol.policy.batch))
-    moments = _rescaled(protocol.moments, protocol.policy.epochs, epochs)
-    return replace(protocol, moments=moments, policy=replace(protocol.policy, batch=batch, epochs=epochs))
+    batch = min(protocol.training.batch, 64)
+    epochs = max(1, -(-protocol.training.epochs * batch // protocol.training.batch))
+    moments = _rescaled(protocol.moments, protocol.training.epochs, epochs)
+    return replace(protocol, moments=moments, training=replace(protocol.training, batch=batch, epochs=epochs))
 
 
 def _rescaled(moments: tuple[int, ...], epochs: int, to: int) -> tuple[int, ...]:

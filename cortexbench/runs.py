@@ -14,7 +14,7 @@ from ..run_folder import environment, write_json
 from .cell import EXPERT, describe, folder_of
 from .commands import Benchmark
 from .grid import Grid, grouped, make_grid
-from .plan import Plan, make_plan, memory_of, rough_costs, work_of
+from .plan import Plan, make_plan, memory_of, seconds_of
 from .protocol import TASKS
 from .published import CAVEATS
 from .results import Results, read_outcome
@@ -45,7 +45,7 @@ def folder(command: Benchmark) -> Path:
 
 
 def run_plan(command: Benchmark) -> Plan:
-    """Say what a benchmark would cost, from short measurements."""
+    """Return a rough estimate of what a benchmark takes."""
     root = folder(command)
     jobs = command.jobs or ResourceBudget.of(replace(command, engine="local").launch()).jobs
     return make_plan(make_grid(command, root), jobs, command.threads, root)
@@ -66,7 +66,7 @@ def run_benchmark(command: Benchmark) -> BenchmarkReport:
     write_json(root / "environment.json", environment())
     for each in grouped(grid.skipped):
         console().print(f"not run: {each.task}, {each.policy}: {each.why}", soft_wrap=True, markup=False)
-    work = work_of(grid.cells, lambda cell: rough_costs(cell, grid.visions.get(cell.encoder)))
+    work = seconds_of(grid.cells, grid.visions)
     specs = []
     for (cell, places), seconds in zip(grid.cells, work, strict=True):
         if not (folder_of(cell, root) / "result.json").is_file():

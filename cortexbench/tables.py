@@ -180,14 +180,16 @@ def setting_table(results: Results) -> Table:
             if not cells or policy.encoder == EXPERT:
                 continue
             learning = cells[0].cell.learning
+            training = learning.training
             pixels = cells[0].about.get("preprocessing")
             rows.append(
                 {
                     "policy": str(policy),
                     "suite": NAMES[suite],
                     "tokens": f"{policy.fusion} of normed class tokens" if policy.fusion else NONE,
-                    "frames": f"{learning.embedding.frames}"
-                    + (f" of {learning.embedding.history}" if learning.embedding.frames != "single" else ""),
+                    "frames": f"{learning.policy.frames} of {learning.observation.steps}"
+                    if learning.observation.steps > 1
+                    else "1",
                     "image [px]": _each(each.about["request"]["image_size"] for each in cells),
                     "for the encoder": NONE
                     if pixels is None
@@ -195,8 +197,8 @@ def setting_table(results: Results) -> Table:
                     "render": _each(each.about["request"]["render"] for each in cells),
                     "steps": _each(each.about["request"]["horizon"] for each in cells),
                     "head": "-".join(map(str, learning.policy.layers)),
-                    "optimiser": f"{learning.policy.optimizer} {learning.policy.lr:g}, batch {learning.policy.batch}",
-                    "epochs": _each(each.cell.learning.policy.epochs for each in cells),
+                    "optimiser": f"{training.optimizer} {training.lr:g}, batch {training.batch}",
+                    "epochs": _each(each.cell.learning.training.epochs for each in cells),
                     "evaluations": _each(len(each.about["moments"]) for each in cells),
                 }
             )

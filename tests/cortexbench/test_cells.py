@@ -22,11 +22,13 @@ from pixio_robot.cortexbench.cell import Paths, RunSpec, folder_of, run_cell
 from pixio_robot.cortexbench.commands import Benchmark
 from pixio_robot.cortexbench.protocol import BUDGETS
 from pixio_robot.cortexbench.runs import BenchmarkReport, run_benchmark
-from pixio_robot.datasets.robomimic import DemoSet
+from pixio_robot.datasets.dataset import EpisodeDataset, open_dataset
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.jobs import launch
 from pixio_robot.jobs.launch import Job, Starter, why_failed
 from pixio_robot.metrics import read_episodes
+from pixio_robot.policies import evaluate as evaluations
+from pixio_robot.policies.evaluate import task_of
 from pixio_robot.policies.settings import HELD_OUT_SEED
 
 TINY = replace(BUDGETS["smoke"], horizon={"toy": 25}, share=0.02)
@@ -115,16 +117,21 @@ def test_all_evaluations_of_a_run_share_its_seeds_starts(done: BenchmarkReport) 
     honest = read_episodes(folder / "honest" / "episodes.jsonl")
     assert [row.seed for row in honest] == [HELD_OUT_SEED, HELD_OUT_SEED + 1]
     (file,) = (done.out / "demos").glob("*.hdf5")
-    starts = [{row.start for row in honest}, {row.start for row in evaluations[0]}, set(DemoSet(file).starts)]
+    starts = [
+        {row.start for row in honest},
+        {row.start for row in evaluations[0]},
+        set(open_dataset(file).initial_states),
+    ]
     assert sum(map(len, starts)) == len(set.union(*starts))
 
 
 def test_episodes_look_like_the_demonstrations(done: BenchmarkReport) -> None:
     """Other shadows or another size at evaluation would pass for a bad encoder."""
     (file,) = (done.out / "demos").glob("*.hdf5")
+    recorded = task_of(open_dataset(file).provenance, str(file))
     for folder in (done.out / "cells").glob("*mean*/"):
         request = json.loads((folder / "result.json").read_text())["request"]
-        assert TaskSpec(**{**request, "observe": tuple(request["observe"]), "cameras": ()}) == DemoSet(file).request
+        assert TaskSpec(**{**request, "observe": tuple(request["observe"]), "cameras": ()}) == recorded
         assert {row.render for row in read_episodes(folder / "honest" / "episodes.jsonl")} == {"fast"}
 
 
@@ -140,15 +147,13 @@ def test_every_policy_meets_the_same_honest_episodes(done: BenchmarkReport) -> N
 def test_no_policy_but_state_is_told_the_goal(
     done: BenchmarkReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pixio_robot.policies import runs as policy_runs
-
     seen: list[tuple[str, ...]] = []
 
     def watched(act: object, request: TaskSpec, *arguments: Any, **more: Any) -> None:
         seen.append(request.observe)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(policy_runs, "evaluate", watched)
+    monkeypatch.setattr(evaluations, "evaluate", watched)
     monkeypatch.setitem(BUDGETS, "smoke", TINY)
     shutil.copytree(done.out / "demos", tmp_path / "demos")
     for encoder in ("none", "state", "cnn"):
@@ -253,14 +258,14 @@ def test_what_cells_share_is_recorded_once(tmp_path: Path, monkeypatch: pytest.M
         inside[0] -= 1
         return recorded
 
-    def begin(cell: RunSpec) -> DemoSet:
+    def begin(cell: RunSpec) -> EpisodeDataset:
         together.wait()
         return cells.demonstrations(cell, cells.request_of(cell, places), places, cells.Stages(tmp_path / cell.encoder))
 
     monkeypatch.setattr(cells, "collect", watched)
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(begin, (_cell(encoder="none"), _cell(encoder="state")))
-    assert found == [(1, False), (1, True)] and one.sha256() == other.sha256()
+    assert found == [(1, False), (1, True)] and one.fingerprint == other.fingerprint
 
 
 def test_a_cell_begun_twice_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +294,7 @@ def test_a_full_disk_fails_a_cell_in_words_and_the_rest_goes_on(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "b/cells/x")
 
-    monkeypatch.setattr(cells, "train_bc", full)
+    monkeypatch.setattr(cells, "train_policy", full)
     command = ["benchmark", "encoders=[none,expert]", "tasks=toy/reach", "out=b"]
     assert run(command) == 1
     said = capsys.readouterr().err

@@ -23,9 +23,10 @@ from pixio_robot.cortexbench.commands import Convert
 from pixio_robot.cortexbench.released import convert as converting
 from pixio_robot.cortexbench.released.convert import run_convert, source_of
 from pixio_robot.cortexbench.released.releases import RELEASES, PathsRelease
-from pixio_robot.datasets.robomimic import DemoSet
+from pixio_robot.datasets.robomimic import RobomimicDataset
 from pixio_robot.envs import registry
 from pixio_robot.errors import DataError
+from pixio_robot.policies.evaluate import task_of
 
 GUIDE = Path(pixio_robot.__file__).resolve().parent.parent / "docs/demonstrations.md"
 SIDE = 16  # of the images [px]; published are 256
@@ -110,8 +111,8 @@ def _same(one: Any, other: Any) -> None:
         assert type(one) is type(other) and one == other
 
 
-def _convert(source: Path, task: str, out: str = "out.hdf5", **keys: Any) -> DemoSet:
-    return DemoSet(run_convert(Convert(source=str(source), task=task, out=out, **keys)).path)
+def _convert(source: Path, task: str, out: str = "out.hdf5", **keys: Any) -> RobomimicDataset:
+    return RobomimicDataset(run_convert(Convert(source=str(source), task=task, out=out, **keys)).path)
 
 
 @pytest.mark.parametrize("task", [each for each in RELEASES if not each.startswith("trifinger")])
@@ -119,24 +120,28 @@ def test_everything_comes_back_bit_by_bit(task: str, tmp_path: Path) -> None:
     paths = _paths(task)
     release = RELEASES[task]
     demos = _convert(_write(tmp_path / f"{release.env_id}.pickle", paths), task)
-    assert demos.task == task and demos.names == ["demo_0", "demo_1", "demo_2"] and demos.lengths.tolist() == [4, 7, 1]
+    assert (
+        demos.provenance["task"] == task
+        and demos.names == ["demo_0", "demo_1", "demo_2"]
+        and demos.lengths.tolist() == [4, 7, 1]
+    )
     for name, path in zip(demos.names, paths, strict=True):
         _same(source_of(demos.path, name), path)
     assert np.array_equal(
         np.concatenate(list(demos.batches("rgb", 0, 3))), np.concatenate([p["images"] for p in paths])
     )
-    actions = demos.read("actions")
+    actions = demos.column("action")
     assert actions.dtype == np.float32 and np.abs(actions).max() == 1
     assert np.array_equal(actions, np.concatenate([p["actions"] for p in paths]).clip(-1, 1).astype(np.float32))
-    assert np.array_equal(demos.read("rewards"), np.concatenate([p["rewards"] for p in paths]))
-    assert np.array_equal(demos.read("state"), np.concatenate([p["observations"] for p in paths]))
+    assert np.array_equal(demos.column("reward"), np.concatenate([p["rewards"] for p in paths]))
+    assert np.array_equal(demos.column("state"), np.concatenate([p["observations"] for p in paths]))
     if release.proprio:
-        felt = np.concatenate([p["env_infos"][release.proprio] for p in paths]).astype(np.float32)
-        assert np.array_equal(demos.read("proprio"), felt) and demos.read("success").sum() > 0
+        proprio = np.concatenate([p["env_infos"][release.proprio] for p in paths]).astype(np.float32)
+        assert np.array_equal(demos.column("proprio"), proprio) and demos.column("success").sum() > 0
     else:
-        assert "proprio" not in demos.disk_keys
+        assert "proprio" not in demos.features
         with pytest.raises(DataError, match="has no 'success'"):
-            demos.read("success")
+            demos.column("success")
 
 
 def test_images_are_stored_once_and_compressed(tmp_path: Path) -> None:
@@ -201,9 +206,9 @@ def test_trifinger(task: str, columns: int, width: int, reach: float, packed: bo
     for name, demo in zip(demos.names, made, strict=True):
         _same(source_of(demos.path, name), demo)
     moved = np.concatenate([demo["delta_ftpos"][:-1, :width] for demo in made])
-    assert np.allclose(demos.read("actions"), np.clip(moved / reach, -1, 1), atol=1e-6)
+    assert np.allclose(demos.column("action"), np.clip(moved / reach, -1, 1), atol=1e-6)
     tips = np.concatenate([demo["ft_pos_cur"][:-1] for demo in made])
-    assert np.array_equal(demos.read("proprio"), tips.astype(np.float32))
+    assert np.array_equal(demos.column("proprio"), tips.astype(np.float32))
     images = np.concatenate(list(demos.batches("rgb", 0, 100)))
     assert np.array_equal(images, np.concatenate([demo["image_60"][:-1] for demo in made]))
     if task == "move":
@@ -222,9 +227,9 @@ def test_trifinger_s_own_splits(tmp_path: Path) -> None:
     splits = {"train_demos": entries(4, 1), "test_demos": entries(2), "scale": 100, "max_a": 4.0, "min": [1, 2]}
     (tmp_path / "s.json").write_text(json.dumps(splits))
     demos = _convert(tmp_path / "t", "trifinger/reach_cube", splits=str(tmp_path / "s.json"))
-    assert demos.members("train") == ["demo_1", "demo_4"] and demos.members("valid") == ["demo_2"]
+    assert demos.split("train").tolist() == [1, 4] and demos.split("valid").tolist() == [2]
     raw = source_of(demos.path, "demo_0")["delta_ftpos"]
-    assert np.allclose(demos.read("actions")[:5], np.clip(raw[:5] / 4, -1, 1), atol=1e-6)
+    assert np.allclose(demos.column("action")[:5], np.clip(raw[:5] / 4, -1, 1), atol=1e-6)
     for broken, message in (
         ({"train_demos": entries(9), "test_demos": []}, r"lacks the demonstrations \[9\]"),
         ({"train_demos": entries(1), "test_demos": entries(1)}, "in both splits"),
@@ -260,12 +265,12 @@ def test_the_environment_is_made_again_where_the_registry_has_it(
     demos = _convert(
         _write(tmp_path / "hammer-v2-goal-observable.pickle", _paths("metaworld/hammer")), "metaworld/hammer"
     )
-    request = demos.request
+    request = task_of(demos.provenance, demos.source)
     assert (request.task, request.render, request.horizon) == ("metaworld/hammer", "benchmark", None)
     assert request.observe == ("rgb", "proprio") and request.image_size == SIDE
-    monkeypatch.setattr("pixio_robot.datasets.robomimic.tasks", lambda: ["toy/reach"])
+    monkeypatch.setattr("pixio_robot.policies.evaluate.tasks", lambda: ["toy/reach"])
     with pytest.raises(DataError, match="cannot be simulated"):
-        _ = demos.request
+        task_of(demos.provenance, demos.source)
 
 
 def test_policies_train_on_released_demonstrations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,7 +280,7 @@ def test_policies_train_on_released_demonstrations(tmp_path: Path, capsys: pytes
             "train_bc",
             "demos=out.hdf5",
             f"encoder={encoder}",
-            "policy.epochs=1",
+            "training.epochs=1",
             f"out={encoder}",
             "device=cpu",
         ]
@@ -283,7 +288,9 @@ def test_policies_train_on_released_demonstrations(tmp_path: Path, capsys: pytes
     out = _convert(_write(tmp_path / "pen-v0.pickle", _paths("adroit/pen")), "adroit/pen", "pen.hdf5").path
     with h5py.File(out, "r+") as file:
         file["data"].attrs["env_args"] = file["data"].attrs["env_args"].replace("adroit/pen", "adroit/other")
-    assert cli.run(["train_bc", f"demos={out}", "encoder=none"]) == 1
+    arguments = ["train_bc", f"demos={out}", "encoder=none", "training.epochs=1", "out=other", "device=cpu"]
+    assert cli.run(arguments) == 0, capsys.readouterr().err
+    assert cli.run(["evaluate", "checkpoint=other/checkpoints/none/last.safetensors"]) == 1
     assert "adroit/other, which cannot be simulated" in capsys.readouterr().err
 
 

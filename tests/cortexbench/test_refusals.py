@@ -11,7 +11,7 @@ from pixio_robot.cli import compose, run
 from pixio_robot.cortexbench import grid as grids
 from pixio_robot.cortexbench.commands import Benchmark
 from pixio_robot.cortexbench.grid import _absolute, make_grid, task_names
-from pixio_robot.cortexbench.plan import Costs, make_plan, work_of
+from pixio_robot.cortexbench.plan import make_plan, seconds_of
 from pixio_robot.cortexbench.protocol import BUDGETS, TASKS, protocol_of
 from pixio_robot.errors import BadInput, MissingExtra
 
@@ -116,10 +116,11 @@ def test_neighbouring_cells_are_of_different_tasks(monkeypatch: pytest.MonkeyPat
     assert task_names("all") == list(TASKS)
 
 
-def test_a_plan_measures_and_writes_nothing(monkeypatch: pytest.MonkeyPatch, tiny_file: Path) -> None:
+def test_a_plan_runs_and_writes_nothing(monkeypatch: pytest.MonkeyPatch, tiny_file: Path) -> None:
     found = make_grid(Benchmark(encoders=[str(tiny_file), "none", "expert"], tasks="toy/reach"), Path("b"))
     plan = make_plan(found, 2, 1, Path("b"))
     rows = dict(plan.rows)
-    assert rows["cells"] == "3" and "all, 2 jobs of 1 threads" in rows and plan.assumptions and not Path("b").exists()
+    assert rows["runs"] == "3" and "all, 2 jobs of 1 threads" in rows and plan.assumptions and not Path("b").exists()
     costly = make_grid(Benchmark(encoders=[str(tiny_file), "none"], tasks="toy/reach", budget="full"), Path("b"))
-    assert sum(work_of(costly.cells, lambda _: Costs())) > 10 * sum(work_of(found.cells[:2], lambda _: Costs()))
+    cheap = seconds_of(found.cells[:2], found.visions)
+    assert sum(seconds_of(costly.cells, costly.visions)) > 10 * sum(cheap)
