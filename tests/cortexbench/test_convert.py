@@ -1,4 +1,4 @@
-"""Released demonstrations become ours once: nothing is lost, our layout is filled, and bad sources are refused."""
+"""Released demonstrations are converted without loss to our layout, and bad sources are refused."""
 
 import json
 import os
@@ -19,9 +19,8 @@ import torch
 import pixio_robot
 from pixio_robot import cli
 from pixio_robot.config import compose
-from pixio_robot.cortexbench.commands import Convert
 from pixio_robot.cortexbench.released import convert as converting
-from pixio_robot.cortexbench.released.convert import run_convert, source_of
+from pixio_robot.cortexbench.released.convert import SplitRequest, convert, source_of
 from pixio_robot.cortexbench.released.releases import RELEASES, PathsRelease
 from pixio_robot.datasets.robomimic import RobomimicDataset
 from pixio_robot.envs import registry
@@ -111,12 +110,12 @@ def _same(one: Any, other: Any) -> None:
         assert type(one) is type(other) and one == other
 
 
-def _convert(source: Path, task: str, out: str = "out.hdf5", **keys: Any) -> RobomimicDataset:
-    return RobomimicDataset(run_convert(Convert(source=str(source), task=task, out=out, **keys)).path)
+def _convert(source: Path, task: str, out: str = "out.hdf5", **splits: Any) -> RobomimicDataset:
+    return RobomimicDataset(convert(task, source, Path(out), SplitRequest(**splits)).path)
 
 
 @pytest.mark.parametrize("task", [each for each in RELEASES if not each.startswith("trifinger")])
-def test_everything_comes_back_bit_by_bit(task: str, tmp_path: Path) -> None:
+def test_the_source_can_be_read_back_bit_by_bit(task: str, tmp_path: Path) -> None:
     paths = _paths(task)
     release = RELEASES[task]
     demos = _convert(_write(tmp_path / f"{release.env_id}.pickle", paths), task)
@@ -171,8 +170,8 @@ def test_the_member_of_an_archive_is_found_by_the_task(packing: str, tmp_path: P
     source = _zipped(root, tmp_path / "metaworld-expert-v1.0.zip") if packing == "zip" else root
     assert _convert(source, "metaworld/assembly").lengths.tolist() == [3]
     assert sorted(path.name for path in tmp_path.glob("*hdf5*")) == ["out.hdf5"], "what was unpacked is removed"
-    plain = Convert(source=str(root / "assembly-v2-goal-observable.pickle"), task="metaworld/assembly", out="out.hdf5")
-    assert run_convert(plain).reused, "the same content, unpacked"
+    plain = root / "assembly-v2-goal-observable.pickle"
+    assert convert("metaworld/assembly", plain, Path("out.hdf5")).reused, "the same content, unpacked"
     with pytest.raises(DataError, match=r"no hammer|no bin-picking.*it has: assembly"):
         _convert(source, "metaworld/bin-picking", "other.hdf5")
 
@@ -184,7 +183,7 @@ def test_splits_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     demos = _convert(source, "metaworld/hammer", "b.hdf5", demos=3, valid=2)
     assert demos.rows("train").tolist() == [0, 1, 2] and demos.rows("valid").tolist() == [3, 4]
     assert len(demos.names) == 30, "nothing is lost"
-    monkeypatch.setattr(converting, "_write", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(converting, "_write", lambda *_: pytest.fail("it started"))
     with pytest.raises(DataError, match="demos=31 was asked for; there are 30"):
         _convert(source, "metaworld/hammer", "c.hdf5", demos=31)
     with pytest.raises(DataError, match="valid=6 was asked for"):
@@ -226,7 +225,7 @@ def test_trifinger_s_own_splits(tmp_path: Path) -> None:
 
     splits = {"train_demos": entries(4, 1), "test_demos": entries(2), "scale": 100, "max_a": 4.0, "min": [1, 2]}
     (tmp_path / "s.json").write_text(json.dumps(splits))
-    demos = _convert(tmp_path / "t", "trifinger/reach_cube", splits=str(tmp_path / "s.json"))
+    demos = _convert(tmp_path / "t", "trifinger/reach_cube", file=str(tmp_path / "s.json"))
     assert demos.split("train").tolist() == [1, 4] and demos.split("valid").tolist() == [2]
     raw = source_of(demos.path, "demo_0")["delta_ftpos"]
     assert np.allclose(demos.column("action")[:5], np.clip(raw[:5] / 4, -1, 1), atol=1e-6)
@@ -239,11 +238,11 @@ def test_trifinger_s_own_splits(tmp_path: Path) -> None:
     ):
         (tmp_path / "s.json").write_text(json.dumps(broken))
         with pytest.raises(DataError, match=message):
-            _convert(tmp_path / "t", "trifinger/reach_cube", "b.hdf5", splits=str(tmp_path / "s.json"))
+            _convert(tmp_path / "t", "trifinger/reach_cube", "b.hdf5", file=str(tmp_path / "s.json"))
     assert not list(tmp_path.glob("*b.hdf5*"))
 
 
-def test_odd_values_are_kept_too(tmp_path: Path) -> None:
+def test_unusual_values_are_kept(tmp_path: Path) -> None:
     (path,) = _paths("adroit/pen", (3,))
     path["notes"] = {
         "a/b": 1, ".": "dot", "100%": True, "none": None, "list": [1.5, "x", [2]], "tuple": (1, np.float32(2)),
@@ -259,9 +258,7 @@ def test_odd_values_are_kept_too(tmp_path: Path) -> None:
     _same(found, path)
 
 
-def test_the_environment_is_made_again_where_the_registry_has_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_is_known_where_the_registry_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     demos = _convert(
         _write(tmp_path / "hammer-v2-goal-observable.pickle", _paths("metaworld/hammer")), "metaworld/hammer"
     )
@@ -310,16 +307,18 @@ def test_names_of_tasks_are_known_before_their_simulators(tmp_path: Path) -> Non
     assert len(RELEASES) == 14
 
 
-def test_interrupted_it_leaves_nothing_and_goes_through_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_conversion_leaves_nothing_and_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "adroit-expert-v1.0"
     _write(root / "pen-v0.pickle", _paths("adroit/pen"))
     source = _zipped(root, tmp_path / "a.zip")
     write, before = converting._write, set(tmp_path.rglob("*"))
 
-    def stop_at_second(group: Any, reading: Any) -> None:
-        if reading.number == 1:
+    def stop_at_second(group: Any, demo: Any) -> None:
+        if demo.number == 1:
             raise KeyboardInterrupt
-        write(group, reading)
+        write(group, demo)
 
     monkeypatch.setattr(converting, "_write", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
@@ -343,12 +342,12 @@ def test_an_existing_output_is_reused_for_the_same_source_only(
     assert cli.run(arguments) == 1 and "holds other demonstrations" in capsys.readouterr().err
 
 
-def test_a_disk_without_room_is_said_before_anything_is_written(
+def test_a_full_disk_is_reported_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = _write(tmp_path / "in/pen-v0.pickle", _paths("adroit/pen"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 2**20))
-    monkeypatch.setattr(converting, "_write", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(converting, "_write", lambda *_: pytest.fail("it started"))
     assert cli.run(["convert", f"source={source}", "task=adroit/pen", "out=o.hdf5"]) == 1
     assert "no space left" in capsys.readouterr().err and not Path("o.hdf5").exists()
 

@@ -1,10 +1,17 @@
-"""CortexBench's protocol, as released, and what budgets leave of it."""
+"""CortexBench's protocol, as released, and its budgets."""
 
 import pytest
 
-from pixio_robot.cortexbench import cell as cells
-from pixio_robot.cortexbench.cell import RunSpec
-from pixio_robot.cortexbench.protocol import BUDGETS, HAS_PROPRIO, TASKS, end_to_end, protocol_of, within
+from pixio_robot.cortexbench.protocol import (
+    BUDGETS,
+    HAS_PROPRIO,
+    TASKS,
+    end_to_end,
+    protocol_of,
+    scaled_to,
+    score_scale,
+)
+from pixio_robot.cortexbench.run import RunSpec
 from pixio_robot.datasets.dataset import Feature
 from pixio_robot.encoders.load import load_encoder
 from pixio_robot.envs import registry
@@ -13,10 +20,10 @@ from pixio_robot.policies.mlp import MlpPolicy
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_evaluations_are_the_released_ones(task: str) -> None:
+def test_evaluation_epochs_are_the_released_ones(task: str) -> None:
     protocol = protocol_of(task)
     every, epochs = (25, 1000) if task == "trifinger/move_cube" else (5, 100)
-    counted_from_zero = [moment - 1 for moment in protocol.moments]
+    counted_from_zero = [epoch - 1 for epoch in protocol.eval_epochs]
     assert counted_from_zero == [*range(every, epochs, every), epochs - 1]
     assert protocol.training.epochs == epochs and len(counted_from_zero) == (40 if every == 25 else 20)
     assert protocol.episodes == (10 if task.startswith("dmc/") else 25)
@@ -33,7 +40,7 @@ def test_evaluations_are_the_released_ones(task: str) -> None:
         ("trifinger/move_cube", 9, 2 * 192 + 9, 2 * 8 * 192 + 9),
     ],
 )
-def test_the_head_sees_and_is_what_was_released(task: str, proprio: int, mean: int, concat: int) -> None:
+def test_embedding_and_network_are_the_released_ones(task: str, proprio: int, mean: int, concat: int) -> None:
     backbone = load_encoder("random:ti:0")
     for fusion, width in (("mean", mean), ("concat", concat)):
         spec = RunSpec(task, "random:ti:0", fusion, 100, "full", "both", "fp32")
@@ -57,29 +64,29 @@ def test_the_head_sees_and_is_what_was_released(task: str, proprio: int, mean: i
 def test_full_is_the_protocol_and_smaller_budgets_are_shares_of_it() -> None:
     for task in TASKS:
         suite, whole = task.split("/")[0], protocol_of(task)
-        assert within(whole, suite, BUDGETS["full"], released=True) == whole
+        assert scaled_to(BUDGETS["full"], whole, suite) == whole
         for name in ("smoke", "small"):
-            part = within(whole, suite, BUDGETS[name], released=True)
-            assert part.moments[-1] == part.training.epochs < whole.training.epochs
-            assert len(part.moments) == len(set(part.moments)) <= (BUDGETS[name].moments or 0)
+            part = scaled_to(BUDGETS[name], whole, suite)
+            assert part.eval_epochs[-1] == part.training.epochs < whole.training.epochs
+            assert len(part.eval_epochs) == len(set(part.eval_epochs)) <= (BUDGETS[name].evaluations or 0)
             assert part.demos <= whole.demos and part.episodes <= whole.episodes
-        assert within(whole, suite, BUDGETS["full"], released=False).moments == (whole.training.epochs,)
+        assert scaled_to(BUDGETS["full"], whole, suite, final_only=True).eval_epochs == (whole.training.epochs,)
 
 
-def test_learning_to_see_takes_about_as_many_steps() -> None:
+def test_the_cnn_gets_about_as_many_optimiser_steps() -> None:
     for task in TASKS:
-        whole, seeing = protocol_of(task), end_to_end(protocol_of(task))
-        steps = [each.training.epochs * 10_000 / each.training.batch for each in (whole, seeing)]
-        assert steps[1] == pytest.approx(steps[0], rel=0.05) and seeing.training.batch <= 64
-        assert seeing.moments[-1] == seeing.training.epochs
+        whole, cnn = protocol_of(task), end_to_end(protocol_of(task))
+        steps = [each.training.epochs * 10_000 / each.training.batch for each in (whole, cnn)]
+        assert steps[1] == pytest.approx(steps[0], rel=0.05) and cnn.training.batch <= 64
+        assert cnn.eval_epochs[-1] == cnn.training.epochs
 
 
-def test_only_suites_that_feel_have_a_blind_row() -> None:
+def test_only_suites_with_proprioception_have_a_proprioception_only_row() -> None:
     for task in TASKS:
         if task in registry.installed():
             assert bool(registry.new_task(task).proprio_dim) == (task.split("/")[0] in HAS_PROPRIO)
 
 
-def test_cut_episodes_of_the_control_suite_stay_out_of_a_hundred() -> None:
-    assert cells.score_scale("dmc", 500, 200) * 40 == 100
-    assert cells.score_scale("metaworld", 500, 200) == 1
+def test_scores_of_short_control_suite_episodes_stay_out_of_a_hundred() -> None:
+    assert score_scale("dmc", 500, 200) * 40 == 100
+    assert score_scale("metaworld", 500, 200) == 1
