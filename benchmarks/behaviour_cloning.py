@@ -10,12 +10,12 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from pixio_robot.policies.runs import run_evaluate, run_train_bc
 
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.metrics import EpisodeRecord, mcnemar, read_episodes, resampled, success_rate
 from pixio_robot.policies.collect import collect
 from pixio_robot.policies.commands import Evaluate, TrainBC
-from pixio_robot.policies.runs import run_evaluate, run_train_bc
 from pixio_robot.policies.settings import PolicySettings
 
 TASKS = ("button-press-topdown", "hammer", "assembly", "bin-picking")

@@ -42,13 +42,8 @@ class StateActor:
         arguments: dict[str, Any] = json.loads(header.get("arguments", "{}"))
         if header.get("kind") != "policy" or not _on_the_state(arguments):
             raise DataError(
-<<<<<<< HEAD
-                f"{path} holds {header.get('kind', 'something else')} of kind {arguments.get('kind')!r}; an expert is "
-                "a policy on the privileged state: pixio-robot train_rl obs=state, or train_bc encoder=state"
-=======
                 f"{path} holds {header.get('kind', 'something else')} {arguments.get('policy', '')}; an expert is an "
                 "MLP on the privileged state: pixio-robot train_rl obs=state, or train_bc encoder=state"
->>>>>>> wt-h11
             )
         try:
             self.task, spec = str(arguments["provenance"]["task"]), arguments["spec"]
@@ -66,10 +61,6 @@ class StateActor:
         return np.clip(hidden[..., : self.action_dim], -1, 1)  # the first step of a chunk
 
 
-<<<<<<< HEAD
-def _layers(tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> list[Layer]:
-    """Return the head's layers as functions, in order; dropout is the identity."""
-=======
 def _on_the_state(arguments: dict[str, Any]) -> bool:
     """Return whether a policy is an MLP that observes the privileged state alone."""
     observed = arguments.get("spec", {}).get("observation", {})
@@ -79,7 +70,6 @@ def _on_the_state(arguments: dict[str, Any]) -> bool:
 def _layers(tensors: dict[str, np.ndarray], config: dict[str, Any], statistics: dict[str, Any]) -> list[Layer]:
     """Return the policy's layers as functions, in order; dropout is the identity."""
     scaled = {key: each for key, each in statistics.items() if each["mode"] != "none"}
->>>>>>> wt-h11
     layers: list[Layer] = []
     if "state" in scaled:
         offset, scale = _numbers(scaled["state"])
@@ -95,9 +85,6 @@ def _layers(tensors: dict[str, np.ndarray], config: dict[str, Any], statistics: 
         layers += [_linear(tensors, place), _activation(config["activation"])]
         place += 3  # a linear layer, dropout, an activation
     layers.append(_linear(tensors, place))
-<<<<<<< HEAD
-    return [*layers, np.tanh] if settings["tanh_output"] else layers
-=======
     if config["tanh_output"]:
         layers.append(np.tanh)
     if "action" in scaled:
@@ -109,7 +96,6 @@ def _layers(tensors: dict[str, np.ndarray], config: dict[str, Any], statistics: 
 def _numbers(statistics: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Return the offset and the scale of a feature, (P,) each."""
     return np.asarray(statistics["offset"], np.float32), np.asarray(statistics["scale"], np.float32)
->>>>>>> wt-h11
 
 
 def _linear(tensors: dict[str, np.ndarray], place: int) -> Layer:

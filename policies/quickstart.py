@@ -11,13 +11,9 @@ import torch
 
 from ..datasets.dataset import open_dataset
 from ..datasets.token_cache import class_token_cosine
-<<<<<<< HEAD
 from ..encoders.encoder import Backbone
 from ..encoders.load import BUNDLED
-=======
-from ..encoders.load import BUNDLED, Backbone
 from ..envs.features import task_features
->>>>>>> wt-h11
 from ..envs.registry import TaskSpec
 from ..envs.rollout import default_width, plan_episodes
 from ..memory import PeakMemory

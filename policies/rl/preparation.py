@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 from ...encoders.load import Backbone
-from ...encoders.pixio import PixioEncoder
 from ...envs.features import task_features
 from ...envs.rendering import check_rendering
 from ...errors import BadInput, CheckpointError
@@ -43,37 +42,12 @@ def prepare(plan: RLPlan) -> Preparation:
         BadInput: for settings that do not go together, or a buffer that does not fit into memory.
         CheckpointError: if the encoder is not that of ``init=`` or of the state to resume from.
     """
-<<<<<<< HEAD
-    _check(command)
-    check_algorithm(command.algorithm, command.envs)
-    device = choose_device(command.device)
-    kind = {"state": "state", "rgb": "cnn"}.get(command.obs, "blind" if command.encoder == "none" else "bc")
-    backbone = load_backbone(command.encoder) if kind == "bc" else None
-    if backbone is not None and command.finetune and not backbone.network.can_finetune:
-        raise BadInput(f"finetune=true: {command.encoder} cannot be fine-tuned; use a Pixio encoder")
-    request = _request(command, kind)
-    policy, normalise = _new_policy(command, request, kind, backbone)
-    space = embedded_space(policy, command.image_size if command.finetune else None)
-    buffer = require_memory(space, policy.actions, command.algorithm)
-    begun = None if command.init is None else load_policy(command.init)
-    files = [Path(each) for each in (command.demos, command.init) if each is not None and Path(each).is_file()]
-    inputs = " ".join(map(sha256_of, files))
-    out = Path(command.out or f"runs/train_rl/{settings_digest(command, inputs)}")
-    precision = choose_precision(command.precision, device)
-    identity = None if backbone is None else EncoderIdentity.of(backbone, precision)
-    if begun is not None:
-        _check_same_encoder(identity, begun.encoder, f"init={command.init}")
-    if state := latest_state(out / "checkpoints" / command.algorithm.name):
-        theirs = read_json(state / "state.json")["numbers"]["encoder"]
-        _check_same_encoder(identity, None if theirs is None else EncoderIdentity(**theirs), str(state))
-    if "rgb" in request.observe:
-=======
     check_plan(plan)
     check_algorithm(plan.algorithm, plan.envs)
     backbone = load_backbone(plan.design.encoder)
     if backbone is not None and plan.finetune:
-        if not isinstance(backbone.network, PixioEncoder):
-            raise BadInput(f"finetune=true needs a Pixio encoder; {plan.design.encoder} is not one")
+        if not backbone.network.can_finetune:
+            raise BadInput(f"finetune=true: {plan.design.encoder} cannot be fine-tuned; use a Pixio encoder")
         backbone.weights = "trained"  # by this run
     model, normalise = _new_model(plan, backbone)
     buffer = require_memory(embedded_space(model), model.spec.action_dim, plan.algorithm)
@@ -84,7 +58,6 @@ def prepare(plan: RLPlan) -> Preparation:
         saved = read_json(state / "state.json")["numbers"]["encoder"]
         _check_same_encoder(model.spec.encoder, None if saved is None else EncoderIdentity(**saved), str(state))
     if "rgb" in plan.task.observe:
->>>>>>> wt-h11
         check_rendering()
     return Preparation(model, normalise, init, buffer)
 

@@ -17,12 +17,8 @@ from ...hardware import threads
 from ...progress import stage
 from ...run_folder import write_json
 from ...stopping import Stopping
-<<<<<<< HEAD
 from ...training.metric_log import MetricLogger
-from ..visuomotor import Visuomotor
-=======
 from ..build import VisionPolicy
->>>>>>> wt-h11
 from .embedded_env import EmbeddedVecEnv
 from .learner import copy_actor
 from .plan import Schedule
@@ -88,13 +84,8 @@ def train(learner: Any, venv: EmbeddedVecEnv, model: VisionPolicy, run: LearnerR
 
     with (
         Stopping() as stopping,
-<<<<<<< HEAD
-        MetricLogger(out, name, model.num_timesteps) as metrics,
-        stage(f"train {name}", schedule.steps) as bar,
-=======
-        MetricsLog(run.out, run.name, learner.num_timesteps) as metrics,
+        MetricLogger(run.out, run.name, learner.num_timesteps) as metrics,
         stage(f"train {run.name}", schedule.steps) as bar,
->>>>>>> wt-h11
         threads(1 if small else torch.get_num_threads()),
     ):
         bar.advance(learner.num_timesteps)

@@ -231,7 +231,9 @@ def test_predicted_depth_needs_colour_alone(
     """Train, evaluate and stream from cameras without depth; another head than the trained one is refused."""
     words = [f"observation.depth={fusion}", f"observation.depth_head={depth_head}", "observation.depth_epochs=1"]
     command = ["train_bc", f"demos={rgbd_file}", f"encoder={tiny_file}", *words, "out=run", "device=cpu"]
-    assert cli.run([*command, "policy.layers=[32]", "training.batch=64", "training.epochs=2"]) == 0, capsys.readouterr().err
+    assert cli.run([*command, "policy.layers=[32]", "training.batch=64", "training.epochs=2"]) == 0, (
+        capsys.readouterr().err
+    )
     checkpoint = Path("run/checkpoints/mlp/last.safetensors")
     loaded = load_policy(checkpoint)
     assert not loaded.policy.needs_depth and loaded.policy.needs_colour and loaded.policy.takes_depth

@@ -117,7 +117,12 @@ def test_policies_learn_act_and_stream_with_depth(
 def test_the_real_recording_drives_policies_with_depth(
     depth: str, rgbd_file: Path, tiny_file: Path, real_recording: str
 ) -> None:
-    words = [f"observation.depth={depth}", "observation.depth_epochs=1", "observation.depth_points=64", "training.epochs=1"]
+    words = [
+        f"observation.depth={depth}",
+        "observation.depth_epochs=1",
+        "observation.depth_points=64",
+        "training.epochs=1",
+    ]
     checkpoint = _train(rgbd_file, str(tiny_file), *words)
     words = [f"camera={real_recording}", f"checkpoint={checkpoint}", "zeros=true", "device=cpu", "out=actions.jsonl"]
     assert cli.run(["stream", *words]) == 0

@@ -517,7 +517,6 @@ def test_the_watchdog_stops_when_one_of_two_cameras_is_gone(tmp_path: Path) -> N
 
 def test_a_chunk_is_not_executed_to_its_end_while_one_of_two_cameras_is_gone(tmp_path: Path) -> None:
     policy = TwoCameras()
-    horizon = 50
     faults = ["stall.rgb_front@0:0.3:10"]
     report = _run(tmp_path, policy, replace(TWO, horizon=50), episodes=1, steps=48, faults=faults)
     assert report.endings == {"watchdog": 1}

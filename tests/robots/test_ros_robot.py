@@ -219,7 +219,9 @@ def test_what_an_arm_did_teaches_the_next_policy(arm: _Arm, tmp_path: Path, monk
     demos = DemoSet(report.demos)
     assert demos.task == "ros:arm" and demos.environment["robot"]["control_hz"] == pytest.approx(10)
     assert len(demos.members("train")) == 1 and demos.widths == {"proprio": 2, "actions": 2}
-    assert cli.run(["train_bc", f"demos={demos.path}", "encoder=none", "training.epochs=1", "device=cpu", "out=bc"]) == 0
+    assert (
+        cli.run(["train_bc", f"demos={demos.path}", "encoder=none", "training.epochs=1", "device=cpu", "out=bc"]) == 0
+    )
     pytest.importorskip("onnxscript", reason="needs the extra export")
     words = ["checkpoint=bc/checkpoints/blind/last.safetensors", "verify=false", "out=bundle"]
     assert cli.run(["export", *words]) == 0

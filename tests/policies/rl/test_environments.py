@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from pixio_robot.datasets.dataset import EpisodeDataset
@@ -17,11 +16,7 @@ from pixio_robot.policies.agent import Agent
 from pixio_robot.policies.evaluate import task_of
 from pixio_robot.policies.loaded import LoadedPolicy
 from pixio_robot.policies.rl.demonstrations import demo_transitions
-<<<<<<< HEAD
-from pixio_robot.policies.rl.embedded_env import FELT, TOKENS, EmbeddedVecEnv
-=======
 from pixio_robot.policies.rl.embedded_env import EmbeddedVecEnv
->>>>>>> wt-h11
 
 CPU = torch.device("cpu")
 

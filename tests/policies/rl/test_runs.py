@@ -11,13 +11,7 @@ import torch
 
 from pixio_robot import cli
 from pixio_robot.checkpoint import load_checkpoint
-<<<<<<< HEAD
-from pixio_robot.datasets.robomimic import DemoSet
-from pixio_robot.deploy.eager import EagerPolicy
-from pixio_robot.deploy.runtime import Runtime
-=======
 from pixio_robot.datasets.dataset import open_dataset
->>>>>>> wt-h11
 from pixio_robot.encoders.load import load_encoder
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.envs.state_actor import StateActor
@@ -109,11 +103,7 @@ def test_its_policy_is_exported_like_a_cloned_one(tmp_path: Path, small_file: Pa
     from pixio_robot.deploy.runtime import Runtime
 
     command = world.command(tmp_path / "rl", obs="tokens", encoder=str(small_file), steps=96, episodes=1)
-<<<<<<< HEAD
-    _, last, _ = run_train_rl(replace(command, eval_every=1000))
-=======
     last = train_rl(replace(command, eval_every=1000)).last
->>>>>>> wt-h11
     words = [f"checkpoint={last}", "verify=false", "threads=1", f"out={tmp_path / 'bundle'}"]
     assert cli.run(["export", *words]) == 0
     runtime, eager = Runtime.load(tmp_path / "bundle", threads=1), EagerPolicy.load(last)
@@ -138,11 +128,7 @@ def test_a_finetuned_encoder_is_part_of_its_policy(tmp_path: Path, small_file: P
     assert again.rows[0].episode_return == pytest.approx(result.evaluation.rows[0].episode_return, abs=1e-6)
 
 
-<<<<<<< HEAD
-def test_demonstrations_and_a_clone_are_taken(tmp_path: Path, toy_file: Path, small_file: Path) -> None:
-=======
 def test_demonstrations_and_a_cloned_policy_are_used(tmp_path: Path, toy_file: Path, small_file: Path) -> None:
->>>>>>> wt-h11
     demos = ["demos=" + str(toy_file), "encoder=" + str(small_file), "observation.steps=2"]
     clone = [*demos, "policy.layers=[16,16]", "policy.tanh_output=true", "training.epochs=1", "out=bc"]
     assert cli.run(["train_bc", *clone]) == 0
