@@ -1,31 +1,21 @@
-"""Demonstrations: robomimic's layout, collection that resumes and does not depend on the number of workers."""
+"""robomimic's layout: what we write, files of other tools, names of arrays, reading in any order."""
 
 import json
+import pickle
 import shutil
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-from pixio_robot.policies.embedding import frame_indices
 
-from pixio_robot.datasets.robomimic import DemoSet
-from pixio_robot.datasets.writer import Demo, merge_demos, write_demo
+from pixio_robot.datasets.dataset import EpisodeDataset, Feature, camera_keys, open_dataset
+from pixio_robot.datasets.robomimic import RobomimicDataset
+from pixio_robot.datasets.windows import observation_rows
+from pixio_robot.datasets.writer import Demo, EpisodeFacts, Provenance, Splits, merge_demos, write_demo
 from pixio_robot.envs.registry import TaskSpec, make
-from pixio_robot.errors import BadInput, DataError
-from pixio_robot.policies import collect as collecting
+from pixio_robot.errors import DataError, UnknownName
 from pixio_robot.policies.collect import collect
-
-
-def _content(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    with h5py.File(path) as file:
-        file.visititems(
-            lambda name, item: found.update({name: item[()].tobytes() if isinstance(item, h5py.Dataset) else None})
-        )
-    return found
 
 
 def test_the_layout_is_robomimic_s(toy_file: Path) -> None:
@@ -37,6 +27,7 @@ def test_the_layout_is_robomimic_s(toy_file: Path) -> None:
         assert data.attrs["total"] == 5 * 25 and sorted(data) == [f"demo_{i}" for i in range(5)]
         demo = data["demo_0"]
         assert demo.attrs["num_samples"] == 25 and demo.attrs["seed"] == 0 and demo.attrs["success"]
+        assert len({data[name].attrs["initial_state_hash"] for name in data}) == 5
         assert demo["actions"].shape == (25, 3) and np.abs(demo["actions"][:]).max() <= 1
         assert demo["obs/front_image"].shape == (25, 256, 256, 3) and demo["obs/front_image"].dtype == np.uint8
         assert demo["dones"][:].tolist() == [0] * 24 + [1] and demo["rewards"].shape == (25,)
@@ -47,29 +38,29 @@ def test_the_layout_is_robomimic_s(toy_file: Path) -> None:
         assert [name.decode() for name in file["mask/valid"]] == ["demo_4"]
 
 
-def test_a_recorded_state_and_image_belong_together(toy_demos: DemoSet, toy_request: TaskSpec) -> None:
-    """Replaying a demonstration's seed and actions gives its images."""
-    env = toy_request.make()
-    observation, info = env.reset(seed=toy_demos.seeds[1])
-    assert info["start"] == toy_demos.starts[1]
-    images = next(toy_demos.batches("rgb", 25, 25))
-    for row, action in enumerate(toy_demos.read("actions")[25:30]):
-        assert np.array_equal(images[row], observation["rgb"])
-        observation, *_ = env.step(action)
-    env.close()
-
-
-def test_reading_back(toy_demos: DemoSet, toy_request: TaskSpec) -> None:
-    assert toy_demos.request == toy_request and toy_demos.task == "toy/reach"
+def test_reading_back(toy_demos: EpisodeDataset) -> None:
+    assert toy_demos.provenance["task"] == "toy/reach"
+    assert toy_demos.features["rgb"] == Feature("image", (256, 256, 3), "uint8")
+    assert toy_demos.features["proprio"].shape == (3,) and toy_demos.features["state"].shape == (6,)
+    assert toy_demos.features["action"].shape == (3,) and toy_demos.features["reward"].shape == ()
     assert toy_demos.rows("train").tolist() == list(range(100)) and toy_demos.rows("valid").tolist() == list(
         range(100, 125)
     )
-    assert toy_demos.frame_starts.tolist() == [25 * (row // 25) for row in range(125)]
+    assert toy_demos.split("train").tolist() == [0, 1, 2, 3] and toy_demos.split("test").tolist() == []
+    assert toy_demos.episode_starts.tolist() == [25 * (row // 25) for row in range(125)]
     everything = np.concatenate(list(toy_demos.batches("rgb", 0, 10)))
     later = np.concatenate(list(toy_demos.batches("rgb", 33, 10)))
     assert np.array_equal(everything[33:], later)
-    with pytest.raises(DataError, match="it has: front_image, proprio"):
+    with pytest.raises(DataError, match="has no 'depth'.*it has: rgb, proprio"):
         next(toy_demos.batches("depth", 0, 1))
+
+
+def test_frames_are_read_in_the_order_asked(toy_demos: EpisodeDataset) -> None:
+    everything = toy_demos.column("rgb")
+    rows = np.array([40, 0, 11, 12, 12, 124, 47])
+    assert np.array_equal(toy_demos.read("rgb", rows), everything[rows])
+    assert np.array_equal(toy_demos.read("proprio", rows), toy_demos.column("proprio")[rows])
+    assert toy_demos.read("rgb", np.zeros(0, np.int64)).shape == (0, 256, 256, 3)
 
 
 def test_demonstrations_of_unequal_lengths(tmp_path: Path) -> None:
@@ -82,104 +73,36 @@ def test_demonstrations_of_unequal_lengths(tmp_path: Path) -> None:
             actions=np.zeros((length, 2), np.float32),
             rewards=np.zeros(length),
             success=np.ones(length, bool),
-            score=100.0,
-            good=True,
             states=np.zeros((length, 1)),
-            seed=index,
-            start=str(index),
-            cameras={},
+            facts=EpisodeFacts(index, str(index), score=100.0, good=True, cameras={}),
         )
         write_demo(tmp_path / f"{index}.hdf5", demo)
     parts = [tmp_path / f"{index}.hdf5" for index in range(3)]
-    merge_demos(tmp_path / "all.hdf5", parts[:2], parts[2:], TaskSpec("toy/reach"), ("front",), {})
-    demos = DemoSet(tmp_path / "all.hdf5")
+    merge_demos(tmp_path / "all.hdf5", Splits(parts[:2], parts[2:]), Provenance("toy/reach", {}, ("front",)), {})
+    demos = open_dataset(tmp_path / "all.hdf5")
     assert demos.lengths.tolist() == [3, 5, 1] and demos.rows("valid").tolist() == [8]
-    assert demos.frame_starts.tolist() == [0, 0, 0, 3, 3, 3, 3, 3, 8]
+    assert demos.episode_starts.tolist() == [0, 0, 0, 3, 3, 3, 3, 3, 8]
     owner = np.concatenate([batch[:, 0, 0, 0] for batch in demos.batches("rgb", 0, 2)])
     assert owner.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 2]
-    history = frame_indices(demos.frame_starts, 3)
+    history = observation_rows(demos.episode_starts, 3)
     assert (owner[history] == owner[:, None]).all()
-
-
-def test_workers_do_not_change_the_result(tmp_path: Path, toy_request: TaskSpec) -> None:
-    request = replace(toy_request, observe=("proprio", "depth"), image_size=32)
-    for workers in (1, 2):
-        collect(request, 2, 1, 5, tmp_path / f"{workers}.hdf5", workers=workers)
-    assert _content(tmp_path / "1.hdf5") == _content(tmp_path / "2.hdf5")
-    assert DemoSet(tmp_path / "1.hdf5").read("depth").shape == (75, 32, 32, 1)
-
-
-def test_an_interrupted_collection_resumes(
-    tmp_path: Path, toy_request: TaskSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    request, out = replace(toy_request, observe=("proprio",)), tmp_path / "demos.hdf5"
-    recorded: list[int] = []
-
-    def serially(function: Any, items: Any, workers: int) -> Any:
-        for item in items:
-            if len(recorded) == 2:
-                raise KeyboardInterrupt
-            recorded.append(item)
-            yield item, function(item)
-
-    monkeypatch.setattr(collecting, "in_workers", serially)
-    with pytest.raises(KeyboardInterrupt):
-        collect(request, 3, 0, 0, out)
-    assert not out.exists() and len(list(tmp_path.glob("demos.hdf5.parts/*.hdf5"))) == 2
-    with pytest.raises(DataError, match="other settings"):
-        collect(replace(request, horizon=20), 3, 0, 0, out)
-    monkeypatch.undo()
-    before = (tmp_path / "demos.hdf5.parts/seed_0.hdf5").stat().st_mtime_ns
-    assert before
-    report = collect(request, 3, 0, 0, out, workers=1)
-    assert report.attempts == 3 and not report.reused and not (tmp_path / "demos.hdf5.parts").exists()
-    assert collect(request, 3, 0, 0, out).reused
-    collect(request, 3, 0, 0, tmp_path / "whole.hdf5", workers=1)
-    assert _content(out) == _content(tmp_path / "whole.hdf5")
-
-
-def test_failed_episodes_are_left_out_and_replaced(tmp_path: Path, toy_request: TaskSpec) -> None:
-    short = replace(toy_request, observe=("proprio",), horizon=5)  # too short for the farther starts
-    report = collect(short, 4, 0, 0, tmp_path / "demos.hdf5", workers=2)
-    demos = DemoSet(report.path)
-    assert report.attempts > 4 and len(demos.names) == 4
-    assert demos.read("success").reshape(4, 5)[:, -1].all()
-    assert demos.seeds == sorted(demos.seeds)
-
-
-def test_an_expert_that_never_succeeds_is_given_up(tmp_path: Path, toy_request: TaskSpec) -> None:
-    hopeless = replace(toy_request, observe=("proprio",), horizon=1)
-    with pytest.raises(DataError, match="giving up"):
-        collect(hopeless, 8, 0, 0, tmp_path / "demos.hdf5", workers=2)
-    assert not (tmp_path / "demos.hdf5").exists()
-
-
-def test_other_demonstrations_are_not_overwritten(toy_file: Path, toy_request: TaskSpec) -> None:
-    with pytest.raises(DataError, match="choose another out="):
-        collect(toy_request, 3, 1, 0, toy_file)
-    with pytest.raises(BadInput, match="at least one"):
-        collect(toy_request, 0, 1, 0, toy_file)
 
 
 def test_files_that_are_not_demonstrations_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="make them with: pixio-robot collect"):
-        DemoSet(tmp_path / "none.hdf5")
+        open_dataset(tmp_path / "none.hdf5")
+    with pytest.raises(DataError, match="make them with: pixio-robot collect"):
+        RobomimicDataset(tmp_path / "none.hdf5")
     (tmp_path / "text.hdf5").write_text("not HDF5")
     with h5py.File(tmp_path / "other.hdf5", "w") as file:
         file["x"] = 1
     for name in ("text.hdf5", "other.hdf5"):
         with pytest.raises(DataError, match="not a demonstration file"):
-            DemoSet(tmp_path / name)
-
-
-def test_files_of_other_tools_train_only_where_their_environment_can_be_made(tmp_path: Path, toy_file: Path) -> None:
-    shutil.copy(toy_file, tmp_path / "foreign.hdf5")
-    with h5py.File(tmp_path / "foreign.hdf5", "r+") as file:
-        file["data"].attrs["env_args"] = json.dumps({"env_name": "Lift", "type": 1, "env_kwargs": {"robots": "Panda"}})
-    demos = DemoSet(tmp_path / "foreign.hdf5")
-    assert demos.task == "Lift" and demos.read("actions").shape == (125, 3)
-    with pytest.raises(DataError, match="recorded by another tool"):
-        _ = demos.request
+            RobomimicDataset(tmp_path / name)
+    with pytest.raises(DataError, match=r"text\.hdf5 is not a data set of a known format; formats are: .*robomimic"):
+        open_dataset(tmp_path / "text.hdf5")
+    with pytest.raises(DataError, match="not a demonstration file"):
+        open_dataset(tmp_path / "other.hdf5")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:robomimic", "ignore::DeprecationWarning:torchvision")
@@ -205,15 +128,108 @@ def test_robomimic_reads_it(toy_file: Path) -> None:
     )
     assert len(dataset) == 100
     sample = dataset[30]
-    demos = DemoSet(toy_file)
-    assert np.allclose(sample["actions"][0], demos.read("actions")[30])
-    assert np.allclose(sample["obs"]["proprio"][0], demos.read("proprio")[30])
+    demos = open_dataset(toy_file)
+    assert np.allclose(sample["actions"][0], demos.column("action")[30])
+    assert np.allclose(sample["obs"]["proprio"][0], demos.column("proprio")[30])
     assert np.array_equal(sample["obs"]["front_image"][0], next(demos.batches("rgb", 30, 1))[0])
 
 
 def test_depth_is_in_metres_on_disk(tmp_path: Path) -> None:
     request = TaskSpec("toy/reach", observe=("depth",), image_size=32, render="fast", horizon=25)
     collect(request, 1, 0, 0, tmp_path / "demos.hdf5", workers=1)
+    demos = open_dataset(tmp_path / "demos.hdf5")
+    assert demos.features["depth"] == Feature("depth", (32, 32), "float32", unit="m")
     env = make("toy/reach", observe=("depth",), image_size=32, render="fast")
-    assert np.array_equal(DemoSet(tmp_path / "demos.hdf5").read("depth")[0, ..., 0], env.reset(seed=0)[0]["depth"])
+    assert np.array_equal(demos.column("depth")[0], env.reset(seed=0)[0]["depth"])
     env.close()
+    with h5py.File(tmp_path / "demos.hdf5") as file:
+        assert file["data/demo_0/obs/front_depth"].shape == (25, 32, 32, 1), "robomimic needs a channel"
+
+
+# files of other tools
+
+
+def test_the_environment_of_another_tool_is_not_needed_to_read(tmp_path: Path, toy_file: Path) -> None:
+    shutil.copy(toy_file, tmp_path / "foreign.hdf5")
+    with h5py.File(tmp_path / "foreign.hdf5", "r+") as file:
+        file["data"].attrs["env_args"] = json.dumps({"env_name": "Lift", "type": 1, "env_kwargs": {"robots": "Panda"}})
+    demos = open_dataset(tmp_path / "foreign.hdf5")
+    assert demos.provenance["task"] == "Lift" and demos.column("action").shape == (125, 3)
+
+
+def test_arrays_of_robomimic_s_own_names_are_found(foreign_file: Path) -> None:
+    """No masks, no env_args, no num_samples: proprioception is the pose and the gripper, agentview is the camera."""
+    demos = open_dataset(foreign_file)
+    assert demos.lengths.tolist() == [9, 6, 7] and demos.rows("train").tolist() == list(range(22))
+    assert demos.rows("valid").tolist() == [] and demos.initial_states == ["", "", ""]
+    assert demos.cameras == ["rgb", "rgb_robot0_eye_in_hand"]
+    assert demos.features["proprio"].shape == (3 + 4 + 2,) and demos.features["object"].shape == (5,)
+    with h5py.File(foreign_file) as file:
+        first, eleventh = file["data/demo_0/obs"], file["data/demo_10/obs"]
+        assert np.array_equal(demos.read("rgb", np.arange(9)), first["agentview_image"][:])
+        pose = [first[f"robot0_{name}"][:] for name in ("eef_pos", "eef_quat", "gripper_qpos")]
+        assert np.allclose(demos.read("proprio", np.arange(9)), np.concatenate(pose, axis=1), atol=1e-7)
+        assert np.array_equal(demos.read("object", np.arange(15, 22)), eleventh["object"][:]), "demo_10 follows demo_2"
+    assert camera_keys(demos, ["robot0_eye_in_hand", "agentview"]) == ("rgb_robot0_eye_in_hand", "rgb")
+    with pytest.raises(UnknownName, match="no camera side; it has: agentview, robot0_eye_in_hand"):
+        camera_keys(demos, ["side"])
+
+
+def test_a_key_map_chooses_the_arrays(foreign_file: Path) -> None:
+    keys = {
+        "rgb": "robot0_eye_in_hand_image",
+        "proprio": ["robot0_joint_pos", "robot0_gripper_qpos"],
+        "action": "actions_abs",
+        "object": "object",
+    }
+    with pytest.raises(DataError, match=r"has no actions_abs for 'action'; it has: actions, .*agentview_image"):
+        open_dataset(foreign_file, keys)
+    with h5py.File(foreign_file, "r+") as file:
+        for demo in file["data"].values():
+            demo["actions_abs"] = demo["actions"][:] * 10
+    demos = open_dataset(foreign_file, keys)
+    plain = open_dataset(foreign_file)
+    assert np.allclose(demos.column("action"), 10 * plain.column("action"))
+    with h5py.File(foreign_file) as file:
+        observed = file["data/demo_0/obs"]
+        assert np.array_equal(demos.read("rgb", np.arange(9)), observed["robot0_eye_in_hand_image"][:])
+        joints = np.concatenate([observed["robot0_joint_pos"][:], observed["robot0_gripper_qpos"][:]], axis=1)
+        assert np.allclose(demos.read("proprio", np.arange(9)), joints, atol=1e-7)
+
+
+def test_images_that_are_no_bytes_are_refused(foreign_file: Path) -> None:
+    with h5py.File(foreign_file, "r+") as file:
+        for demo in file["data"].values():
+            images = demo["obs/agentview_image"][:]
+            del demo["obs/agentview_image"]
+            demo["obs/agentview_image"] = images.astype(np.float32) / 255
+    with pytest.raises(DataError, match=r"agentview_image.*float32.*uint8"):
+        open_dataset(foreign_file)
+
+
+def test_a_demonstration_that_lacks_an_array_is_named(foreign_file: Path) -> None:
+    with h5py.File(foreign_file, "r+") as file:
+        del file["data/demo_2/obs/object"]
+    demos = open_dataset(foreign_file)
+    assert demos.read("object", np.arange(9)).shape == (9, 5)
+    with pytest.raises(DataError, match=r"'object' \(obs/object\) in demonstration demo_2"):
+        demos.column("object")
+
+
+def test_hashes_of_initial_states_are_read_under_their_former_name(tmp_path: Path, toy_file: Path) -> None:
+    """Files recorded before the attribute was renamed still keep evaluation off their initial states."""
+    known = open_dataset(toy_file).initial_states
+    shutil.copy(toy_file, tmp_path / "old.hdf5")
+    with h5py.File(tmp_path / "old.hdf5", "r+") as file:
+        for demo in file["data"].values():
+            demo.attrs["start"] = demo.attrs["initial_state_hash"]
+            del demo.attrs["initial_state_hash"]
+    assert open_dataset(tmp_path / "old.hdf5").initial_states == known and all(known)
+
+
+def test_a_data_set_can_be_sent_to_another_process(toy_demos: EpisodeDataset) -> None:
+    first = toy_demos.read("rgb", np.array([3]))
+    sent = pickle.dumps(toy_demos)
+    assert len(sent) < 20_000, "frames stay on disk"
+    twin = pickle.loads(sent)
+    assert np.array_equal(twin.read("rgb", np.array([3])), first) and twin.fingerprint == toy_demos.fingerprint
