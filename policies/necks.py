@@ -1,6 +1,7 @@
 """Necks: from tokens and vectors to what a network takes, one vector or a sequence.
 
-Shapes: B batch, T observation steps (oldest first), K class tokens, N patches, D width, E embedding, P vector, L length.
+Shapes: B batch, T observation steps (oldest first), K class tokens, N patches, D width, E embedding, P vector, L
+length.
 """
 
 from collections.abc import Mapping, Sequence

@@ -51,7 +51,7 @@ def test_reading_back(toy_demos: EpisodeDataset) -> None:
     everything = np.concatenate(list(toy_demos.batches("rgb", 0, 10)))
     later = np.concatenate(list(toy_demos.batches("rgb", 33, 10)))
     assert np.array_equal(everything[33:], later)
-    with pytest.raises(DataError, match="has no 'depth'.*it has: rgb, proprio"):
+    with pytest.raises(DataError, match=r"has no 'depth'.*it has: rgb, proprio"):
         next(toy_demos.batches("depth", 0, 1))
 
 

@@ -87,7 +87,7 @@ def test_they_survive_json_and_are_of_the_training_frames_alone(toy_demos: Episo
 
 
 def test_what_has_no_statistics_is_refused(values: np.ndarray) -> None:
-    with pytest.raises(UnknownName, match="did you mean 'min_max'.*none, mean_std, min_max, quantile"):
+    with pytest.raises(UnknownName, match=r"did you mean 'min_max'.*none, mean_std, min_max, quantile"):
         statistics_of(values, "minmax")
     values[3, 1] = np.nan
     with pytest.raises(DataError, match="finite"):
