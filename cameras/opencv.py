@@ -17,7 +17,7 @@ class OpenCV(Camera):
 
     Args:
         name: a number, a device or a file; empty is camera 0.
-        request: size and rate are asked of a device, which may give others.
+        request: size and rate are requested from a device, which may choose others.
     """
 
     def __init__(self, name: str, request: CameraRequest) -> None:
@@ -33,7 +33,7 @@ class OpenCV(Camera):
         if self._capture is not None:
             return
         level = cv2.utils.logging.getLogLevel()
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the reason is in our error
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the error below has the reason
         try:
             capture = cv2.VideoCapture(int(self._name) if self._name.isdigit() else self._name)
         finally:
@@ -47,7 +47,7 @@ class OpenCV(Camera):
             if value is not None and self._live:
                 capture.set(what, value)
         if self._live:
-            capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest, not a queue of old ones
+            capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the latest frame, not a queue of old ones
         there, image = capture.read() if capture.isOpened() else (False, None)
         if not there or image is None:
             capture.release()

@@ -2,36 +2,52 @@
 
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 
 from ..errors import DataError
 from .camera import CameraRequest, CameraSpec
-from .container import ContainerFile
+from .file_types import is_video
 from .frame import Frame, rgbd_frame
 from .intrinsics_file import intrinsics_for
+from .playback import Playback
 
 
-class VideoFile(ContainerFile):
-    """The first video track of a file, upright as a phone was held.
+class VideoFile(Playback):
+    """The first video track of a file, rotated upright.
 
     Args:
         path: the file.
     """
 
+    needs_argument = True
+    reads = "videos"
+
     def __init__(self, path: str, request: CameraRequest) -> None:
-        super().__init__(path, request)
+        super().__init__(request)
+        self.path = Path(path)
+        self._container: Any = None  # av.container.InputContainer while it is open
         self._images: Iterator[av.VideoFrame] = iter(())
-        self._turns = 0  # of a quarter, anticlockwise
+        self._turns = 0  # quarter turns, anticlockwise
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        return is_video(path)
 
     def start(self) -> CameraSpec:
-        tracks = self.open_container("video").streams.video
+        try:
+            self._container = av.open(str(self.path))
+        except (av.FFmpegError, OSError) as error:
+            raise DataError(f"{self.path} is no video that can be read: {error}") from error
+        tracks = self._container.streams.video
         if not tracks:
             raise DataError(f"{self.path} is no video that can be read: it has no images")
         stream = tracks[0]
         stream.thread_type = "NONE"
-        self._images = self.container.decode(stream)
+        self._images = self._container.decode(stream)
         try:
             first = next(self._images)
         except (av.FFmpegError, StopIteration) as error:
@@ -60,6 +76,11 @@ class VideoFile(ContainerFile):
                 yield rgbd_frame(rgb, None, known, sensor_time=float(when))
         except av.FFmpegError as error:
             raise DataError(f"{self.path} is damaged: {error}") from error
+
+    def stop(self) -> None:
+        container, self._container = self._container, None
+        if container is not None:
+            container.close()
 
 
 def _turns(image: av.VideoFrame) -> int:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ..depth.encoding import depth_images
 from ..encoders import token_statistics
-from ..encoders.load import Backbone
-from ..encoders.pixio import PixioEncoder, Tokens
+from ..encoders.encoder import Backbone, Tokens
 from ..hardware import autocast
 from .dataset import EpisodeDataset
 from .frame_cache import ArraySpec, FrameCache, frame_cache
@@ -31,25 +30,23 @@ class TokenFormat:
 
 
 def encode(
-    backbone: Backbone, images: Tensor, normed: bool, precision: str, added: Tensor | None = None
+    backbone: Backbone, images: Tensor, normed: bool, precision: str, patch_residual: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Encode images (B, H, W, 3) uint8 as the cache stores them: class and patch tokens in float16.
 
     Evaluation calls this too, so that a policy observes live what it was trained on.
     """
     with torch.inference_mode():
-        tokens = tokens_of(backbone, images, normed, precision, added)
+        tokens = tokens_of(backbone, images, normed, precision, patch_residual)
     return tokens.cls.half(), tokens.patches.half()
 
 
-def tokens_of(backbone: Backbone, images: Tensor, normed: bool, precision: str, added: Tensor | None = None) -> Tokens:
-    """Encode images (B, H, W, 3) uint8; gradients lead to what is `added` (B, N, D) to a Pixio encoder's patches."""
+def tokens_of(
+    backbone: Backbone, images: Tensor, normed: bool, precision: str, patch_residual: Tensor | None = None
+) -> Tokens:
+    """Encode images (B, H, W, 3) uint8; gradients lead to a `patch_residual` (B, N, D), for encoders that take one."""
     with autocast(images.device, precision):
-        pixels = backbone.preprocess(images)
-        if added is None:
-            return backbone(pixels, normed=normed)
-        assert isinstance(backbone.network, PixioEncoder), "only Pixio's encoders take what is added"
-        return backbone.network(pixels, normed=normed, added=added)
+        return backbone(backbone.preprocess(images), normed=normed, patch_residual=patch_residual)
 
 
 def token_cache(

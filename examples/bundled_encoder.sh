@@ -47,7 +47,7 @@ pixio-robot pretrain "images=$images" "start=$out/128px" image_size=256 patch=16
   "${common[@]}" "out=$out/256px"
 
 # Images of more simulators, in more looks and from more cameras, for the last.
-pixio-robot render_frames "scenes=[$more]" "frames=$many" render=[fast] keep_appearance_prob=0.6 scene_camera_prob=0.6 close=0.5 clutter=4 seed=11 \
+pixio-robot render_frames "scenes=[$more]" "frames=$many" render=[fast] keep_appearance_prob=0.6 scene_camera_prob=0.6 closeup_prob=0.5 clutter=4 seed=11 \
   "out=$out/more-frames"
 
 # 128 px again, with mask blocks of 4 and a new decoder. Used at 256 px it knows places better than after more steps at that size.

@@ -7,7 +7,7 @@ from functools import partial
 
 from .command import INTERRUPTED
 from .command_table import NAMES, find_command
-from .config import check_least, command_help, compose, first_job
+from .config import check_least, command_help, compose, first_job, register
 from .errors import PixioError, Stopped
 from .files import explain
 
@@ -88,7 +88,8 @@ def _sweep(name: str, overrides: list[str]) -> int:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
-    compose(name, first_job(overrides))  # to refuse in words what no job could run
+    compose(name, first_job(overrides))  # a clear message for what no job could run
+    register(name, overrides)
     debug = "debug=true" in overrides
     statuses: list[int] = []
 

@@ -30,6 +30,10 @@ class RenderingUnavailable(PixioError):
     """No OpenGL context could be made."""
 
 
+class ContractError(PixioError):
+    """A plug-in that does not do what it declares, or breaks a rule of its contract."""
+
+
 class BadInput(PixioError):
     """An argument has the wrong shape, type or value."""
 

@@ -9,7 +9,6 @@ import sys
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from .errors import DataError
@@ -166,42 +165,3 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Return a JSON file's value, or {} where there is no file."""
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-class MetricsLog:
-    """``metrics.jsonl`` and TensorBoard events of one learner; use as a context manager.
-
-    Args:
-        folder: the run folder.
-        policy: the learner's name; a run folder may hold several.
-        step: rows of later steps, left by an interrupted run, are dropped.
-    """
-
-    def __init__(self, folder: Path, policy: str, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.path, self.policy = folder / "metrics.jsonl", policy
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
-        rows = [json.loads(line) for line in lines if line.endswith("\n")]  # a crash may cut the last one short
-        with replacing(self.path) as temporary:
-            kept = [row for row in rows if row["policy"] != policy or row["step"] <= step]
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self._events = SummaryWriter(str(folder / "tensorboard" / policy), purge_step=step + 1)
-
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._events.close()
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return this learner's rows so far."""
-        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
-        return [row for row in rows if row["policy"] == self.policy]
-
-    def write(self, epoch: float, step: int, values: dict[str, float]) -> None:
-        """Add one row; tags are like ``train/loss``."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"policy": self.policy, "epoch": epoch, "step": step, **values}) + "\n")
-        for tag, value in values.items():
-            self._events.add_scalar(tag, value, step)

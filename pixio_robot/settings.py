@@ -19,6 +19,8 @@ def key(default: Any, help: str, least: int | None = None, free: bool = False, l
     metadata = {"help": help, "least": least, "free": free, "later": later}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 

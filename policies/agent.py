@@ -16,6 +16,8 @@ from ..hardware import threads
 from .loaded import LoadedPolicy
 from .policy import Memory
 
+NOISE = "noise"  # in observations, instead of drawing it; for comparisons
+
 
 class FrameHistory:
     """The last T frames of several running episodes; an episode that starts repeats its first frame.
@@ -119,9 +121,7 @@ class Agent:
             seen["points"] = np.asarray(observations["points"])[active_mask]
         active = torch.from_numpy(np.asarray(active_mask))
         latest = {name: scatter_rows(values, active) for name, values in vision.encode(seen).items()}
-        latest |= {
-            key: torch.from_numpy(np.array(observations[key], np.float32)).to(self.device) for key in spec.vectors
-        }
+        latest |= {key: _tensor(observations[key], self.device) for key in spec.vectors}
         observed = {
             name: self._histories.setdefault(name, FrameHistory(self.observation_steps)).push(values, reset_mask)
             for name, values in latest.items()
@@ -129,9 +129,10 @@ class Agent:
         encoded = perf_counter()
         vectors = {key: observed.pop(key) for key in spec.vectors}
         with threads(1):
-            actions, self._memory = self.model.act(
-                observed, vectors, self._memory_of(reset_mask), self._noise(len(reset_mask))
-            )
+            noise = self._noise(len(reset_mask))
+            if NOISE in observations:
+                noise = _tensor(observations[NOISE], self.device)
+            actions, self._memory = self.model.act(observed, vectors, self._memory_of(reset_mask), noise)
         self.seconds["encoding"] += encoded - began
         self.seconds["policy"] += perf_counter() - encoded
         return actions.cpu().numpy()
@@ -154,6 +155,10 @@ class Agent:
     def _noise(self, batch: int) -> Tensor | None:
         shape = self.model.policy.noise_shape
         return None if shape is None else torch.randn(batch, *shape, generator=self._generator).to(self.device)
+
+
+def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.array(values, np.float32)).to(device)
 
 
 def scatter_rows(values: Tensor, mask: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ..datasets.dataset import EpisodeDataset, Feature, camera_keys, depth_key
 from ..datasets.statistics import Statistics
-from ..encoders.load import WITHOUT_ENCODER, Backbone
+from ..encoders.encoder import Backbone
+from ..encoders.load import WITHOUT_ENCODER
 from ..errors import DataError
 from ..files import sha256_of
 from ..hardware import seeded
@@ -66,9 +67,24 @@ class VisionPolicy(nn.Module):
         """Return a normalised observation from kept frames and vectors, (B, T, ...) each."""
         return self.policy.normalise({**self.vision(frames, index), **vectors})
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the policy's loss; the observation is normalised already."""
-        return self.policy.loss(batch)
+    def forward(
+        self,
+        frames: Mapping[str, Tensor],
+        vectors: Mapping[str, Tensor],
+        action: Tensor,
+        action_is_pad: Tensor,
+        index: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the policy's loss, a scalar, and further numbers.
+
+        Args:
+            frames: as `Vision.forward` takes them, with `index`.
+            vectors: (B, T, P) in the data's units; or what `Policy.precompute` gave, without frames.
+            action: (B, H, A) in the data's units.
+            action_is_pad: (B, H) bool.
+        """
+        target = self.policy.normaliser.normalise("action", action)
+        return self.policy.loss(Batch(self.observation(frames, vectors, index), target, action_is_pad))
 
     def act(
         self, frames: Mapping[str, Tensor], vectors: Mapping[str, Tensor], memory: Memory, noise: Tensor | None = None

@@ -7,7 +7,8 @@ import torch
 
 from ..datasets.dataset import EpisodeDataset
 from ..datasets.statistics import dataset_statistics
-from ..encoders.load import WITHOUT_ENCODER, Backbone, load_encoder
+from ..encoders.encoder import Backbone
+from ..encoders.load import WITHOUT_ENCODER, load_encoder
 from ..errors import UnknownName, closest
 from .build import PolicyDesign, VisionPolicy, build_policy, observed_cameras
 from .data import CachedFrames, TrainingData, cached_frames

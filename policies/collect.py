@@ -185,5 +185,5 @@ def _run(env: TaskEnv, act: Callable[[], np.ndarray], seed: int) -> Demo:
         rewards=np.array(rewards),
         success=np.array(success),
         states=np.stack(states),
-        facts=EpisodeFacts(seed, info["start"], score, score >= env.task.demo_min_score, cameras),
+        facts=EpisodeFacts(seed, info["initial_state_hash"], score, score >= env.task.demo_min_score, cameras),
     )

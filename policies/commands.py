@@ -175,32 +175,36 @@ def run_embed(settings: Embed) -> int:
 
 
 def train_bc(settings: TrainBC) -> "tuple[Path, TrainResult]":
-    """Train a policy; return its run folder and result."""
+    """Train a policy; return its run folder and result. Under torchrun every process computes a share."""
     import logging
+    from contextlib import nullcontext
 
     from ..datasets.dataset import open_dataset
-    from ..hardware import choose_device
+    from ..progress import silent
     from ..run_folder import open_run, settings_digest
+    from ..training.distributed import joined
     from .cloning import CloningSetup, has_depth, load_backbone, new_model, prepare_cloning
     from .train import TrainPlan, check_training, train_policy
 
     if has_depth(settings.obs) and settings.observation.depth == "none":
         settings = replace(settings, observation=replace(settings.observation, depth="late"))
-    device = choose_device(settings.device)
     out = Path(settings.out or f"runs/train_bc/{settings_digest(settings)}")
     dataset = open_dataset(settings.demos)
     backbone = load_backbone(settings.encoder)
-    design = _design(settings, device, settings.training.tune)
-    task = dataset.provenance.get("task") or "an unknown task"
-    logging.getLogger(__name__).info("%d demonstrations of %s", len(dataset.lengths), task)
-    check_training(settings.training, new_model(dataset, design, backbone, settings.seed))  # refuses early
-    open_run(out, settings)
-    setup = CloningSetup(settings.seed, settings.statistics, Path(settings.cache), device)
-    prepared = prepare_cloning(dataset, design, backbone, setup)
-    plan = TrainPlan(
-        out, design.label, settings.seed, settings.save_every, depth_epochs=settings.observation.depth_epochs
-    )
-    return out, train_policy(prepared.model, prepared.data, settings.training, plan, device)
+    with joined(settings.device) as world:
+        design = _design(settings, world.device, settings.training.tune)
+        task = dataset.provenance.get("task") or "an unknown task"
+        logging.getLogger(__name__).info("%d demonstrations of %s", len(dataset.lengths), task)
+        check_training(settings.training, new_model(dataset, design, backbone, settings.seed))  # refuses early
+        if world.first:
+            open_run(out, settings)
+        setup = CloningSetup(settings.seed, settings.statistics, Path(settings.cache), world.device)
+        prepared = prepare_cloning(dataset, design, backbone, setup)
+        plan = TrainPlan(
+            out, design.label, settings.seed, settings.save_every, depth_epochs=settings.observation.depth_epochs
+        )
+        with nullcontext() if world.first else silent():
+            return out, train_policy(prepared.model, prepared.data, settings.training, plan, world)
 
 
 def _design(settings: "TrainBC | Quickstart", device: "torch.device", tune: str) -> "PolicyDesign":
@@ -213,7 +217,11 @@ def _design(settings: "TrainBC | Quickstart", device: "torch.device", tune: str)
 
 def run_train_bc(settings: TrainBC) -> int:
     """Train a policy, and print its losses."""
+    from ..training.distributed import is_first_process
+
     _, result = train_bc(settings)
+    if not is_first_process():
+        return 0
     state = ", reused" if result.reused else ""
     print(f"{result.last}: train loss {result.train_loss:.5f}, validation loss {result.valid_loss:.5f}{state}")
     print(f"evaluate it with: pixio-robot evaluate checkpoint={result.last}")

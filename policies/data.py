@@ -125,10 +125,17 @@ class Sample(NamedTuple):
     """A batch before vision and normalisation."""
 
     frames: dict[str, Tensor]  # (B, T, ...); or images and depth of the U different frames, (U, ...)
-    index: Tensor | None  # (B, T), which of the U frames; None without images
+    frame_index: Tensor | None  # (B, T), which of the U frames; None without images
     vectors: dict[str, Tensor]  # (B, T, P)
     action: Tensor  # (B, H, A)
     action_is_pad: Tensor  # (B, H) bool
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The image features among the frames."""
+        if self.frame_index is None:
+            return ()
+        return tuple(key for key in self.frames if "." not in key and key not in (DEPTH_FEATURE, PIXELS))
 
     def to(self, device: torch.device) -> "Sample":
         """Return this on a device."""
@@ -136,7 +143,7 @@ class Sample(NamedTuple):
         def moved(values: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: value.to(device) for name, value in values.items()}
 
-        index = None if self.index is None else self.index.to(device)
+        index = None if self.frame_index is None else self.frame_index.to(device)
         action, is_pad = self.action.to(device), self.action_is_pad.to(device)
         return Sample(moved(self.frames), index, moved(self.vectors), action, is_pad)
 

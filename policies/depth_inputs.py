@@ -19,8 +19,7 @@ from ..cameras.point_clouds import point_cloud
 from ..datasets.dataset import EpisodeDataset, depth_key
 from ..depth.encoding import check_code
 from ..depth.estimator import DepthEstimator, load_depth
-from ..encoders.load import Backbone
-from ..encoders.pixio import PixioEncoder
+from ..encoders.encoder import Backbone
 from ..errors import BadInput, CheckpointError, UnknownName, closest
 from ..files import replacing, sha256_of
 from ..progress import stage
@@ -74,7 +73,7 @@ def check_depth_encoder(observation: ObservationSettings, backbone: Backbone | N
     """
     if observation.depth != "patches" or backbone is None:
         return
-    if not isinstance(backbone.network, PixioEncoder) or backbone.preprocessing.resize != "squash":
+    if not backbone.network.takes_patch_residual or backbone.preprocessing.resize != "squash":
         raise BadInput(
             f"observation.depth=patches needs a Pixio encoder that takes whole images, which {backbone.name} is not: "
             "use late or points"

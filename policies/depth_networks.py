@@ -5,7 +5,7 @@ Shapes: B batch, T frames of history, N patches, D width, n points.
 
 from torch import Tensor, nn
 
-from ..encoders.pixio import TokenShape
+from ..encoders.encoder import TokenShape
 from .necks import fuse_frames
 
 CELL = 8  # side of a patch of depth [px]

@@ -198,7 +198,7 @@ def check_no_overlap(
     """
     known, trained = set(initial_states), range(seeds[0], seeds[1])
     for what, shared in (
-        ("demonstrations", [plan.seed for plan in plans if plan.start in known]),
+        ("demonstrations", [plan.seed for plan in plans if plan.initial_state_hash in known]),
         ("training episodes", [plan.seed for plan in plans if plan.seed in trained]),
     ):
         if shared:
@@ -223,7 +223,7 @@ def _waiting(plans: Sequence[EpisodePlan], label: Label, out: Path) -> list[Epis
     done = {row.index: row for row in _rows(label, out)}
     by_index = {plan.index: plan for plan in plans}
     for index, row in done.items():
-        if index not in by_index or (row.seed, row.start) != (by_index[index].seed, by_index[index].start):
+        if index not in by_index or (row.seed, row.start) != (by_index[index].seed, by_index[index].initial_state_hash):
             raise DataError(f"{out / 'episodes.jsonl'} has rows of another list of episodes; choose another out=")
     return [plan for plan in plans if plan.index not in done]
 
@@ -238,7 +238,7 @@ def _record(result: EpisodeResult, request: TaskSpec, label: Label, video: str) 
         render=request.render if "rgb" in request.observe else "none",
         index=result.plan.index,
         seed=result.plan.seed,
-        start=result.plan.start,
+        start=result.plan.initial_state_hash,
         episode_return=float(sum(result.rewards)),
         success_any=any(result.success),
         success_last=result.success[-1],

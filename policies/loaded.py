@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
-from ..encoders.load import Backbone, load_encoder
+from ..encoders.encoder import Backbone
+from ..encoders.load import load_encoder
 from ..encoders.preprocessing import Preprocessing
 from ..errors import BadInput, CheckpointError
 from ..plugins import find_plugin

@@ -5,6 +5,7 @@ Its defaults are CortexBench's head: BatchNorm1d over the whole input, three lay
 Shapes: B batch, T observation steps, E embedding, H horizon, A action.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from .settings import FRAMES, FUSIONS, LOSSES
 from .vision import DEPTH_FEATURE, PIXELS
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
-_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 
 EMBEDDING = "embedding"  # in an observation, what the head sees, computed once
 
@@ -87,6 +88,7 @@ class MlpPolicy(Policy):
     """
 
     Config = MlpConfig
+    observes_past_vectors = False
     config: MlpConfig
 
     def __init__(self, config: MlpConfig, spec: PolicySpec) -> None:

@@ -1,7 +1,6 @@
 """Necks: from tokens and vectors to what a network takes, one vector or a sequence.
 
-Shapes: B batch, T observation steps (oldest first), K class tokens, N patches, D width, E embedding, P vector, L
-length.
+Shapes: B batch, T observation steps (oldest first), K class tokens, N patches, D width, E embedding, P vector, L all.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..encoders.pixio import TokenShape
+from ..encoders.encoder import TokenShape
 from ..errors import BadInput, UnknownName, closest
 from .settings import FRAMES, FUSIONS
 
@@ -168,7 +167,7 @@ class TokenSequence(nn.Module):
         for project, source, name in zip(self.project, self.source, self.names, strict=True):
             values = observation[name]
             tokens = values if values.ndim == 4 else values[:, :, None]  # (B, T, K, D); a vector is one token
-            projected = project(tokens.to(project.weight.dtype)) + source + self.time[-tokens.shape[1] :, None]
+            projected = project(tokens.to(source.dtype)) + source + self.time[-tokens.shape[1] :, None]
             parts.append(projected.flatten(1, 2))
         return torch.cat(parts, dim=1)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..encoders.pixio import TokenShape
+from ..encoders.encoder import TokenShape
 
 SIDE = 64  # S
 _SHIFT = 3  # most pixels a training image is random_shift; 4 of 84 in DrQ (Kostrikov et al. 2021, arXiv 2004.13649)

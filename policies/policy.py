@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from ..datasets.dataset import Feature
 from ..datasets.statistics import FeatureStatistics, Statistics, statistics_from_json
-from ..encoders.load import Backbone
-from ..encoders.pixio import TokenShape
+from ..encoders.encoder import Backbone, TokenShape
 
 Observation = dict[str, Tensor]
 Memory = dict[str, Tensor]  # recurrent state, (B, ...) each; empty for policies without one
@@ -132,6 +131,7 @@ class Policy(nn.Module, abc.ABC):
     Config: ClassVar[type]  # dataclass of the architecture, with ``name: str``; it is the option of policy=<name>
     tokens: Tokens = "cls"  # which tokens it observes
     noise_shape: tuple[int, ...] | None = None  # of one sample's noise, for policies that start from noise
+    observes_past_vectors: bool = True  # whether vectors of earlier observation steps are used, not only the newest
 
     def __init__(self, config: Any, spec: PolicySpec) -> None:
         super().__init__()

@@ -11,13 +11,15 @@ import torch
 
 from ..datasets.dataset import Feature, open_dataset
 from ..datasets.token_cache import class_token_cosine
-from ..encoders.load import BUNDLED, Backbone
+from ..encoders.encoder import Backbone
+from ..encoders.load import BUNDLED
 from ..envs.registry import TaskSpec
 from ..envs.rollout import default_width, plan_episodes
 from ..memory import PeakMemory
 from ..report.page import write_report
 from ..run_folder import open_run, read_json, write_json
 from ..stages import Stages
+from ..training.distributed import World
 from .build import PolicyDesign, build_policy
 from .cloning import CloningSetup, Prepared, load_backbone, prepare_cloning
 from .collect import collect
@@ -85,7 +87,7 @@ def _run_stages(
         for label, each in prepared.items():
             depth_epochs = plan.design.observation.depth_epochs
             train_plan = TrainPlan(out, label, plan.seed, depth_epochs=depth_epochs)
-            result = train_policy(each.model, each.data, plan.training, train_plan, device)
+            result = train_policy(each.model, each.data, plan.training, train_plan, World(device))
             checkpoints[label] = result.last
             _add(spent, result.seconds)
 

@@ -9,9 +9,6 @@ FRAMES = ("stack", "flare")
 DEPTHS = ("none", "patches", "late", "points", "channels")
 OBSERVATION_MODES = ("rgb", "rgbd")
 LOSSES = ("mse", "l1", "huber")
-OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("constant", "cosine")
-TUNING = ("frozen", "full")  # and last:N
 HELD_OUT_SEED = 10_000  # of the first evaluated episode; demonstrations count up from 0
 CURVE_SEED = 50_000  # of the episodes of a learning curve, which choose checkpoints and are not reported
 
@@ -39,10 +36,10 @@ class TrainingSettings:
 
     epochs: int = key(100, "passes over the training frames", least=1)
     batch: int = key(256, "samples of an optimiser step", least=2)
-    optimizer: str = key("adam", f"optimiser: {', '.join(OPTIMIZERS)}")
+    optimizer: str = key("adam", "optimiser: adam, adamw, sgd")
     lr: float = key(1e-3, "peak learning rate")
     weight_decay: float = key(0.0, "weight decay")
-    schedule: str = key("constant", f"learning rate after warm-up: {', '.join(SCHEDULES)}")
+    schedule: str = key("constant", "learning rate after warm-up: constant, cosine")
     warmup: float = key(0.0, "share of the steps in which the learning rate rises from 0")
     clip: float = key(0.0, "largest norm of the gradients; 0 does not clip")
     ema: float = key(0.0, "decay of an exponential moving average of the weights, e.g. 0.999; 0 keeps none")

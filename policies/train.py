@@ -19,17 +19,20 @@ from torch.utils.data import DataLoader
 
 from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
 from ..errors import BadInput, CheckpointError, DataError, UnknownName, closest
-from ..hardware import seeded, threads
+from ..hardware import combine, seeded, threads
 from ..progress import stage
-from ..run_folder import MetricsLog, described, digest
+from ..run_folder import described, digest
+from ..training.distributed import World, accumulating, distribute
+from ..training.metric_log import MetricLogger
+from ..training.optim import OPTIMIZERS, SCHEDULES, Schedule, clip_gradients, set_lr
+from ..training.optim import new_optimizer as optimizer_of
 from .build import VisionPolicy
 from .data import Sample, TrainingData
 from .loaded import save_policy
-from .policy import Batch, Observation
-from .settings import OPTIMIZERS, SCHEDULES, TrainingSettings
+from .policy import Observation
+from .settings import TrainingSettings
 from .vision import DEPTH_FEATURE
 
-_OPTIMIZERS: dict[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _IN_MEMORY = 2 * 1024**3  # largest observations computed once for the whole data set [bytes]
 
@@ -69,11 +72,12 @@ def train_policy(
     data: TrainingData,
     settings: TrainingSettings,
     plan: TrainPlan,
-    device: torch.device = torch.device("cpu"),
+    world: World = World(torch.device("cpu")),
 ) -> TrainResult:
     """Train a policy and leave checkpoints, metrics and TensorBoard events in its run folder.
 
     The order of frames is a function of (seed, epoch), so a run that was stopped and resumed ends on the same weights.
+    Every process of `world` calls this with the same arguments; each computes its share of every batch.
 
     Raises:
         UnknownName, BadInput: for settings that cannot be.
@@ -81,6 +85,9 @@ def train_policy(
         CheckpointError: if the folder is of a run with other settings, or one that kept other epochs.
     """
     check_training(settings, model)
+    device = world.device
+    if world.size > 1 and model.vision.residual is not None:
+        raise BadInput("observation.depth=patches is trained by one process; start it without torchrun")
     model.to(device)
     model.vision.place(device)
     provenance = data.dataset.provenance
@@ -106,15 +113,18 @@ def train_policy(
         )
     if state.epoch == settings.epochs and all(path.is_file() for path in (last, best, *kept.values())):
         return TrainResult(last, best, state.train_loss, state.valid_loss, reused=True, kept=list(kept.values()))
-    learner = _Learner(model, data, settings, device, settings.epochs - plan.depth_epochs)
+    learner = _Learner(model, data, settings, world, settings.epochs - plan.depth_epochs)
+    steps = len(split_batches(data.train, settings.batch))
+    schedule = Schedule(
+        settings.lr, settings.epochs * steps, round(settings.warmup * settings.epochs * steps), settings.schedule
+    )
     seconds = {"learning": 0.0}
     with (
         threads(1 if device.type == "cpu" and learner.precomputed is not None else torch.get_num_threads()),
-        MetricsLog(plan.out, plan.label, state.step) as metrics,
+        MetricLogger(plan.out, plan.label, state.step, enabled=world.first) as metrics,
         stage(f"train {plan.label}", settings.epochs) as bar,
     ):
         bar.advance(state.epoch)
-        steps = len(split_batches(data.train, settings.batch))
         for epoch in range(state.epoch + 1, settings.epochs + 1):
             began = perf_counter()
             model.train()
@@ -122,16 +132,18 @@ def train_policy(
             with seeded(plan.seed, epoch):
                 order = data.train[torch.randperm(len(data.train))]
                 parts = split_batches(order, settings.batch)
+                if world.rank:  # dropout and other noise differ between processes, the order of frames does not
+                    torch.manual_seed(combine(plan.seed, epoch, world.rank))
                 for number, (rows, samples) in enumerate(learner.batches(parts, epoch)):
-                    rate = learning_rate(settings, (epoch - 1) * steps + number, settings.epochs * steps)
-                    for group in optimizer.param_groups:
-                        group["lr"] = rate * group["lr_factor"]
+                    set_lr(optimizer, schedule.at((epoch - 1) * steps + number))
                     loss = learner.step(rows, samples, optimizer)
                     if average is not None:
                         average.update_parameters(model)
-                    total += loss * data.targets(rows)
+                    total += world.mean(loss) * data.targets(rows)
             state.train_loss = float(total) / data.targets(order.numpy())
-            trained: VisionPolicy = model if average is None else average.module
+            trained = model
+            if average is not None and isinstance(average.module, VisionPolicy):
+                trained = average.module
             state.valid_loss = learner.valid_loss(trained, data.valid, epoch)
             state.epoch, state.step = epoch, state.step + len(parts)
             if not np.isfinite(state.train_loss):
@@ -143,6 +155,8 @@ def train_policy(
             metrics.write(epoch, state.step, values)
             bar.advance(1)
             explained = {**training, "epoch": epoch}
+            if not world.first:
+                continue
             due = epoch % plan.save_every == 0 or epoch == settings.epochs or epoch in kept
             if state.valid_loss < state.best_loss or (due and not len(data.valid)):
                 state.best_loss = state.valid_loss
@@ -151,6 +165,7 @@ def train_policy(
                 for path in (last, *([kept[epoch]] if epoch in kept else [])):
                     save_policy(path, trained, provenance, explained, state.step)
                 state.save(model, optimizer, average)
+    world.wait()
     return TrainResult(last, best, state.train_loss, state.valid_loss, False, list(kept.values()), seconds)
 
 
@@ -162,27 +177,26 @@ class _Learner:
     """
 
     def __init__(
-        self, model: VisionPolicy, data: TrainingData, settings: TrainingSettings, device: torch.device, depth_from: int
+        self, model: VisionPolicy, data: TrainingData, settings: TrainingSettings, world: World, depth_from: int
     ) -> None:
-        self.model, self.data, self.settings, self.device, self.depth_from = model, data, settings, device, depth_from
+        self.model, self.data, self.settings, self.world, self.depth_from = model, data, settings, world, depth_from
+        self.device = device = world.device
         fp16 = settings.precision == "fp16"
         self.scaler = torch.amp.GradScaler(device.type) if fp16 else None
         self._logged: dict[str, list[Tensor]] = {}
         self.precomputed = None if model.vision.trainable else self._precompute()
+        self.trained = distribute(model, [], world, parallel="ddp", passes=settings.accumulate)
 
     @torch.inference_mode()
     def _precompute(self) -> Observation | None:
         """Return the policy's `precompute` of the whole data set, (F, ...) each, where there is one and it fits."""
         rows = np.arange(self.data.dataset.frames)
-        example = self.model.policy.precompute(self._observation(self.data.sample(rows[:1]), self.model))
+        example = self._precomputed_part(rows[:1])
         if example is None:
             return None
         if sum(values.numel() * values.element_size() for values in example.values()) * len(rows) > _IN_MEMORY:
             return None
-        parts = [
-            self.model.policy.precompute(self._observation(self.data.sample(part), self.model))
-            for part in np.split(rows, range(1024, len(rows), 1024))
-        ]
+        parts = [self._precomputed_part(part) for part in np.split(rows, range(1024, len(rows), 1024))]
         return {name: torch.cat([part[name] for part in parts if part is not None]).clone() for name in example}
 
     def _images(self, epoch: int) -> tuple[str, ...]:
@@ -194,15 +208,14 @@ class _Learner:
 
     def batches(self, parts: list[Tensor], epoch: int) -> Iterator[tuple[np.ndarray, Sample | None]]:
         """Yield rows and their samples; worker processes read ahead where there are some."""
-        images = self._images(epoch)
+        images, rows_of = self._images(epoch), [self._share(rows.numpy()) for rows in parts]
         if self.precomputed is not None:
-            yield from ((rows.numpy(), None) for rows in parts)
+            yield from ((rows, None) for rows in rows_of)
         elif self.settings.workers and images:
-            rows_of = [rows.numpy() for rows in parts]
-            reader = _Reader(self.data, images)
-            loader = DataLoader(
+            reader: Any = _Reader(self.data, images)
+            loader: DataLoader[Any] = DataLoader(
                 reader,
-                sampler=rows_of,  # type: ignore[arg-type]
+                sampler=rows_of,
                 batch_size=None,
                 num_workers=self.settings.workers,
                 multiprocessing_context="spawn",
@@ -210,31 +223,45 @@ class _Learner:
             )
             yield from zip(rows_of, loader, strict=True)
         else:
-            for rows in parts:
-                yield rows.numpy(), self.data.sample(rows.numpy(), images)
+            for rows in rows_of:
+                yield rows, self.data.sample(rows, images)
 
-    def _observation(self, sample: Sample, model: VisionPolicy) -> Observation:
-        sample = sample.to(self.device)
-        frames = sample.frames
-        if model.vision.residual is not None and sample.index is None:
-            frames = {name: values for name, values in frames.items() if name != DEPTH_FEATURE}
-        return model.observation(frames, sample.vectors, sample.index)
+    def _share(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows of a batch that this process computes; a batch too small to share, all of it."""
+        size = self.world.size
+        return np.array_split(rows, size)[self.world.rank] if len(rows) >= 2 * size else rows
 
-    def loss(self, model: VisionPolicy, rows: np.ndarray, sample: Sample | None) -> Tensor:
-        """Return the mean loss over the targets of `rows`."""
-        if sample is None and self.precomputed is not None and model is self.model:
+    def _frames(self, sample: Sample) -> dict[str, Tensor]:
+        """Return a sample's frames, without the depth of patches where no images are encoded."""
+        if self.model.vision.residual is None or sample.frame_index is not None:
+            return sample.frames
+        return {name: values for name, values in sample.frames.items() if name != DEPTH_FEATURE}
+
+    def _precomputed_part(self, rows: np.ndarray) -> Observation | None:
+        sample = self.data.sample(rows).to(self.device)
+        observation = self.model.observation(self._frames(sample), sample.vectors, sample.frame_index)
+        return self.model.policy.precompute(observation)
+
+    def loss(self, model: nn.Module, rows: np.ndarray, sample: Sample | None) -> Tensor:
+        """Return the mean loss over the targets of `rows`.
+
+        Args:
+            sample: of these rows; None where they are in `precomputed`.
+        """
+        if sample is None:
+            if self.precomputed is None:
+                raise BadInput("rows without a sample, and nothing is computed in advance")
             where = torch.from_numpy(rows)
-            observation = {name: values[where] for name, values in self.precomputed.items()}
+            vectors, frames, index = {name: values[where] for name, values in self.precomputed.items()}, {}, None
             action = torch.from_numpy(self.data.action[self.data.chunks[rows]]).to(self.device)
             is_pad = torch.from_numpy(self.data.is_pad[rows]).to(self.device)
         else:
-            sample = self.data.sample(rows) if sample is None else sample
-            observation = self._observation(sample, model)
-            action, is_pad = sample.action.to(self.device), sample.action_is_pad.to(self.device)
-        batch = Batch(observation, model.policy.normaliser.normalise("action", action), is_pad)
+            sample = sample.to(self.device)
+            frames, vectors, index = self._frames(sample), sample.vectors, sample.frame_index
+            action, is_pad = sample.action, sample.action_is_pad
         kind = _AUTOCAST.get(self.settings.precision)
         with nullcontext() if kind is None else torch.autocast(self.device.type, kind):
-            loss, numbers = model(batch)
+            loss, numbers = model(frames, vectors, action, is_pad, index)
         for name, value in numbers.items():
             self._logged.setdefault(name, []).append(value.detach())
         return loss
@@ -243,31 +270,25 @@ class _Learner:
         """Make one optimiser step and return the loss, detached."""
         optimizer.zero_grad(set_to_none=True)
         parts = np.array_split(rows, min(self.settings.accumulate, len(rows) // 2 or 1))
-        if len(parts) == 1:
-            total = self.loss(self.model, rows, sample)
-            self._backward(total)
-        else:
-            total, count = torch.zeros((), device=self.device), self.data.targets(rows)
-            for part in parts:
-                images = (
-                    self.data.images
-                    if sample is None or sample.index is None
-                    else tuple(key for key in sample.frames if "." not in key and key != DEPTH_FEATURE)
-                )
-                given = None if self.precomputed is not None else self.data.sample(part, images)
-                share = self.loss(self.model, part, given) * (self.data.targets(part) / count)
-                self._backward(share)
-                total = total + share.detach()
+        total, count = torch.zeros((), device=self.device), self.data.targets(rows)
+        for number, part in enumerate(parts):
+            given = sample if len(parts) == 1 or sample is None else self.data.sample(part, sample.images)
+            with accumulating(self.trained, last=number == len(parts) - 1):
+                loss = self.loss(self.trained, part, given)
+                if len(parts) > 1:
+                    loss = loss * (self.data.targets(part) / count)
+                self._backward(loss)
+            total = total + loss.detach()
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
         if self.settings.clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+            clip_gradients(self.model.parameters(), self.settings.clip)
         if self.scaler is None:
             optimizer.step()
         else:
             self.scaler.step(optimizer)
             self.scaler.update()
-        return total.detach()
+        return total
 
     def _backward(self, loss: Tensor) -> None:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
@@ -345,21 +366,6 @@ def check_training(settings: TrainingSettings, model: nn.Module | None = None) -
         )
 
 
-def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
-    """Return the learning rate of a step: linear warm-up, then constant or half a cosine down to 0.
-
-    >>> learning_rate(TrainingSettings(lr=1.0, warmup=0.5), 1, 4), learning_rate(TrainingSettings(lr=1.0), 3, 4)
-    (0.5, 1.0)
-    """
-    warmup = round(settings.warmup * steps)
-    if step < warmup:
-        return settings.lr * step / warmup
-    if settings.schedule == "constant":
-        return settings.lr
-    share = (step - warmup) / max(steps - warmup, 1)
-    return settings.lr * 0.5 * (1 + float(np.cos(np.pi * share)))
-
-
 def new_optimizer(model: VisionPolicy, settings: TrainingSettings, device: torch.device) -> torch.optim.Optimizer:
     """Return the optimiser of the policy's groups and of what learns in its vision."""
     groups = model.policy.parameter_groups(settings.lr)
@@ -370,10 +376,8 @@ def new_optimizer(model: VisionPolicy, settings: TrainingSettings, device: torch
         {"params": [each for each in learns if id(each) not in tuned], "lr": settings.lr},
         {"params": [each for each in learns if id(each) in tuned], "lr": settings.lr * settings.encoder_lr},
     ]
-    groups = [{**group, "lr_factor": group["lr"] / settings.lr} for group in groups if group["params"]]
-    return _OPTIMIZERS[settings.optimizer](
-        groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=device.type in ("cpu", "cuda")
-    )
+    groups = [{**group, "lr_scale": group["lr"] / settings.lr} for group in groups if group["params"]]
+    return optimizer_of(groups, settings.optimizer, device, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 def split_batches(order: Tensor, size: int) -> list[Tensor]:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from ..datasets.token_cache import encode, tokens_of
 from ..depth.encoding import depth_images, small_depth
 from ..depth.estimator import DepthEstimator
-from ..encoders.load import Backbone
-from ..encoders.pixio import Block, PixioEncoder, TokenShape
+from ..encoders.encoder import Backbone, TokenShape
 from ..errors import BadInput
 from .depth_inputs import PointView, depth_estimator, predicted
 from .depth_networks import DepthPatches, PointNetwork
@@ -237,14 +236,11 @@ class Vision(nn.Module):
         encoder = self.encoder
         if encoder is None:
             raise BadInput(f"there is no encoder for the images of {key}")
-        network = encoder.network
-        if isinstance(network, PixioEncoder):
-            shape = encoder.token_shape
-            numbers = len(images) * shape.grid[0] * shape.grid[1] * shape.dim
-            kept = 4 * ACTIVATIONS_PER_INPUT * numbers * len(network.blocks)
-            for block in network.blocks:
-                if isinstance(block, Block):
-                    block.activation_checkpointing = torch.is_grad_enabled() and kept > _IN_MEMORY
+        blocks, shape = _blocks(encoder), encoder.token_shape
+        numbers = len(images) * shape.grid[0] * shape.grid[1] * shape.dim
+        kept = 4 * ACTIVATIONS_PER_INPUT * numbers * len(blocks)
+        for block in blocks:
+            block.activation_checkpointing = torch.is_grad_enabled() and kept > _IN_MEMORY
         seen = tokens_of(encoder, images, self.spec.normed, self.spec.precision, added)
         found = {"cls": seen.cls, "patches": seen.patches}
         return {f"{key}.{kind}": found[kind].float()[index] for kind in self.spec.kinds}
@@ -256,18 +252,24 @@ def _tuned(backbone: Backbone | None, tune: str) -> Backbone:
     Raises:
         BadInput: unless `tune` is frozen, last:N or full, and the encoder has blocks.
     """
-    if backbone is None or not isinstance(backbone.network, PixioEncoder):
-        raise BadInput(f"training.tune={tune} needs a Pixio encoder; other encoders stay frozen")
+    if backbone is None or not backbone.network.can_finetune:
+        raise BadInput(f"training.tune={tune} needs an encoder that can be finetuned, such as Pixio's")
     word, _, number = tune.partition(":")
-    blocks = list(backbone.network.blocks)
+    blocks = _blocks(backbone)
     if tune == "full":
         return backbone.requires_grad_(True)
     if word != "last" or not number.isdigit() or not 1 <= int(number) <= len(blocks):
         raise BadInput(f"training.tune={tune}: give frozen, full, or last:N with N from 1 to {len(blocks)}")
     backbone.requires_grad_(False)
-    for part in (*blocks[-int(number) :], backbone.network.norm):
+    norm = getattr(backbone.network, "norm", None)
+    for part in (*blocks[-int(number) :], *([] if norm is None else [norm])):
         part.requires_grad_(True)
     return backbone
+
+
+def _blocks(backbone: Backbone) -> list[Any]:
+    """Return the transformer blocks of an encoder, where it has some."""
+    return list(getattr(backbone.network, "blocks", ()))
 
 
 def spec_json(spec: VisionSpec) -> dict[str, Any]:

@@ -168,7 +168,7 @@ def _write_result(
         "waiting for images": numbers.get("time/waiting_for_data"),
         "steps skipped as not finite": numbers.get("data/skipped_steps"),
     }
-    frames = sorted((out / "frames").glob("step-*.png"))[-1:]
+    images = sorted((out / "images").glob("step-*.png"))[-1:]
     write_json(
         out / "result.json",
         {
@@ -182,12 +182,12 @@ def _write_result(
             },
             "numbers": {name: value for name, value in shown.items() if value is not None},
             "images_title": "Patch tokens of held-out images",
-            "frames": [
+            "images": [
                 {
                     "file": str(path.relative_to(out)),
                     "caption": f"Patch tokens after {int(path.stem[5:])} steps; colours are main directions",
                 }
-                for path in frames
+                for path in images
             ],
             "class_token_cosine": result.cosine,
             "position": asdict(result.position),

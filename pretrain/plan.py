@@ -12,7 +12,7 @@ import torch
 
 from ..encoders.pixio import PixioEncoder
 from ..hardware import autocast
-from ..training.distributed import engine
+from ..training.distributed import choose_parallel
 from .commands import Pretrain
 from .decoder import PixelDecoder
 from .mae import MaskedAutoencoder
@@ -148,7 +148,7 @@ def _share(dim: int) -> float:
 
 def _shards(settings: Pretrain, model: MaskedAutoencoder) -> int:
     """Return over how many devices weights and moments are cut."""
-    how = engine(settings, model, settings.plan_devices, PER_NODE)
+    how = choose_parallel(settings.parallel, model, settings.plan_devices, PER_NODE)
     return {"ddp": 1, "fsdp": settings.plan_devices, "hsdp": min(settings.plan_devices, PER_NODE)}[how]
 
 

@@ -10,7 +10,7 @@ from ..errors import BadInput
 from ..hardware import choose_device, choose_precision
 from ..report.page import write_report
 from ..run_folder import settings_digest, write_json
-from ..training.distributed import World, joined, micro_batches
+from ..training.distributed import joined, micro_batches
 from .commands import Pretrain
 from .images.sources import open_images
 from .masking import MaskShape, mask_shape
@@ -49,7 +49,7 @@ def run_plan(command: Pretrain) -> Plan:
     if images is not None:
         steps = count_steps(command, order_of(images, split_images(images, command), command)[0])
     assert steps is not None
-    micro_batches(command, World(device, size=command.plan_devices))
+    micro_batches(command.batch, command.micro_batch, command.plan_devices)
     precision = "bf16" if command.plan_device != "here" else choose_precision(command.precision, device)
     if precision == "bf16" and command.precision == "fp32":
         raise BadInput("other devices are planned for bf16, whose peak is known; drop precision=fp32 or plan_device=")
@@ -90,8 +90,8 @@ def _named(name: str, size: tuple[int, int, int]) -> str:
 def _write_result(out: Path, command: Pretrain, split: Split, shape: MaskShape, result: TrainResult) -> None:
     encoder, decoder = sizes(command)
     position, numbers = result.position, result.numbers
-    frames = sorted((out / "frames").glob("step-*.png"))
-    chosen = frames if len(frames) <= 2 else [frames[0], frames[-1]]
+    images = sorted((out / "images").glob("step-*.png"))
+    chosen = images if len(images) <= 2 else [images[0], images[-1]]
     facts = {
         "encoder": _named(command.encoder, encoder),
         "decoder": _named(command.decoder, decoder),
@@ -122,7 +122,7 @@ def _write_result(out: Path, command: Pretrain, split: Split, shape: MaskShape, 
             "task": ", ".join([command.images] if isinstance(command.images, str) else command.images),
             "facts": facts,
             "numbers": {name: value for name, value in shown.items() if value is not None},
-            "frames": [
+            "images": [
                 {"file": str(path.relative_to(out)), "caption": f"Held-out images after {int(path.stem[5:])} steps"}
                 for path in chosen
             ],

@@ -43,13 +43,13 @@ class Prepared:
         return (
             f"{self.split.training} training images{drawn}, {len(self.split.evaluated)} held out; {self.steps} steps "
             f"of {self.command.batch} on {self.world.size} process(es) = {epochs:.3g} epochs; highest learning rate "
-            f"{peak_lr(self.command):.3g}"
+            f"{peak_lr(self.command.lr, self.command.base_lr, self.command.batch):.3g}"
         )
 
 
 def prepare(command: Training, world: World) -> Prepared:
     """Open the images and decide which are held out, in which order the others come, and for how many steps."""
-    micro_batches(command, world)
+    micro_batches(command.batch, command.micro_batch, world.size)
     images = _open_once(command, world)
     split = split_images(images, command)
     order, inputs = order_of(images, split, command)
@@ -101,7 +101,7 @@ def check_training(command: Training, drop_path: float) -> None:
     Raises:
         BadInput, UnknownName: naming the setting, what it is and what it may be.
     """
-    peak_lr(command)
+    peak_lr(command.lr, command.base_lr, command.batch)
     check_names(("parallel", command.parallel, PARALLEL))
     if (command.steps is None) == (command.epochs is None):
         raise BadInput(f"steps={command.steps} and epochs={command.epochs}: set exactly one")

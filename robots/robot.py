@@ -13,6 +13,7 @@ import numpy as np
 
 from ..cameras.camera import Camera
 from ..envs.action_spec import ActionSpec
+from ..envs.registry import TaskSpec
 from ..errors import BadInput
 from .clock import Clock, WallClock
 
@@ -27,6 +28,7 @@ class RobotRequest:
     render: str = "fast"  # quality of simulated images
     depth_sensor: str = "d435"  # what simulated depth is measured with
     horizon: int | None = None  # steps of a simulated episode; None is the task's own
+    cameras: tuple[str, ...] = ("",)  # of its own that are used; "" is its first one
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,17 @@ class Robot(abc.ABC):
         """Return what the last step came to; None where nobody knows."""
         return None
 
+    def task_spec(self) -> TaskSpec | None:
+        """Return how to make the simulated task again; None for a real robot."""
+        return None
+
     def state(self) -> np.ndarray:
         """Return what tells states apart, (S,) float64."""
         return self.get_observation()["proprio"].astype(np.float64)
 
     def hand_at(self, target: np.ndarray) -> np.ndarray | None:
         """Return where the hand is at targets (A,), (3,) [m]; None for a robot that does not know."""
-        known = self.spec.commands.hand
+        known = self.spec.commands.end_effector
         return None if known is None else np.asarray(known) + target[:3]
 
     def camera(self, name: str = "") -> Camera:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import h5py
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from pixio_robot import cli
+from pixio_robot import cli, plugins
 from pixio_robot.datasets.dataset import EpisodeDataset, open_dataset
 from pixio_robot.datasets.frame_cache import FrameCache
 from pixio_robot.datasets.token_cache import TokenFormat, token_cache
@@ -146,3 +147,14 @@ def foreign_file(tmp_path: Path) -> Path:
                 demo[f"obs/robot0_{what}"] = rng.normal(size=(steps, width))
             demo["obs/object"] = rng.normal(size=(steps, 5))
     return path
+
+
+@pytest.fixture
+def entries(monkeypatch: pytest.MonkeyPatch) -> list[metadata.EntryPoint]:
+    """Entry points in place of the installed packages'."""
+    found: list[metadata.EntryPoint] = []
+    monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: [e for e in found if e.group == group])
+    plugins._entries.cache_clear()
+    yield found
+    monkeypatch.undo()
+    plugins._entries.cache_clear()

@@ -187,14 +187,18 @@ def _curation(folder: Path) -> None:
 
 
 def _remote(folder: Path) -> None:
-    from pixio_robot.deploy.runtime.bundle import Manifest
-    from pixio_robot.deploy.runtime.replay import Replay
+    from pixio_robot.deploy.manifest import Manifest
+    from pixio_robot.deploy.replay import ReplayPolicy
     from pixio_robot.deploy.serve.client import RemotePolicy
+    from pixio_robot.deploy.serve.served import Served
     from pixio_robot.deploy.serve.server import PolicyServer
 
-    card = Manifest("policy", "replay", "fp32", "", [], [], action_low=[-1.0] * 2, action_high=[1.0] * 2)
+    manifest = Manifest("policy", "replay", "fp32", "", [], [], action_low=[-1.0] * 2, action_high=[1.0] * 2)
     actions = np.arange(8, dtype=np.float32).reshape(4, 2)
-    with PolicyServer(card, lambda: Replay(actions)) as server, RemotePolicy(f"127.0.0.1:{server.port}") as policy:
+    with (
+        PolicyServer(Served(manifest, lambda: ReplayPolicy(actions))) as server,
+        RemotePolicy(f"127.0.0.1:{server.port}") as policy,
+    ):
         assert policy.act({}).tolist() == [[0.0, 1.0]] and policy.act({}).tolist() == [[2.0, 3.0]]
 
 

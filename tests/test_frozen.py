@@ -159,21 +159,21 @@ def training(name: str, home: Path) -> Numbers:
 
 def resumed_training(home: Path) -> Numbers:
     """Stop after each epoch and go on: 1, 2, then 3 epochs give the weights of an uninterrupted run."""
-    from pixio_robot.run_folder import MetricsLog
+    from pixio_robot.training.metric_log import MetricLogger
 
-    original = MetricsLog.write
+    original = MetricLogger.write
 
-    def stop(self: MetricsLog, epoch: float, step: int, values: dict[str, float]) -> None:
+    def stop(self: MetricLogger, epoch: float, step: int, values: dict[str, float]) -> None:
         original(self, epoch, step, values)
         if epoch == 2:
             raise KeyboardInterrupt
 
-    MetricsLog.write = stop  # type: ignore[method-assign]
+    MetricLogger.write = stop  # type: ignore[method-assign]
     try:
         with pytest.raises(AssertionError):
             train("chunks", home, save_every="1")
     finally:
-        MetricsLog.write = original  # type: ignore[method-assign]
+        MetricLogger.write = original  # type: ignore[method-assign]
     out = train("chunks", home, save_every="1")
     return {"last": weights_of(checkpoint_of(out)), **last_row(out)}
 
@@ -210,7 +210,7 @@ def evaluation(home: Path) -> Numbers:
 
 def exported(home: Path) -> Numbers:
     """Tokens and actions of an exported program over eight frames of an episode."""
-    from pixio_robot.deploy.runtime.runtime import Runtime
+    from pixio_robot.deploy.runtime import Runtime
 
     out = train("mean", home, **{"horizon": "2"})
     words = [f"checkpoint={checkpoint_of(out)}", f"demos={home / 'demos.hdf5'}", "frames=16", "episodes=0", "threads=1"]
@@ -220,7 +220,7 @@ def exported(home: Path) -> Numbers:
         demo = file["data/demo_1"]
         for step in range(8):
             action = runtime.act({"rgb": demo["obs/front_image"][step], "proprio": demo["obs/proprio"][step]})
-            tokens = runtime.seen()["tokens"].astype(np.float64)
+            tokens = runtime.other_outputs()["rgb.cls"].astype(np.float64)
             found.append({"action": action.astype(float).ravel().tolist(), "tokens": float(np.linalg.norm(tokens))})
     return {"frames": found}
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
-from ..encoders.load import Backbone, load_encoder
-from ..encoders.pixio import Tokens
+from ..encoders.encoder import Backbone, Tokens
+from ..encoders.load import load_encoder
 from ..errors import BadInput, CheckpointError, PixioError
 from .heads import LEAST_DEPTH, frozen_tokens, make_head, metric_depth, token_map
 

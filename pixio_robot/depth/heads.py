@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..encoders.load import Backbone
-from ..encoders.pixio import PixioEncoder, Tokens
+from ..encoders.encoder import Backbone, Tokens
 from ..encoders.preprocessing import preprocess
 from ..errors import BadInput, UnknownName, closest
 
@@ -30,32 +29,27 @@ def dpt_blocks(depth: int) -> list[int]:
         BadInput: if the encoder has fewer than four blocks.
     """
     if depth < 4:
-        raise BadInput(f"a DPT head reads four blocks; this encoder has {depth}: take the linear head")
+        raise BadInput(f"a DPT head reads four blocks; this encoder has {depth}: use the linear head")
     return [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
 
 
 @torch.no_grad()
 def frozen_tokens(backbone: Backbone, images: Tensor, blocks: Sequence[int] | None = None) -> list[Tokens]:
-    """Return what a head reads of images: normed tokens, the class tokens' mean alone (K = 1), of each block asked.
+    """Return what a head reads of images: normed tokens of each block, with the mean class token only (K = 1).
 
-    The whole frame is squashed to the encoder's size, also for an encoder that else looks at a central crop: every
-    pixel needs its answer.
+    The whole frame is resized to the encoder's size, also for an encoder that normally crops: every pixel needs a
+    prediction.
 
     Args:
         backbone: the encoder.
         images: (B, H, W, 3) uint8 RGB on the encoder's device.
-        blocks: 0-based; None for the last block alone.
+        blocks: 0-based; None for the last block only.
 
     Raises:
-        BadInput: if blocks are asked of an encoder that is not Pixio's.
+        BadInput: if `blocks` are given and the encoder returns the tokens of its last block only.
     """
     pixels = preprocess(images, backbone.preprocessing._replace(resize="squash", shorter=None))
-    if blocks is None:
-        tokens = [backbone(pixels)]
-    elif isinstance(backbone.network, PixioEncoder):
-        tokens = backbone.network(pixels, blocks=list(blocks))
-    else:
-        raise BadInput(f"{backbone.name} gives the tokens of its last block alone: take the linear head")
+    tokens = [backbone(pixels)] if blocks is None else backbone.network.block_tokens(pixels, blocks)
     return [Tokens(each.cls.mean(dim=1, keepdim=True), each.patches) for each in tokens]
 
 

@@ -1,13 +1,13 @@
-"""Other vision encoders behind the same `Tokens`, to compare with: of transformers (``hf:``) and timm (``timm:``).
+"""Vision encoders of other libraries, as baselines: transformers (``hf:``) and timm (``timm:``).
 
-Class tokens come first in the sequence, register tokens are dropped, a network without class tokens gives its pooled
-output instead, a convolutional one also its feature map as patches.
+All return `Tokens`. Register tokens are dropped. A network without class tokens returns its pooled output as the class
+token, and a convolutional network returns its feature map as patches.
 
 Shapes: B batch, K class tokens, D width, L sequence, h x w grid of patches.
 """
 
 import inspect
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from ..errors import BadInput, CheckpointError, MissingExtra, UnknownName, closest
 from . import hub
-from .pixio import Tokens, TokenShape
+from .encoder import EncoderNetwork, LoadedEncoder, Tokens, TokenShape
 from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from .torchvision_guard import declare_missing_operators
 from .transformers_folders import read_preprocessing, require_safetensors
 
 
-class Baseline(nn.Module, ABC):
-    """A foreign network that gives class tokens and a map of patches."""
+class Baseline(EncoderNetwork):
+    """A network of another library that returns class tokens and a map of patches."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -33,14 +33,13 @@ class Baseline(nn.Module, ABC):
     def read(self, pixels: Tensor, normed: bool) -> tuple[Tensor, Tensor]:
         """Return class tokens (B, K, D) and the map of patches (B, D, h, w)."""
 
-    def forward(self, pixels: Tensor, normed: bool = True) -> Tokens:
-        """Encode (B, 3, H, W) pixels; raw tokens, before the network's final norm, unless `normed`."""
+    def forward(self, pixels: Tensor, *, normed: bool = True) -> Tokens:
         cls, patches = self.read(pixels, normed)
         return Tokens(cls, patches.flatten(2).transpose(1, 2))
 
     @torch.no_grad()
     def token_shape(self, size: tuple[int, int]) -> TokenShape:
-        """Return what an image of `size` (height, width) [px] gives, by running one."""
+        """Return the token shape of an image of `size` (height, width) [px], by encoding a black one."""
         like = next(self.parameters())
         cls, patches = self.read(torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype), normed=True)
         return TokenShape(cls.shape[1], (patches.shape[2], patches.shape[3]), cls.shape[2])
@@ -59,7 +58,7 @@ class TransformersBaseline(Baseline):
         super().__init__(model)
         config: Any = model.config
         self.registers = int(getattr(config, "num_register_tokens", 0) or 0)
-        self.shuffles = config.model_type == "vit_mae"  # unless told the order; and hides patches unless told not to
+        self.shuffles = config.model_type == "vit_mae"  # unless `read` gives it the order
         if self.shuffles:
             config.mask_ratio = 0.0
         # transformers norms the tokens of every family but CLIP, where it norms the pooled token alone
@@ -131,22 +130,7 @@ class TimmBaseline(Baseline):
         return cls, patches
 
 
-def check_size(network: Baseline, preprocessing: Preprocessing, name: str) -> None:
-    """Try a blank image.
-
-    Raises:
-        CheckpointError: if the network cannot take images of that size, or gives no tokens.
-    """
-    network.eval()
-    try:
-        network.token_shape(preprocessing.size)
-    except Exception as error:  # any model of two libraries may end here, each with its own complaint
-        reason = f"{type(error).__name__}: {error}"
-        size = "x".join(map(str, preprocessing.size))
-        raise CheckpointError(f"{name!r} does not give tokens from images of {size} px alone ({reason})") from error
-
-
-def load_transformers(place: str) -> tuple[Baseline, Preprocessing]:
+def load_transformers(place: str) -> LoadedEncoder:
     """Load a vision model of transformers from a folder or the hub; of an image-text model the image tower.
 
     Raises:
@@ -191,11 +175,11 @@ def load_transformers(place: str) -> tuple[Baseline, Preprocessing]:
     square = (image_size, image_size) if isinstance(image_size, int) else (int(image_size[0]), int(image_size[1]))
     preprocessing = read_preprocessing(folder, square)
     network = TransformersBaseline(model)
-    check_size(network, preprocessing, f"hf:{place}")
-    return network, preprocessing
+    network.check_size(preprocessing.size, f"hf:{place}")
+    return LoadedEncoder(network, preprocessing)
 
 
-def load_timm(name: str, seed: int | None = None) -> tuple[Baseline, Preprocessing]:
+def load_timm(name: str, seed: int | None = None) -> LoadedEncoder:
     """Load a model of timm with its published weights, from safetensors only; with a `seed` random ones instead.
 
     Raises:
@@ -232,7 +216,7 @@ def load_timm(name: str, seed: int | None = None) -> tuple[Baseline, Preprocessi
             model = timm.create_model(name, pretrained=seed is None, pretrained_cfg_overlay=overlay, num_classes=0)
         except Exception as error:  # timm raises what its many models raise
             raise CheckpointError(f"timm cannot load {name!r} ({type(error).__name__}: {error})") from error
-    config = model.pretrained_cfg
+    config: Any = model.pretrained_cfg
     height, width = config.get("input_size", (3, 224, 224))[1:]
     mode = "squash" if config.get("crop_mode") == "squash" else "crop"
     mean, std = (tuple(config.get(key, default)) for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
@@ -241,5 +225,5 @@ def load_timm(name: str, seed: int | None = None) -> tuple[Baseline, Preprocessi
     interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
     preprocessing = Preprocessing((height, width), mode, mean, std, shorter, interpolation)
     network = TimmBaseline(model, (height, width))
-    check_size(network, preprocessing, f"timm:{name}")
-    return network, preprocessing
+    network.check_size(preprocessing.size, f"timm:{name}")
+    return LoadedEncoder(network, preprocessing, "trained" if seed is None else "random")

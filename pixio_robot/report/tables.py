@@ -54,19 +54,19 @@ def print_evaluation(out: Path, row: EpisodeRecord, summary: dict[str, Any]) -> 
     _console().print(table)
 
 
-def print_parity(parity: dict[str, Any]) -> None:
-    """Print what ``parity.json`` holds."""
-    verdict = "passed" if parity["passed"] else "FAILED"
-    if not parity.get("closed_loop_shown"):
+def print_verification(verification: dict[str, Any]) -> None:
+    """Print the contents of ``verification.json``."""
+    verdict = "passed" if verification["passed"] else "FAILED"
+    if not verification.get("closed_loop_shown"):
         verdict += "; closed loop: not shown"
-    table = Table(title=f"parity, {parity['precision']}: {verdict}")
+    table = Table(title=f"verification, {verification['precision']}: {verdict}")
     for column in ("what", "value", "limit", ""):
         table.add_column(column)
-    for check in parity["checks"]:
+    for check in verification["checks"]:
         value, limit = (f"{check[key]:.6g}" for key in ("value", "limit"))
         table.add_row(check["name"], value, limit, "ok" if check["passed"] else "FAILED")
     _console().print(table)
-    for words in parity["words"]:
+    for words in verification["words"]:
         _console().print(f"- {words}", highlight=False)
 
 

@@ -1,4 +1,4 @@
-"""One process or many: PyTorch's own distributed engine under plain ``torchrun``, nothing home-made.
+"""One process or many: PyTorch's DDP, FSDP and HSDP under plain ``torchrun``.
 
 Without torchrun there is one process and no process group.
 """
@@ -19,16 +19,15 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from ..errors import BadInput
 from ..hardware import choose_device
-from ..pretrain.settings import Training
 
 PARALLEL = ("auto", "ddp", "fsdp", "hsdp")
-_joinings = count()  # of this process; a sweep joins the others for each job
+_joinings = count()  # times this process has joined the others; a sweep does so for each job
 SHARD_ABOVE = 1e9  # parameters; weights, gradients and Adam's moments take 16 bytes each
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run and this one's place among them."""
+    """The processes of a run, and the rank of this one."""
 
     device: torch.device
     rank: int = 0
@@ -37,7 +36,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def mean(self, value: Tensor) -> Tensor:
@@ -53,7 +52,7 @@ class World:
         return round(float(self.mean(torch.tensor(float(count), device=self.device))) * self.size)
 
     def gathered(self, values: Tensor) -> Tensor:
-        """Return the rows of all processes, in the order of their ranks; every process has as many."""
+        """Return the rows of all processes, in order of rank; every process has the same number of rows."""
         if self.size == 1:
             return values
         parts = [torch.empty_like(values) for _ in range(self.size)]
@@ -61,7 +60,7 @@ class World:
         return torch.cat(parts)
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is set anywhere; goes through the CPU, so the device is not waited for."""
+        """Return whether any process has set the flag; runs on the CPU, so it does not wait for the device."""
         if self.size == 1:
             return flag
         votes = torch.tensor(float(flag))
@@ -76,10 +75,10 @@ class World:
 
 @contextmanager
 def joined(device: str) -> Iterator[World]:
-    """Join the processes ``torchrun`` started, or be the only one.
+    """Join the processes that ``torchrun`` started; without torchrun there is this one only.
 
     Args:
-        device: as `choose_device` takes it.
+        device: as for `choose_device`.
     """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World(choose_device(device))
@@ -87,7 +86,7 @@ def joined(device: str) -> Iterator[World]:
     chosen = choose_device(device)
     if chosen.type == "cuda":
         local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
-        chosen = torch.device("cuda", local % torch.cuda.device_count())  # a process may see its own device alone
+        chosen = torch.device("cuda", local % torch.cuda.device_count())  # a process may see only its own device
         torch.cuda.set_device(chosen)
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
@@ -107,10 +106,10 @@ def joined(device: str) -> Iterator[World]:
 
 
 def _store_of_this_start() -> dist.Store:
-    """Return torchrun's store, under a prefix for each restart on one machine and each time a process joins.
+    """Return torchrun's store, with a prefix for each restart on one machine and each time a process joins.
 
-    Without it processes that ``--max-restarts`` started anew read the addresses of those that died, and about every
-    second restart waited for ever (torch 2.13, gloo). Machines count their restarts apart, so several share no prefix.
+    Without the prefix, processes restarted by ``--max-restarts`` read the addresses of the dead ones, and about every
+    second restart hung (torch 2.13, gloo). Each machine counts its own restarts, so this is for one machine only.
     """
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = dist.TCPStore(
@@ -123,30 +122,40 @@ def _store_of_this_start() -> dist.Store:
 
 
 def is_first_process() -> bool:
-    """Return whether this process speaks for all, before they have joined."""
+    """Return whether this process has rank 0; works before the processes have joined."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def micro_batches(settings: Training, world: World) -> int:
-    """Return how many forward passes a process makes for one step.
+def micro_batches(batch: int, micro_batch: int | None, processes: int) -> int:
+    """Return the number of forward passes that a process makes for one optimiser step.
+
+    Args:
+        batch: samples of a step, over all processes.
+        micro_batch: samples of a forward pass and process; None is all of them at once.
+        processes: number of them.
 
     Raises:
         BadInput: if the batch does not split evenly over processes and micro-batches.
     """
-    share, rest = divmod(settings.batch, world.size)
-    micro = min(settings.micro_batch or share, share)
+    share, rest = divmod(batch, processes)
+    micro = min(micro_batch or share, share)
     if rest or not micro or share % micro:
         raise BadInput(
-            f"batch={settings.batch} does not split into {world.size} process(es) times micro_batch="
-            f"{settings.micro_batch or 'all'}; make it a multiple of {world.size * (micro or 1)}"
+            f"batch={batch} does not split into {processes} process(es) times micro_batch="
+            f"{micro_batch or 'all'}; make it a multiple of {processes * (micro or 1)}"
         )
     return share // micro
 
 
-def engine(settings: Training, model: nn.Module, processes: int, per_node: int) -> str:
-    """Return ddp, fsdp or hsdp; "auto" shards what would not fit one device, inside nodes where there are several."""
-    if settings.parallel != "auto":
-        return settings.parallel
+def choose_parallel(name: str, model: nn.Module, processes: int, per_node: int) -> str:
+    """Return "ddp", "fsdp" or "hsdp".
+
+    Args:
+        name: one of PARALLEL. "auto" is ddp up to `SHARD_ABOVE` parameters, above it fsdp on one node and hsdp on
+            several.
+    """
+    if name != "auto":
+        return name
     if sum(each.numel() for each in model.parameters()) <= SHARD_ABOVE:
         return "ddp"
     return "hsdp" if processes > per_node else "fsdp"
@@ -155,74 +164,76 @@ def engine(settings: Training, model: nn.Module, processes: int, per_node: int) 
 def distribute(
     model: nn.Module,
     wrapped_modules: Sequence[Any],
-    activation_checkpointed: Sequence[Any],
-    settings: Training,
     world: World,
-    precision: str,
+    *,
+    parallel: str = "auto",
+    compile: bool = False,
+    precision: str = "fp32",
+    passes: int = 1,
 ) -> nn.Module:
-    """Recompute, compile and shard a model, in that order; return the module to call.
+    """Compile and then shard or replicate a model; return the module to call.
 
     Parameter names in checkpoints stay those of `model`.
 
     Args:
         model: on its device.
-        wrapped_modules: parts of it with ``blocks``.
-        activation_checkpointed: blocks whose activations are computed twice.
+        wrapped_modules: parts of it with ``blocks``, which are compiled and sharded block by block.
+        parallel: one of PARALLEL.
+        compile: whether to compile the blocks.
         precision: "bf16" gathers the blocks' weights in bf16 and sums gradients in fp32 when sharding.
+        passes: forward passes of an optimiser step.
 
     Raises:
-        BadInput: if hsdp is asked for on a number of processes that whole nodes do not make up.
+        BadInput: for hsdp with a number of processes that does not fill whole nodes.
     """
-    for block in activation_checkpointed:
-        block.activation_checkpointing = True
-    if settings.compile:
-        for tower in wrapped_modules:
-            for block in tower.blocks:
+    if compile:
+        for wrapped in wrapped_modules:
+            for block in wrapped.blocks:
                 block.compile(dynamic=False)
     if world.size == 1:
         return model
-    how = engine(settings, model, world.size, world.per_node)
-    if how == "ddp":
+    chosen = choose_parallel(parallel, model, world.size, world.per_node)
+    if chosen == "ddp":
         return nn.parallel.DistributedDataParallel(
             model,
             device_ids=[world.device.index] if world.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
-            static_graph=micro_batches(settings, world) == 1,
+            static_graph=passes == 1,
         )
-    return _shard(model, wrapped_modules, how, world, precision)
+    return _shard(model, wrapped_modules, chosen == "hsdp", world, precision)
 
 
-def _shard(model: nn.Module, wrapped_modules: Sequence[Any], how: str, world: World, precision: str) -> nn.Module:
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # we never write into what it returns
+def _shard(model: nn.Module, wrapped_modules: Sequence[Any], hybrid: bool, world: World, precision: str) -> nn.Module:
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # we never write into its return value
     kind = world.device.type
-    if how == "hsdp":
+    if hybrid:
         if world.size % world.per_node:
             raise BadInput(f"hsdp shards inside nodes: {world.size} processes do not fill nodes of {world.per_node}")
         shape = (world.size // world.per_node, world.per_node)
         mesh = init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard"))
     else:
         mesh = init_device_mesh(kind, (world.size,), mesh_dim_names=("shard",))
-    # outside the blocks all stays in fp32, as under autocast; inside, norms are gathered in bf16 too, unlike with DDP
+    # outside the blocks everything stays in fp32, as under autocast; inside, unlike with DDP, norms are bf16 too
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if precision == "bf16" and kind == "cuda" else None,
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,
     )
-    for tower in wrapped_modules:
-        for block in tower.blocks:
+    for wrapped in wrapped_modules:
+        for block in wrapped.blocks:
             fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(tower, mesh=mesh)
+        fully_shard(wrapped, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model
 
 
 def unwrapped(model: nn.Module) -> Any:
-    """Return the model inside what `distribute` returned."""
+    """Return the model itself, given the module that `distribute` returned."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def accumulating(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
-    """Return the context of one micro-batch: only the `last` of a step sums gradients over processes."""
+    """Return the context of one micro-batch; only the `last` one of a step sums gradients over processes."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return nullcontext() if last else model.no_sync()
     if isinstance(model, FSDPModule):

@@ -1,7 +1,7 @@
-"""Steps that are not finite: skipped on the device, counted, and in the end fatal, with the offending images kept."""
+"""Optimiser steps with non-finite gradients: skipped on the device, counted, and fatal after several in a row."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,27 +11,26 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..files import replacing
-from ..pretrain.images.image_set import ImageSet
-from ..pretrain.loader import Batch
 from .distributed import World
 
 
 class Guard:
-    """Makes optimiser steps whose gradients are finite and leaves out the others, without waiting for the device.
+    """Makes optimiser steps whose gradients are finite and skips the others, without a wait for the device.
 
     Args:
-        optimizer: a fused one takes the verdict as a tensor; for others the device is waited for.
-        skipped: steps already left out by earlier starts of this run.
+        optimizer: a fused one takes the verdict as a tensor; with any other each step waits for the device.
+        device: of the parameters.
+        skipped: steps that earlier starts of this run skipped.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, skipped: int) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, skipped: int = 0) -> None:
         self._optimizer = optimizer
         self._fused = bool(optimizer.defaults.get("fused"))
         self._skipped = torch.tensor(skipped, device=device)
         self._in_a_row, self._longest, self._first_bad = (torch.zeros_like(self._skipped) for _ in range(3))
 
     def step(self, norm: Tensor, step: int) -> Tensor:
-        """Make one step unless the gradients' norm is infinite or NaN; return whether it was finite, () bool."""
+        """Make one step unless the gradients' norm is infinite or NaN; return whether it is finite, () bool."""
         finite = torch.isfinite(norm)
         optimizer: Any = self._optimizer
         if self._fused:
@@ -48,36 +47,35 @@ class Guard:
 
     @property
     def skipped(self) -> int:
-        """How many steps were left out; waits for the device."""
+        """Number of skipped steps; waits for the device."""
         return int(self._skipped)
 
     @property
     def longest(self) -> int:
-        """The greatest number of steps left out in a row; waits for the device."""
+        """Greatest number of steps skipped in a row; waits for the device."""
         return int(self._longest)
 
     @property
     def first_bad(self) -> int:
-        """The first step of that row; waits for the device."""
+        """First step of that row; waits for the device."""
         return int(self._first_bad)
 
-    def abort(self, batches: Sequence[Batch], images: ImageSet, out: Path, world: World) -> NoReturn:
-        """Keep the images of the first bad step and end the run.
+    def abort(self, tensors: Mapping[str, Tensor], names: Sequence[str], out: Path, world: World) -> NoReturn:
+        """Save this process's samples of the first bad step and end the run.
 
         Args:
-            batches: this process's micro-batches of that step.
+            tensors: the samples, as they enter the model.
+            names: of the samples, where they come from.
+            out: the run folder.
 
         Raises:
             DataError: always.
         """
         path = out / f"nonfinite-step-{self.first_bad:08d}-rank-{world.rank}.safetensors"
-        kept = {
-            name: torch.cat([getattr(each, name) for each in batches]) for name in ("images", "mask_noise", "indices")
-        }
-        names = json.dumps([images.name(int(index)) for index in kept["indices"]])
         with replacing(path) as temporary:
-            save_file(kept, temporary, metadata={"names": names})
+            save_file(dict(tensors), temporary, metadata={"names": json.dumps(list(names))})
         raise DataError(
-            f"{self.longest} steps in a row were not finite, from step {self.first_bad} on; its images are in {path}. "
-            "Go on from the last checkpoint with clip=1.0, or begin anew with a lower lr or precision=fp32"
+            f"{self.longest} steps in a row were not finite, from step {self.first_bad}; the samples of that step are "
+            f"in {path}. Resume from the last checkpoint with clip=1.0, or start again with a lower lr or "
+            "precision=fp32"
         )

@@ -1,55 +1,128 @@
-"""How weights move: AdamW groups, learning rate, warm-up and cosine (arXiv 2512.15715, table 9)."""
+"""Optimisers, learning-rate schedules and gradient clipping of every training loop."""
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..errors import BadInput
-from ..pretrain.settings import Training
+from ..errors import BadInput, UnknownName, closest
+
+SCHEDULES = ("constant", "cosine")
+OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
-def peak_lr(settings: Training) -> float:
-    """Return the highest learning rate: `lr` as it is, or `base_lr` times batch / 256 (Goyal et al. 2017).
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of every step of a run.
 
-    Raises:
-        BadInput: if both or neither is set, or it is not positive.
+    >>> Schedule(peak=1.0, steps=100, warmup_steps=10).at(5)
+    0.5
     """
-    if (settings.lr is None) == (settings.base_lr is None):
-        raise BadInput(
-            f"lr={settings.lr} and base_lr={settings.base_lr}: set exactly one; lr is absolute, "
-            "base_lr is multiplied by batch / 256"
-        )
-    lr = settings.lr if settings.lr is not None else (settings.base_lr or 0.0) * settings.batch / 256
-    if not lr > 0 or not math.isfinite(lr):
-        raise BadInput(f"the learning rate is {lr}; it must be positive")
-    return lr
+
+    peak: float  # highest learning rate
+    steps: int  # optimiser steps of the whole run
+    warmup_steps: int = 0
+    name: str = "cosine"  # one of SCHEDULES
+
+    def __post_init__(self) -> None:
+        _check_name("schedule", self.name, SCHEDULES)
+
+    def at(self, step: int) -> float:
+        """Return the learning rate of a step, 0-based."""
+        return lr_at(step, self.steps, self.warmup_steps, self.peak, self.name)
 
 
-def lr_at(step: int, steps: int, warmup_steps: int, peak: float) -> float:
-    """Return the learning rate of a step: linear from 0, then half a cosine down to 0.
+def lr_at(step: int, steps: int, warmup_steps: int, peak: float, schedule: str = "cosine") -> float:
+    """Return the learning rate of a step.
+
+    It rises linearly from 0 in the first `warmup_steps`. Then "constant" stays at `peak`, and "cosine" decays to 0
+    along half a cosine.
 
     Args:
         step: 0-based, of `steps`.
     """
     if step < warmup_steps:
         return peak * step / warmup_steps
+    if schedule == "constant":
+        return peak
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(steps - warmup_steps, 1)))
 
 
-def new_optimizer(model: nn.Module, settings: Training, device: torch.device) -> torch.optim.AdamW:
-    """Return a fused AdamW in two groups: 1-D tensors (biases, norms) do not decay, everything else does.
+def peak_lr(lr: float | None, base_lr: float | None, batch: int) -> float:
+    """Return the highest learning rate: `lr` itself, or `base_lr` times batch / 256 (Goyal et al. 2017).
 
-    Class tokens, mask token and position tables are 3-D and so decay, as published.
-
+    Raises:
+        BadInput: if both or neither is set, or the rate is not positive.
     """
-    decayed = [each for each in model.parameters() if each.ndim > 1]
-    others = [each for each in model.parameters() if each.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+    if (lr is None) == (base_lr is None):
+        raise BadInput(
+            f"lr={lr} and base_lr={base_lr}: set exactly one; lr is absolute, base_lr is multiplied by batch / 256"
+        )
+    rate = lr if lr is not None else (base_lr or 0.0) * batch / 256
+    if not rate > 0 or not math.isfinite(rate):
+        raise BadInput(f"the learning rate is {rate}; it must be positive")
+    return rate
+
+
+def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return two parameter groups: 1-D tensors (biases, norms) do not decay, all others do.
+
+    Class tokens, mask token and position tables are 3-D and so decay, as published (arXiv 2512.15715, table 9).
+    """
+    return [
+        {"params": [each for each in model.parameters() if each.ndim > 1], "weight_decay": weight_decay},
+        {"params": [each for each in model.parameters() if each.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups, lr=0.0, betas=(settings.beta1, settings.beta2), fused=device.type in ("cpu", "cuda")
-    )
+
+
+def new_optimizer(
+    groups: Iterable[Tensor] | Iterable[dict[str, Any]],
+    name: str,
+    device: torch.device,
+    *,
+    lr: float = 0.0,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    momentum: float = 0.0,
+) -> torch.optim.Optimizer:
+    """Return an optimiser, fused where PyTorch has a fused one.
+
+    Args:
+        groups: parameters, or parameter groups. A group may have its own ``weight_decay``, and an ``lr_scale`` that
+            `set_lr` multiplies the learning rate by.
+        name: "adam", "adamw" or "sgd".
+        betas: of Adam and AdamW.
+        momentum: of SGD.
+
+    Raises:
+        UnknownName: for another name.
+    """
+    _check_name("optimizer", name, OPTIMIZERS)
+    common: dict[str, Any] = dict(lr=lr, weight_decay=weight_decay, fused=device.type in ("cpu", "cuda"))
+    if name == "sgd":
+        return torch.optim.SGD(groups, momentum=momentum, **common)
+    return (torch.optim.AdamW if name == "adamw" else torch.optim.Adam)(groups, betas=betas, **common)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group to `lr` times the group's ``lr_scale``, 1 where it has none."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
+    """Scale gradients down to a norm of at most `max_norm`; None leaves them unchanged.
+
+    Returns:
+        their norm before, over all processes, ().
+    """
+    norm = nn.utils.clip_grad_norm_(parameters, float("inf") if max_norm is None else max_norm)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def _check_name(what: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise UnknownName(f"no {what} {name!r}; there are: {', '.join(known)}{closest(name, known)}")

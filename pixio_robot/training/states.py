@@ -1,8 +1,8 @@
-"""Resumable checkpoints of a training run, by torch.distributed.checkpoint.
+"""Resumable checkpoints of a training run, written with torch.distributed.checkpoint.
 
-Each is a folder ``step-00000500``: sharded tensors, written in the background, and ``state.json``. It gets its name
-when all of it is on the disk. A run may go on with another number of processes. PyTorch's reader unpickles the index
-of the shards: these files belong to the run that wrote them and are no format to exchange weights in.
+Each is a folder ``step-00000500`` with sharded tensors, written in the background, and ``state.json``. It gets its
+name when it is complete on the disk. A run may resume with another number of processes. PyTorch's reader unpickles the
+index of the shards, so these files are for the run that wrote them only; do not exchange weights in this format.
 """
 
 import json
@@ -12,7 +12,7 @@ import re
 import shutil
 import warnings
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -25,9 +25,6 @@ from torch.distributed.checkpoint import state_dict as flat
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ..errors import CheckpointError, DataError
-from ..pretrain.objective import Objective
-from ..pretrain.settings import Training
-from ..run_folder import binding_settings
 from .distributed import World, unwrapped
 
 log = logging.getLogger(__name__)
@@ -35,22 +32,24 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class TrainState:
-    """How far a run is; with the seed also all its random state, since noise is a function of seed, step and sample."""
+    """Progress of a run. It needs no generator state, since noise is a function of seed, step and sample."""
 
     step: int = 0  # optimiser steps done
-    samples: int = 0  # images seen
-    skipped: int = 0  # steps that were not finite
+    samples: int = 0  # samples seen
+    skipped: int = 0  # steps skipped because gradients were not finite
     seconds: float = 0.0  # spent training, over all starts
+    numbers: dict[str, float] = field(default_factory=dict)  # of the learner, e.g. its lowest validation loss
 
 
 class States:
     """The checkpoints of one run.
 
     Args:
-        folder: where they lie.
-        keep_last: how many of the newest stay.
-        keep_every: those of steps divisible by this stay too.
-        identity: what a run must share with the one that wrote them: the network's arguments and the settings.
+        folder: where they are written.
+        keep_last: number of latest checkpoints to keep.
+        keep_every: also keep those of steps divisible by this.
+        identity: JSON values that a resumed run must share with the run that wrote them: the network's arguments and
+            the settings.
     """
 
     def __init__(
@@ -58,22 +57,22 @@ class States:
     ) -> None:
         self.folder, self.world, self.identity = folder, world, identity
         self.keep_last, self.keep_every = keep_last, keep_every
-        self._group = dist.new_group(backend="gloo") if world.size > 1 else None  # apart from training's collectives
+        self._group = dist.new_group(backend="gloo") if world.size > 1 else None  # separate from training's collectives
         self._pending: Future[Any] | None = None
         self._named = Event()
         self._failed: OSError | None = None
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may save alone
         if world.first:
             folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob(".step-*"):  # of a run that was killed while writing
+            for left in folder.glob(".step-*"):  # from a run that was killed while writing
                 shutil.rmtree(left)
         world.wait()
 
     def latest(self) -> Path | None:
-        """Return the newest whole checkpoint that the first process sees; the others must see it too.
+        """Return the latest complete checkpoint in the first process's folder, or None.
 
         Raises:
-            DataError: if they do not.
+            DataError: if another process does not see it.
         """
         found = [max(_whole(self.folder), default=None) if self.world.first else None]
         if self.world.size > 1:
@@ -82,14 +81,14 @@ class States:
             raise DataError(f"{found[0]} is not there for process {self.world.rank}; all must share the run folder")
         return found[0]
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, position: TrainState) -> None:
-        """Copy the state and write it in the background; every process calls this."""
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
+        """Copy model, optimiser and state, and write them in the background; every process calls this."""
         self.wait()
-        final = self.folder / f"step-{position.step:08d}"
+        final = self.folder / f"step-{state.step:08d}"
         temporary = final.with_name(f".{final.name}")
         if self.world.first:
             temporary.mkdir(parents=True, exist_ok=True)
-            described = {"position": asdict(position), "identity": self.identity}
+            described = {"position": asdict(state), "identity": self.identity}
             with (temporary / "state.json").open("w") as file:
                 json.dump(described, file, indent=2)
                 file.flush()
@@ -106,7 +105,11 @@ class States:
         future.add_done_callback(lambda done: self._name(done, temporary, final))
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is whole; raises what went wrong while it was written."""
+        """Wait until the last checkpoint is complete.
+
+        Raises:
+            CheckpointError: if it could not be written.
+        """
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
@@ -116,10 +119,12 @@ class States:
             raise CheckpointError(f"a checkpoint could not be written below {self.folder}: {_reason(error)}") from error
         self._named.wait()
         if self.world.any(self._failed is not None):
-            raise CheckpointError(f"a checkpoint below {self.folder} could not be given its name: {self._failed}")
+            raise CheckpointError(
+                f"a checkpoint below {self.folder} could not be renamed when complete: {self._failed}"
+            )
 
     def _name(self, done: Future[Any], temporary: Path, final: Path) -> None:
-        """Give a checkpoint its name; the first process learns last that all have written."""
+        """Rename a complete checkpoint; by then all processes have written, the first is the last to know."""
         try:
             if self.world.first:
                 if done.exception() is None:
@@ -138,24 +143,26 @@ class States:
                 shutil.rmtree(path)
 
     def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
-        """Set model and optimiser to a checkpoint and return how far it was.
+        """Load a checkpoint into model and optimiser; return its state.
 
         Raises:
-            DataError: if it was written by a run of other settings, naming them.
+            DataError: if it was written by a run with other settings; names them.
             CheckpointError: if it is damaged.
         """
         try:
             described = json.loads((path / "state.json").read_text())
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); delete it to go on from the one before") from error
+            raise CheckpointError(
+                f"{path} cannot be read ({error}); delete it to resume from the one before"
+            ) from error
         if changed := _differences(described["identity"], self.identity):
-            raise DataError(f"{path} was written with {', '.join(changed)}; choose another out= to begin anew")
+            raise DataError(f"{path} was written with {', '.join(changed)}; choose another out= to start a new run")
         tensors, groups = _tensors(model, optimizer)
         try:
             dcp.load(tensors, checkpoint_id=str(path), process_group=self._group, no_dist=self.world.size == 1)
         except (Exception, CheckpointException) as error:
             why = _reason(error)
-            raise CheckpointError(f"{path} cannot be read ({why}); delete it to go on from the one before") from error
+            raise CheckpointError(f"{path} cannot be read ({why}); delete it to resume from the one before") from error
         flat.set_state_dict(
             model,
             optimizer,
@@ -170,14 +177,14 @@ _OPTIONS = flat.StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first line of what went wrong in the first process that failed."""
+    """Return the first line of the error in the first process that failed."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what is written, and the optimiser's settings, which are not: the run's settings say them."""
+    """Return the tensors to write, and the optimiser's settings, which come from the run's settings instead."""
     weights, moments = flat.get_state_dict(model, optimizer, options=_OPTIONS)
     groups = {name: value for name, value in moments.items() if not isinstance(value, Tensor)}
     moments = {name: value for name, value in moments.items() if isinstance(value, Tensor)}
@@ -200,14 +207,8 @@ def _differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "")
     return found
 
 
-def save_trained(
-    out: Path, objective: Objective, model: nn.Module, settings: Training, position: TrainState, world: World
-) -> None:
-    """Write what others may use of a trained model, whole on one disk; every process calls this."""
+def gathered_weights(model: nn.Module, world: World) -> dict[str, Tensor]:
+    """Return the whole weights of a distributed model, complete in the first process; every process calls this."""
     options = flat.StateDictOptions(full_state_dict=True, cpu_offload=world.size > 1)
-    tensors = flat.get_model_state_dict(unwrapped(model), options=options)
-    if world.first:
-        whole = objective.blank()
-        whole.load_state_dict(tensors, assign=True)
-        described = binding_settings(settings) | {"samples_seen": position.samples}
-        objective.save(whole, out, described, position.step)
+    tensors: dict[str, Any] = flat.get_model_state_dict(unwrapped(model), options=options)
+    return tensors

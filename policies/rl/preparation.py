@@ -60,11 +60,8 @@ def prepare(command: TrainRL) -> Preparation:
     device = choose_device(command.device)
     kind = {"state": "state", "rgb": "cnn"}.get(command.obs, "blind" if command.encoder == "none" else "bc")
     backbone = load_backbone(command.encoder) if kind == "bc" else None
-    if backbone is not None and command.finetune:
-        from ...encoders.pixio import PixioEncoder
-
-        if not isinstance(backbone.network, PixioEncoder):
-            raise BadInput(f"finetune=true takes Pixio encoders; {command.encoder} is none")
+    if backbone is not None and command.finetune and not backbone.network.can_finetune:
+        raise BadInput(f"finetune=true: {command.encoder} cannot be fine-tuned; use a Pixio encoder")
     request = _request(command, kind)
     policy, normalise = _new_policy(command, request, kind, backbone)
     space = embedded_space(policy, command.image_size if command.finetune else None)

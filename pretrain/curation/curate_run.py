@@ -65,8 +65,8 @@ def run_curate(command: Curate) -> tuple[Path, dict[str, Any]]:
             file.add(each, weighed.weight * totals.sources[each.source].factor(command.cap))
             examples.add(each, weighed)
             bar.advance(1)
-    draw_histograms(out / "frames" / "histograms.png", totals, command.entropy)
-    sheets = examples.draw(statistics.shards, out / "frames")
+    draw_histograms(out / "images" / "histograms.png", totals, command.entropy)
+    sheets = examples.draw(statistics.shards, out / "images")
     result = _result(command, totals, statistics, {KINDS[kind]: path.relative_to(out) for kind, path in sheets.items()})
     for note in result["notes"]:
         log.warning("%s", note)
@@ -180,7 +180,7 @@ def _result(command: Curate, totals: Totals, statistics: _Statistics, sheets: di
             }
         )
     loss = "loss" if command.temperature == 1 else f"loss^(1/{command.temperature:g})"
-    frames = {"Distributions": Path("frames/histograms.png"), **sheets}
+    images = {"Distributions": Path("images/histograms.png"), **sheets}
     return {
         "title": "curation",
         "task": str(command.scores or command.official),
@@ -193,5 +193,5 @@ def _result(command: Curate, totals: Totals, statistics: _Statistics, sheets: di
         "numbers": numbers,
         "tables": {"Sources": rows},
         "images_title": "Examples",
-        "frames": [{"file": str(file), "caption": caption} for caption, file in frames.items()],
+        "images": [{"file": str(file), "caption": caption} for caption, file in images.items()],
     }

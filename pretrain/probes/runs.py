@@ -9,7 +9,6 @@ import torch
 
 from ...depth.heads import WIDTHS
 from ...encoders.load import Backbone, load_encoder
-from ...encoders.pixio import PixioEncoder
 from ...errors import BadInput, UnknownName, closest
 from ...hardware import choose_device, choose_precision
 from ...progress import stage
@@ -162,9 +161,7 @@ def _probes(command: Probe) -> list[str]:
 def _subject(backbone: Backbone | None) -> Subject:
     if backbone is None:
         return Subject("pixels", "none", -1, "thumbnail")
-    network = backbone.network
-    last = len(network.blocks) - 1 if isinstance(network, PixioEncoder) else -1
-    return Subject(backbone.name, backbone.weights, last)
+    return Subject(backbone.name, backbone.weights, backbone.network.block_count - 1)
 
 
 def _finished(out: Path, encoder: str, probe: str) -> bool:

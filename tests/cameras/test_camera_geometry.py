@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pixio_robot.cameras.frame import Frame, Intrinsics, counted, metric, rgbd_frame
+from pixio_robot.cameras.frame import Frame, Intrinsics, metric, rgbd_frame, to_sensor_units
 from pixio_robot.cameras.geometry import (
     crop,
     points,
@@ -80,11 +80,11 @@ def test_invalid_never_becomes_a_distance() -> None:
 def test_counting_undoes_measuring(unit: float) -> None:
     sent = np.arange(65535, dtype=np.uint16)[None]
     depth, valid = metric(sent, unit)
-    again = counted(depth, unit)
+    again = to_sensor_units(depth, unit)
     assert np.array_equal(again[valid], sent[valid])
     assert np.array_equal(metric(again, unit)[0], depth)
     with pytest.raises(BadInput, match="does not fit"):
-        counted(np.array([[70.0]], np.float32), 0.001)
+        to_sensor_units(np.array([[70.0]], np.float32), 0.001)
 
 
 def test_integers_have_the_bounds_of_floats() -> None:
@@ -220,7 +220,7 @@ def test_frames_are_registered_before_they_are_cut() -> None:
     together = registered(apart)
     assert together.is_registered and together.depth_intrinsics == PLAIN and registered(together) is together
     unknown = replace(apart, depth_to_color=None, intrinsics=None)
-    with pytest.raises(BadInput, match="does not tell the colour camera's intrinsics, the pose"):
+    with pytest.raises(BadInput, match="does not provide the colour camera's intrinsics, the pose"):
         registered(unknown)
     with pytest.raises(BadInput, match="not inside"):
         crop(together, 40, 0, 20, 10)

@@ -1,4 +1,4 @@
-"""The capture thread: the newest frame or none, every fault counted, nothing that blocks, leaks or is used when old."""
+"""The capture thread: the latest frame or none, every fault is counted, nothing blocks, leaks or is used when old."""
 
 import threading
 import time
@@ -79,7 +79,7 @@ def test_the_latest_frame_is_new_whole_and_counted() -> None:
             frame = camera.latest(max_age=0.5)
             assert _whole(frame) and frame.age() < 0.5
             time.sleep(0.007)
-            assert _whole(frame), "it stays as it is until the next one is asked for"
+            assert _whole(frame), "it is valid until the next request"
             seen.append(frame.sequence)
         counters = camera.counters()
     assert seen == sorted(seen) and len(set(seen)) > 20
@@ -97,7 +97,7 @@ def test_read_gives_each_frame_once() -> None:
 def test_frames_live_in_three_buffers() -> None:
     with Capture(_Steady(fps=500)) as camera:
         places = {id(_array(camera.latest(1.0))) for _ in range(200) if time.sleep(0.001) is None}
-    assert len(places) <= 3, "no frame is allocated anew"
+    assert len(places) <= 3, "buffers are reused"
 
 
 def _array(frame: Frame) -> Any:
@@ -273,7 +273,7 @@ def test_closing_ends_a_source_that_waits_for_frames() -> None:
     assert source.stopped == 1 and camera.counters().failures == 0
 
 
-def test_a_camera_that_counts_anew_is_not_refused() -> None:
+def test_a_camera_that_restarts_its_numbers_is_accepted() -> None:
     source = _Steady(fps=200)
 
     def restarted(frame: Frame) -> Frame:
@@ -291,7 +291,7 @@ def test_a_camera_that_counts_anew_is_not_refused() -> None:
 
 
 def test_numbers_without_times_are_enough() -> None:
-    """A source of one's own may leave out the camera's clock."""
+    """A custom source may lack the camera's clock."""
     with Capture(_Steady(fps=100, change=lambda frame: replace(frame, sensor_time=0.0, depth_time=0.0))) as camera:
         numbers = [camera.read().sequence for _ in range(5)]
         assert len(set(numbers)) == 5 and camera.counters().repeated == 0

@@ -21,7 +21,7 @@ from pixio_robot.cameras.geometry import registered, squared
 from pixio_robot.cameras.lenses import rays
 from pixio_robot.cameras.realsense import RealSense
 from pixio_robot.cameras.realsense_frames import frame_of, realsense_library
-from pixio_robot.cameras.registry import find_camera, kind_of
+from pixio_robot.cameras.registry import find_camera, recognise
 from pixio_robot.errors import CameraError, DataError, MissingExtra
 
 if importlib.util.find_spec("pyrealsense2") is None:
@@ -148,7 +148,7 @@ def _recorded(count: int, own_clock: bool = False) -> str:
 
 def test_a_recording_of_the_library_plays_back_exactly() -> None:
     name = _recorded(12)
-    assert kind_of(Path(name)) == "realsense-file"
+    assert recognise(Path(name)) == "realsense-file"
     with find_camera(name) as camera:
         frames = list(camera)
         assert camera.spec.color_size == SIZE and camera.spec.unit == pytest.approx(UNIT)

@@ -15,10 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixio_robot import cli
-from pixio_robot.deploy.commands import Latency
+from pixio_robot.deploy.commands import Latency, measure_latency
 from pixio_robot.deploy.latency.contenders import Spec, opened
 from pixio_robot.deploy.latency.floor import Products, Rates, multiplications
-from pixio_robot.deploy.latency.run import run_latency, speedups, targets
+from pixio_robot.deploy.latency.run import speedups, targets
 from pixio_robot.deploy.latency.table import lines
 from pixio_robot.deploy.latency.workers import Call, time_contender
 from pixio_robot.encoders.pixio import PixioEncoder
@@ -155,9 +155,9 @@ def test_transformers_and_we_compute_the_same(tiny_file: Path) -> None:
 def test_a_bundle_is_timed_beside_its_encoder(tiny_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    assert cli.run(["export", f"encoder={tiny_file}", "out=bundle", "gate=false"]) == 0
+    assert cli.run(["export", f"encoder={tiny_file}", "out=bundle", "verify=false"]) == 0
     command = Latency(bundle=["bundle"], baselines=["eager"], rounds=2, calls=3, out="latency")
-    out, result = run_latency(command)
+    out, result = measure_latency(command)
     assert [row["label"] for row in result["rows"]] == ["eager fp32", "bundle bundle"]
     assert result["encoder"] == str(tiny_file) and (out / "result.json").is_file()
     for row in result["rows"]:
@@ -179,4 +179,4 @@ def test_a_bundle_is_timed_beside_its_encoder(tiny_file: Path, capsys: pytest.Ca
 )
 def test_what_cannot_be_timed_is_refused(keys: dict[str, Any], error: type[PixioError], message: str) -> None:
     with pytest.raises(error, match=message):
-        run_latency(Latency(**keys))
+        measure_latency(Latency(**keys))

@@ -6,44 +6,14 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pytest
 
-from pixio_robot.deploy.runtime.bundle import HistorySpec, Manifest
-from pixio_robot.deploy.runtime.overlap import Overlapped, Plan
-from pixio_robot.deploy.runtime.replay import Replay
+from pixio_robot.deploy.manifest import HistorySpec, Manifest
+from pixio_robot.deploy.overlap import Overlapped
+from pixio_robot.deploy.replay import ReplayPolicy
 from pixio_robot.errors import BadInput, RemoteError
 
 
 def _chunk(*values: float) -> np.ndarray:
     return np.array(values, np.float32)[:, None]
-
-
-def _drain(plan: Plan) -> list[float]:
-    return [round(float(plan.pop()[0]), 4) for _ in range(plan.left)]
-
-
-def test_a_first_chunk_is_played_as_it_is() -> None:
-    plan = Plan()
-    plan.merge(_chunk(1, 2, 3), since=0)
-    assert _drain(plan) == [1, 2, 3] and plan.step == 3
-
-
-def test_a_later_chunk_loses_its_past_and_is_mixed_with_what_was_planned() -> None:
-    plan = Plan(chunk_blend=0.7)
-    plan.merge(_chunk(0, 1, 2, 3), since=0)
-    plan.pop()
-    plan.pop()  # asked at step 1, here at step 2
-    plan.merge(_chunk(100, 102, 103, 104), since=1)
-    assert _drain(plan) == [round(0.3 * 2 + 0.7 * 102, 4), round(0.3 * 3 + 0.7 * 103, 4), 104]
-
-
-def test_a_chunk_wholly_in_the_past_is_no_help_and_a_share_of_one_replaces() -> None:
-    plan = Plan(chunk_blend=1)
-    plan.merge(_chunk(0, 1), since=0)
-    _drain(plan)
-    plan.merge(_chunk(5, 6), since=0)
-    assert plan.left == 0
-    plan.merge(_chunk(7, 8, 9), since=2)
-    plan.merge(_chunk(4, 5), since=2)
-    assert _drain(plan) == [4, 5]
 
 
 class Gated:
@@ -114,7 +84,7 @@ def test_a_late_chunk_is_waited_for_and_one_from_before_a_reset_is_not_played(pl
     assert gated.asked[:2] == [0, 2]
     gated.gate.release(2)
     player.reset()
-    assert gated.resets == 1 and player.plan.left == 0
+    assert gated.resets == 1 and len(player.queue) == 0
     assert player.act(_seen(9)) == [[90]]
 
 
@@ -139,7 +109,7 @@ def test_a_reset_does_not_wait_for_ever(gated: Gated) -> None:
 
 
 def test_a_policy_s_failure_is_passed_on() -> None:
-    class Failing(Replay):
+    class Failing(ReplayPolicy):
         def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
             raise RemoteError("gone")
 
@@ -148,14 +118,14 @@ def test_a_policy_s_failure_is_passed_on() -> None:
 
 
 def test_chunks_of_one_are_played_step_by_step() -> None:
-    with Overlapped(Replay(np.arange(5.0)[:, None]), ask_at=0) as player:
+    with Overlapped(ReplayPolicy(np.arange(5.0)[:, None]), ask_at=0) as player:
         assert [float(player.act({})[0, 0]) for _ in range(5)] == [0, 1, 2, 3, 4]
 
 
 def test_a_policy_that_needs_every_frame_is_refused() -> None:
-    policy = Replay(np.zeros((2, 1)))
-    policy.card = Manifest("policy", "onnx", "fp32", "", [], [], [HistorySpec("tokens", 3, (8, 4))])  # type: ignore[attr-defined]
+    policy = ReplayPolicy(np.zeros((2, 1)))
+    policy.manifest = Manifest("policy", "onnx", "fp32", "", [], [], [HistorySpec("tokens", 3, (8, 4))])  # type: ignore[attr-defined]
     with pytest.raises(BadInput, match=r"looks at 3 frames.*embedding\.frames=single"):
         Overlapped(policy)
     with pytest.raises(BadInput, match="share of a chunk that is left"):
-        Overlapped(Replay(np.zeros((2, 1))), ask_at=1.5)
+        Overlapped(ReplayPolicy(np.zeros((2, 1))), ask_at=1.5)

@@ -24,16 +24,16 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from pixio_robot import cli
-from pixio_robot.deploy.commands import Serve
-from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
+from pixio_robot.deploy.commands import Serve, new_server
+from pixio_robot.deploy.manifest import Manifest, TensorSpec
 from pixio_robot.deploy.serve.client import RemotePolicy
-from pixio_robot.deploy.serve.command import new_server
 from pixio_robot.deploy.serve.messages import HEADER_LIMIT, VERSION, pack, unpack
-from pixio_robot.deploy.serve.server import Limits, PolicyServer
+from pixio_robot.deploy.serve.served import Served
+from pixio_robot.deploy.serve.server import ClientLimits, PolicyServer
 from pixio_robot.errors import BadInput, DataError, RemoteError
 
 SIDE = 8
-CARD = Manifest(
+MANIFEST = Manifest(
     kind="policy",
     target="onnx",
     precision="fp32",
@@ -41,7 +41,7 @@ CARD = Manifest(
     observation=[TensorSpec("rgb", (SIDE, SIDE, 3), "uint8", "RGB"), TensorSpec("proprio", (2,), "float32")],
     outputs=[TensorSpec("action", (3, 2), "float32")],
     task="toy/reach",
-    chunk=3,
+    horizon=3,
     action_low=[-1.0] * 2,
     action_high=[1.0] * 2,
 )
@@ -84,7 +84,7 @@ def serve() -> Iterator[Callable[..., PolicyServer]]:
     servers = []
 
     def start(**how: Any) -> PolicyServer:
-        servers.append(PolicyServer(CARD, Counting, **how).start())
+        servers.append(PolicyServer(Served(MANIFEST, Counting), **how).start())
         return servers[-1]
 
     yield start
@@ -102,7 +102,7 @@ def _observation(value: int = 1, felt: float = 0.0) -> dict[str, np.ndarray]:
 
 
 def _raw(server: PolicyServer, **how: Any) -> ClientConnection:
-    """Connect as one who keeps to the handshake and then does as he likes; the card is read."""
+    """Connect as one who keeps to the handshake and then does as he likes; the manifest is read."""
     client = connect(
         f"ws://{_address(server)}",
         subprotocols=[VERSION],
@@ -112,7 +112,7 @@ def _raw(server: PolicyServer, **how: Any) -> ClientConnection:
         close_timeout=0.2,
         **how,
     ).__enter__()
-    assert unpack(client.recv(30, decode=False)).header["kind"] == "card"
+    assert unpack(client.recv(30, decode=False)).header["kind"] == "manifest"
     return client
 
 
@@ -193,7 +193,7 @@ def test_what_cannot_be_read_is_refused_before_anything_is_allocated(what: str) 
 def test_each_client_has_its_own_history(serve: Callable[..., PolicyServer]) -> None:
     server = serve()
     with RemotePolicy(_address(server), timeout=30) as one, RemotePolicy(_address(server), timeout=30) as other:
-        assert one.card == CARD and one.server_seconds == 0
+        assert one.manifest == MANIFEST and one.server_seconds == 0
         pixels = SIDE * SIDE * 3
         assert one.act(_observation(1)).shape == (3, 2)
         assert other.act(_observation(2, 0.5))[0].tolist() == [1, 2 * pixels + 0.5]
@@ -222,7 +222,7 @@ def test_many_clients_at_once_are_computed_one_at_a_time(serve: Callable[..., Po
 
 
 def test_places_are_limited_and_sessions_are_used_again(serve: Callable[..., PolicyServer]) -> None:
-    server = serve(limits=Limits(clients=1))
+    server = serve(limits=ClientLimits(clients=1))
     for _ in range(3):
         with RemotePolicy(_address(server), timeout=30) as policy:
             assert policy.act(_observation())[0, 0] == 1
@@ -233,7 +233,7 @@ def test_places_are_limited_and_sessions_are_used_again(serve: Callable[..., Pol
 
 
 def test_a_place_keeps_nothing_of_the_client_before(serve: Callable[..., PolicyServer]) -> None:
-    server = serve(limits=Limits(clients=1))
+    server = serve(limits=ClientLimits(clients=1))
     with RemotePolicy(_address(server), timeout=30) as policy:
         for _ in range(3):
             policy.act(_observation())
@@ -254,7 +254,7 @@ def _wait(until: Callable[[], bool], seconds: float = 30.0) -> None:
 def test_a_token_is_asked_for_and_compared(serve: Callable[..., PolicyServer]) -> None:
     server = serve(token="a secret of some length")
     for wrong in (None, "", "a secret of some lengtH", "a secret of some lengt"):
-        with pytest.raises(RemoteError, match=r"HTTP 401.*asks for a token"):
+        with pytest.raises(RemoteError, match=r"HTTP 401.*requires a token"):
             RemotePolicy(_address(server), token=wrong)
     twice = [("Authorization", "Bearer a secret of some length")] * 2
     with pytest.raises(InvalidStatus):
@@ -267,7 +267,7 @@ def test_a_token_is_asked_for_and_compared(serve: Callable[..., PolicyServer]) -
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "robot.example", ""])
 def test_other_machines_need_a_token(host: str) -> None:
     with pytest.raises(BadInput, match="token_file"):
-        PolicyServer(CARD, Counting, host=host)
+        PolicyServer(Served(MANIFEST, Counting), host=host)
 
 
 def test_another_version_and_a_browser_are_turned_away(serve: Callable[..., PolicyServer]) -> None:
@@ -371,7 +371,7 @@ def test_compressed_messages_are_refused(serve: Callable[..., PolicyServer]) -> 
 
 
 def test_slow_clients_lose_their_place(serve: Callable[..., PolicyServer]) -> None:
-    server = serve(limits=Limits(clients=2, idle=2.0, open=2.0))
+    server = serve(limits=ClientLimits(clients=2, idle=2.0, open=2.0))
     half, silent = _raw(server), socket.create_connection(("127.0.0.1", server.port))
     whole = _request()
     half.socket.sendall(_frame(2, len(whole), whole[: len(whole) // 2]))
@@ -458,7 +458,9 @@ def test_random_bytes_and_other_protocols_do_no_harm(serve: Callable[..., Policy
 
 def test_a_server_that_reads_nothing_is_given_up_in_time() -> None:
     side = 1700
-    card = replace(CARD, observation=[TensorSpec("rgb", (side, side, 3), "uint8")])  # more than fits between the two
+    manifest = replace(
+        MANIFEST, observation=[TensorSpec("rgb", (side, side, 3), "uint8")]
+    )  # more than fits between the two
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         listening.bind(("127.0.0.1", 0))
@@ -472,7 +474,7 @@ def test_a_server_that_reads_nothing_is_given_up_in_time() -> None:
                 said += client.recv(4096)
             key = next(line.split(b": ")[1] for line in said.split(b"\r\n") if b"websocket-key" in line.lower())
             accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
-            hello = pack({"kind": "card", "card": asdict(card)})
+            hello = pack({"kind": "manifest", "manifest": asdict(manifest)})
             client.sendall(
                 b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                 b"Sec-WebSocket-Accept: "
@@ -540,7 +542,7 @@ def test_a_port_that_is_taken_is_named(serve: Callable[..., PolicyServer]) -> No
     server = serve()
     for port in (server.port, 70_000):
         with pytest.raises(RemoteError, match=f"cannot listen on 127.0.0.1:{port}"):
-            PolicyServer(CARD, Counting, port=port).start()
+            PolicyServer(Served(MANIFEST, Counting), port=port).start()
 
 
 # the command
@@ -552,10 +554,10 @@ def test_a_recorded_episode_is_served_without_a_model(toy_file: Path) -> None:
     demos = DemoSet(toy_file)
     length = demos.lengths[0]
     actions = demos.read("actions")[length : length + demos.lengths[1]]
-    command = Serve(replay=str(toy_file), episode=1, chunk=4, stride=2, port=0)
+    command = Serve(replay=str(toy_file), episode=1, horizon=4, stride=2, port=0)
     with new_server(command) as server, RemotePolicy(_address(server), timeout=30) as policy:
-        assert policy.card.chunk == 4 and policy.card.task == "toy/reach"
-        seen = {port.name: np.zeros(port.shape, port.dtype) for port in policy.card.observation}
+        assert policy.manifest.horizon == 4 and policy.manifest.task == "toy/reach"
+        seen = {port.name: np.zeros(port.shape, port.dtype) for port in policy.manifest.observation}
         assert set(seen) == {"rgb", "proprio"}
         for _ in range(2):
             for step in range(0, 40, 2):
@@ -572,7 +574,7 @@ def test_a_policy_acts_over_the_wire_as_it_does_here(toy_file: Path, tiny_file: 
     from pixio_robot.policies.runs import run_train_bc
 
     from pixio_robot.datasets.robomimic import DemoSet
-    from pixio_robot.deploy.commands import Export
+    from pixio_robot.deploy.commands import Export, run_export
     from pixio_robot.deploy.eager import EagerPolicy
     from pixio_robot.policies.commands import TrainBC
     from pixio_robot.policies.settings import PolicySettings
@@ -586,12 +588,11 @@ def test_a_policy_acts_over_the_wire_as_it_does_here(toy_file: Path, tiny_file: 
     here: Any = EagerPolicy.load(checkpoint, torch.device("cpu"))
     serving = Serve(checkpoint=str(checkpoint), device="cpu", port=0)
     if how == "bundle":
-        from pixio_robot.deploy.export.run import run_export
-        from pixio_robot.deploy.runtime.runtime import Runtime
+        from pixio_robot.deploy.runtime import Runtime
 
-        bundle = run_export(Export(checkpoint=str(checkpoint), gate=False)).out
-        here = Runtime.load(bundle, threads=1)
-        serving = Serve(bundle=str(bundle), threads=1, port=0)
+        assert run_export(Export(checkpoint=str(checkpoint), verify=False, out="bundle")) == 0
+        here = Runtime.load("bundle", threads=1)
+        serving = Serve(bundle="bundle", threads=1, port=0)
     images = [np.concatenate([*DemoSet(toy_file).batches("rgb", 0, 4)][:1])[row] for row in range(4)]
     felt = DemoSet(toy_file).read("proprio").astype(np.float32)
     with new_server(serving) as server, RemotePolicy(_address(server), timeout=20) as policy:
@@ -600,7 +601,7 @@ def test_a_policy_acts_over_the_wire_as_it_does_here(toy_file: Path, tiny_file: 
                 policy.reset()
             for row, image in enumerate(images):
                 seen = {"rgb": image, "proprio": felt[row]}
-                assert np.array_equal(policy.act(seen), here.act(seen)) and policy.card.chunk == 3
+                assert np.array_equal(policy.act(seen), here.act(seen)) and policy.manifest.horizon == 3
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from pixio_robot.checkpoint import Checkpoint, save_checkpoint
 from pixio_robot.encoders import hub
 from pixio_robot.encoders import load as backbones
 from pixio_robot.encoders.baselines import Baseline
-from pixio_robot.encoders.load import Backbone, export_transformers, load_encoder, save_encoder
-from pixio_robot.encoders.pixio import PRESETS, PixioEncoder, TokenShape
+from pixio_robot.encoders.encoder import Backbone, EncoderNetwork, LoadedEncoder, Tokens, TokenShape
+from pixio_robot.encoders.load import export_transformers, load_encoder, save_encoder
+from pixio_robot.encoders.pixio import PRESETS, PixioEncoder
 from pixio_robot.encoders.preprocessing import Preprocessing
 from pixio_robot.errors import BadInput, CheckpointError, MissingExtra, PixioError, UnknownName
 
@@ -154,7 +156,7 @@ def test_a_side_behind_the_name_sets_the_size_of_images(encoder: PixioEncoder, t
     assert other(other.preprocess(images)).patches.shape[1] == (48 // encoder.patch) ** 2
     assert other.fingerprint() == own.fingerprint() and other.preprocessing != own.preprocessing
     for side in ("0", "50"):
-        with pytest.raises(BadInput, match=f"@{side} cannot be: its patches are"):
+        with pytest.raises(BadInput, match=f"@{side}: images of {side}x{side} px do not fit; both sides must be mult"):
             load_encoder(f"{path}@{side}")
 
 
@@ -176,7 +178,7 @@ def test_random_weights_say_so(caplog: pytest.LogCaptureFixture) -> None:
         ("random:tii", "did you mean 'ti'"),
         ("random:", "random:SIZE"),
         ("randm:b", "did you mean 'random:b'"),
-        ("none", "blind"),
+        ("none", "proprioception only"),
         ("", "an encoder is one of"),
     ],
 )
@@ -591,6 +593,79 @@ def test_only_pixio_is_saved_and_exported(tmp_path: Path) -> None:
     for write in (save_encoder, export_transformers):
         with pytest.raises(CheckpointError, match="no Pixio encoder"):
             write(backbone, tmp_path / "x")
+
+
+# --- plug-ins ----------------------------------------------------------------------------------------------------
+
+
+class Stripes(EncoderNetwork):
+    """A network of another package: one class token, four patches, no optional capability."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.arguments = {"text": text}
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, pixels: Tensor, *, normed: bool = True) -> Tokens:
+        patches = nn.functional.adaptive_avg_pool2d(pixels, 2).flatten(2).transpose(1, 2) * self.weight
+        return Tokens(patches.mean(1, keepdim=True), patches)
+
+    def token_shape(self, size: tuple[int, int]) -> TokenShape:
+        return TokenShape(1, (2, 2), 3)
+
+
+def load_stripes(text: str) -> LoadedEncoder:
+    return LoadedEncoder(Stripes(text), Preprocessing((8, 8)), "random")
+
+
+def load_nothing(text: str) -> nn.Module:
+    return nn.Linear(1, 1)
+
+
+def load_badly(text: str) -> LoadedEncoder:
+    raise RuntimeError("no GPU")
+
+
+@pytest.fixture
+def stripes(entries: list[metadata.EntryPoint]) -> None:
+    sys.modules["stripes"] = sys.modules[__name__]  # the tests' modules have no name that can be imported
+    for name in ("stripes", "nothing", "badly"):
+        entries.append(metadata.EntryPoint(name, f"stripes:load_{name}", "pixio_robot.encoders"))
+    yield
+    del sys.modules["stripes"]
+
+
+def test_an_encoder_of_another_package_is_used_like_ours(stripes: None) -> None:
+    backbone = load_encoder("stripes:a/b:c@16")
+    assert backbone.network.arguments == {"text": "a/b:c"} and backbone.weights == "random"
+    assert backbone.preprocessing.size == (16, 16) and backbone.token_shape == TokenShape(1, (2, 2), 3)
+    pixels = backbone.preprocess(torch.zeros(2, 20, 30, 3, dtype=torch.uint8))
+    assert backbone(pixels).patches.shape == (2, 4, 3)
+    assert backbone.fingerprint() != load_encoder("stripes:other").fingerprint()
+    backbone.network.bake_positions(2, 2)  # nothing to bake
+
+
+def test_a_capability_that_a_network_lacks_is_refused(stripes: None) -> None:
+    backbone = load_encoder("stripes:a")
+    pixels = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(BadInput, match="stripes:a takes no patch residual"):
+        backbone(pixels, patch_residual=torch.zeros(1, 4, 3))
+    assert backbone.network.block_count == 0 and not backbone.network.can_finetune
+    with pytest.raises(BadInput, match="its last block only"):
+        backbone.network.block_tokens(pixels, [0])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing:a", "'nothing:a' returned a Linear; its loader must return a LoadedEncoder"),
+        ("badly:a", r"'badly:a' cannot be loaded \(RuntimeError: no GPU\)"),
+        ("stripe:a", r"stripes:\.\.\. +from a plug-in"),
+    ],
+)
+def test_a_plugin_that_fails_is_named(stripes: None, name: str, message: str) -> None:
+    with pytest.raises(PixioError, match=message):
+        load_encoder(name)
 
 
 def test_every_error_has_the_one_root() -> None:

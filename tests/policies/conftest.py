@@ -73,19 +73,19 @@ class Cloner:
         self, monkeypatch: pytest.MonkeyPatch, training: TrainingSettings = SHORT, config: Any = SMALL, **others: Any
     ) -> TrainResult:
         """Check that a run stopped in its third of four epochs and resumed ends as one that was not stopped."""
-        from pixio_robot.run_folder import MetricsLog
+        from pixio_robot.training.metric_log import MetricLogger
 
         training = replace(training, epochs=4)
         whole = self("whole", training, config, **others)
-        original = MetricsLog.write
+        original = MetricLogger.write
 
-        def stop(self: MetricsLog, epoch: float, step: int, values: dict[str, float]) -> None:
+        def stop(self: MetricLogger, epoch: float, step: int, values: dict[str, float]) -> None:
             original(self, epoch, step, values)
             if epoch == 3:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(MetricsLog, "write", stop)
+            patch.setattr(MetricLogger, "write", stop)
             with pytest.raises(KeyboardInterrupt):
                 self("cut", training, config, **others)
         resumed = self("cut", training, config, **others)

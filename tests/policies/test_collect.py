@@ -28,7 +28,7 @@ def test_a_recorded_state_and_image_belong_together(toy_demos: EpisodeDataset, t
     """Replaying a demonstration's seed and actions gives its images."""
     env = toy_request.make()
     observation, info = env.reset(seed=toy_demos.provenance["seeds"][1])
-    assert info["start"] == toy_demos.initial_states[1]
+    assert info["initial_state_hash"] == toy_demos.initial_states[1]
     images = next(toy_demos.batches("rgb", 25, 25))
     for row, action in enumerate(toy_demos.column("action")[25:30]):
         assert np.array_equal(images[row], observation["rgb"])

@@ -52,7 +52,9 @@ def test_rows_videos_and_resumption(
         return evaluate_policy(trained, tiny, toy_request, plans, CPU, tmp_path / out, width, videos=True).rows
 
     rows = run("a", width=2)
-    assert [(row.index, row.seed, row.start) for row in rows] == [(plan.index, plan.seed, plan.start) for plan in plans]
+    assert [(row.index, row.seed, row.start) for row in rows] == [
+        (plan.index, plan.seed, plan.initial_state_hash) for plan in plans
+    ]
     first = rows[0]
     assert (first.task, first.policy, first.fusion, first.render) == ("toy/reach", "bc", "mean", "fast")
     assert first.encoder == tiny.name and first.weights == tiny.weights and first.length == 25

@@ -604,7 +604,7 @@ def test_curation_repeats_and_shows_examples(shards: Path, model_file: Path) -> 
     run_score(score(model_file))
     out, _ = run_curate(curate(images="data", temperature=0.3, entropy=6.0))
     before = files("curated")
-    assert {"frames/seldom.png", "frames/often.png", "frames/few-colours.png"} <= set(before)
+    assert {"images/seldom.png", "images/often.png", "images/few-colours.png"} <= set(before)
     page = (out / "report.html").read_text()
     assert "Sources" in page and page.count("data:image/png") >= 4 and "Reconstructions" not in page
     run_curate(curate(images="data", temperature=0.3, entropy=6.0))

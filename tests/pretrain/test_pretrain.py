@@ -26,9 +26,8 @@ from pixio_robot.pretrain.masking import PatchMask
 from pixio_robot.pretrain.networks import load_autoencoder, new_autoencoder
 from pixio_robot.pretrain.probes.knn import knn_accuracy
 from pixio_robot.pretrain.runs import check_settings, run_plan, run_pretrain
-from pixio_robot.training.distributed import World, micro_batches
 from pixio_robot.training.guard import Guard
-from pixio_robot.training.optim import lr_at, new_optimizer, peak_lr
+from pixio_robot.training.optim import weight_decay_groups
 
 WORDS = (
     *("encoder=32x2x2", "decoder=32x2x2", "batch=8", "steps=8", "val_images=8", "save_every=4", "log_every=2"),
@@ -293,55 +292,19 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(monkeypatch: pytest.Mo
 def test_several_in_a_row_end_the_run_and_keep_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "Guard", Poisoned)
     monkeypatch.setattr(Poisoned, "bad", (4, 5, 6, 7))
-    with pytest.raises(DataError, match=r"4 steps in a row were not finite, from step 4 on.*clip"):
+    with pytest.raises(DataError, match=r"4 steps in a row were not finite, from step 4;.*clip"):
         run_pretrain(small(out="run"))
     kept = load_file("run/nonfinite-step-00000004-rank-0.safetensors")
     assert kept["images"].shape == (8, 64, 64, 3)
     assert list(Path("run/checkpoints").iterdir()) == [Path("run/checkpoints/step-00000004")]
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_skipped_step_changes_neither_weights_nor_moments(fused: bool) -> None:
-    layer = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=fused)
-    guard = Guard(optimizer, torch.device("cpu"), skipped=0)
-
-    def step(scale: float, number: int) -> None:
-        (layer(torch.ones(1, 3)).sum() * scale).backward()
-        guard.step(torch.nn.utils.clip_grad_norm_(layer.parameters(), float("inf")), number)
-
-    step(1.0, 0)
-    before = [each.detach().clone() for each in layer.parameters()]
-    moments = [state["exp_avg"].clone() for state in optimizer.state.values()]
-    step(float("nan"), 1)
-    step(float("inf"), 2)
-    assert (guard.skipped, guard.longest, guard.first_bad) == (2, 2, 1)
-    assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), before, strict=True))
-    assert all(torch.equal(state["exp_avg"], b) for state, b in zip(optimizer.state.values(), moments, strict=True))
-    step(1.0, 3)
-    assert guard.longest == 2 and not torch.equal(next(layer.parameters()), before[0])
-
-
 # settings
-
-
-def test_the_learning_rate_rises_and_falls_to_nothing() -> None:
-    rates = [lr_at(step, 100, 10, 2.0) for step in range(100)]
-    assert rates[0] == 0 and rates[10] == max(rates) == 2.0 and rates[55] == pytest.approx(1.0) and rates[99] < 0.001
-    assert lr_at(0, 10, 0, 2.0) == 2.0
-
-
-def test_the_learning_rate_is_absolute_or_scaled_never_both() -> None:
-    assert peak_lr(small(lr=8e-4)) == 8e-4
-    assert peak_lr(small(lr=None, base_lr=2.5e-5, batch=8192)) == pytest.approx(8e-4)
-    for changes in ({"lr": 1e-3, "base_lr": 1e-4}, {"lr": None, "base_lr": None}):
-        with pytest.raises(BadInput, match="set exactly one"):
-            peak_lr(small(**changes))
 
 
 def test_vectors_do_not_decay_and_tables_do() -> None:
     model = new_autoencoder(small())
-    decayed, others = (group["params"] for group in new_optimizer(model, small(), torch.device("cpu")).param_groups)
+    decayed, others = (group["params"] for group in weight_decay_groups(model, 0.05))
     names = {id(each): name for name, each in model.named_parameters()}
     assert {names[id(each)].rpartition(".")[2] for each in others} == {"bias", "weight"}
     assert all("norm" in names[id(each)] or names[id(each)].endswith("bias") for each in others)
@@ -373,15 +336,6 @@ def test_vectors_do_not_decay_and_tables_do() -> None:
 def test_impossible_settings_are_refused_before_any_work(changes: dict[str, object], words: str) -> None:
     with pytest.raises((BadInput, UnknownName), match=words):
         check_settings(small(**changes))
-
-
-def test_a_batch_must_split_evenly() -> None:
-    world = World(torch.device("cpu"), size=4)
-    assert micro_batches(small(batch=32, micro_batch=4), world) == 2
-    assert micro_batches(small(batch=32, micro_batch=256), world) == 1  # a recipe for one device runs on four
-    for changes in ({"batch": 30}, {"batch": 32, "micro_batch": 3}):
-        with pytest.raises(BadInput, match="does not split"):
-            micro_batches(small(**changes), world)
 
 
 @pytest.mark.parametrize("recipe", ["laptop", "ti", "s", "b", "h-in21k", "5b-web"])

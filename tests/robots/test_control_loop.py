@@ -15,21 +15,30 @@ import numpy as np
 import pytest
 
 from pixio_robot import cli
+from pixio_robot.cameras.frame import Frame
 from pixio_robot.datasets.robomimic import DemoSet
-from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
+from pixio_robot.deploy.load import LoadedSource
+from pixio_robot.deploy.manifest import Manifest, TensorSpec
 from pixio_robot.envs.registry import TaskSpec, installed
-from pixio_robot.errors import BadInput, DataError, EmergencyStopped, EndOfStream, RemoteError, RobotError
+from pixio_robot.errors import (
+    BadInput,
+    DataError,
+    EmergencyStopped,
+    EndOfStream,
+    RemoteError,
+    RobotError,
+    UnknownName,
+)
 from pixio_robot.metrics import read_episodes
-from pixio_robot.robots.clock import Rate
-from pixio_robot.robots.commands import Run
+from pixio_robot.robots.clock import Rate, SteppedClock
+from pixio_robot.robots.commands import Run, drive_robot
 from pixio_robot.robots.emergency import EmergencyStop
-from pixio_robot.robots.frame_source import SteppedFrameSource
-from pixio_robot.robots.inference import InferenceInStep, InferenceThread, Job
+from pixio_robot.robots.frame_source import FrameSources, SteppedFrameSource
+from pixio_robot.robots.inference import InferenceInStep, InferenceRequest, InferenceThread
 from pixio_robot.robots.limits import Limits
-from pixio_robot.robots.loop import ControlLoop, Rules
+from pixio_robot.robots.loop import ControlLoop, LoopTiming, Watchdog
 from pixio_robot.robots.recording import EpisodeRecording
 from pixio_robot.robots.robot import RobotRequest
-from pixio_robot.robots.runs import run_robot
 from pixio_robot.robots.safety import SafeRobot
 from pixio_robot.robots.session import RunReport
 from pixio_robot.robots.simulated import TaskRobot
@@ -37,7 +46,7 @@ from pixio_robot.robots.step_record import StepRecord
 from pixio_robot.robots.timeline import read_ticks
 
 SIDE = 64
-CARD = Manifest(
+MANIFEST = Manifest(
     "policy",
     "onnx",
     "fp32",
@@ -85,21 +94,23 @@ class Reacher:
         return np.array(actions, np.float32)
 
 
-def _run(out: Path, policy: Any = None, card: Manifest = CARD, **settings: Any) -> RunReport:
+def _run(out: Path, policy: Any = None, manifest: Manifest = MANIFEST, **settings: Any) -> RunReport:
     known: dict[str, Any] = dict(robot="task:toy/reach@top", bundle="reacher", time="stepped", steps=30, out=str(out))
     known |= dict(estop=str(out / "estop.json"), depth_sensor="exact")
-    return run_robot(Run(**{**known, **settings}), card, policy or Reacher(), "policy")
+    return drive_robot(Run(**{**known, **settings}), LoadedSource(manifest, policy or Reacher(), "policy"))
 
 
 @contextmanager
-def _loop(policy: Any, tmp_path: Path, kind: Any = InferenceInStep, rules: Rules = Rules()) -> Iterator[ControlLoop]:
-    """A loop on the toy in stepped time."""
+def _loop(
+    policy: Any, tmp_path: Path, kind: Any = InferenceInStep, watchdog: Watchdog = Watchdog()
+) -> Iterator[ControlLoop]:
+    """Yield a loop on the toy in stepped time."""
     with TaskRobot("toy/reach@top", RobotRequest(stepped=True, image_size=SIDE, depth_sensor="exact")) as robot:
         safe = SafeRobot(robot, Limits.of(robot.spec.commands), 0.05, EmergencyStop(tmp_path / "estop.json"))
-        eyes = SteppedFrameSource(robot.camera(), robot.clock)
-        eyes.open()
         inference = kind(policy, robot.clock) if kind is InferenceInStep else kind(policy)
-        yield ControlLoop(safe, eyes, inference, CARD, Rate(robot.clock, 0.05), rules=rules, stepped=True)
+        timing = LoopTiming(Rate(robot.clock, 0.05), 1, watchdog, stepped=True)
+        with FrameSources({"rgb": SteppedFrameSource(robot.camera(), robot.clock)}, robot.clock) as sources:
+            yield ControlLoop(safe, sources, inference, MANIFEST, timing)
         inference.close()
 
 
@@ -126,7 +137,7 @@ def test_a_policy_on_rgbd_frames_reaches_the_ball_and_the_recording_teaches_the_
     # the recorded episode, replayed in the environment, is the same episode
     env = demos.request.make()
     observation, info = env.reset(seed=demos.seeds[0])
-    assert info["start"] == demos.starts[0]
+    assert info["initial_state_hash"] == demos.starts[0]
     for action, felt in zip(sent, proprio, strict=True):
         assert np.array_equal(observation["proprio"], felt)
         observation, *_, info = env.step(action)
@@ -145,12 +156,12 @@ def test_a_policy_on_rgbd_frames_reaches_the_ball_and_the_recording_teaches_the_
 def test_every_fault_ends_as_documented(tmp_path: Path) -> None:
     faults = ["stall@0:0.3:0.4", "stall@1:0.3:3", "nan@2:0.3", "late@3:0.3:0.3", "late@4:0.3:3", "estop@5:0.5"]
     report = _run(tmp_path, episodes=8, steps=40, faults=faults)
-    rows = json.loads((tmp_path / "result.json").read_text())["tables"]["Faults on purpose"]
+    rows = json.loads((tmp_path / "result.json").read_text())["tables"]["Injected faults"]
     led = [row["led to"] for row in rows]
-    assert "the policy went on after 0.4" in led[0] and "no_action" in led[0]
+    assert "the policy resumed after 0.4" in led[0] and "no_action" in led[0]
     assert "watchdog" in led[1] and "stopped" in led[1]
-    assert "nan in 1 ticks" in led[2] and "went on after 0.05" in led[2]
-    assert "went on after 0.3" in led[3] and "watchdog" in led[4] and "estop" in led[5]
+    assert "nan in 1 ticks" in led[2] and "resumed after 0.05" in led[2]
+    assert "resumed after 0.3" in led[3] and "watchdog" in led[4] and "estop" in led[5]
     assert report.endings == {"success": 3, "watchdog": 2, "estop": 1} and report.stopped
     stalled = _ticks(tmp_path, 1)
     assert stalled[-1]["events"][-1] == "watchdog" and stalled[-1]["newest"] > 1.0
@@ -176,22 +187,22 @@ def test_every_fault_ends_as_documented(tmp_path: Path) -> None:
 def test_chunks_are_carried_out_and_asked_for_when_they_run_out(tmp_path: Path) -> None:
     single, chunked = Reacher(), Reacher(chunk=5)
     _run(tmp_path / "single", single, episodes=1)
-    report = _run(tmp_path / "chunked", chunked, replace(CARD, chunk=5), episodes=1)
+    report = _run(tmp_path / "chunked", chunked, replace(MANIFEST, horizon=5), episodes=1)
     assert report.rows[0].success_last and single.calls == 30
     assert chunked.calls == 6
     asked = [tick["asked"] for tick in _ticks(tmp_path / "chunked", 0)]
     assert all(each is not None for each in asked)
     executed = Reacher(chunk=5)
-    _run(tmp_path / "some", executed, replace(CARD, chunk=5), episodes=1, n_action_steps=2)
+    _run(tmp_path / "some", executed, replace(MANIFEST, horizon=5), episodes=1, n_action_steps=2)
     assert executed.calls == 15
     merged = Reacher(chunk=4)
-    report = _run(tmp_path / "merged", merged, replace(CARD, chunk=4), episodes=1, chunk_blend=0.7)
+    report = _run(tmp_path / "merged", merged, replace(MANIFEST, horizon=4), episodes=1, chunk_blend=0.7)
     assert report.rows[0].success_last and merged.calls == 15, "asked when half is left"
 
 
 def test_a_chunk_is_not_played_to_its_end_behind_a_dead_camera(tmp_path: Path) -> None:
     faults = ["stall@0:0.3:10"]
-    report = _run(tmp_path, Reacher(chunk=50), replace(CARD, chunk=50), episodes=1, steps=48, faults=faults)
+    report = _run(tmp_path, Reacher(chunk=50), replace(MANIFEST, horizon=50), episodes=1, steps=48, faults=faults)
     assert report.endings == {"watchdog": 1}
     ran = [tick for tick in _ticks(tmp_path, 0) if tick["state"] == "run"]
     assert max(tick["newest"] for tick in ran) <= 0.25 and len(ran) < 14
@@ -212,15 +223,15 @@ def test_the_first_observation_of_an_episode_resets_the_policy_however_late_it_c
     policy = Resets()
     with _loop(policy, tmp_path, kind) as loop:
         loop.run(0, 3, 2)
-        loop.eyes.stall(5.5)  # longer than is waited for a first frame
+        loop.sources["rgb"].stall(5.5)  # longer than is waited for a first frame
         loop.run(1, 4, 20)
     assert policy.resets == 3, "when it was made, and once an episode"
 
 
 def test_an_episode_does_not_begin_while_the_last_one_is_thought_about(tmp_path: Path) -> None:
-    with _loop(Reacher(seconds=0.3), tmp_path, InferenceThread, Rules(startup_timeout=0.05)) as loop:
-        loop.inference.submit(Job({}, 0, 0.0, True))
-        with pytest.raises(RobotError, match="still computes"):
+    with _loop(Reacher(seconds=0.3), tmp_path, InferenceThread, Watchdog(startup_timeout=0.05)) as loop:
+        loop.inference.submit(InferenceRequest({}, 0, 0.0, True))
+        with pytest.raises(RobotError, match="still computing"):
             loop.run(0, 3, 2)
 
 
@@ -285,21 +296,21 @@ def test_limits_change_what_is_sent_and_the_report_says_so(tmp_path: Path) -> No
 
 
 def test_what_does_not_fit_is_refused_before_anything_moves(tmp_path: Path) -> None:
-    four = replace(CARD, action_low=[-1.0] * 4, action_high=[1.0] * 4)
-    for card, settings, words in (
+    four = replace(MANIFEST, action_low=[-1.0] * 4, action_high=[1.0] * 4)
+    for manifest, settings, words in (
         (four, {}, "takes 3"),
-        (replace(CARD, control_period=0.03), {}, "a step every 30 ms"),
-        (CARD, {"depth": False}, "looks at depth"),
-        (CARD, {"camera": "task:toy/reach"}, "another simulation"),
-        (CARD, {"camera": "robot:front"}, "has camera top, not 'front'"),
-        (CARD, {"time": "fast"}, "there are real, stepped"),
-        (CARD, {"max_age": float("nan")}, "max_age=nan is no time"),
-        (CARD, {"stop_after": float("nan")}, "stop_after=nan is no time"),
-        (CARD, {"stop_after": float("inf")}, "stop_after=inf is no time"),
-        (CARD, {"max_age": 0.0}, "max_age=0 is no time"),
+        (replace(MANIFEST, control_period=0.03), {}, "a step every 30 ms"),
+        (MANIFEST, {"depth": False}, "observes depth"),
+        (MANIFEST, {"camera": "task:toy/reach"}, "another simulation"),
+        (MANIFEST, {"camera": "robot:front"}, "has camera top, not 'front'"),
+        (MANIFEST, {"time": "fast"}, "there are real, stepped"),
+        (MANIFEST, {"max_age": float("nan")}, "max_age=nan is not a valid time"),
+        (MANIFEST, {"stop_after": float("nan")}, "stop_after=nan is not a valid time"),
+        (MANIFEST, {"stop_after": float("inf")}, "stop_after=inf is not a valid time"),
+        (MANIFEST, {"max_age": 0.0}, "max_age=0 is not a valid time"),
     ):
         with pytest.raises(BadInput, match=words):
-            _run(tmp_path / "no", card=card, estop=str(tmp_path / "estop.json"), **settings)
+            _run(tmp_path / "no", manifest=manifest, estop=str(tmp_path / "estop.json"), **settings)
         assert not (tmp_path / "no").exists()
     assert cli.run(["run", "robot=task:toy/reach"]) == 1
     with pytest.raises(DataError, match="no limits at"):
@@ -308,7 +319,7 @@ def test_what_does_not_fit_is_refused_before_anything_moves(tmp_path: Path) -> N
 
 def test_commands_between_policy_steps_are_interpolated(tmp_path: Path) -> None:
     """A policy of 10 steps a second on a robot of 20: two commands a step, and one row a step in the recording."""
-    report = _run(tmp_path, card=replace(CARD, control_period=0.1), episodes=1, steps=12)
+    report = _run(tmp_path, manifest=replace(MANIFEST, control_period=0.1), episodes=1, steps=12)
     ticks = _ticks(tmp_path, 0)
     assert [tick["number"] for tick in ticks[:4]] == [0, 0, 1, 1]
     for one, two in zip(ticks[::2], ticks[1::2], strict=False):
@@ -354,10 +365,10 @@ def test_a_task_of_each_suite_is_a_robot(suite: str, tmp_path: Path) -> None:
             return np.full((1, width), 0.01, np.float32)
 
     ports = [TensorSpec("rgb", (SIDE, SIDE, 3), "uint8"), TensorSpec("proprio", (spec.proprio,), "float32")]
-    card = replace(
-        CARD, observation=ports, control_period=1 / rate, action_low=[-1.0] * width, action_high=[1.0] * width
+    manifest = replace(
+        MANIFEST, observation=ports, control_period=1 / rate, action_low=[-1.0] * width, action_high=[1.0] * width
     )
-    report = _run(tmp_path, Idle(), card, robot=f"task:{tasks[0]}", steps=4, depth_sensor="d435")
+    report = _run(tmp_path, Idle(), manifest, robot=f"task:{tasks[0]}", steps=4, depth_sensor="d435")
     assert report.rows[0].length == 4 and report.demos is not None
     ticks = _ticks(tmp_path, 0)
     assert all(tick["state"] == "run" and not tick["reasons"] for tick in ticks)
@@ -374,9 +385,8 @@ def test_a_policy_that_breaks_stops_the_robot(tmp_path: Path) -> None:
     seen: list[StepRecord] = []
     with _loop(Broken(), tmp_path) as loop:
         loop.robot.robot.stop = lambda: stops.append(1)  # type: ignore[method-assign]
-        loop.watch = seen.append
         with pytest.raises(ValueError, match="out of memory"):
-            loop.run(0, 3, 50)
+            loop.run(0, 3, 50, seen.append)
         assert len(seen) == 5 and len(stops) == 1
         loop.robot.robot.reset = lambda seed: 1 // 0  # type: ignore[method-assign]
         with pytest.raises(ZeroDivisionError):
@@ -420,12 +430,167 @@ def test_in_stepped_time_a_recording_ages_by_the_robots_clock(tmp_path: Path) ->
 def test_what_was_missed_is_counted(tmp_path: Path) -> None:
     policy = Reacher(chunk=4, seconds=0.12)
     report = _run(
-        tmp_path, policy, replace(CARD, chunk=4), time="real", episodes=1, steps=25, faults=["late@0:0.4:0.3"]
+        tmp_path, policy, replace(MANIFEST, horizon=4), time="real", episodes=1, steps=25, faults=["late@0:0.4:0.3"]
     )
     numbers = json.loads((tmp_path / "result.json").read_text())["numbers"]
     late = [tick["late"] for tick in _ticks(tmp_path, 0)]
     assert numbers["deadlines missed"] == sum(each > 0.005 for each in late)
-    assert numbers["new beats"] == sum(each >= 0.05 for each in late)
+    assert numbers["resyncs"] == sum(each >= 0.05 for each in late)
     assert numbers["actions dropped"] >= 2, "a chunk that takes more than two periods has a past"
     assert numbers["steps of the robot without a command"] >= 0 and "deadlines missed" in report.summary
     assert "Actions dropped" in (tmp_path / "report.html").read_text()
+
+
+# several cameras
+
+
+TWO = replace(
+    MANIFEST,
+    observation=[
+        TensorSpec("rgb", (SIDE, SIDE, 3), "uint8"),
+        TensorSpec("depth", (SIDE, SIDE), "float32"),
+        TensorSpec("rgb_front", (SIDE, SIDE, 3), "uint8"),
+        TensorSpec("proprio", (3,), "float32"),
+    ],
+)
+
+
+class TwoCameras(Reacher):
+    """A `Reacher` that keeps the second camera's image of each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front: list[np.ndarray] = []
+
+    def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        assert set(observation) == {"rgb", "depth", "rgb_front", "proprio"}
+        self.front.append(observation["rgb_front"].copy())
+        return super().act(observation)
+
+
+def test_a_policy_of_two_cameras_is_driven_and_both_cameras_are_recorded(tmp_path: Path) -> None:
+    policy = TwoCameras()
+    report = _run(tmp_path / "run", policy, TWO, episodes=1)
+    assert report.endings == {"success": 1} and report.demos is not None
+    demos = DemoSet(report.demos)
+    assert demos.request.cameras == ("top", "front") and demos.images(["top", "front"]) == ("rgb", "rgb_front")
+    with h5py.File(report.demos) as file:
+        demo = file["data/demo_0"]
+        images = {name: demo[f"obs/{name}_image"][:] for name in ("top", "front")}
+        assert {"top_depth", "front_depth"} <= set(demo["obs"])
+        assert set(json.loads(demo.attrs["camera_info"])) == {"top", "front"}
+        sent, proprio = demo["actions"][:], demo["obs/proprio"][:]
+    assert np.array_equal(images["front"], np.stack(policy.front)), "what the policy observed is what is recorded"
+    assert not np.array_equal(images["front"], images["top"])
+    env = demos.request.make()
+    observation, _ = env.reset(seed=demos.seeds[0])
+    for step, action in enumerate(sent):
+        assert np.array_equal(observation["rgb_front"], images["front"][step])
+        assert np.array_equal(observation["proprio"], proprio[step])
+        observation, *_ = env.step(action)
+    env.close()
+
+
+@pytest.mark.parametrize("fault", ["stall.rgb_front@0:0.3:0.4", "stall.rgb@0:0.3:0.4"])
+def test_while_one_of_two_cameras_stalls_the_robot_holds(fault: str, tmp_path: Path) -> None:
+    """The ticks are those of a policy of one camera whose camera stalls."""
+    _run(tmp_path / "two", TwoCameras(), TWO, episodes=1, faults=[fault])
+    _run(tmp_path / "one", episodes=1, faults=["stall@0:0.3:0.4"])
+    two, one = (
+        [
+            (tick["at"], tick["state"], tick["reasons"], tick["age"], tick["newest"])
+            for tick in _ticks(tmp_path / name, 0)
+        ]
+        for name in ("two", "one")
+    )
+    assert two == one and sum(state == "hold" for _, state, *_ in two) >= 7
+    rows = json.loads((tmp_path / "two/result.json").read_text())["tables"]["Injected faults"]
+    assert "the policy resumed after 0.4" in rows[0]["led to"]
+
+
+def test_the_watchdog_stops_when_one_of_two_cameras_is_gone(tmp_path: Path) -> None:
+    report = _run(tmp_path, TwoCameras(), TWO, episodes=1, steps=40, faults=["stall.rgb_front@0:0.3:9"])
+    assert report.endings == {"watchdog": 1}
+    last = _ticks(tmp_path, 0)[-1]
+    assert last["events"][-1] == "watchdog" and last["newest"] > 1.0, "the oldest frame counts"
+
+
+def test_a_chunk_is_not_executed_to_its_end_while_one_of_two_cameras_is_gone(tmp_path: Path) -> None:
+    policy = TwoCameras()
+    policy.chunk = 50
+    faults = ["stall.rgb_front@0:0.3:10"]
+    report = _run(tmp_path, policy, replace(TWO, horizon=50), episodes=1, steps=48, faults=faults)
+    assert report.endings == {"watchdog": 1}
+    ran = [tick for tick in _ticks(tmp_path, 0) if tick["state"] == "run"]
+    assert max(tick["newest"] for tick in ran) <= 0.25 and len(ran) < 14
+
+
+def test_two_cameras_of_a_robot_in_real_time(tmp_path: Path) -> None:
+    report = _run(tmp_path, TwoCameras(), TWO, time="real", episodes=1, steps=20)
+    assert report.endings.total() == 1 and sum(tick["state"] == "run" for tick in _ticks(tmp_path, 0)) >= 5
+
+
+def test_cameras_that_do_not_fit_the_policy_are_refused(tmp_path: Path) -> None:
+    for manifest, settings, error, words in (
+        (TWO, {"camera": "recording"}, BadInput, r"give cameras=\{rgb_front: SOURCE\}"),
+        (TWO, {"cameras": {"rgb_wrist": "opencv:0"}}, UnknownName, "names 'rgb_wrist'.*: rgb, rgb_front"),
+        (TWO, {"cameras": {"rgb_front": "task:toy/reach"}}, BadInput, "another simulation"),
+        (TWO, {"cameras": {"rgb_front": "robot:side"}}, UnknownName, "no camera .*side"),
+        (TWO, {"faults": ["stall.rgb_side@0:1"]}, UnknownName, "no camera 'rgb_side' to stall.*rgb, rgb_front"),
+        (replace(TWO, observation=[TensorSpec("state", (3,), "float32")]), {}, BadInput, "observes 'state'"),
+    ):
+        with pytest.raises(error, match=words):
+            _run(tmp_path / "no", TwoCameras(), manifest, estop=str(tmp_path / "estop.json"), **settings)
+        assert not (tmp_path / "no").exists()
+
+
+def test_a_further_camera_is_named_on_the_command_line(
+    toy_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["robot=task:toy/reach", f"checkpoint={toy_checkpoint}", "cameras={rgb_wrist: opencv:0}"]
+    assert cli.run(["run", *words]) == 1
+    assert "cameras= names 'rgb_wrist', which the policy does not observe" in capsys.readouterr().err
+
+
+class _Listed:
+    """A camera whose frames arrive at given times of a clock."""
+
+    def __init__(self, clock: SteppedClock, times: list[float]) -> None:
+        self._clock, self._times, self._count = clock, list(times), 0
+
+    def open(self) -> None:
+        pass
+
+    def fresh(self, timeout: float) -> Frame | None:
+        end = self._clock.now() + timeout
+        while self._times and self._times[0] <= end:
+            self._clock.sleep_until(self._times[0])
+            arrival, self._count = self._times.pop(0), self._count + 1
+            if not self._times or self._times[0] > self._clock.now():
+                return Frame(None, None, None, None, arrival_time=arrival, sequence=self._count)
+        self._clock.sleep_until(end)
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+def test_frames_of_several_cameras_are_as_old_as_the_oldest() -> None:
+    clock = SteppedClock()
+    sources = FrameSources(
+        {"rgb": _Listed(clock, [0.01, 0.11, 0.21]), "rgb_wrist": _Listed(clock, [0.04, 0.34])}, clock
+    )
+    first = sources.fresh(0.1, since=0.0)
+    assert first is not None and first.arrival_time == 0.01 and first.age(0.06) == pytest.approx(0.05)
+    assert sources.fresh(0.1, since=0.05) is None and sources.missing == ["rgb_wrist"]
+    second = sources.fresh(0.3, since=0.15)  # the first camera's frame of 0.11 is replaced
+    assert second is not None and [each.arrival_time for each in second.values()] == [0.21, 0.34]
+    assert second.is_new_after(first) and not second.is_new_after(second)
+
+
+def test_at_the_start_of_an_episode_no_camera_shows_what_was_before() -> None:
+    clock = SteppedClock()
+    sources = FrameSources({"rgb": _Listed(clock, [0.2]), "rgb_wrist": _Listed(clock, [0.01, 0.3])}, clock)
+    assert sources.fresh(0.05, since=0.1, strict=True) is None and sources.missing == ["rgb", "rgb_wrist"]
+    found = sources.fresh(0.4, since=0.1, strict=True)
+    assert found is not None and min(each.arrival_time for each in found.values()) == 0.2

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pixio_robot import plugins
 from pixio_robot.cameras.camera import CameraSpec
-from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
+from pixio_robot.deploy.manifest import Manifest, TensorSpec
 from pixio_robot.envs.action_spec import ActionSpec
 from pixio_robot.envs.registry import make
 from pixio_robot.errors import BadInput, DataError, EmergencyStopped, OutOfControl, PixioError, RobotError, UnknownName
-from pixio_robot.robots import registry
-from pixio_robot.robots.actions import ActionPlan, Interpolation
 from pixio_robot.robots.clock import Rate, SteppedClock, WallClock
 from pixio_robot.robots.emergency import EmergencyStop
 from pixio_robot.robots.faults import Fault
 from pixio_robot.robots.fit import check_fit
-from pixio_robot.robots.inference import Answer, InferenceThread, Job
+from pixio_robot.robots.inference import InferenceRequest, InferenceThread
+from pixio_robot.robots.interpolation import Interpolation
 from pixio_robot.robots.limits import Limits
 from pixio_robot.robots.registry import find_robot
 from pixio_robot.robots.robot import Robot, RobotRequest, RobotSpec
@@ -80,7 +80,7 @@ def _free(commands: ActionSpec, **changes: Any) -> Limits:
 @KINDS
 def test_whatever_is_asked_what_is_sent_stays_within_limits(commands: ActionSpec) -> None:
     rng = np.random.default_rng(0)
-    box = (np.array([-0.1, -0.15, 0.1]), np.array([0.15, 0.1, 0.3])) if commands.hand else None
+    box = (np.array([-0.1, -0.15, 0.1]), np.array([0.15, 0.1, 0.3])) if commands.end_effector else None
     step = 0.6 * np.minimum(commands.speed * PERIOD, 1.0)
     limits = Limits(0.8 * commands.low, 0.9 * commands.high, 0.7 * commands.speed, step, box)
     robot = _Still(commands)
@@ -191,7 +191,7 @@ def test_tasks_say_in_units_what_their_actions_do() -> None:
             pytest.importorskip("metaworld")
         env = make(name, observe=("proprio",))
         env.reset(seed=1)
-        commands, rng = env.task.commands(), np.random.default_rng(0)
+        commands, rng = env.task.action_spec(), np.random.default_rng(0)
         for _ in range(5):
             action = rng.uniform(-0.3, 0.3, env.task.action_dim).astype(np.float32)
             target = commands.target(action, env.task.set_point())
@@ -264,42 +264,6 @@ def test_the_walls_clock_waits() -> None:
     assert 0.05 <= clock.now() - begin < 2
 
 
-def _answer(actions: Any, step: int) -> Answer:
-    return Answer(Job({}, step, 0.0, False), np.array(actions, np.float32), 0.01)
-
-
-def test_of_a_chunk_what_is_past_is_dropped() -> None:
-    plan = ActionPlan()
-    plan.put(_answer([[0.0], [1.0], [2.0], [3.0]], 10), 12)
-    taken = [plan.take() for _ in range(3)]
-    assert [None if each is None else float(each.action[0]) for each in taken] == [2.0, 3.0, None]
-    plan.put(_answer([[0.0], [1.0]], 10), 99)
-    late, single = plan.take(), ActionPlan()
-    assert late is not None and late.action[0] == 1.0 and plan.dropped == 3
-    single.put(_answer([[5.0]], 10), 11)
-    assert len(single) == 1, "a policy of single actions is always late by what it takes"
-    first = ActionPlan(n_action_steps=2)
-    first.put(_answer([[0.0], [1.0], [2.0]], 0), 0)
-    assert len(first) == 2
-
-
-def test_where_two_chunks_plan_a_step_they_are_mixed() -> None:
-    plan = ActionPlan(chunk_blend=0.7)
-    plan.put(_answer([[0.0], [1.0], [2.0], [np.nan], [4.0]], 0), 0)
-    first, second = plan.take(), plan.take()
-    plan.put(_answer([[9.0], [12.0], [13.0], [14.0], [15.0]], 1), 2)  # asked at step 1, here at step 2
-    taken = [float(each.action[0]) for _ in range(4) if (each := plan.take()) is not None]
-    assert first is not None and second is not None and (first.action[0], second.action[0]) == (0, 1)
-    assert taken == pytest.approx([0.3 * 2 + 0.7 * 12, 13, 0.3 * 4 + 0.7 * 14, 15]) and plan.dropped == 1
-    plan.put(_answer([[0.0], [1.0]], 6), 6)
-    plan.put(_answer([[5.0], [6.0]], 0), 6)  # wholly of the past: it is not of this step
-    late = plan.take()
-    assert late is not None and late.action[0] == 6
-    for share in (0.0, 1.1, np.nan):
-        with pytest.raises(BadInput, match="weight of a new chunk"):
-            ActionPlan(chunk_blend=share)
-
-
 def test_ways_between_targets_are_straight_and_whole_steps_add_up() -> None:
     ways = Interpolation(JOINTS, 4)
     actions = np.random.default_rng(0).uniform(-1, 1, (3, 3)).astype(np.float32)
@@ -336,12 +300,12 @@ def test_a_thread_thinks_about_one_thing_and_its_errors_arrive() -> None:
             return np.full((1, 2), self.count, np.float32)
 
     thread = InferenceThread(Odd(), delay=lambda: 0.05)
-    first = Job({}, 0, 0.0, True)
+    first = InferenceRequest({}, 0, 0.0, True)
     assert thread.submit(first) and not thread.submit(first), "busy"
-    assert thread.poll() is None and thread.ready(5.0)
-    answer = thread.poll()
-    assert answer is not None and answer.actions is not None and answer.actions[0, 0] == 1 and answer.seconds > 0.05
-    assert thread.submit(Job({"break": np.zeros(1)}, 1, 0.0, False)) and thread.ready(5.0)
+    assert thread.poll() is None and thread.wait_idle(5.0)
+    result = thread.poll()
+    assert result is not None and result.actions[0, 0] == 1 and result.seconds > 0.05
+    assert thread.submit(InferenceRequest({"break": np.zeros(1)}, 1, 0.0, False)) and thread.wait_idle(5.0)
     broken = thread.poll()
     assert broken is not None and isinstance(broken.error, ValueError) and thread.poll() is None
     thread.close()
@@ -350,7 +314,7 @@ def test_a_thread_thinks_about_one_thing_and_its_errors_arrive() -> None:
 # what does not fit
 
 
-def _card(**changes: Any) -> Manifest:
+def _manifest(**changes: Any) -> Manifest:
     observation = [TensorSpec("rgb", (64, 64, 3), "uint8"), TensorSpec("proprio", (3,), "float32")]
     known: dict[str, Any] = dict(
         kind="policy", target="onnx", precision="fp32", program="program.onnx", observation=observation, outputs=[]
@@ -362,35 +326,45 @@ def _card(**changes: Any) -> Manifest:
 def test_what_does_not_fit_is_refused_in_words() -> None:
     robot = RobotSpec("arm", "test", REACH, 3, 20.0)
     camera = CameraSpec("cam", "test", True, (48, 64), None, 30.0)
-    assert check_fit(_card(), robot, camera, 20.0) == 1
-    assert check_fit(_card(), replace(robot, control_hz=None), camera, 100.0) == 5
-    rgb = _card().observation[:1]
-    for card, spec, rate, words in (
-        (_card(action_low=[-1.0] * 4, action_high=[1.0] * 4), robot, 20.0, r"actions of 4 numbers, arm takes 3 \(x, y"),
-        (_card(action_names=["z", "y", "x"]), robot, 20.0, "actions are z, y, x, arm takes x, y, z"),
-        (_card(kind="encoder"), robot, 20.0, "encoder alone"),
-        (_card(), replace(robot, proprio=7), 20.0, "feels 3 numbers of proprioception, arm tells 7"),
-        (_card(observation=[*rgb, TensorSpec("rgb_wrist", (64, 64, 3), "uint8")]), robot, 20.0, "observes 'rgb_wrist'"),
+    assert check_fit(_manifest(), robot, {"rgb": camera}, 20.0) == 1
+    assert check_fit(_manifest(), replace(robot, control_hz=None), {"rgb": camera}, 100.0) == 5
+    rgb = _manifest().observation[:1]
+    for manifest, spec, rate, words in (
         (
-            _card(observation=[TensorSpec("depth", (64, 64), "float32")]),
+            _manifest(action_low=[-1.0] * 4, action_high=[1.0] * 4),
             robot,
             20.0,
-            "looks at depth, which cam does not",
+            r"actions have size 4, arm takes 3 \(x, y",
         ),
-        (_card(), robot, 50.0, "arm takes 20 commands a second, not rate=50"),
-        (_card(control_period=0.0125), robot, 20.0, "a step every 12.5 ms, commands go out every 50 ms"),
-        (_card(), replace(robot, control_hz=None), 33.0, "multiple of it"),
+        (_manifest(action_names=["z", "y", "x"]), robot, 20.0, "actions are z, y, x, arm takes x, y, z"),
+        (_manifest(kind="encoder"), robot, 20.0, "encoder alone"),
+        (_manifest(), replace(robot, proprio=7), 20.0, "expects proprioception of size 3, arm provides 7"),
+        (
+            _manifest(observation=[*rgb, TensorSpec("rgb_wrist", (64, 64, 3), "uint8")]),
+            robot,
+            20.0,
+            "observes 'rgb_wrist'",
+        ),
+        (
+            _manifest(observation=[TensorSpec("depth", (64, 64), "float32")]),
+            robot,
+            20.0,
+            r"observes depth \(depth\), which cam does not",
+        ),
+        (_manifest(), robot, 50.0, "arm takes 20 commands a second, not rate=50"),
+        (_manifest(control_period=0.0125), robot, 20.0, "a step every 12.5 ms, commands are sent every 50 ms"),
+        (_manifest(), replace(robot, control_hz=None), 33.0, "multiple of it"),
     ):
         with pytest.raises(BadInput, match=words):
-            check_fit(card, spec, camera, rate)
+            check_fit(manifest, spec, {"rgb": camera}, rate)
 
 
 def test_actions_that_mean_something_else_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     robot = RobotSpec("arm", "test", REACH, 3, 20.0)
     camera = CameraSpec("cam", "test", True, (48, 64), None, 30.0)
-    check_fit(_card(action_meanings=REACH.meanings), robot, camera, 20.0)
+    check_fit(_manifest(action_meanings=REACH.meanings), robot, {"rgb": camera}, 20.0)
     assert not caplog.records
-    check_fit(_card(action_meanings=["0.5 + 1 a rad", *REACH.meanings[1:]]), robot, camera, 20.0)
+    check_fit(_manifest(action_meanings=["0.5 + 1 a rad", *REACH.meanings[1:]]), robot, {"rgb": camera}, 20.0)
     assert f"x: {REACH.meanings[0]}, was 0.5 + 1 a rad" in caplog.text and "; " not in caplog.text
 
 
@@ -435,15 +409,17 @@ def test_a_robot_that_does_not_exist_lists_what_does(monkeypatch: pytest.MonkeyP
         find_robot("toy/reach")
     with pytest.raises(UnknownName, match="did you mean 'toy/reach'"):
         find_robot("task:toy/raech")
-    entries = [
-        metadata.EntryPoint("still", f"{__name__}:_Third", registry.GROUP),
-        metadata.EntryPoint("broken", "no_such_module:Robot", registry.GROUP),
-    ]
-    monkeypatch.setattr(metadata, "entry_points", lambda group: entries)
+    entries = {
+        "still": metadata.EntryPoint("still", f"{__name__}:_Third", "pixio_robot.robots"),
+        "broken": metadata.EntryPoint("broken", "no_such_module:Robot", "pixio_robot.robots"),
+    }
+    monkeypatch.setattr(plugins, "_entries", lambda group: entries)
     monkeypatch.setattr(metadata.EntryPoint, "load", lambda entry: _load(entry))
-    assert isinstance(find_robot("still:left"), _Third) and registry.drivers() == ["broken", "ros", "still", "task"]
-    with pytest.raises(PixioError, match="'broken' of no_such_module:Robot does not load"):
+    assert isinstance(find_robot("still:left"), _Third)
+    with pytest.raises(PixioError, match=r"'broken' \(no_such_module:Robot\) cannot be imported"):
         find_robot("broken:x")
+    with pytest.raises(UnknownName, match="drivers are broken, still"):
+        find_robot("task:toy/reach")
 
 
 class _Third(_Still):
@@ -460,15 +436,18 @@ def _load(entry: metadata.EntryPoint) -> Any:
 
 def test_planned_faults_are_read() -> None:
     assert Fault.parse("late@0:0.5") == Fault("late", 0, 0.5, 0.5)
+    assert Fault.parse("stall.rgb_wrist@0:1:2") == Fault("stall", 0, 1.0, 2.0, "rgb_wrist")
     with pytest.raises(UnknownName, match="no fault 'stal'; did you mean 'stall'"):
         Fault.parse("stal@0:1")
     with pytest.raises(BadInput, match="is not KIND@EPISODE:TIME"):
         Fault.parse("stall:1")
+    with pytest.raises(BadInput, match="only a stall has a camera"):
+        Fault.parse("nan.rgb@0:1")
 
 
 def test_robots_need_no_torch() -> None:
     code = (
-        "import sys, pixio_robot.robots.runs, pixio_robot.robots.ros, pixio_robot.deploy.runtime.runtime\n"
+        "import sys, pixio_robot.robots.drive, pixio_robot.robots.ros, pixio_robot.deploy.runtime\n"
         "heavy = {'torch', 'matplotlib', 'hydra', 'rclpy'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )

@@ -16,15 +16,15 @@ from pixio_robot import cli
 from pixio_robot.cameras.camera import Camera, CameraSpec
 from pixio_robot.cameras.frame import Frame, rgbd_frame
 from pixio_robot.datasets.robomimic import DemoSet
-from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
+from pixio_robot.deploy.load import LoadedSource
+from pixio_robot.deploy.manifest import Manifest, TensorSpec
 from pixio_robot.errors import BadInput, DataError, RobotError
 from pixio_robot.robots.clock import Rate, WallClock
-from pixio_robot.robots.commands import Run
+from pixio_robot.robots.commands import Run, drive_robot
 from pixio_robot.robots.emergency import EmergencyStop
 from pixio_robot.robots.limits import Limits
 from pixio_robot.robots.registry import find_robot
 from pixio_robot.robots.ros import RosRobot
-from pixio_robot.robots.runs import run_robot
 from pixio_robot.robots.safety import SafeRobot
 
 pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_:DeprecationWarning")  # lark, which rclpy's messages use
@@ -196,8 +196,8 @@ class _Reaching:
 
 def test_what_an_arm_did_teaches_the_next_policy(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way: run, demonstrations, train_bc, export."""
-    monkeypatch.setattr("pixio_robot.robots.runs.asked_camera", lambda command: _Webcam())
-    card = Manifest(
+    monkeypatch.setattr("pixio_robot.cameras.settings.requested_camera", lambda settings: _Webcam())
+    manifest = Manifest(
         "policy",
         "onnx",
         "fp32",
@@ -206,14 +206,14 @@ def test_what_an_arm_did_teaches_the_next_policy(arm: _Arm, tmp_path: Path, monk
         [TensorSpec("action", (4, 2), "float32")],
         image_size=32,
         control_period=0.1,
-        chunk=4,
+        horizon=4,
         action_low=[-1.0] * 2,
         action_high=[1.0] * 2,
     )
     command = Run(
         robot=f"ros:{_file(tmp_path, rate=10)}", camera="webcam", bundle="b", steps=10, out="out", depth=False
     )
-    report = run_robot(command, card, _Reaching(), "policy")
+    report = drive_robot(command, LoadedSource(manifest, _Reaching(), "policy"))
     assert report.endings == {"end": 1} and report.demos is not None
     _until(lambda: np.allclose(arm.positions, [0.0, 1.0], atol=1e-6))
     demos = DemoSet(report.demos)
@@ -221,7 +221,7 @@ def test_what_an_arm_did_teaches_the_next_policy(arm: _Arm, tmp_path: Path, monk
     assert len(demos.members("train")) == 1 and demos.widths == {"proprio": 2, "actions": 2}
     assert cli.run(["train_bc", f"demos={demos.path}", "encoder=none", "policy.epochs=1", "device=cpu", "out=bc"]) == 0
     pytest.importorskip("onnxscript", reason="needs the extra export")
-    words = ["checkpoint=bc/checkpoints/blind/last.safetensors", "gate=false", "out=bundle"]
+    words = ["checkpoint=bc/checkpoints/blind/last.safetensors", "verify=false", "out=bundle"]
     assert cli.run(["export", *words]) == 0
     exported = Manifest.read("bundle")
     assert exported.action_names == ["shoulder", "elbow"] and exported.control_period == pytest.approx(0.1)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from pixio_robot.datasets.robomimic import DemoSet
@@ -15,14 +16,13 @@ from pixio_robot.errors import DataError
 from pixio_robot.policies.agent import Agent, Perception
 from pixio_robot.policies.rl.demonstrations import demo_transitions
 from pixio_robot.policies.rl.embedded_env import FELT, TOKENS, EmbeddedVecEnv
-from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy
 
 CPU = torch.device("cpu")
 
 
 def test_seeds_count_up_over_environments_and_both_keys_say_success(world: Any) -> None:
     tasks = world.tasks(world.request("state", horizon=3), 2, 40)
-    starts = {plan.seed: plan.start for plan in plan_episodes(tasks.request, 5, 40)}
+    starts = {plan.seed: plan.initial_state_hash for plan in plan_episodes(tasks.request, 5, 40)}
     env = tasks.request.make()
     first = {seed: env.reset(seed=seed)[0]["state"] for seed in starts}
     assert np.array_equal(tasks.reset()["state"], np.stack([first[40], first[41]]))

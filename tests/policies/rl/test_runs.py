@@ -15,7 +15,7 @@ from pixio_robot import cli
 from pixio_robot.checkpoint import load_checkpoint
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.deploy.eager import EagerPolicy
-from pixio_robot.deploy.runtime.runtime import Runtime
+from pixio_robot.deploy.runtime import Runtime
 from pixio_robot.encoders.load import load_encoder
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.envs.state_actor import StateActor
@@ -104,7 +104,7 @@ def test_its_policy_is_exported_like_a_cloned_one(tmp_path: Path, small_file: Pa
     pytest.importorskip("onnxruntime")
     command = world.command(tmp_path / "rl", obs="tokens", encoder=str(small_file), steps=96, episodes=1)
     _, last, _ = run_train_rl(replace(command, eval_every=1000))
-    words = [f"checkpoint={last}", "gate=false", "threads=1", f"out={tmp_path / 'bundle'}"]
+    words = [f"checkpoint={last}", "verify=false", "threads=1", f"out={tmp_path / 'bundle'}"]
     assert cli.run(["export", *words]) == 0
     runtime, eager = Runtime.load(tmp_path / "bundle", threads=1), EagerPolicy.load(last)
     env = TaskSpec("toy/reach", ("rgb", "proprio"), image_size=32, render="fast").make()

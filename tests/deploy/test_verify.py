@@ -7,24 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pixio_robot.policies.visuomotor import load_policy
 
 from pixio_robot import cli
 from pixio_robot.datasets.robomimic import DemoSet
-from pixio_robot.deploy.export.parity import (
-    LIMITS,
-    Parity,
+from pixio_robot.deploy.manifest import Manifest, TensorSpec
+from pixio_robot.deploy.recorded import read_recorded
+from pixio_robot.deploy.verify import (
+    TOLERANCES,
+    Verification,
     check_episodes,
     compare_actions,
     compare_episodes,
     compare_tokens,
 )
-from pixio_robot.deploy.export.recorded import read_recorded
-from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
 from pixio_robot.encoders.load import save_encoder
 from pixio_robot.encoders.pixio import PixioEncoder
 from pixio_robot.errors import BadInput
 from pixio_robot.metrics import EpisodeRecord
-from pixio_robot.policies.visuomotor import load_policy
 
 
 def _rows(outcomes: list[bool], scores: list[float] | None = None) -> list[EpisodeRecord]:
@@ -56,10 +56,10 @@ def test_a_drop_that_matters_fails(lost: int, gained: int, passes: bool) -> None
     """Of 100 episodes; more than 5 points fewer, or McNemar's p below 0.05."""
     eager = [True] * 50 + [False] * 50
     ours = [False] * lost + [True] * (50 - lost) + [True] * gained + [False] * (50 - gained)
-    parity = Parity("fp32")
-    compare_episodes(parity, _rows(ours), _rows(eager))
-    assert parity.passed == passes and parity.as_json()["closed_loop_shown"]
-    words = " ".join(parity.words)
+    verification = Verification("fp32")
+    compare_episodes(verification, _rows(ours), _rows(eager))
+    assert verification.passed == passes and verification.as_json()["closed_loop_shown"]
+    words = " ".join(verification.words)
     assert f"{lost} lost and {gained} gained" in words and "100 episodes show a drop from 6 points on" in words
 
 
@@ -67,42 +67,42 @@ def test_scores_are_compared_where_there_is_no_success() -> None:
     rng = np.random.default_rng(0)
     eager = rng.uniform(40, 60, 60)
     for change, passes in ((0.0, True), (-1.0, False), (-9.0, False)):
-        parity = Parity("fp32")
+        verification = Verification("fp32")
         ours = eager + change + rng.normal(0, 0.5, 60)
-        compare_episodes(parity, _rows([False] * 60, ours.tolist()), _rows([False] * 60, eager.tolist()))
-        assert parity.passed == passes
+        compare_episodes(verification, _rows([False] * 60, ours.tolist()), _rows([False] * 60, eager.tolist()))
+        assert verification.passed == passes
 
 
 def test_int8_needs_episodes_that_can_show_something() -> None:
     for precision, passes in (("fp32", True), ("int8", False)):
-        parity = Parity(precision)
-        compare_actions(parity, np.eye(3)[:, None], np.eye(3)[:, None])
-        check_episodes(parity, 10)
-        assert parity.passed == passes
-        hopeless = Parity(precision)
+        verification = Verification(precision)
+        compare_actions(verification, np.eye(3)[:, None], np.eye(3)[:, None])
+        check_episodes(verification, 10)
+        assert verification.passed == passes
+        hopeless = Verification(precision)
         compare_episodes(hopeless, _rows([False] * 60), _rows([False] * 60))
-        assert hopeless.passed == passes and "too seldom" in hopeless.words[-1]
-        assert not parity.as_json()["closed_loop_shown"] and not hopeless.as_json()["closed_loop_shown"]
+        assert hopeless.passed == passes and "too rarely" in hopeless.words[-1]
+        assert not verification.as_json()["closed_loop_shown"] and not hopeless.as_json()["closed_loop_shown"]
 
 
-@pytest.mark.parametrize("precision", list(LIMITS))
+@pytest.mark.parametrize("precision", list(TOLERANCES))
 def test_figures_are_what_they_say(precision: str) -> None:
     rng = np.random.default_rng(0)
     tokens, noise = rng.normal(size=(2, 20, 8, 32))
     noise *= np.linalg.norm(tokens) / np.linalg.norm(noise)
-    limit = LIMITS[precision].token_error
+    limit = TOLERANCES[precision].token_error
     for share, passes in ((0.9, True), (1.1, False)):
-        parity = Parity(precision)
-        compare_tokens(parity, "tokens", tokens + share * limit * noise, tokens)
-        assert parity.checks[0].value == pytest.approx(share * limit) and parity.checks[0].passed == passes
+        verification = Verification(precision)
+        compare_tokens(verification, "tokens", tokens + share * limit * noise, tokens)
+        assert verification.checks[0].value == pytest.approx(share * limit) and verification.checks[0].passed == passes
     turned = tokens.copy()
     turned[7, 3] *= -1
-    parity = Parity(precision)
-    compare_tokens(parity, "tokens", turned, tokens)
-    assert parity.checks[1].value == pytest.approx(-1) and not parity.passed
-    parity = Parity(precision)
-    compare_actions(parity, np.full((4, 1, 3), np.nan), rng.normal(size=(4, 1, 3)))
-    assert not parity.passed
+    verification = Verification(precision)
+    compare_tokens(verification, "tokens", turned, tokens)
+    assert verification.checks[1].value == pytest.approx(-1) and not verification.passed
+    verification = Verification(precision)
+    compare_actions(verification, np.full((4, 1, 3), np.nan), rng.normal(size=(4, 1, 3)))
+    assert not verification.passed
 
 
 def test_frames_come_from_demonstrations_and_from_recordings(
@@ -138,7 +138,7 @@ def test_frames_come_from_demonstrations_and_from_recordings(
 
 
 def test_nothing_compared_is_no_pass() -> None:
-    assert not Parity("fp32").passed
+    assert not Verification("fp32").passed
 
 
 def _encoder(path: Path, outliers: bool) -> Path:
@@ -167,9 +167,9 @@ def test_the_gate_catches_int8_that_outliers_break(
         words.append(f"target={target}")
         status = cli.run(["export", *words, "precision=int8", f"out={outliers}", "threads=1"])
         assert status == int(outliers), capsys.readouterr()
-        where = Path("True-refused.json") if outliers else Path("False/parity.json")
-        parity = json.loads(where.read_text())
-        errors[outliers] = parity["checks"][0]["value"]
+        where = Path("True-refused.json") if outliers else Path("False/verification.json")
+        verification = json.loads(where.read_text())
+        errors[outliers] = verification["checks"][0]["value"]
     assert not Path("True").exists() and errors[True] > 2 * errors[False]
     assert "refused" in capsys.readouterr().out
     assert Manifest.read("False").precision == "int8"
@@ -187,7 +187,7 @@ def test_verify_catches_a_program_that_was_changed(
     words = [f"bundle={bundle}", f"checkpoint={toy_checkpoint}", f"demos={toy_file}", "frames=16", "threads=1"]
     assert cli.run(["verify", *words, "episodes=2", "envs=1"]) == 0, capsys.readouterr().err
     assert "2 episodes are too few to show a drop" in " ".join(
-        json.loads((bundle / "parity.json").read_text())["words"]
+        json.loads((bundle / "verification.json").read_text())["words"]
     )
     assert len((bundle / "episodes.jsonl").read_text().splitlines()) == 2
 
@@ -195,10 +195,10 @@ def test_verify_catches_a_program_that_was_changed(
     weights = next(each for each in model.graph.initializer if each.name.endswith("fc1.bias"))
     weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights) + np.float32(0.1), weights.name))
     onnx.save(model, str(bundle / "program.onnx"))
-    card = Manifest.read(bundle, check=False)
-    card.write(bundle, ["program.onnx"])
+    manifest = Manifest.read(bundle, check=False)
+    manifest.write(bundle, ["program.onnx"])
     assert cli.run(["verify", *words, "episodes=2"]) == 1
-    found = json.loads((bundle / "parity.json").read_text())
+    found = json.loads((bundle / "verification.json").read_text())
     assert not found["passed"] and "no episodes were run" in found["words"][-1]
     assert not (bundle / "episodes.jsonl").exists()
 
