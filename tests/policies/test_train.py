@@ -165,7 +165,7 @@ def test_kept_epochs_are_the_policies_of_these_epochs(clone: Any) -> None:
 def _batch(prepared: Any, rows: np.ndarray) -> Batch:
     sample = prepared.data.sample(rows)
     return Batch(
-        prepared.model.observation(sample.frames, sample.vectors, sample.index), sample.action, sample.action_is_pad
+        prepared.model.observation(sample.frames, sample.vectors, sample.frame_index), sample.action, sample.action_is_pad
     )
 
 
