@@ -61,9 +61,7 @@ def test_the_embedding_computed_once_is_the_embedding() -> None:
         ({"depth_dropout": 0.5}, BadInput, r"between 0 and 0\.45"),
     ],
 )
-def test_impossible_architectures_are_refused(
-    change: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_impossible_architectures_are_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         MlpPolicy(replace(SMALL, **change), _spec())
 

@@ -165,7 +165,9 @@ def test_kept_epochs_are_the_policies_of_these_epochs(clone: Any) -> None:
 def _batch(prepared: Any, rows: np.ndarray) -> Batch:
     sample = prepared.data.sample(rows)
     return Batch(
-        prepared.model.observation(sample.frames, sample.vectors, sample.frame_index), sample.action, sample.action_is_pad
+        prepared.model.observation(sample.frames, sample.vectors, sample.frame_index),
+        sample.action,
+        sample.action_is_pad,
     )
 
 
@@ -229,7 +231,9 @@ def test_actions_in_other_units_give_the_same_policy_in_these_units(clone: Any, 
     state = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
     actions = plain.act({"state": state})
     np.testing.assert_allclose(large.act({"state": state}), 1000 * actions, rtol=2e-3, atol=0.2)
-    assert np.abs(actions).max() > 0.01 and large.spec.statistics["action"].scale != plain.spec.statistics["action"].scale
+    assert (
+        np.abs(actions).max() > 0.01 and large.spec.statistics["action"].scale != plain.spec.statistics["action"].scale
+    )
 
 
 # files of other tools
