@@ -7,7 +7,8 @@ Shapes: F frames, B batch.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -38,7 +39,10 @@ Compute = Callable[[np.ndarray], Mapping[str, np.ndarray]]  # frames (B, ...) to
 
 @dataclass
 class FrameCache:
-    """Memory-mapped arrays of a data set, row by row as its frames."""
+    """Memory-mapped arrays of a data set, row by row as its frames.
+
+    Pickled, it holds the folder only: another process opens the arrays again.
+    """
 
     folder: Path
     arrays: dict[str, np.ndarray]  # (F, ...)
@@ -50,6 +54,12 @@ class FrameCache:
     def name(self) -> str:
         """The digest of what it was made from."""
         return self.folder.name
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "folder": self.folder.absolute(), "arrays": list(self.arrays)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, arrays=_open_arrays(state["folder"], state["arrays"]))
 
 
 def frame_cache(
@@ -110,9 +120,14 @@ def open_cache(folder: Path, identity: dict[str, Any]) -> FrameCache:
             raise DataError(f"cache {file} is damaged (its SHA-256 is not the manifest's); {advice}")
         verified[name] = stat_of(file)
     if verified != known:
-        write_json(folder / _STAT, verified)
-    arrays = {name.removesuffix(".npy"): np.load(folder / name, mmap_mode="r") for name in manifest["sha256"]}
-    return FrameCache(folder, arrays, manifest, reused=True)
+        with suppress(OSError):  # on a disk that is read only, the hash is compared each time
+            write_json(folder / _STAT, verified)
+    names = [name.removesuffix(".npy") for name in manifest["sha256"]]
+    return FrameCache(folder, _open_arrays(folder, names), manifest, reused=True)
+
+
+def _open_arrays(folder: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
 
 
 def _fill(

@@ -35,7 +35,7 @@ class RobomimicDataset(EpisodeDataset):
 
     Args:
         source: the file.
-        keys: feature -> dataset below ``obs/``, or several that are joined.
+        keys: feature -> dataset of a demonstration or below its ``obs/``, or several that are joined.
 
     Raises:
         DataError: if the file is missing or in another layout.
@@ -72,29 +72,32 @@ class RobomimicDataset(EpisodeDataset):
         self._on_disk = sorted(first["obs"]) if "obs" in first else []
         environment: dict[str, Any] = json.loads(data.attrs.get("env_args", "{}"))
         robot = environment.get("robot") or {}
+        cameras = list(environment.get("cameras") or self._guessed_cameras())
         self.fps = float(robot["control_hz"]) if "control_hz" in robot else None
         self.provenance = {
             "task": environment.get("env_name", ""),
             "environment": environment.get("env_kwargs") or {},
-            "cameras": environment.get("cameras") or [],
+            "cameras": cameras,
             "robot": environment.get("robot"),
             "collection": json.loads(data.attrs.get("collection", "{}")),
             "seeds": [int(data[name].attrs.get("seed", -1)) for name in self.names],
-            "initial_states": [str(data[name].attrs.get("initial_state_hash", "")) for name in self.names],
+            "initial_states": [_initial_state(data[name].attrs) for name in self.names],
         }
-        self._sources = self._guess() | {key: _listed(value) for key, value in keys.items()}
+        self._sources = self._guess(cameras, first) | {key: _listed(value, first) for key, value in keys.items()}
         self.features = {}
         for key, sources in self._sources.items():
             missing = [each for each in sources if each not in first]
             if missing:
                 known = [*(name for name in first if name != "obs"), *self._on_disk]
                 raise DataError(f"{self.path} has no {', '.join(missing)} for {key!r}; it has: {', '.join(known)}")
-            self.features[key] = _feature(key, [first[each] for each in sources])
+            try:
+                self.features[key] = _feature(key, [first[each] for each in sources])
+            except DataError as error:
+                raise DataError(f"{self.path}: {error}") from error
 
-    def _guess(self) -> dict[str, tuple[str, ...]]:
+    def _guess(self, cameras: list[str], first: h5py.Group) -> dict[str, tuple[str, ...]]:
         """Return which datasets of a demonstration are which feature."""
         found: dict[str, tuple[str, ...]] = {}
-        cameras = list(self.provenance["cameras"]) or self._guessed_cameras()
         for camera in cameras:
             for kind in ("rgb", "depth"):
                 key = kind if camera == cameras[0] else f"{kind}_{camera}"
@@ -106,12 +109,7 @@ class RobomimicDataset(EpisodeDataset):
         for name in self._on_disk:
             if f"obs/{name}" not in images and not name.endswith(("_image", "_depth")):
                 found[name] = (f"obs/{name}",)
-        return found | {feature: (name,) for name, feature in _PER_STEP.items() if name in self._first_keys}
-
-    @cached_property
-    def _first_keys(self) -> set[str]:
-        with self._open() as data:
-            return set(data[self.names[0]])
+        return found | {feature: (name,) for name, feature in _PER_STEP.items() if name in first}
 
     def _guessed_cameras(self) -> list[str]:
         cameras = [name.removesuffix("_image") for name in self._on_disk if name.endswith("_image")]
@@ -172,14 +170,21 @@ class RobomimicDataset(EpisodeDataset):
             yield file["data"]
 
 
-def _listed(value: str | Sequence[str]) -> tuple[str, ...]:
+def _initial_state(attributes: Any) -> str:
+    """Return the hash of a demonstration's initial state, "" where it has none; older files call it ``start``."""
+    return str(attributes.get("initial_state_hash", attributes.get("start", "")))
+
+
+def _listed(value: str | Sequence[str], first: h5py.Group) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else tuple(value)
-    return tuple(name if name in _PER_STEP or "/" in name else f"obs/{name}" for name in names)
+    return tuple(f"obs/{name}" if f"obs/{name}" in first else name for name in names)
 
 
 def _feature(key: str, arrays: list[h5py.Dataset]) -> Feature:
     shape, dtype = arrays[0].shape[1:], arrays[0].dtype
-    if key.startswith("rgb") and len(shape) == 3:
+    if key.startswith("rgb"):
+        if len(shape) != 3 or shape[2] != 3 or dtype != np.uint8:
+            raise DataError(f"{arrays[0].name} is {dtype} {shape}; images must be uint8 (H, W, 3)")
         return Feature("image", shape, "uint8")
     if key.startswith("depth") and len(shape) in (2, 3):
         return Feature("depth", shape[:2], "float32", unit="m")

@@ -101,7 +101,11 @@ class Agent:
         waits = np.array([len(queue) for queue in self._queues])
         recurrent = bool(self._memory) or bool(self.model.policy.initial_memory(1))
         needed = active_mask & ((waits < self.observation_steps) | recurrent)
-        chunks = self.predict(observations, reset_mask, needed)
+        chunks = np.zeros((len(waits), self.loaded.spec.horizon, self.loaded.spec.action_dim), np.float32)
+        if recurrent or (active_mask & (waits == 0)).any():
+            chunks = self.predict(observations, reset_mask, needed)
+        elif needed.any():
+            self._observe(observations, reset_mask, needed)
         actions = []
         for queue, chunk in zip(self._queues, chunks, strict=True):
             if not len(queue):
@@ -114,6 +118,22 @@ class Agent:
         self, observations: Mapping[str, np.ndarray], reset_mask: np.ndarray, active_mask: np.ndarray
     ) -> np.ndarray:
         """Return chunks of actions from this step on, (B, H, A) float32; arguments are those of `act`."""
+        observed = self._observe(observations, reset_mask, active_mask)
+        began = perf_counter()
+        vectors = {key: observed.pop(key) for key in self.loaded.spec.vectors}
+        with threads(1):
+            noise = self._noise(len(reset_mask))
+            if NOISE in observations:
+                noise = _tensor(observations[NOISE], self.device)
+            actions, self._memory = self.model.act(observed, vectors, self._memory_of(reset_mask), noise)
+        self.seconds["policy"] += perf_counter() - began
+        return actions.cpu().numpy()
+
+    @torch.inference_mode()
+    def _observe(
+        self, observations: Mapping[str, np.ndarray], reset_mask: np.ndarray, active_mask: np.ndarray
+    ) -> dict[str, Tensor]:
+        """Encode the latest frames and return all that are observed, (B, T, ...) each."""
         began = perf_counter()
         vision, spec = self.model.vision, self.loaded.spec
         seen = {key: np.asarray(observations[key])[active_mask] for key in vision.keys}
@@ -126,16 +146,8 @@ class Agent:
             name: self._histories.setdefault(name, FrameHistory(self.observation_steps)).push(values, reset_mask)
             for name, values in latest.items()
         }
-        encoded = perf_counter()
-        vectors = {key: observed.pop(key) for key in spec.vectors}
-        with threads(1):
-            noise = self._noise(len(reset_mask))
-            if NOISE in observations:
-                noise = _tensor(observations[NOISE], self.device)
-            actions, self._memory = self.model.act(observed, vectors, self._memory_of(reset_mask), noise)
-        self.seconds["encoding"] += encoded - began
-        self.seconds["policy"] += perf_counter() - encoded
-        return actions.cpu().numpy()
+        self.seconds["encoding"] += perf_counter() - began
+        return observed
 
     def _memory_of(self, reset_mask: np.ndarray) -> Memory:
         """Return the memory of each episode, that of its start where it starts."""

@@ -28,8 +28,17 @@ from .vision import DEPTH_FEATURE, PIXELS, Vision
 class CachedFrames:
     """What `Vision.encode` gives for all frames of a data set, memory-mapped and kept apart by name."""
 
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)  # "rgb.cls" (F, K, D), "pixels" (F, S, S, C), ...
-    caches: list[FrameCache] = field(default_factory=list)
+    places: dict[str, tuple[FrameCache, str]] = field(default_factory=dict)  # name -> cache, and array in it
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays by name: "rgb.cls" (F, K, D), "pixels" (F, S, S, C), ..."""
+        return {name: cache.arrays[array] for name, (cache, array) in self.places.items()}
+
+    @property
+    def caches(self) -> list[FrameCache]:
+        """Where they are."""
+        return list({id(cache): cache for cache, _ in self.places.values()}.values())
 
     @property
     def names(self) -> list[str]:
@@ -64,18 +73,12 @@ def cached_frames(
         tokens = TokenFormat(spec.normed, "patches" in spec.kinds, spec.precision, spec.depth_code)
         for key in spec.cameras:
             cache = token_cache(root, vision.encoder, dataset, key, tokens, vision.device)
-            found.caches.append(cache)
-            found.arrays |= {f"{key}.{kind}": cache.arrays[kind] for kind in spec.kinds}
+            found.places |= {f"{key}.{kind}": (cache, kind) for kind in spec.kinds}
     if vision.pixels is not None:
-        _add(found, PIXELS, _pixel_cache(vision, dataset, root))
+        found.places[PIXELS] = (_pixel_cache(vision, dataset, root), PIXELS)
     if vision.depth is not None or vision.residual is not None:
-        _add(found, DEPTH_FEATURE, _depth_cache(vision, dataset, root, depths))
+        found.places[DEPTH_FEATURE] = (_depth_cache(vision, dataset, root, depths), DEPTH_FEATURE)
     return found
-
-
-def _add(found: CachedFrames, name: str, cache: FrameCache) -> None:
-    found.caches.append(cache)
-    found.arrays[name] = cache.arrays[name]
 
 
 def _pixel_cache(vision: Vision, dataset: EpisodeDataset, root: Path) -> FrameCache:

@@ -83,7 +83,7 @@ class LoadedPolicy:
 
         batched = self._is_batch(observation)
         values = {key: np.asarray(value) if batched else np.asarray(value)[None] for key, value in observation.items()}
-        count = len(next(iter(values.values())))
+        count = len(values[next(iter(self.spec.observation))])
         if self._agent is None:
             self._agent = Agent(self, torch.device("cpu"))
         mask = np.full(count, self._fresh)
@@ -97,7 +97,8 @@ class LoadedPolicy:
             if key not in observation:
                 raise BadInput(f"the observation lacks {key!r}; it has: {', '.join(observation) or 'nothing'}")
             ndim = np.ndim(observation[key]) - len(feature.shape)
-            if ndim not in (0, 1):
+            wrong = feature.kind == "vector" and np.shape(observation[key])[-1:] != feature.shape
+            if ndim not in (0, 1) or wrong:
                 raise BadInput(f"{key!r} has shape {np.shape(observation[key])}; the policy takes {feature.shape}")
             found.add(bool(ndim))
         if len(found) > 1:

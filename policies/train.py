@@ -341,13 +341,16 @@ def check_training(settings: TrainingSettings, model: nn.Module | None = None) -
     ):
         if name not in known:
             raise UnknownName(f"no training.{what} {name!r}{closest(name, known)}; there are: {', '.join(known)}")
-    for what, value, least in (("batch", settings.batch, 2), ("epochs", settings.epochs, 1)):
+    for what, value, least in (
+        *(("batch", settings.batch, 2), ("epochs", settings.epochs, 1)),
+        *(("accumulate", settings.accumulate, 1), ("workers", settings.workers, 0)),
+    ):
         if value < least:
             raise BadInput(f"training.{what} is {value}; it must be at least {least}")
-    if settings.lr <= 0 or settings.weight_decay < 0 or settings.clip < 0:
+    if settings.lr <= 0 or min(settings.weight_decay, settings.clip, settings.encoder_lr) < 0:
         raise BadInput(
-            f"training.lr={settings.lr}, training.weight_decay={settings.weight_decay}, training.clip={settings.clip}: "
-            "the learning rate must be positive, the others must not be negative"
+            f"training.lr={settings.lr}, training.weight_decay={settings.weight_decay}, training.clip={settings.clip}, "
+            f"training.encoder_lr={settings.encoder_lr}: lr must be positive, the others must not be negative"
         )
     if not 0 <= settings.warmup < 1 or not 0 <= settings.ema < 1:
         raise BadInput(f"training.warmup={settings.warmup}, training.ema={settings.ema}: give 0 or more, and below 1")

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 
@@ -127,6 +129,24 @@ def toy_bundle(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path, t
     words = [f"checkpoint={toy_checkpoint}", f"demos={toy_file}", "frames=16", "episodes=0", "threads=1", f"out={out}"]
     assert cli.run(["export", *words]) == 0
     return out
+
+
+@pytest.fixture
+def foreign_file(tmp_path: Path) -> Path:
+    """Demonstrations as robomimic's own tools write them: no masks, no env_args, no num_samples."""
+    path, rng = tmp_path / "foreign.hdf5", np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        for name, steps in (("demo_0", 9), ("demo_2", 6), ("demo_10", 7)):
+            demo = file.create_group(f"data/{name}")
+            demo["actions"] = rng.uniform(-1, 1, (steps, 7))
+            demo["dones"], demo["rewards"] = np.zeros(steps, np.int64), np.zeros(steps)
+            for camera in ("agentview", "robot0_eye_in_hand"):
+                demo[f"obs/{camera}_image"] = rng.integers(0, 255, (steps, 48, 48, 3), dtype=np.uint8)
+            widths = {"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2, "joint_pos": 7}
+            for what, width in widths.items():
+                demo[f"obs/robot0_{what}"] = rng.normal(size=(steps, width))
+            demo["obs/object"] = rng.normal(size=(steps, 5))
+    return path
 
 
 @pytest.fixture
