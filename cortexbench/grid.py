@@ -109,8 +109,9 @@ def list_methods(request: BenchmarkRequest) -> list[Method]:
     found = []
     for encoder in dict.fromkeys(map(_absolute, request.encoders)):
         for policy in [""] if encoder == EXPERT else request.policies:
-            config = None if encoder == EXPERT else find_plugin("policies", policy).Config
-            fused = _is_loaded(encoder) and "fusion" in {each.name for each in fields(config)}
+            fused = False
+            if _is_loaded(encoder):
+                fused = "fusion" in {each.name for each in fields(find_plugin("policies", policy).Config)}
             found += [Method(encoder, policy, fusion) for fusion in (request.fusions if fused else [""])]
     return list(dict.fromkeys(found))
 

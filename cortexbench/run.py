@@ -39,6 +39,7 @@ from ..policies.settings import HELD_OUT_SEED
 from ..policies.train import TrainPlan, train_policy
 from ..run_folder import described, digest, read_json, write_json
 from ..stages import Stages
+from ..training.distributed import World
 from .protocol import (
     BEST_CHECKPOINT,
     BUDGETS,
@@ -255,7 +256,7 @@ def _run_policy(spec: RunSpec, paths: Paths, request: TaskSpec, stages: Stages) 
     keep = protocol.eval_epochs if BEST_CHECKPOINT in plans else ()
     with stages.timed("train") as spent:
         plan = TrainPlan(out, design.label, spec.seed, keep=keep)
-        trained = train_policy(prepared.model, prepared.data, protocol.training, plan, device)
+        trained = train_policy(prepared.model, prepared.data, protocol.training, plan, World(device))
         spent |= trained.seconds
 
     def evaluated(checkpoint: Path, column: str, folder: Path) -> Evaluation:

@@ -41,7 +41,7 @@ def token_use(model: VisionPolicy, data: TrainingData) -> list[float] | None:
     generator = torch.Generator().manual_seed(0)
     for rows in data.valid.split(_BATCH):
         sample = data.sample(rows.numpy()).to(device)
-        observation = model.observation(sample.frames, sample.vectors, sample.index)
+        observation = model.observation(sample.frames, sample.vectors, sample.frame_index)
         noise = None if policy.noise_shape is None else torch.randn(len(rows), *policy.noise_shape, generator=generator)
         target = policy.normaliser.normalise("action", sample.action)[:, 0]
         for left_out in range(count + 1):

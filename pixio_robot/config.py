@@ -193,7 +193,8 @@ def _chosen_plugins(group: str, default: str, overrides: list[str]) -> set[str]:
         option = open_ones.pop()
         if option in files:
             text = resources.files(CONFIGS).joinpath(group, f"{option}.yaml").read_text(encoding="utf-8")
-            defaults = OmegaConf.create(text).get("defaults", [])
+            values_of: Any = OmegaConf.to_container(OmegaConf.create(text))
+            defaults = values_of.get("defaults", [])
             open_ones += [each for each in defaults if isinstance(each, str) and each not in (option, "_self_")]
         elif option in plugin_names(PLUGINS[group]):
             found.add(option)

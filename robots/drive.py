@@ -197,9 +197,9 @@ def _open_sources(
 ) -> FrameSources:
     sources = {}
     for name, camera in cameras.items():
-        sources[name] = new_frame_source(camera, robot.clock, stepped)
-        if isinstance(sources[name], SteppedFrameSource):
-            camera.sleep = sources[name].stall
+        source = sources[name] = new_frame_source(camera, robot.clock, stepped)
+        if isinstance(source, SteppedFrameSource):
+            camera.sleep = source.stall
     return stack.enter_context(FrameSources(sources, robot.clock))
 
 
