@@ -53,6 +53,22 @@ def test_orientation_is_applied(kind: str, orientation: int) -> None:
     assert _distance(decode(data), expected) <= 3
 
 
+def test_orientation_of_a_png_may_follow_its_pixels() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = _encode(_picture())
+    block = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(block) - 4) + block + struct.pack(">I", zlib.crc32(block))
+    assert read_header(data[:-12] + chunk + data[-12:]).orientation == 6
+    assert _distance(decode(data[:-12] + chunk + data[-12:]), np.rot90(_picture(), -1)) == 0
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning:PIL")
+def test_damaged_exif_does_not_cost_the_image() -> None:
+    damaged = _encode(_picture(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\xff\xff", quality=100)
+    assert read_header(damaged).orientation == 1 and decode(damaged).shape == (40, 56, 3)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_ink_pictures_turn_as_others_do(orientation: int) -> None:
     exif = Image.Exif()
@@ -119,7 +135,7 @@ def test_stray_bytes_are_forgiven() -> None:
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"", "empty"), (b"hello, I am a text file\n", "no picture"), (b"\xff\xd8\xff", "header"), (b"BM", "header")],
+    [(b"", "empty"), (b"hello, I am a text file\n", "no image"), (b"\xff\xd8\xff", "header"), (b"BM", "header")],
 )
 def test_what_is_no_picture_says_so(data: bytes, reason: str) -> None:
     with pytest.raises(Unreadable, match=reason):
@@ -136,7 +152,7 @@ def test_huge_and_empty_pictures_are_refused_unseen() -> None:
 
     with pytest.raises(Unreadable, match="100000x100000 pixels"):
         decode(png(100_000, 100_000))
-    with pytest.raises(Unreadable, match="0x5"):
+    with pytest.raises(Unreadable, match="no pixels"):
         decode(png(0, 5))
     with pytest.raises(Unreadable, match="accepted"):
         decode(_encode(_picture(), "JPEG"), most_pixels=1000)

@@ -130,7 +130,7 @@ def test_a_text_file_among_pictures_is_replaced() -> None:
     split = hold_out(images, 0, seed=0)
     stream = train_batches(images, split, Order(7, 0), seed=0, size=(4, 4), blocks=2, batch=7)
     batch = next(stream)
-    assert [name for name, _ in batch.unreadable] == ["data/x.jpg"] and "no picture" in batch.unreadable[0][1]
+    assert [name for name, _ in batch.unreadable] == ["data/x.jpg"] and "no image" in batch.unreadable[0][1]
     assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.indices)
     stream.close()
 
