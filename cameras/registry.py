@@ -29,7 +29,6 @@ _OURS = {
     "task": "simulated:TaskCamera",
     "recording": "recording:Recording",
     "ros": "ros:RosRecording",
-    "kinect": "kinect:KinectFile",
     "video": "video_file:VideoFile",
     "tum": "folders:TumFolder",
     "images": "folders:ImageFolder",
@@ -39,7 +38,7 @@ _NEED_A_NAME = set(_OURS) - {"realsense", "opencv", "oak"}  # without one it is 
 _READ_FILES = _NEED_A_NAME - {"task"}
 _TELL_INTRINSICS = set(_OURS) - {"opencv", "video", "tum", "images"}
 KINDS = """a recording of `pixio-robot record`; RealSense .bag and .db3; ROS bags (ROS 1, .db3, .mcap, rosbag2 folders);
-Azure Kinect .mkv; videos; TUM folders (rgb.txt, depth.txt); folders of pictures; HDF5 demonstrations"""
+videos; TUM folders (rgb.txt, depth.txt); folders of pictures; HDF5 demonstrations"""
 _EXAMPLES = "e.g. realsense, opencv:0, task:toy/reach"
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -133,9 +132,7 @@ def _kind_of_file(path: Path) -> str | None:
         return "ros"
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return "demos"
-    if head.startswith(b"\x1a\x45\xdf\xa3"):  # Matroska
-        return "kinect" if _mkv_is_kinect(path) else "video"
-    if head[4:8] == b"ftyp" or head.startswith((b"RIFF", b"OggS", b"\x00\x00\x01")):
+    if head[4:8] == b"ftyp" or head.startswith((b"\x1a\x45\xdf\xa3", b"RIFF", b"OggS", b"\x00\x00\x01")):
         return "video"
     return None
 
@@ -160,15 +157,3 @@ def _db3_is_realsense(path: Path) -> bool:
         if "database" in locals():
             database.close()
     return any(name.startswith("/device_0/") for name in names)
-
-
-def _mkv_is_kinect(path: Path) -> bool:
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            return any(key.startswith("K4A_") for key in container.metadata) or any(
-                "K4A_" in " ".join(stream.metadata) for stream in container.streams
-            )
-    except av.FFmpegError as error:
-        raise DataError(f"{path} is a Matroska file that cannot be read: {error}") from error

@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 
 from ..errors import DataError
 from .camera import CameraRequest, CameraSpec
-from .container import ContainerFile
 from .frame import Frame, rgbd_frame
 from .intrinsics_file import intrinsics_for
+from .playback import Playback
 
 
-class VideoFile(ContainerFile):
+class VideoFile(Playback):
     """The first video track of a file, upright as a phone was held.
 
     Args:
@@ -21,17 +23,23 @@ class VideoFile(ContainerFile):
     """
 
     def __init__(self, path: str, request: CameraRequest) -> None:
-        super().__init__(path, request)
+        super().__init__(request)
+        self.path = Path(path)
+        self._container: Any = None  # av.container.InputContainer while it is open
         self._pictures: Iterator[av.VideoFrame] = iter(())
         self._turns = 0  # of a quarter, anticlockwise
 
     def start(self) -> CameraSpec:
-        tracks = self.open_container("video").streams.video
+        try:
+            self._container = av.open(str(self.path))
+        except (av.FFmpegError, OSError) as error:
+            raise DataError(f"{self.path} is no video that can be read: {error}") from error
+        tracks = self._container.streams.video
         if not tracks:
             raise DataError(f"{self.path} is no video that can be read: it has no pictures")
         stream = tracks[0]
         stream.thread_type = "NONE"
-        self._pictures = self.container.decode(stream)
+        self._pictures = self._container.decode(stream)
         try:
             first = next(self._pictures)
         except (av.FFmpegError, StopIteration) as error:
@@ -60,6 +68,11 @@ class VideoFile(ContainerFile):
                 yield rgbd_frame(rgb, None, known, sensor_time=float(when))
         except av.FFmpegError as error:
             raise DataError(f"{self.path} is damaged: {error}") from error
+
+    def stop(self) -> None:
+        container, self._container = self._container, None
+        if container is not None:
+            container.close()
 
 
 def _turns(picture: av.VideoFrame) -> int:
