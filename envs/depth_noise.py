@@ -43,7 +43,7 @@ class StereoSensor:
 
 
 SENSORS = {
-    "d435": StereoSensor(  # of `cameras.noise_fit.fit_sensor` on two frames of librealsense's D435 recording
+    "d435": StereoSensor(  # of benchmarks/noise_fit.py on two frames of librealsense's D435 recording
         focal=390.4,
         baseline=0.05,
         step=1 / 32,

@@ -1,21 +1,49 @@
-"""How a real depth camera's errors look, as numbers, and the sensor model that has the same ones.
+"""Measure a real stereo depth camera's errors, and fit the simulated sensor (`depth_sensor`) that has the same ones.
+
+    python benchmarks/noise_fit.py still.bag --baseline 0.05
+
+The camera, a file or folder that `camera=` takes, must show a scene that does not move, in two frames or more. Prints
+the recording's figures, those of the fitted sensor, and the sensor.
 
 Shapes: T frames of a scene that stands still, H height, W width.
 """
 
+import argparse
 from dataclasses import replace
+from itertools import islice
 from statistics import NormalDist
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from ..envs.depth_noise import NoisyDepth, StereoSensor, edges
-from ..errors import DataError
-from .frame import Intrinsics
+from pixio_robot.cameras.camera import CameraRequest
+from pixio_robot.cameras.frame import Intrinsics
+from pixio_robot.cameras.registry import find_camera
+from pixio_robot.envs.depth_noise import SENSORS, NoisyDepth, StereoSensor, edges
+from pixio_robot.errors import DataError
 
 _BORDER = 40  # columns on the left that are counted apart [px]
 _REACH = 4.0  # of edges [px]
+
+
+def main() -> None:
+    """Fit a sensor to the frames of a recording."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("camera")
+    parser.add_argument("--baseline", type=float, default=0.05, help="between the two cameras [m]")
+    parser.add_argument("--start", choices=sorted(SENSORS), default="d435", help="sensor to begin from")
+    parser.add_argument("--frames", type=int, default=30, help="how many to use at most")
+    asked = parser.parse_args()
+    with find_camera(asked.camera, CameraRequest(color=False)) as camera:
+        frames = list(islice(camera, asked.frames))
+    known = frames[0].depth_intrinsics if frames else None
+    if known is None:
+        raise DataError(f"{asked.camera} tells no intrinsics of a depth camera; the fit needs its focal length")
+    depths = np.stack([frame.depth for frame in frames if frame.depth is not None])
+    print(f"recording {noise_figures(depths, known.fx, asked.baseline)}")
+    sensor = fit_sensor(depths, known, asked.baseline, SENSORS[asked.start])
+    print(f"fitted    {simulated_figures(sensor, depths, asked.baseline)}\n{sensor}")
 
 
 class NoiseFigures(NamedTuple):
@@ -170,3 +198,7 @@ def _correlation(values: np.ndarray, valid: np.ndarray, down: int, across: int) 
     both = valid[first] & valid[second]
     a, b = values[first][both], values[second][both]
     return float((a * b).mean() / np.sqrt((a * a).mean() * (b * b).mean()))
+
+
+if __name__ == "__main__":
+    main()
