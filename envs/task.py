@@ -176,7 +176,7 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             raise BadInput(f"image_size {image_size} is out of range; 16 to 4096 pixels can be drawn")
         if horizon is not None and not 1 <= horizon <= task.horizon:
             raise BadInput(f"horizon {horizon} is out of range; {name} allows 1 to {task.horizon} steps")
-        self.task, self.name, self.observe, self.render_quality = task, name, tuple(observe), render
+        self.task, self.name, self.observe = task, name, tuple(observe)
         self.horizon = horizon or task.horizon
         self.cameras = tuple(cameras) or task.cameras[:1]
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(task.control_hz)}

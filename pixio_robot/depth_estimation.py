@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .backbones import Backbone, load_encoder
 from .checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
-from .dense_heads import LEAST_DEPTH, frozen_tokens, make_head, metric_depth, token_map
+from .dense_heads import frozen_tokens, make_head, metric_depth, token_map
 from .encoder import Tokens
 from .errors import BadInput, CheckpointError, PixioError
 
@@ -30,7 +30,6 @@ class DepthHead(NamedTuple):
     blocks: list[int] | None  # that it reads, 0-based; None for the last block alone
     size: list[int]  # height, width it answers in [px]: those of the encoder's image
     max_depth: float  # [m]
-    min_depth: float = LEAST_DEPTH  # [m]
 
 
 class DepthEstimator:

@@ -6,7 +6,7 @@ from typing import Any
 MISSING: Any = "???"  # Hydra's mark for a key without a default
 
 
-def key(default: Any, help: str, least: int | None = None, free: bool = False, later: bool = False) -> Any:
+def key(default: Any, help: str, least: int | None = None, free: bool = False) -> Any:
     """Return a dataclass field.
 
     Args:
@@ -14,9 +14,8 @@ def key(default: Any, help: str, least: int | None = None, free: bool = False, l
         help: a line for ``--help``.
         least: the least value it may have.
         free: it says where, how fast or how to show; a run may go on with another value.
-        later: it came after runs had been made; at its default it is no part of a run's identity, so theirs stays.
     """
-    metadata = {"help": help, "least": least, "free": free, "later": later}
+    metadata = {"help": help, "least": least, "free": free}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)

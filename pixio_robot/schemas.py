@@ -58,7 +58,7 @@ class PolicySettings:
     weight_decay: float = key(0.0, "weight decay")
     batch: int = key(256, "samples a step")
     epochs: int = key(100, "passes over the training frames")
-    chunk: int = key(1, "actions predicted at once: of this step and of those that follow", least=1, later=True)
+    chunk: int = key(1, "actions predicted at once: of this step and of those that follow", least=1)
 
 
 @dataclass
@@ -227,7 +227,7 @@ class Evaluate(Device):
     envs: int | None = key(None, "environments in parallel; null means twice the cores", least=1, free=True)
     render: str | None = key(None, "render quality; null means the demonstrations'")
     execute: int | None = key(
-        None, "actions of each chunk that are executed before the next one; null means all", least=1, later=True
+        None, "actions of each chunk that are executed before the next one; null means all", least=1
     )
     videos: bool = key(True, "keep videos of the first success and the first failure")
     out: str | None = key(None, "run folder; null means runs/evaluate/<digest of the settings>", free=True)

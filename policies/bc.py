@@ -22,7 +22,7 @@ from ..errors import BadInput, CheckpointError, DataError, UnknownName, closest
 from ..files import sha256_of
 from ..hardware import seeded, threads
 from ..progress import Progress
-from ..run_folder import MetricsLog, described, digest
+from ..run_folder import MetricsLog, digest
 from ..schemas import EmbeddingSettings, PolicySettings
 from .bc_data import Batches, bc_data
 from .cache import TokenCache
@@ -98,7 +98,7 @@ def train_bc(
     policy = new_policy(tokens, embedding, demos.widths, settings, seed, kind, pictures, view).to(device)
     embedder = policy.embedder
     data = bc_data(demos, cache, policy, depths)
-    training = dict(seed=seed, **described(settings), data=data.fingerprint, task=demos.task, starts=demos.starts)
+    training = dict(seed=seed, **asdict(settings), data=data.fingerprint, task=demos.task, starts=demos.starts)
     folder = out / "checkpoints" / kind
     last, best = folder / "last.safetensors", folder / "best.safetensors"
     optimizer = _optimizer(policy, settings, device)

@@ -68,9 +68,7 @@ class DemoSet:
             DataError: if another tool recorded the file, or there is no such task here and no robot recorded it.
         """
         arguments = dict(self.environment.get("env_kwargs") or {})
-        added = {"depth_sensor"}  # after the first files were written
-        known = {each.name for each in fields(EnvRequest)}
-        if not known - added <= set(arguments) <= known:
+        if set(arguments) != {each.name for each in fields(EnvRequest)}:
             raise DataError(f"{self.path} was recorded by another tool; its environment cannot be made here")
         if self.task not in tasks() and "robot" not in self.environment:
             raise DataError(f"{self.path} is of {self.task}, which cannot be simulated here; it can be embedded only")

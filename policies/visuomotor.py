@@ -20,7 +20,6 @@ from ..embedding import Embedder
 from ..envs.registry import EnvRequest
 from ..errors import CheckpointError
 from ..preprocessing import Preprocessing
-from ..run_folder import described
 from ..schemas import PolicySettings
 from .depth_inputs import PointView
 from .depth_networks import DepthPatches, PointNetwork
@@ -190,7 +189,7 @@ class Visuomotor(nn.Module):
             pictures=self.pictures,
             view=None if self.view is None else self.view.arguments(),
             depth_head=self.depth_head,
-            policy=described(self.settings),
+            policy=asdict(self.settings),
             encoder=None if encoder is None else asdict(encoder),
             environment=asdict(request),
         )

@@ -20,7 +20,7 @@ from pixio_robot.policies.demos import DemoSet
 from pixio_robot.policies.runs import run_evaluate, run_train_bc
 from pixio_robot.policies.visuomotor import load_policy
 from pixio_robot.progress import Progress
-from pixio_robot.run_folder import described, settings_digest
+from pixio_robot.run_folder import settings_digest
 from pixio_robot.schemas import EmbeddingSettings, Evaluate, PolicySettings, TrainBC
 
 CPU = torch.device("cpu")
@@ -69,16 +69,15 @@ def test_the_loss_is_the_mean_over_actions_that_there_are(toy_demos: DemoSet) ->
 
 
 def test_a_chunk_of_one_is_what_it_always_was(toy_demos: DemoSet) -> None:
-    """Same loss and gradient as plain regression, and as the rule for chunks; same identity of runs and files."""
+    """Same loss and gradient as plain regression, and as the rule for chunks; another chunk is another run."""
     batches, policy = _batches(toy_demos, 1)
     rows = torch.arange(40)
     loss, count = batches.loss(policy, rows, F.mse_loss)
     assert count == 40 and torch.equal(loss, F.mse_loss(batches.predict(policy, rows), batches.actions[rows]))
     assert batches.data.within.all() and np.array_equal(batches.data.chunks[:, 0], np.arange(len(batches.actions)))
     plain = TrainBC(demos="demos.hdf5")
-    assert "chunk" not in described(plain)["policy"] and "execute" not in described(Evaluate(checkpoint="x"))
     other = replace(plain, policy=PolicySettings(chunk=2))
-    assert described(other)["policy"]["chunk"] == 2 and settings_digest(other) != settings_digest(plain)
+    assert settings_digest(other) != settings_digest(plain)
 
 
 def test_it_learns_several_steps_ahead(toy_file: Path) -> None:

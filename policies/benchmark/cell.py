@@ -17,7 +17,7 @@ from ...errors import CheckpointError
 from ...hardware import choose_device, choose_precision
 from ...memory import PeakMemory
 from ...progress import Progress
-from ...run_folder import described, digest, read_json, write_json
+from ...run_folder import digest, read_json, write_json
 from ...schemas import HELD_OUT_SEED
 from ..bc import train_bc
 from ..cache import TokenCache
@@ -58,7 +58,7 @@ class Cell:
         """The folder's name: readable, and different for different settings."""
         encoder = Path(self.encoder).stem if self.encoder.endswith((".safetensors", ".pth")) else self.encoder
         words = "-".join(str(each) for each in (self.task, encoder, self.fusion, self.seed) if each != "")
-        settings = digest(asdict(self), described(self.learning), asdict(self.limits))
+        settings = digest(asdict(self), asdict(self.learning), asdict(self.limits))
         return f"{re.sub(r'[^A-Za-z0-9_]+', '-', words)}-{settings[:8]}"
 
     @property
