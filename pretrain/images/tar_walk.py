@@ -38,7 +38,7 @@ class TarWalk:
             file.seek(self._start)
             archive = tarfile.TarFile(fileobj=file)
             while (member := archive.next()) is not None:
-                archive.members = []  # tarfile keeps them all, and there may be millions
+                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps them all, and there may be millions
                 regular = member.type in _FILES and not member.issparse()
                 if member.size < 0 or (regular and member.offset_data + member.size > end):
                     return
