@@ -17,8 +17,8 @@ import numpy as np
 from timing import Section, cells, compare, in_turns, markdown, per_second
 
 if TYPE_CHECKING:
-    from pixio_robot.policies.demos import DemoSet
-    from pixio_robot.schemas import PolicySettings
+    from pixio_robot.datasets.robomimic import DemoSet
+    from pixio_robot.policies.settings import PolicySettings
 
 NEEDS = {"robomimic": "robomimic"}  # package: extra of pixio-robot
 DEMOS, STEPS = 32, 160  # 5120 frames, which is 20 whole batches
@@ -41,9 +41,9 @@ def measure() -> Section:
 
 
 def _measure(folder: Path) -> Section:
+    from pixio_robot.datasets.robomimic import DemoSet
     from pixio_robot.hardware import threads
-    from pixio_robot.policies.demos import DemoSet
-    from pixio_robot.schemas import PolicySettings
+    from pixio_robot.policies.settings import PolicySettings
 
     settings = PolicySettings(epochs=OUR_EPOCHS)
     demos = DemoSet(_write_demos(folder))
@@ -82,9 +82,11 @@ class Ours:
     def __init__(
         self, folder: Path, demos: "DemoSet", tokens: np.ndarray, frames: str, settings: "PolicySettings"
     ) -> None:
-        from pixio_robot.embedding import Embedder, TokenShape
-        from pixio_robot.policies.cache import TokenCache
-        from pixio_robot.schemas import EmbeddingSettings
+        from pixio_robot.policies.embedding import Embedder
+
+        from pixio_robot.datasets.token_cache import TokenCache
+        from pixio_robot.encoders.pixio import TokenShape
+        from pixio_robot.policies.settings import EmbeddingSettings
 
         folder.mkdir()
         np.save(folder / "cls.npy", tokens)
@@ -98,8 +100,7 @@ class Ours:
     def fused(self) -> np.ndarray:
         """Return the embedding of all frames without proprioception, (F, E) float32."""
         import torch
-
-        from pixio_robot.embedding import frame_indices
+        from pixio_robot.policies.embedding import frame_indices
 
         history = frame_indices(self.demos.frame_starts, self.embedder.history)  # (F, T)
         return self.embedder(torch.from_numpy(self.cache.cls[history]), None).numpy()
@@ -107,7 +108,6 @@ class Ours:
     def turn(self) -> Step:
         """Train from nothing; return the time of one step."""
         import torch
-
         from pixio_robot.policies.bc import train_bc
         from pixio_robot.policies.visuomotor import EncoderIdentity
 
@@ -133,7 +133,7 @@ class Robomimic:
     """robomimic's BC on a file, set up as its training script does."""
 
     def __init__(self, path: Path, width: int, settings: "PolicySettings") -> None:
-        from pixio_robot.torchvision_guard import declare_missing_operators
+        from pixio_robot.encoders.torchvision_guard import declare_missing_operators
 
         declare_missing_operators()
         import torch
@@ -178,8 +178,8 @@ def _quiet() -> Iterator[None]:
 
 def _write_demos(folder: Path) -> Path:
     """Write demonstrations of noise, as `collect` would."""
-    from pixio_robot.envs.demo_file import Demo, merge_demos, write_demo
-    from pixio_robot.envs.registry import EnvRequest
+    from pixio_robot.datasets.writer import Demo, merge_demos, write_demo
+    from pixio_robot.envs.registry import TaskSpec
 
     rng = np.random.default_rng(0)
     parts = []
@@ -196,7 +196,7 @@ def _write_demos(folder: Path) -> Path:
         )
         parts.append(folder / f"part-{index}.hdf5")
         write_demo(parts[-1], demo)
-    merge_demos(folder / "demos.hdf5", parts, [], EnvRequest("toy/reach"), ("none",), {})
+    merge_demos(folder / "demos.hdf5", parts, [], TaskSpec("toy/reach"), ("none",), {})
     return folder / "demos.hdf5"
 
 

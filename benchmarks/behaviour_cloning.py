@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pixio_robot.envs.registry import EnvRequest
+from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.metrics import EpisodeRecord, mcnemar, read_episodes, resampled, success_rate
 from pixio_robot.policies.collect import collect
+from pixio_robot.policies.commands import Evaluate, TrainBC
 from pixio_robot.policies.runs import run_evaluate, run_train_bc
-from pixio_robot.progress import Progress
-from pixio_robot.schemas import Evaluate, PolicySettings, TrainBC
+from pixio_robot.policies.settings import PolicySettings
 
 TASKS = ("button-press-topdown", "hammer", "assembly", "bin-picking")
 EPISODES = 25  # of a cell
@@ -33,9 +33,9 @@ def run_cell(out: Path, task: str, encoder: str, seed: int, envs: int) -> None:
     command.cache, command.embedding.fusion = str(out / "cache"), fusion or "mean"
     if encoder == "cnn":
         command.policy = END_TO_END
-    _, result = run_train_bc(command, Progress())
+    _, result = run_train_bc(command)
     judged = Evaluate(checkpoint=str(result.last), episodes=EPISODES, envs=envs, videos=False, out=str(cell / "eval"))
-    run_evaluate(judged, Progress())
+    run_evaluate(judged)
 
 
 def name_of(task: str, encoder: str, seed: int) -> str:
@@ -97,7 +97,7 @@ def main() -> None:
     asked = parser.parse_args()
     observe = ("rgb", "proprio", "state")
     for task in asked.tasks:
-        request = EnvRequest(f"metaworld/{task}", observe, render=asked.render, horizon=asked.horizon)
+        request = TaskSpec(f"metaworld/{task}", observe, render=asked.render, horizon=asked.horizon)
         collect(request, demos=25, valid=3, first_seed=0, out=asked.out / f"{task}.hdf5", workers=asked.workers)
         for encoder in asked.encoders:
             for seed in asked.seeds:

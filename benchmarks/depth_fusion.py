@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 nice python benchmarks/depth_fusion.py --out runs/depth_fusion
 
 Two tasks, depth exact and as a D435 measures it, three training seeds, every policy on the same starts. Small on
-purpose: the bundled encoder on small pictures, one frame, few demonstrations and epochs. What is finished is not done
+purpose: the bundled encoder on small images, one frame, few demonstrations and epochs. What is finished is not done
 again; the tables, of what is there so far, are printed at the end and by ``--only-table``.
 """
 
@@ -13,16 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from pixio_robot.backbones import load_encoder, save_encoder
+from pixio_robot.encoders.load import load_encoder, save_encoder
 from pixio_robot.envs.rendering import use_headless_gl
 from pixio_robot.metrics import EpisodeRecord, mcnemar, read_episodes, resampled, success_rate
+from pixio_robot.policies.commands import Collect, Evaluate, TrainBC
 from pixio_robot.policies.runs import run_collect, run_evaluate, run_train_bc
+from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
+from pixio_robot.pretrain.commands import Probe
 from pixio_robot.pretrain.probes.runs import run_probe
-from pixio_robot.pretrain_schemas import DenseSettings, Probe
-from pixio_robot.progress import Progress
-from pixio_robot.schemas import Collect, EmbeddingSettings, Evaluate, PolicySettings, TrainBC
+from pixio_robot.pretrain.settings import DenseSettings
 
-SIDE = 128  # of the pictures, for the encoder too [px]
+SIDE = 128  # of the images, for the encoder too [px]
 SENSORS = ("exact", "d435")
 FUSIONS = {"(a) patches": "patches", "(b) late": "late", "(c) points": "points", "(d) channels": "channels"}
 PREDICTED = "(e) predicted, late"
@@ -65,12 +66,12 @@ def demonstrations(out: Path, plan: Plan, sensor: str) -> Path:
     path = out / f"{plan.name}-{sensor}.hdf5"
     if not path.is_file():
         command = Collect(plan.task, plan.demos, valid=0, render="fast", obs="rgbd", depth_sensor=sensor)
-        run_collect(replace(command, image_size=SIDE, horizon=plan.horizon, workers=1, out=str(path)), Progress())
+        run_collect(replace(command, image_size=SIDE, horizon=plan.horizon, workers=1, out=str(path)))
     return path
 
 
 def small_encoder(out: Path) -> Path:
-    """Write the bundled encoder for small pictures."""
+    """Write the bundled encoder for small images."""
     path = out / f"ti-{SIDE}.safetensors"
     if not path.is_file():
         backbone = load_encoder("pixio-robot-ti")
@@ -86,7 +87,7 @@ def depth_head(out: Path, plan: Plan) -> Path:
     if not list((folder / "heads").glob("depth_dpt-*.safetensors")):
         images = str(demonstrations(out, plan, "exact"))
         settings = dict(encoder=str(small_encoder(out)), images=images, probes=["depth_dpt"], dense=HEAD, device="cpu")
-        run_probe(Probe(**settings, out=str(folder), cache=str(out / "cache")), Progress())
+        run_probe(Probe(**settings, out=str(folder), cache=str(out / "cache")))
     return next((folder / "heads").glob("depth_dpt-*.safetensors"))
 
 
@@ -116,9 +117,9 @@ def run_cell(out: Path, plan: Plan, row: str, sensor: str, seed: int) -> None:
         cache=str(out / "cache"),
         out=str(cell),
     )
-    _, result = run_train_bc(replace(command, device="cpu"), Progress())
+    _, result = run_train_bc(replace(command, device="cpu"))
     judged = Evaluate(checkpoint=str(result.last), episodes=plan.episodes, envs=1, videos=False, out=str(cell / "eval"))
-    run_evaluate(replace(judged, device="cpu"), Progress())
+    run_evaluate(replace(judged, device="cpu"))
 
 
 def episodes(out: Path, plan: Plan, row: str, sensor: str, seeds: list[int]) -> list[list[EpisodeRecord]]:

@@ -17,9 +17,9 @@ def measure() -> Section:
     """Compare at every precision and batch; refuse if the two networks do not compute the same."""
     import torch
 
-    from pixio_robot.backbones import export_transformers, load_encoder
+    from pixio_robot.encoders.load import export_transformers, load_encoder
+    from pixio_robot.encoders.torchvision_guard import declare_missing_operators
     from pixio_robot.hardware import autocast, choose_device, threads
-    from pixio_robot.torchvision_guard import declare_missing_operators
 
     declare_missing_operators()
     from transformers import PixioModel

@@ -1,4 +1,4 @@
-"""Batched evaluation against one environment whose pictures are encoded one at a time.
+"""Batched evaluation against one environment whose images are encoded one at a time.
 
 Worker processes import this file again: nothing heavy above the functions.
 """
@@ -19,16 +19,16 @@ def measure() -> Section:
     """Run the same episodes with the same policy both ways, in turns."""
     import torch
 
-    from pixio_robot.backbones import load_encoder
-    from pixio_robot.embedding import Embedder
-    from pixio_robot.envs.registry import EnvRequest
+    from pixio_robot.encoders.load import load_encoder
+    from pixio_robot.envs.registry import TaskSpec
     from pixio_robot.envs.rollout import BatchRollout, default_width, plan_episodes
     from pixio_robot.policies.agent import Agent
+    from pixio_robot.policies.embedding import Embedder
+    from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
     from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, Visuomotor
-    from pixio_robot.schemas import EmbeddingSettings, PolicySettings
 
     logging.getLogger("pixio_robot").setLevel(logging.ERROR)  # random weights are what we want here
-    request = EnvRequest(TASK, render=RENDER, horizon=HORIZON)
+    request = TaskSpec(TASK, render=RENDER, horizon=HORIZON)
     plans = plan_episodes(request, EPISODES, first_seed=10_000)
     began = perf_counter()
     env = request.make()
@@ -63,17 +63,17 @@ def measure() -> Section:
         )
     env.close()
     how = (
-        f"The same {EPISODES} episodes of {TASK}, {HORIZON} steps each, pictures of quality {RENDER!r} at 256x256, "
+        f"The same {EPISODES} episodes of {TASK}, {HORIZON} steps each, images of quality {RENDER!r} at 256x256, "
         f"encoder {ENCODER}, an untrained policy. Ours: `BatchRollout`, {width} environments in worker processes that "
         "draw with one thread each, one encoder call for all of them. Theirs: one environment in the process, a plain "
-        "loop that encodes one picture a step; drawing and encoder use all cores. Environment steps a second, "
+        "loop that encodes one image a step; drawing and encoder use all cores. Environment steps a second, "
         f"start-up left out: it takes {starting_many:.1f} s for the workers, {starting_one:.1f} s for one environment."
     )
     total = steps * (PAIRS + 1)
     notes = [
         "Milliseconds an environment step, by what they go to. Rendering and physics of workers that "
         "run side by side count once, as their mean. Drawing overlaps with drawing but not with encoding, which needs "
-        "the pictures first: the gain ends where the cores are busy or encoding fills the clock.",
+        "the images first: the gain ends where the cores are busy or encoding fills the clock.",
         "\n".join(
             [
                 _spent("one environment", {**env.seconds, **one.seconds}, clocks["theirs"], total, cores),

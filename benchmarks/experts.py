@@ -10,18 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from pixio_robot.envs.registry import EnvRequest, new_task
+from pixio_robot.cortexbench.protocol import SUCCESS, score_scale
+from pixio_robot.envs.registry import TaskSpec, new_task
 from pixio_robot.envs.rollout import in_workers, plan_episodes, run_expert
 from pixio_robot.metrics import mean_score, success_rate
-from pixio_robot.policies.benchmark.protocol import SUCCESS, score_scale
-from pixio_robot.schemas import HELD_OUT_SEED
+from pixio_robot.policies.settings import HELD_OUT_SEED
 
 
 def line_of(name: str, episodes: int, experts: str | None, workers: int) -> str:
     """Return what an expert reaches, as words."""
     task, _, steps = name.partition("@")
     suite, own = task.split("/")[0], new_task(task).horizon
-    request = EnvRequest(task, observe=("proprio",), horizon=int(steps or own))
+    request = TaskSpec(task, observe=("proprio",), horizon=int(steps or own))
     file = str(Path(experts) / f"{task.split('/')[1]}-v0.pickle") if experts and suite == "adroit" else None
     plans = plan_episodes(request, episodes, HELD_OUT_SEED)
     rows = [row for _, row in in_workers(partial(run_expert, request, expert=file), plans, workers)]

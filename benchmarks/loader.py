@@ -1,6 +1,6 @@
 """Reading, decoding and cropping images for pre-training: ours against Pillow, alone and behind webdataset.
 
-``python benchmarks/loader.py [SHARD ...]`` takes real shards instead of made-up pictures.
+``python benchmarks/loader.py [SHARD ...]`` takes real shards instead of made-up images.
 """
 
 import io
@@ -16,17 +16,17 @@ import numpy as np
 from timing import Section, cells, compare, in_turns, markdown, per_second, seconds
 
 NEEDS = {"webdataset": "dev"}  # package: extra of pixio-robot
-COUNT, HEIGHT, WIDTH, QUALITY, GRAIN = 128, 375, 500, 90, 14  # pictures of a turn; their size [px]; noise [levels]
+COUNT, HEIGHT, WIDTH, QUALITY, GRAIN = 128, 375, 500, 90, 14  # images of a turn; their size [px]; noise [levels]
 SIZE, SCALE, RATIO = 256, (0.2, 1.0), (3 / 4, 4 / 3)
 PAIRS = 9
 
 
 def measure(shards: Sequence[str] = ()) -> Section:
-    """Compare on pictures made up in a temporary folder, or on `shards`."""
+    """Compare on images made up in a temporary folder, or on `shards`."""
     with tempfile.TemporaryDirectory() as folder:
         if shards:
-            return _measure(Path(folder), list(shards), "pictures of the shards given")
-        return _measure(Path(folder), [str(_write_shard(Path(folder)))], f"drawn pictures of {WIDTH}x{HEIGHT}")
+            return _measure(Path(folder), list(shards), "images of the shards given")
+        return _measure(Path(folder), [str(_write_shard(Path(folder)))], f"drawn images of {WIDTH}x{HEIGHT}")
 
 
 def _measure(folder: Path, shards: list[str], what: str) -> Section:
@@ -118,22 +118,22 @@ def _pillow_crop(data: bytes, generator: np.random.Generator) -> np.ndarray:
 
 
 def _write_shard(folder: Path) -> Path:
-    """Write drawn pictures with grain, as large as photographs in bytes, too."""
+    """Write drawn images with grain, as large as photographs in bytes, too."""
     from PIL import Image
 
     from pixio_robot.pretrain.images.procedural import draw
 
     generator = np.random.default_rng(0)
-    with tarfile.open(folder / "pictures.tar", "w") as archive:
+    with tarfile.open(folder / "images.tar", "w") as archive:
         for number in range(COUNT):
-            picture = draw(0, number, WIDTH)[:HEIGHT].astype(np.float32)
-            picture += generator.normal(0, GRAIN, (HEIGHT, WIDTH, 1))
+            frame = draw(0, number, WIDTH)[:HEIGHT].astype(np.float32)
+            frame += generator.normal(0, GRAIN, (HEIGHT, WIDTH, 1))
             buffer = io.BytesIO()
-            Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=QUALITY)
+            Image.fromarray(np.clip(frame, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=QUALITY)
             info = tarfile.TarInfo(f"{number:04d}.jpg")
             info.size = buffer.tell()
             archive.addfile(info, io.BytesIO(buffer.getvalue()))
-    return folder / "pictures.tar"
+    return folder / "images.tar"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How well frozen class tokens tell where things are: ``python benchmarks/places.py ENCODER [ENCODER ...]``
 
-For each task, 400 pictures at random moments of its expert's disturbed episodes, each with another placement; ridge
+For each task, 400 images at random moments of its expert's disturbed episodes, each with another placement; ridge
 regression from tokens to the first object's position on 300 of them, and on 25, as few as cloning has, twelve times;
 R squared on the others. Minutes instead of the hours that cloning takes, and blind to all that it needs besides.
 """
@@ -12,30 +12,30 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pixio_robot.backbones import Backbone, load_encoder
+from pixio_robot.encoders.load import Backbone, load_encoder
 from pixio_robot.envs.registry import new_task
 from pixio_robot.envs.rendering import use_headless_gl
 
 TASKS = ("button-press-topdown", "hammer", "assembly", "bin-picking")
-PICTURES, TRAINING, FEW = 400, 300, 25
+IMAGES, TRAINING, FEW = 400, 300, 25
 OBJECT = slice(4, 7)  # in MetaWorld's state: x, y, z of the first object [m]
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 
 
 def moments_of(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return pictures (N, 256, 256, 3) uint8 and the object's position (N, 3) [m]; kept in ``runs/places``."""
+    """Return images (N, 256, 256, 3) uint8 and the object's position (N, 3) [m]; kept in ``runs/places``."""
     file = Path(f"runs/places/{name}.npz")
     if not file.is_file():
         use_headless_gl()
         task, rng = new_task(f"metaworld/{name}"), np.random.default_rng(5)
         view = task.view(task.cameras[0], 256, "fast")
         images, places = [], []
-        for _ in range(PICTURES):
+        for _ in range(IMAGES):
             task.reset(rng)
             for _ in range(rng.integers(0, 70)):
                 task.step(np.clip(task.expert_action() + rng.normal(0, 0.3, task.action_dim), -1, 1))
-            images.append(view.rgb(task.data))
-            places.append(task.known_state()[OBJECT].copy())
+            images.append(view.rgb())
+            places.append(task.privileged_state()[OBJECT].copy())
         view.close()
         file.parent.mkdir(parents=True, exist_ok=True)
         np.savez(file, images=np.stack(images), places=np.stack(places))

@@ -249,11 +249,9 @@ def _our_step(device: "torch.device", case: Case, side: Side, precision: str) ->
     import torch
 
     from pixio_robot.hardware import autocast
-    from pixio_robot.pretrain.guard import Guard
     from pixio_robot.pretrain.masking import PatchMask, mask_shape
-    from pixio_robot.pretrain.optim import new_optimizer
-    from pixio_robot.pretrain.train import clip_gradients
-    from pixio_robot.pretrain_schemas import Pretrain
+    from pixio_robot.training.guard import Guard
+    from pixio_robot.training.optim import clip_gradients, new_optimizer, weight_decay_groups
 
     model = _ours(case, side.pixio).to(device).train()
     if side.compile is not None:
@@ -261,9 +259,7 @@ def _our_step(device: "torch.device", case: Case, side: Side, precision: str) ->
             for block in part.blocks:
                 block.compile(dynamic=False, mode=side.compile)
     shape = mask_shape((case.size // case.patch,) * 2, 0.75, case.block if side.pixio else 1)
-    optimizer = new_optimizer(model, Pretrain(images=""), device)
-    for group in optimizer.param_groups:
-        group["lr"] = 1e-4
+    optimizer = new_optimizer(weight_decay_groups(model, 0.05), "adamw", device, lr=1e-4, betas=(0.9, 0.95))
     guard = Guard(optimizer, device, 0)
     pixels = torch.randn(case.batch, 3, case.size, case.size, device=device)
 
@@ -275,7 +271,7 @@ def _our_step(device: "torch.device", case: Case, side: Side, precision: str) ->
                 mask = PatchMask.from_noise(torch.rand(len(part), shape.blocks, device=device), shape)
                 loss = model(part, mask).loss / side.passes
             loss.backward()
-        guard.step(clip_gradients(model, 1.0), 0)
+        guard.step(clip_gradients(model.parameters(), 1.0), 0)
 
     return step
 
@@ -302,7 +298,7 @@ def _their_step(device: "torch.device", case: Case, side: Side, precision: str) 
 
 
 def _ours(case: Case, pixio: bool) -> "MaskedAutoencoder":
-    from pixio_robot.encoder import PixioEncoder
+    from pixio_robot.encoders.pixio import PixioEncoder
     from pixio_robot.pretrain.decoder import PixelDecoder
     from pixio_robot.pretrain.mae import MaskedAutoencoder
 

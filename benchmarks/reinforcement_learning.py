@@ -1,7 +1,7 @@
 """SAC with the encoder outside of the learner against SAC with it as stable-baselines3's features extractor.
 
 Theirs is what stable-baselines3's guide to custom extractors gives: a frozen encoder in a `BaseFeaturesExtractor`,
-pictures in the replay buffer. Child processes run this file again: nothing heavy above the functions.
+images in the replay buffer. Child processes run this file again: nothing heavy above the functions.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import numpy as np
 from timing import Section, cells, compare, in_turns, markdown, per_second, seconds
 
 NEEDS = {"stable_baselines3": "rl"}  # package: extra of pixio-robot
-TASK, SIDE, ENCODER = "toy/reach", 128, "random:ti:0"  # pictures are 128 px in both buffers, 256 px in the encoder
+TASK, SIDE, ENCODER = "toy/reach", 128, "random:ti:0"  # images are 128 px in both buffers, 256 px in the encoder
 BATCH, WARMUP, STEPS, PAIRS = 8, 20, 4, 3
 CAPACITY = 1000  # steps of the buffers whose memory is compared
 
@@ -58,10 +58,10 @@ def measure() -> Section:
     ]
     return Section(
         "SAC on tokens",
-        f"{TASK}, one environment in this process, pictures of {SIDE} px, {ENCODER} frozen, one frame and "
+        f"{TASK}, one environment in this process, images of {SIDE} px, {ENCODER} frozen, one frame and "
         f"proprioception, mean of the class tokens, 2 x 256, one gradient step of {BATCH} an environment step. Ours: "
         "`EmbeddedVecEnv`, tokens in the buffer. Theirs: stable-baselines3's SAC with the encoder as features "
-        "extractor, pictures in the buffer. Peak memory is each in a process of its own, everything it loads included.",
+        "extractor, images in the buffer. Peak memory is each in a process of its own, everything it loads included.",
         rows=rows,
     )
 
@@ -73,21 +73,22 @@ def _megabytes(size: float) -> str:
 def _ours() -> Any:
     import torch
 
-    from pixio_robot.backbones import load_encoder
-    from pixio_robot.envs.registry import EnvRequest
+    from pixio_robot.encoders.load import load_encoder
+    from pixio_robot.envs.registry import TaskSpec
     from pixio_robot.policies.agent import Perception
     from pixio_robot.policies.bc import new_policy
     from pixio_robot.policies.rl.embedded_env import EmbeddedVecEnv
     from pixio_robot.policies.rl.learner import head_settings, new_learner
+    from pixio_robot.policies.rl.settings import AlgorithmSettings
     from pixio_robot.policies.rl.task_vec_env import TaskVecEnv
-    from pixio_robot.schemas import AlgorithmSettings, EmbeddingSettings
+    from pixio_robot.policies.settings import EmbeddingSettings
 
     backbone, cpu = load_encoder(ENCODER), torch.device("cpu")
     settings = AlgorithmSettings(batch=BATCH, buffer=CAPACITY, warmup=WARMUP, normalise=False)
     widths = {"actions": 3, "proprio": 3}
     embedding = EmbeddingSettings(frames="single")
     policy = new_policy(backbone.token_shape, embedding, widths, head_settings(settings, False), 0)
-    tasks = TaskVecEnv(EnvRequest(TASK, image_size=SIDE, render="fast"), 1, 0, processes=False)
+    tasks = TaskVecEnv(TaskSpec(TASK, image_size=SIDE, render="fast"), 1, 0, processes=False)
     venv = EmbeddedVecEnv(tasks, Perception(policy, backbone, "fp32", cpu))
     return new_learner(settings, venv, policy, normalise=False, seed=0, device=cpu)
 
@@ -98,7 +99,7 @@ def _theirs() -> Any:
     from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
     from torch import Tensor
 
-    from pixio_robot.backbones import load_encoder
+    from pixio_robot.encoders.load import load_encoder
     from pixio_robot.envs.registry import make
 
     class Encoder(BaseFeaturesExtractor):

@@ -27,7 +27,7 @@ def measure(run: Path) -> Section:
             work[what] = work.get(what, 0.0) + share * stage["seconds"]
     rows.append(("all", f"{total:.0f} s", "100%", _listed({what: time / total for what, time in work.items()})))
     how = (
-        f"One quickstart run, {result['title']}, encoder {result['encoder']}, pictures of quality "
+        f"One quickstart run, {result['title']}, encoder {result['encoder']}, images of quality "
         f"{result['render']!r}, peak memory {result['peak_memory_mb']} MB. What workers do side by side counts "
         "once, as their mean; starting processes, videos and files are in the seconds but in no share."
     )

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 def build(case: "Case") -> Any:
     """Return a network of the sizes of `case`, with sdpa attention."""
-    from pixio_robot.torchvision_guard import declare_missing_operators
+    from pixio_robot.encoders.torchvision_guard import declare_missing_operators
 
     declare_missing_operators()
     from transformers import ViTMAEConfig, ViTMAEForPreTraining

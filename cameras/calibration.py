@@ -1,11 +1,12 @@
-"""Intrinsics from views of a ChArUco board, and where the camera sits on the robot, both with their errors, by OpenCV.
+"""Intrinsics from views of a ChArUco board and hand-eye calibration, both with their errors, by OpenCV.
 
 Shapes: V views, n corners of a view.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,26 @@ import cv2
 import numpy as np
 
 from ..errors import BadInput, DataError, PixioError, UnknownName, closest
+from ..files import replacing
+from ..progress import Bar, stage
+from .camera import Camera
 from .frame import Intrinsics
 
-_LEAST_CORNERS = 6  # of a view
-_LEAST_VIEWS = 4
-_LEAST_TURN = 5.0  # about each of two axes, between two views of hand-eye [degrees]
+_MIN_CORNERS = 6  # of a view
+_MIN_VIEWS = 4
+_MIN_ROTATION = 5.0  # about each of two axes, between two views of hand-eye [degrees]
 _MODELS = {
     "opencv": 0,
     "rational": cv2.CALIB_RATIONAL_MODEL,
     "none": cv2.CALIB_ZERO_TANGENT_DIST | cv2.CALIB_FIX_K1 | cv2.CALIB_FIX_K2 | cv2.CALIB_FIX_K3,
 }
+_PRINTED_SQUARE = 120  # side of a printed board's squares [px]
 _MOUNTINGS = ("hand", "base")
 
 
 @dataclass(frozen=True)
 class Board:
-    """A ChArUco board: squares across and down, their side, the side of the markers [m], OpenCV's dictionary."""
+    """A ChArUco board: squares per row and column, sides of squares and markers [m], OpenCV's dictionary."""
 
     columns: int = 8
     rows: int = 6
@@ -54,55 +59,67 @@ class Board:
         return cv2.aruco.CharucoBoard((self.columns, self.rows), self.square, self.marker, dictionary)
 
     def draw(self, square: int) -> np.ndarray:
-        """Return the board as a grey picture with squares of so many pixels and a margin of one, uint8."""
+        """Return the board as a grey image, uint8, with squares of `square` [px] and a margin of half a square."""
         size = ((self.columns + 1) * square, (self.rows + 1) * square)
         return self.make().generateImage(size, marginSize=square // 2)
 
+    def write(self, path: Path) -> None:
+        """Write the board as a PNG to print.
+
+        Raises:
+            BadInput: for another kind of file.
+        """
+        if path.suffix.lower() != ".png":
+            raise BadInput(f"board={path}: the board is written without loss; give the name of a .png")
+        data = cv2.imencode(".png", self.draw(_PRINTED_SQUARE))[1]
+        with replacing(path) as temporary:
+            temporary.write_bytes(data.tobytes())
+
 
 @dataclass(frozen=True)
-class Calibrated:
-    """What a calibration found."""
+class CalibrationResult:
+    """The result of a calibration."""
 
     intrinsics: Intrinsics
-    error: float  # root mean square distance of corners from where they should be [px]
-    view_errors: list[float]  # of each used view [px]
-    used: list[int]  # numbers of the views in which the board was found
+    error: float  # root mean square reprojection error [px]
+    view_errors: list[float]  # root mean square reprojection error of each used view [px]
+    used: list[int]  # indices of the views in which the board was found
     board_to_camera: np.ndarray  # (V, 4, 4) of the used views [m]
-    covered: float  # share of the picture, in a grid of 8 x 8, that held a corner
+    covered: float  # share of the cells of an 8 x 8 grid over the image that had a corner
 
 
-def calibrate(pictures: Sequence[np.ndarray], board: Board, model: str = "opencv") -> Calibrated:
-    """Find intrinsics from pictures of the board.
+def calibrate(frames: Sequence[np.ndarray], board: Board, model: str = "opencv") -> CalibrationResult:
+    """Find intrinsics from frames of the board.
 
     Args:
-        pictures: (H, W, 3) uint8 RGB of one size.
+        frames: (H, W, 3) uint8 RGB of one size.
         model: "opencv" (5 coefficients), "rational" (8) or "none".
 
     Raises:
-        DataError: if the board is found in fewer than 4 pictures.
-        BadInput: if the pictures have several sizes.
+        DataError: if the board is found in fewer than 4 frames.
+        BadInput: if the frames have several sizes.
         UnknownName: for another model.
     """
     if model not in _MODELS:
         raise UnknownName(f"no lens model {model!r}{closest(model, _MODELS)}; there are: {', '.join(_MODELS)}")
-    if len(sizes := {picture.shape[:2] for picture in pictures}) > 1:
-        there = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
-        raise BadInput(f"a calibration is of one picture size; these have {there}")
+    if len(sizes := {image.shape[:2] for image in frames}) > 1:
+        listed = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
+        raise BadInput(f"all images of a calibration must have one size; these have {listed}")
     made = board.make()
     detector = cv2.aruco.CharucoDetector(made)
     found: list[tuple[int, np.ndarray, np.ndarray]] = []
-    for number, picture in enumerate(pictures):
-        corners, ids, _, _ = detector.detectBoard(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))
-        if ids is not None and len(ids) >= _LEAST_CORNERS:
+    for number, image in enumerate(frames):
+        corners, ids, _, _ = detector.detectBoard(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
+        if ids is not None and len(ids) >= _MIN_CORNERS:
             here = made.getChessboardCorners()[ids[:, 0]]
-            if np.linalg.matrix_rank(here[:, :2] - here[0, :2]) == 2:  # corners on one line say nothing
+            if np.linalg.matrix_rank(here[:, :2] - here[0, :2]) == 2:  # corners on one line do not constrain the camera
                 found.append((number, here, corners[:, 0]))
-    if len(found) < _LEAST_VIEWS:
+    if len(found) < _MIN_VIEWS:
         raise DataError(
-            f"the board was found in {len(found)} of {len(pictures)} pictures, {_LEAST_VIEWS} are needed; check "
-            "columns, rows and dictionary, light and focus, and let it fill the picture at several angles"
+            f"the board was found in {len(found)} of {len(frames)} frames, {_MIN_VIEWS} are needed; check "
+            "columns, rows and dictionary, light and focus, and let it fill the image at several angles"
         )
-    height, width = pictures[0].shape[:2]
+    height, width = frames[0].shape[:2]
     objects, images = [each[1] for each in found], [each[2] for each in found]
     start: Any = None
     error, matrix, coefficients, turns, shifts, _, _, view_errors = cv2.calibrateCameraExtended(
@@ -116,31 +133,31 @@ def calibrate(pictures: Sequence[np.ndarray], board: Board, model: str = "opencv
     cells = np.concatenate(images) * (8 / width, 8 / height)
     covered = len({tuple(cell) for cell in cells.astype(int).tolist()}) / 64
     errors = [float(each) for each in view_errors.ravel()]
-    return Calibrated(known, float(error), errors, [each[0] for each in found], poses, covered)
+    return CalibrationResult(known, float(error), errors, [each[0] for each in found], poses, covered)
 
 
 @dataclass(frozen=True)
 class HandEye:
-    """Where the camera is."""
+    """The pose of the camera on the robot."""
 
-    camera_pose: np.ndarray  # (4, 4) from points in the camera to the gripper (or the base, if it stands there) [m]
-    turn_error: float  # median disagreement between views [degrees]
-    shift_error: float  # [m]
+    camera_pose: np.ndarray  # (4, 4) from points in the camera to the gripper, or to the base for a fixed camera [m]
+    rotation_error: float  # median disagreement between views [degrees]
+    translation_error: float  # median disagreement between views [m]
 
 
 def hand_eye(board_to_camera: np.ndarray, gripper_to_base: np.ndarray, mounting: str = "hand") -> HandEye:
-    """Find the camera on the hand, or beside the robot looking at a board in the hand.
+    """Find the pose of a camera on the hand, or of a fixed camera that observes a board in the hand.
 
-    The error is how far the views disagree about what must stand still: the board in the base, or on the gripper.
+    The error is the disagreement between views about a constant pose: that of the board in the base, or on the gripper.
 
     Args:
         board_to_camera: (V, 4, 4) of `calibrate` [m].
-        gripper_to_base: (V, 4, 4) from the robot, at the same moments [m].
+        gripper_to_base: (V, 4, 4) of the robot, at the same times [m].
         mounting: "hand" or "base".
 
     Raises:
-        PixioError: if this OpenCV cannot.
-        DataError: if there are too few poses, or they do not turn about two axes.
+        PixioError: if this version of OpenCV cannot.
+        DataError: if there are too few poses, or they do not rotate about two axes.
         UnknownName: for another mounting.
     """
     if mounting not in _MOUNTINGS:
@@ -152,29 +169,29 @@ def hand_eye(board_to_camera: np.ndarray, gripper_to_base: np.ndarray, mounting:
             f"hand-eye needs at least 3 views with a pose each; got {len(board_to_camera)} and {len(gripper_to_base)}"
         )
     moved = gripper_to_base if mounting == "hand" else np.linalg.inv(gripper_to_base)
-    _check_turns(np.linalg.inv(moved[0]) @ moved[1:])
+    _check_rotations(np.linalg.inv(moved[0]) @ moved[1:])
     turn, shift = cv2.calibrateHandEye(
         list(moved[:, :3, :3]), list(moved[:, :3, 3]), list(board_to_camera[:, :3, :3]), list(board_to_camera[:, :3, 3])
     )
     pose = _matrix(turn, shift)
-    still = moved @ pose @ board_to_camera  # the board, seen from what does not move
+    still = moved @ pose @ board_to_camera  # the board in the frame in which it does not move
     middle = still[int(np.argmin(np.linalg.norm(still[:, :3, 3] - np.median(still[:, :3, 3], 0), axis=1)))]
     turns = [_angle(np.linalg.inv(middle) @ each) for each in still]
     shifts = np.linalg.norm(still[:, :3, 3] - middle[:3, 3], axis=1)
     return HandEye(pose, float(np.median(turns)), float(np.median(shifts)))
 
 
-def spread(pictures: Iterable[np.ndarray], most: int) -> tuple[list[int], list[np.ndarray], int]:
-    """Choose at most so many of the pictures, evenly over all of them, and hold no more than twice as many.
+def select_evenly(frames: Iterable[np.ndarray], most: int) -> tuple[list[int], list[np.ndarray], int]:
+    """Select at most `most` of the frames, evenly spaced; at most twice as many are in memory.
 
     Returns:
-        the numbers of the chosen, the chosen, and how many there were.
+        the indices of the selected frames, the frames, and the number of all frames.
     """
     held: list[tuple[int, np.ndarray]] = []
     step, count = 1, 0
-    for picture in pictures:
+    for image in frames:
         if count % step == 0:
-            held.append((count, picture.copy()))
+            held.append((count, image.copy()))
         if len(held) > 2 * most:
             step, held = 2 * step, held[::2]
         count += 1
@@ -182,31 +199,71 @@ def spread(pictures: Iterable[np.ndarray], most: int) -> tuple[list[int], list[n
     return [held[place][0] for place in places], [held[place][1] for place in places], count
 
 
+def calibrate_camera(
+    camera: Camera, board: Board, model: str, views: int, poses: np.ndarray | None = None, mounting: str = "hand"
+) -> tuple[CalibrationResult, HandEye | None]:
+    """Calibrate from the images of a camera, and find its pose on the robot if poses are given.
+
+    Args:
+        camera: open or not; it is closed afterwards. Of a live camera, ten times `views` frames are read.
+        board: the board that the images show.
+        model: lens model, as for `calibrate`.
+        views: largest number of images to use, evenly spaced.
+        poses: (frames, 4, 4) gripper to base for each frame [m]; needs a recording or a folder.
+        mounting: as for `hand_eye`.
+
+    Raises:
+        BadInput: for poses with a live camera.
+        DataError: if the number of poses is not that of the images, or as `calibrate` and `hand_eye`.
+    """
+    with camera:
+        if poses is not None and camera.spec.live:
+            raise BadInput(
+                f"robot= has one pose per image, but the images of a live camera ({camera.spec.name}) cannot be "
+                "matched to poses; record them with: pixio-robot record, and calibrate the recording"
+            )
+        limit = None if camera.spec.frames else 10 * views
+        with stage(f"read {camera.spec.name}", camera.spec.frames or limit or 0) as bar:
+            chosen, images, count = select_evenly(_colour_images(camera, limit, bar), views)
+    if poses is not None and len(poses) != count:
+        raise DataError(f"robot= has {len(poses)} poses for {count} images; it must have one for each")
+    result = calibrate(images, board, model)
+    eye = None if poses is None else hand_eye(result.board_to_camera, poses[chosen][result.used], mounting)
+    return result, eye
+
+
+def _colour_images(camera: Camera, limit: int | None, bar: Bar) -> Iterator[np.ndarray]:
+    for frame in islice(camera, limit):
+        bar.advance(1)
+        if frame.rgb is not None:
+            yield frame.rgb
+
+
 def read_poses(path: Path) -> np.ndarray:
     """Return (n, 4, 4) from a .npy or .json file.
 
     Raises:
-        DataError: if the file is missing, or holds something else.
+        DataError: if the file is missing, or has other contents.
     """
     try:
         values = np.load(path) if path.suffix == ".npy" else np.array(json.loads(path.read_text()), float)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} holds no poses: {error}") from error
+        raise DataError(f"{path} has no poses: {error}") from error
     if values.shape[1:] != (4, 4) or not np.allclose(values[:, 3], (0, 0, 0, 1), atol=1e-6):
         raise DataError(
-            f"{path} must hold one pose a frame, (frames, 4, 4) with a last row of 0 0 0 1; got {values.shape}"
+            f"{path} must have one pose per frame, (frames, 4, 4) with a last row of 0 0 0 1; got {values.shape}"
         )
     return values
 
 
-def _check_turns(relative: np.ndarray) -> None:
-    """Refuse poses (n, 4, 4) that turn about fewer than two axes."""
+def _check_rotations(relative: np.ndarray) -> None:
+    """Refuse poses (n, 4, 4) that rotate about fewer than two axes."""
     turns = np.degrees([cv2.Rodrigues(np.ascontiguousarray(each[:3, :3]))[0][:, 0] for each in relative])
     axis = np.linalg.svd(turns, full_matrices=False)[2][0]
-    if np.abs(turns @ axis).max() < _LEAST_TURN:
-        raise DataError("the gripper hardly turned between the views; hand-eye needs turns about two axes or more")
-    if np.linalg.norm(turns - np.outer(turns @ axis, axis), axis=1).max() < _LEAST_TURN:
-        raise DataError("the gripper turned about one axis only; hand-eye needs turns about two axes or more")
+    if np.abs(turns @ axis).max() < _MIN_ROTATION:
+        raise DataError("the gripper hardly rotated between the views; hand-eye needs rotations about two axes or more")
+    if np.linalg.norm(turns - np.outer(turns @ axis, axis), axis=1).max() < _MIN_ROTATION:
+        raise DataError("the gripper rotated about one axis only; hand-eye needs rotations about two axes or more")
 
 
 def _matrix(turn: np.ndarray, shift: np.ndarray) -> np.ndarray:
@@ -216,5 +273,5 @@ def _matrix(turn: np.ndarray, shift: np.ndarray) -> np.ndarray:
 
 
 def _angle(matrix: np.ndarray) -> float:
-    """Return by how much a pose turns [degrees]."""
+    """Return the rotation angle of a pose [degrees]."""
     return float(np.degrees(np.linalg.norm(cv2.Rodrigues(np.ascontiguousarray(matrix[:3, :3]))[0])))

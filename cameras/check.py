@@ -1,4 +1,4 @@
-"""Whether a camera is usable: rates, gaps, skew, validity and noise from a stretch of its frames.
+"""Checks whether a camera is usable: rate, dropped frames, skew, validity and noise of some of its frames.
 
 Shapes: T frames, h height, w width of the depth map.
 """
@@ -14,21 +14,21 @@ from .camera import Camera, CameraSpec
 from .frame import Frame
 
 _NOISE_FRAMES = 30  # depth maps kept for the noise
-_SLOW = 0.8  # least share of the nominal rate
-_MISSING = 0.05  # largest share of frames that the camera may leave out
-_SKEWED = 0.1  # largest share of pairs that are too far apart
+_MIN_RATE = 0.8  # share of the nominal rate
+_MAX_MISSING = 0.05  # share of dropped frames
+_MAX_SKEWED = 0.1  # share of pairs whose skew is too large
 
 
 class Finding(NamedTuple):
-    """One line of the examination."""
+    """One line of the check."""
 
-    what: str
-    fine: bool
+    subject: str
+    ok: bool
     detail: str
 
 
 class Noise(NamedTuple):
-    """How much the depth of a scene that stands still changes from frame to frame."""
+    """The change of depth between frames of a static scene."""
 
     median: float  # of |change| at the median distance [m]
     distance: float  # the median distance [m]
@@ -36,8 +36,8 @@ class Noise(NamedTuple):
 
 
 @dataclass
-class Stretch:
-    """What was seen of a camera."""
+class Measurements:
+    """What was measured of a camera."""
 
     spec: CameraSpec
     sensor_times: list[float] = field(default_factory=list)  # [s]
@@ -46,7 +46,7 @@ class Stretch:
     invalid: list[float] = field(default_factory=list)  # share of invalid depth
     missing: int = 0
     incomplete: int = 0
-    known: bool = False  # whether intrinsics came
+    known: bool = False  # whether frames have intrinsics
     depths: list[np.ndarray] = field(default_factory=list)
 
     def add(self, frame: Frame, before: Frame | None) -> None:
@@ -66,20 +66,20 @@ class Stretch:
                 self.depths.append(frame.depth.copy())
 
 
-def observe(camera: Camera, frames: int, seconds: float) -> Stretch:
-    """Look at an open camera: at most so many frames, and of a live one at most so long [s].
+def observe(camera: Camera, frames: int, seconds: float) -> Measurements:
+    """Measure an open camera over at most `frames` frames, and a live one for at most `seconds` [s].
 
     Raises:
         CameraError: as `Camera.read`.
     """
-    stretch, before = Stretch(camera.spec), None
+    measured, before = Measurements(camera.spec), None
     end = time.monotonic() + seconds
     for frame in _some(camera, frames):
-        stretch.add(frame, before)
+        measured.add(frame, before)
         before = frame
         if camera.spec.live and time.monotonic() > end:
             break
-    return stretch
+    return measured
 
 
 def _some(frames: Iterable[Frame], count: int) -> Iterator[Frame]:
@@ -88,7 +88,7 @@ def _some(frames: Iterable[Frame], count: int) -> Iterator[Frame]:
 
 
 def depth_noise(depths: list[np.ndarray]) -> Noise | None:
-    """Return how much depth maps (h, w) [m], 0 where invalid, differ from one to the next; None of fewer than two."""
+    """Return the noise of consecutive depth maps (h, w) [m], 0 where invalid; None for fewer than two."""
     if len(depths) < 2:
         return None
     stack = np.stack(depths)
@@ -100,93 +100,93 @@ def depth_noise(depths: list[np.ndarray]) -> Noise | None:
     return Noise(float(np.median(changes)), float(np.median(stack[valid])), float((valid[1:] != valid[:-1]).mean()))
 
 
-def findings(stretch: Stretch, max_skew: float | None, max_invalid: float) -> list[Finding]:
-    """Judge a stretch.
+def findings(measured: Measurements, max_skew: float | None, max_invalid: float) -> list[Finding]:
+    """Return the findings about the measurements.
 
     Args:
-        max_skew: most that colour and depth may be apart [s]; None is half a frame period.
+        max_skew: largest time between colour and depth [s]; None is half a frame period.
         max_invalid: largest share of invalid depth.
     """
-    spec, found = stretch.spec, [_frames(stretch), _rate(stretch)]
-    if len(stretch.sensor_times) > 1:
-        found.append(_gaps(stretch))
+    spec, found = measured.spec, [_frames(measured), _rate(measured)]
+    if len(measured.sensor_times) > 1:
+        found.append(_gaps(measured))
     if spec.color_size and spec.depth_size:
-        found.append(_pairs(stretch, max_skew))
+        found.append(_pairs(measured, max_skew))
     if spec.depth_size:
-        found += _depth(stretch, max_invalid)
-    detail = "known" if stretch.known else "unknown: pixio-robot calibrate, then calibration=camera.json"
-    found.append(Finding("intrinsics", stretch.known or not spec.depth_size, detail))
+        found += _depth(measured, max_invalid)
+    detail = "known" if measured.known else "unknown: pixio-robot calibrate, then calibration=camera.json"
+    found.append(Finding("intrinsics", measured.known or not spec.depth_size, detail))
     return found
 
 
-def _frames(stretch: Stretch) -> Finding:
-    count = len(stretch.sensor_times)
-    sizes = (("colour", stretch.spec.color_size), ("depth", stretch.spec.depth_size))
+def _frames(measured: Measurements) -> Finding:
+    count = len(measured.sensor_times)
+    sizes = (("colour", measured.spec.color_size), ("depth", measured.spec.depth_size))
     what = ", ".join(f"{name} {size[1]}x{size[0]}" for name, size in sizes if size) or "neither colour nor depth"
-    return Finding("frames", count > 0, f"{count} of {stretch.spec.name}: {what}")
+    return Finding("frames", count > 0, f"{count} of {measured.spec.name}: {what}")
 
 
-def _rate(stretch: Stretch) -> Finding:
-    times, nominal = stretch.sensor_times, stretch.spec.fps
+def _rate(measured: Measurements) -> Finding:
+    times, nominal = measured.sensor_times, measured.spec.fps
     if len(times) < 2:
-        return Finding("rate", True, "one moment only, no rate")
+        return Finding("rate", True, "one frame only, no rate")
     if times[-1] <= times[0]:
-        return Finding("rate", False, f"no rate: after {len(times)} frames the camera's clock is not later")
+        return Finding("rate", False, f"no rate: the camera's clock did not advance in {len(times)} frames")
     rate = (len(times) - 1) / (times[-1] - times[0])
     gaps = np.diff(times)
-    said = f"{rate:.1f} frames a second by the camera's clock, {1000 * np.std(gaps):.1f} ms jitter"
+    detail = f"{rate:.1f} frames a second by the camera's clock, {1000 * np.std(gaps):.1f} ms jitter"
     if nominal is None:
-        return Finding("rate", True, said)
-    fine = not stretch.spec.live or rate > _SLOW * nominal
-    return Finding("rate", fine, f"{said}; nominal {nominal:.1f}")
+        return Finding("rate", True, detail)
+    ok = not measured.spec.live or rate > _MIN_RATE * nominal
+    return Finding("rate", ok, f"{detail}; nominal {nominal:.1f}")
 
 
-def _gaps(stretch: Stretch) -> Finding:
-    sent = len(stretch.sensor_times) + stretch.missing
-    share = stretch.missing / sent
-    longest = float(np.max(np.diff(stretch.arrivals)))
-    detail = f"{stretch.missing} of {sent} frames never came ({share:.1%})"
-    if not stretch.spec.numbered:
-        detail = "the source does not number its frames, so none can be missed"
-    if stretch.spec.live:
+def _gaps(measured: Measurements) -> Finding:
+    sent = len(measured.sensor_times) + measured.missing
+    share = measured.missing / sent
+    longest = float(np.max(np.diff(measured.arrivals)))
+    detail = f"{measured.missing} of {sent} frames were dropped ({share:.1%})"
+    if not measured.spec.numbered:
+        detail = "the source does not number its frames, so dropped frames cannot be counted"
+    if measured.spec.live:
         detail += f", the longest wait was {1000 * longest:.0f} ms"
-    return Finding("drops", share <= _MISSING, detail)
+    return Finding("drops", share <= _MAX_MISSING, detail)
 
 
-def _pairs(stretch: Stretch, max_skew: float | None) -> Finding:
-    if not stretch.skews:
-        return Finding("pairs", False, f"none of {stretch.incomplete} sets had both colour and depth")
+def _pairs(measured: Measurements, max_skew: float | None) -> Finding:
+    if not measured.skews:
+        return Finding("pairs", False, f"none of {measured.incomplete} frames had both colour and depth")
     limit = max_skew
     if limit is None:
-        limit = 0.5 / stretch.spec.fps if stretch.spec.fps else 0.025
-    skews = np.array(stretch.skews)
-    bad = int((skews > limit).sum()) + stretch.incomplete
-    share = bad / (len(skews) + stretch.incomplete)
+        limit = 0.5 / measured.spec.fps if measured.spec.fps else 0.025
+    skews = np.array(measured.skews)
+    bad = int((skews > limit).sum()) + measured.incomplete
+    share = bad / (len(skews) + measured.incomplete)
     detail = (
         f"colour and depth {1000 * np.median(skews):.1f} ms apart (median), {1000 * skews.max():.1f} ms at most; "
-        f"{bad} of {len(skews) + stretch.incomplete} beyond {1000 * limit:.0f} ms or without one of them"
+        f"{bad} of {len(skews) + measured.incomplete} beyond {1000 * limit:.0f} ms or without one of them"
     )
-    return Finding("pairs", share <= _SKEWED, detail)
+    return Finding("pairs", share <= _MAX_SKEWED, detail)
 
 
-def _depth(stretch: Stretch, max_invalid: float) -> list[Finding]:
-    if not stretch.invalid:
-        return [Finding("depth", False, "no depth came")]
-    share = float(np.mean(stretch.invalid))
+def _depth(measured: Measurements, max_invalid: float) -> list[Finding]:
+    if not measured.invalid:
+        return [Finding("depth", False, "there was no depth")]
+    share = float(np.mean(measured.invalid))
     found = [
-        Finding("validity", share <= max_invalid, f"{share:.1%} of the depth is invalid; {max_invalid:.0%} may be")
+        Finding("validity", share <= max_invalid, f"{share:.1%} of the depth is invalid; {max_invalid:.0%} are allowed")
     ]
-    noise = depth_noise(stretch.depths)
+    noise = depth_noise(measured.depths)
     if noise is not None:
         detail = (
             f"depth changes by {1000 * noise.median:.1f} mm (median) from frame to frame at {noise.distance:.2f} m, "
-            f"{noise.flicker:.1%} of the pixels flicker; this says something only if nothing moved"
+            f"{noise.flicker:.1%} of the pixels flicker; meaningful only for a static scene"
         )
         found.append(Finding("noise", True, detail))
     return found
 
 
 def summary(found: list[Finding]) -> str:
-    """Return the last line: whether it is usable, and if not, why."""
-    wrong = [finding.what for finding in found if not finding.fine]
-    return f"not usable as it is: {', '.join(wrong)}" if wrong else "usable"
+    """Return the last line: usable, or not usable with the problems."""
+    problems = [finding.subject for finding in found if not finding.ok]
+    return f"not usable: {', '.join(problems)}" if problems else "usable"

@@ -1,4 +1,4 @@
-"""Demonstrations in HDF5 (robomimic's layout, as `collect` writes it) as a camera, one after the other."""
+"""Demonstrations in HDF5 (robomimic's layout, as written by `collect`) as a camera."""
 
 import json
 import re
@@ -10,23 +10,27 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..errors import DataError
+from ..errors import CameraError, DataError
 from .camera import CameraRequest, CameraSpec
+from .file_types import HDF5, starts_with
 from .frame import Frame, Intrinsics, rgbd_frame
 from .playback import Playback
 
-_RATE = 20.0  # steps a second, which the layout does not tell
+_RATE = 20.0  # steps per second; the layout does not record it
 
 
 class Demonstrations(Playback):
-    """The pictures of one camera of all demonstrations; the first of each starts an episode.
+    """The images of one camera in all demonstrations, one after the other; each demonstration is an episode.
 
     Args:
-        path: the file, perhaps with ``@CAMERA`` after it; else its first camera.
+        path: the file, optionally with ``@CAMERA``; the default is its first camera.
         request: `fps` is the rate of the steps.
     """
 
-    follows = ("fps",)
+    needs_argument = True
+    reads = "HDF5 demonstrations"
+    has_intrinsics = True
+    adjustable = ("fps",)
 
     def __init__(self, path: str, request: CameraRequest) -> None:
         super().__init__(request)
@@ -34,6 +38,10 @@ class Demonstrations(Playback):
         self.path, self._camera = Path(name), camera
         self._file: h5py.File | None = None
         self._names: list[str] = []
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        return starts_with(path, HDF5)
 
     def start(self) -> CameraSpec:
         try:
@@ -48,7 +56,7 @@ class Demonstrations(Playback):
         self._camera = self._camera or next((each for each in recorded if each in cameras), "")
         if self._camera not in cameras:
             raise DataError(
-                f"{self.path} has no pictures of camera {self._camera!r}; it has: {', '.join(cameras) or 'none'}"
+                f"{self.path} has no images of camera {self._camera!r}; it has: {', '.join(cameras) or 'none'}"
             )
         size = first[f"obs/{self._camera}_image"].shape[1:3]
         deep = f"{self._camera}_depth" in first["obs"] and self.request.depth
@@ -65,7 +73,8 @@ class Demonstrations(Playback):
         )
 
     def frames(self) -> Iterator[Frame]:
-        assert self._file is not None
+        if self._file is None:
+            raise CameraError("the camera is not open")
         rate, count = self.spec.fps or _RATE, 0
         for name in self._names:
             group = self._file["data"][name]
@@ -73,9 +82,9 @@ class Demonstrations(Playback):
             for step in range(len(group["actions"])):
                 depth = group[f"obs/{self._camera}_depth"][step, ..., 0] if self.spec.depth_size else None
                 rgb = group[f"obs/{self._camera}_image"][step]
-                frame = rgbd_frame(rgb, depth, known, None, count / rate, 0, pose, starts=step == 0)
-                felt = group["obs/proprio"][step] if "proprio" in group["obs"] else None
-                yield replace(frame, proprio=felt)
+                frame = rgbd_frame(rgb, depth, known, None, count / rate, 0, pose, is_first=step == 0)
+                proprio = group["obs/proprio"][step] if "proprio" in group["obs"] else None
+                yield replace(frame, proprio=proprio)
                 count += 1
 
     def stop(self) -> None:
@@ -85,7 +94,7 @@ class Demonstrations(Playback):
 
 
 def _calibration(demo: Any, camera: str, size: tuple[int, int]) -> tuple[Intrinsics | None, np.ndarray | None]:
-    """Return the intrinsics and pose that a demonstration tells of its camera."""
+    """Return the intrinsics and the pose of a demonstration's camera; None where they are not recorded."""
     known = json.loads(demo.attrs.get("camera_info", "{}")).get(camera)
     if known is None:
         return None, None

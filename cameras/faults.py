@@ -1,4 +1,4 @@
-"""A camera that goes wrong on purpose, to see that nothing behind it does."""
+"""A camera with injected faults, to test what reads it."""
 
 import time
 from collections import Counter
@@ -14,27 +14,27 @@ from .frame import Frame
 
 @dataclass(frozen=True)
 class Faults:
-    """How often what happens, as shares of the frames."""
+    """Rates of the faults, as shares of the frames, and their sizes."""
 
     drop: float = 0.0  # the frame is lost
-    stall: float = 0.0  # it comes `stall_seconds` late
-    skew: float = 0.0  # its depth is `skew_seconds` older than its colour
-    nan: float = 0.0  # a part of its depth is NaN
-    incomplete: float = 0.0  # its depth is missing
-    repeat: float = 0.0  # the frame before comes once more
-    unplug: float = 0.0  # the camera is gone for `gone_seconds`
+    stall: float = 0.0  # the frame is `stall_seconds` late
+    skew: float = 0.0  # the depth is `skew_seconds` older than the colour
+    nan: float = 0.0  # a part of the depth is NaN
+    incomplete: float = 0.0  # the depth is missing
+    repeat: float = 0.0  # the previous frame is returned again
+    unplug: float = 0.0  # the camera is unavailable for `gone_seconds`
     stall_seconds: float = 0.2  # [s]
     skew_seconds: float = 0.1  # [s]
     gone_seconds: float = 0.3  # [s]
 
 
-class Faulty(Camera):
-    """A camera with faults. At most one happens to a frame; `injected` counts them by name.
+class FaultInjectingCamera(Camera):
+    """A camera with faults, at most one per frame. `injected` counts them by name.
 
     Args:
-        camera: the source; what is closed while it is unplugged begins anew, as a real camera does.
-        faults: how often.
-        seed: of what happens when.
+        camera: the source; if it is closed while it is unplugged, it restarts, as a real camera does.
+        faults: the rates.
+        seed: random seed of the faults.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Faulty(Camera):
         self.injected: Counter[str] = Counter()
 
     def stall(self, seconds: float) -> None:
-        """Let the next frame come so much later [s]."""
+        """Delay the next frame [s]."""
         self._late = seconds
 
     def open(self) -> None:

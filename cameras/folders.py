@@ -1,4 +1,4 @@
-"""Folders of pictures: with depth beside them, or in the layout of TUM's RGB-D benchmark."""
+"""Folders of images, optionally with depth, and folders in the layout of TUM's RGB-D benchmark."""
 
 import re
 from collections.abc import Iterator
@@ -16,43 +16,53 @@ from .intrinsics_file import intrinsics_for
 from .playback import Playback
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_COLOR_FOLDERS = ("color", "rgb", "images")
 _DEPTHS = (".png", ".tif", ".tiff", ".npy")
-_MILLIMETRE = 0.001  # of 16-bit depth pictures [m]
-_TUM_UNIT = 1 / 5000  # of TUM's depth pictures [m]
+_MILLIMETRE = 0.001  # of 16-bit depth images [m]
+_TUM_UNIT = 1 / 5000  # of TUM's depth images [m]
 _TUM_SIZE, _TUM_FOCAL = (480, 640), 525.0  # the calibration that TUM's page recommends for all its sequences
-_TUM_APART = 0.02  # colour, depth and pose may be apart [s]
+_TUM_TOLERANCE = 0.02  # largest time between colour, depth and pose [s]
 
 
 class ImageFolder(Playback):
-    """Pictures in order of their numbers, in the folder itself or in color/, rgb/ or images/, perhaps with depth/.
+    """Images in the order of their numbers, in the folder itself or in color/, rgb/ or images/, optionally with depth/.
 
-    Depth pictures (16-bit PNG or TIFF in millimetres, or float .npy in metres) have the names of the colour pictures
-    and lie in their geometry. ``camera.json`` beside them holds the intrinsics.
+    Depth images (16-bit PNG or TIFF in millimetres, or float .npy in metres) have the names of the colour images and
+    are registered to them. ``camera.json`` in the folder has the intrinsics.
 
     Args:
         path: the folder.
-        request: `fps` is the rate the pictures were taken with, 30 by default.
+        request: `fps` is the rate at which the images were taken, 30 by default.
     """
 
-    follows = ("fps",)
+    needs_argument = True
+    reads = "folders of images"
+    adjustable = ("fps",)
 
     def __init__(self, path: str, request: CameraRequest) -> None:
         super().__init__(request)
         self.path = Path(path)
         self._pairs: list[tuple[Path | None, Path | None]] = []
 
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        if TumFolder.recognises(path) or any((path / name).is_file() for name in ("recording.json", "metadata.yaml")):
+            return False  # a driver of its own reads it
+        folders = [path, *(path / name for name in (*_COLOR_FOLDERS, "depth"))]
+        return any(_images(folder, _SUFFIXES) for folder in folders if folder.is_dir())
+
     def start(self) -> CameraSpec:
         colors: dict[str, Path] = {}
-        for folder in (self.path / "color", self.path / "rgb", self.path / "images", self.path):
-            if folder.is_dir() and (colors := _pictures(folder, _SUFFIXES)):
+        for folder in (*(self.path / name for name in _COLOR_FOLDERS), self.path):
+            if folder.is_dir() and (colors := _images(folder, _SUFFIXES)):
                 break
         folder = self.path / "depth"
-        depths = _pictures(folder, _DEPTHS) if folder.is_dir() and self.request.depth else {}
+        depths = _images(folder, _DEPTHS) if folder.is_dir() and self.request.depth else {}
         if depths and colors and not set(colors) & set(depths):
-            raise DataError(f"{folder} has no picture with the name of one of colour, such as {next(iter(colors))!r}")
+            raise DataError(f"{folder} has no image with the name of a colour image, such as {next(iter(colors))!r}")
         names = sorted({*colors} & {*depths} if colors and depths else {*colors, *depths}, key=_natural)
         if not names:
-            raise DataError(f"{self.path} holds no pictures; known are {', '.join(_SUFFIXES)}")
+            raise DataError(f"{self.path} has no images; known are {', '.join(_SUFFIXES)}")
         self._pairs = [(colors.get(name), depths.get(name)) for name in names]
         return _describe(self.path, "images", self._pairs, self.request, _MILLIMETRE, None)
 
@@ -66,13 +76,15 @@ class ImageFolder(Playback):
 
 
 class TumFolder(Playback):
-    """A sequence of TUM's RGB-D benchmark: rgb.txt, depth.txt and perhaps groundtruth.txt, paired by time.
+    """A sequence of TUM's RGB-D benchmark: rgb.txt, depth.txt and optionally groundtruth.txt, paired by time.
 
     Args:
         path: the folder.
     """
 
-    follows = ("fps",)
+    needs_argument = True
+    reads = "TUM folders (rgb.txt, depth.txt)"
+    adjustable = ("fps",)
 
     def __init__(self, path: str, request: CameraRequest) -> None:
         super().__init__(request)
@@ -80,14 +92,18 @@ class TumFolder(Playback):
         self._rows: list[tuple[float, Path, float, Path | None]] = []
         self._poses: tuple[np.ndarray, np.ndarray] | None = None
 
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        return all((path / name).is_file() for name in _LISTS)
+
     def start(self) -> CameraSpec:
         colors, depths = ([(when, self.path / words[0]) for when, words in _table(self.path / name)] for name in _LISTS)
         if not colors:
-            raise DataError(f"{self.path / 'rgb.txt'} lists no pictures")
+            raise DataError(f"{self.path / 'rgb.txt'} lists no images")
         times = np.array([when for when, _ in depths])
         for when, color in colors:
             nearest = int(np.abs(times - when).argmin()) if len(times) and self.request.depth else None
-            if nearest is None or abs(times[nearest] - when) > _TUM_APART:
+            if nearest is None or abs(times[nearest] - when) > _TUM_TOLERANCE:
                 self._rows.append((when, color, when, None))
             else:
                 self._rows.append((when, color, float(times[nearest]), depths[nearest][1]))
@@ -112,7 +128,7 @@ class TumFolder(Playback):
             return None
         times, values = self._poses
         nearest = int(np.abs(times - when).argmin())
-        if abs(times[nearest] - when) > _TUM_APART:
+        if abs(times[nearest] - when) > _TUM_TOLERANCE:
             return None
         matrix = np.eye(4)
         matrix[:3, 3] = values[nearest, :3]
@@ -126,7 +142,7 @@ class TumFolder(Playback):
 _LISTS = ("rgb.txt", "depth.txt")
 
 
-def _pictures(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+def _images(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in suffixes}
 
 
@@ -136,7 +152,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _table(path: Path) -> list[tuple[float, list[str]]]:
-    """Return the rows of one of TUM's lists: a time [s] and words."""
+    """Return the rows of one of TUM's lists: a time [s] and the other columns."""
     try:
         lines = [line.split() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
         return [(float(words[0]), words[1:]) for words in lines if words[1:]]
@@ -155,8 +171,7 @@ def _describe(
     color, depth = pairs[0]
     depth = depth or next((each for _, each in pairs if each is not None), None)
     sizes = [None if file is None else reader(file).shape[:2] for file, reader in ((color, _rgb), (depth, _depth))]
-    size = sizes[0] or sizes[1]
-    assert size is not None
+    size = sizes[0] or sizes[1] or (0, 0)
     if fallback is not None and size != (fallback.height, fallback.width):
         fallback = None
     return CameraSpec(
@@ -181,18 +196,18 @@ def _read(color: Path | None, depth: Path | None, known: Intrinsics | None, unit
 
 
 def _rgb(path: Path) -> np.ndarray:
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise Unreadable(f"{path} is no picture that OpenCV can decode")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise Unreadable(f"{path} cannot be decoded by OpenCV")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _depth(path: Path) -> np.ndarray:
     try:
         values = np.load(path) if path.suffix == ".npy" else cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     except (OSError, ValueError) as error:
-        raise Unreadable(f"{path} holds no depth: {error}") from error
+        raise Unreadable(f"{path} has no depth: {error}") from error
     if values is None or values.ndim != 2 or values.dtype.kind not in "uf" or values.dtype == np.uint8:
-        found = "nothing OpenCV can decode" if values is None else f"{values.dtype} {values.shape}"
-        raise Unreadable(f"{path} holds no depth: wanted are 16-bit integers or floats (H, W), it has {found}")
+        found = "nothing that OpenCV can decode" if values is None else f"{values.dtype} {values.shape}"
+        raise Unreadable(f"{path} has no depth: it must have 16-bit integers or floats (H, W), it has {found}")
     return values

@@ -1,4 +1,4 @@
-"""Luxonis OAK cameras through depthai 3 (extra ``oak``). Written from its documentation; not tried on a device."""
+"""Luxonis OAK cameras through depthai 3 (extra ``oak``). Written from its documentation; not tested on a device."""
 
 import datetime
 import time
@@ -16,12 +16,14 @@ _STEREO = (640, 400)  # width, height of the stereo pair [px]
 
 
 class Oak(Camera):
-    """A camera whose device aligns its stereo depth to undistorted colour and sends both together.
+    """A camera that aligns its stereo depth to undistorted colour and sends both together.
 
     Args:
         device: id or address; empty for the first one found.
         request: size and rate of colour; 640x480 at 30 by default.
     """
+
+    has_intrinsics = True
 
     def __init__(self, device: str, request: CameraRequest) -> None:
         try:
@@ -48,16 +50,16 @@ class Oak(Camera):
         sync.setSyncThreshold(datetime.timedelta(seconds=0.5 / fps))
         sockets = dai.CameraBoardSocket
         color = pipeline.create(dai.node.Camera).build(sockets.CAM_A)
-        picture = color.requestOutput(size=(width, height), fps=fps, enableUndistortion=True)
-        picture.link(sync.inputs["rgb"])
+        image = color.requestOutput(size=(width, height), fps=fps, enableUndistortion=True)
+        image.link(sync.inputs["rgb"])
         if request.depth:
             stereo, align = pipeline.create(dai.node.StereoDepth), pipeline.create(dai.node.ImageAlign)
             for socket, side in ((sockets.CAM_B, stereo.left), (sockets.CAM_C, stereo.right)):
                 pipeline.create(dai.node.Camera).build(socket).requestOutput(size=_STEREO, fps=fps).link(side)
-            stereo.setLeftRightCheck(True)  # marks what only one of the two sees as invalid
+            stereo.setLeftRightCheck(True)  # marks pixels that only one of the two cameras sees as invalid
             stereo.setSubpixel(True)
             stereo.depth.link(align.input)
-            picture.link(align.inputAlignTo)
+            image.link(align.inputAlignTo)
             align.outputAligned.link(sync.inputs["depth"])
         self._queue = sync.out.createOutputQueue(maxSize=1, blocking=False)
         try:

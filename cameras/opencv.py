@@ -17,7 +17,7 @@ class OpenCV(Camera):
 
     Args:
         name: a number, a device or a file; empty is camera 0.
-        request: size and rate are asked of a device, which may give others.
+        request: size and rate are requested from a device, which may choose others.
     """
 
     def __init__(self, name: str, request: CameraRequest) -> None:
@@ -33,7 +33,7 @@ class OpenCV(Camera):
         if self._capture is not None:
             return
         level = cv2.utils.logging.getLogLevel()
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the reason is in our error
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the error below has the reason
         try:
             capture = cv2.VideoCapture(int(self._name) if self._name.isdigit() else self._name)
         finally:
@@ -47,14 +47,14 @@ class OpenCV(Camera):
             if value is not None and self._live:
                 capture.set(what, value)
         if self._live:
-            capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest, not a queue of old ones
-        there, picture = capture.read() if capture.isOpened() else (False, None)
-        if not there or picture is None:
+            capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the latest frame, not a queue of old ones
+        there, image = capture.read() if capture.isOpened() else (False, None)
+        if not there or image is None:
             capture.release()
             devices = ", ".join(map(str, sorted(Path("/dev").glob("video*")))) or "none"
             raise CameraError(f"OpenCV cannot read camera or file {self._name!r}; devices here: {devices}")
-        self._capture, self._first = capture, picture
-        size = picture.shape[:2]
+        self._capture, self._first = capture, image
+        size = image.shape[:2]
         self._intrinsics = intrinsics_for(request.calibration, size)
         rate = capture.get(cv2.CAP_PROP_FPS)
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
@@ -74,21 +74,21 @@ class OpenCV(Camera):
     def read(self) -> Frame:
         if self._capture is None:
             raise CameraError("the camera is not open")
-        there, picture = (True, self._first) if self._first is not None else self._capture.read()
+        there, image = (True, self._first) if self._first is not None else self._capture.read()
         self._first = None
         if not there and not self._live and self._request.repeat and self._count:
             self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
-            there, picture = self._capture.read()
-        if not there or picture is None:
+            there, image = self._capture.read()
+        if not there or image is None:
             if self._live:
                 raise CameraError(f"{self.spec.name} gives no more frames; is it plugged in?")
             raise EndOfStream(f"{self.spec.name} has no more frames after {self._count}")
-        if picture.ndim == 2:
-            picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
+        if image.ndim == 2:
+            image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
         self._count += 1
         rate = self.spec.fps or 30.0
         when = time.monotonic() if self._live else (self._count - 1) / rate
-        rgb = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         return rgbd_frame(rgb, None, self._intrinsics, sensor_time=when, sequence=self._count - 1)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Colour and depth that come one by one, brought together by time."""
+"""Pairing of separate colour and depth frames by time."""
 
 from bisect import insort
 from collections import deque
@@ -7,15 +7,14 @@ from dataclasses import replace
 
 from .frame import Frame
 
-_LATE = 0.25  # a frame may come after others of so much later stamps [s]
+_LATE = 0.25  # largest delay of a frame behind frames with later stamps [s]
 
 
 def nearest_pairs(frames: Iterable[Frame]) -> Iterator[Frame]:
-    """Yield each colour picture with the depth map that is nearest in time, however far; `Frame.skew` tells.
+    """Yield each colour image with the depth map nearest in time; `Frame.skew` is the time between them.
 
     Args:
-        frames: of one of the two each; those that come up to a quarter of a second late are put in order of time.
-            Depth is kept until a colour picture is passed.
+        frames: each with colour or depth. Frames up to a quarter of a second late are sorted by time.
     """
     waiting: Frame | None = None
     depths: deque[Frame] = deque(maxlen=2)
@@ -34,7 +33,7 @@ def nearest_pairs(frames: Iterable[Frame]) -> Iterator[Frame]:
 
 
 def _in_order(frames: Iterable[Frame]) -> Iterator[Frame]:
-    """Yield frames in order of their times; a clock that begins anew begins a new order."""
+    """Yield frames in the order of their times; a clock that is reset starts a new order."""
     held: list[Frame] = []
     for frame in frames:
         if held and frame.sensor_time < held[-1].sensor_time - _LATE:

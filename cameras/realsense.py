@@ -1,4 +1,4 @@
-"""Intel RealSense cameras and their recordings, through the maker's library (extra ``realsense``)."""
+"""Intel RealSense cameras and their recordings, through Intel's library (extra ``realsense``)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,21 +7,24 @@ from typing import Any
 
 from ..errors import CameraError, DataError
 from .camera import Camera, CameraRequest, CameraSpec
+from .file_types import is_realsense_recording
 from .frame import Frame
 from .pairing import nearest_pairs
 from .playback import Playback
 from .realsense_frames import Stamped, describe, frame_of, on_one_clock, realsense_library, stamped, unit_of
 
-_WAITING = 4  # frames of a recording that wait to be read
+_QUEUE = 4  # frames of a recording that are decoded in advance
 
 
 class RealSense(Camera):
     """A connected camera.
 
     Args:
-        serial: which one; empty for the only or first one.
+        serial: serial number; empty for the first camera.
         request: size and rate; 640x480 at 30 by default.
     """
+
+    has_intrinsics = True
 
     def __init__(self, serial: str, request: CameraRequest) -> None:
         self._rs = realsense_library()
@@ -45,7 +48,7 @@ class RealSense(Camera):
         except RuntimeError as error:
             raise CameraError(
                 f"the RealSense camera does not start with {width}x{height} at {fps}/s: {error}; realsense-viewer "
-                "lists what it can"
+                "lists its modes"
             ) from error
         self._pipeline = pipeline
         device = profile.get_device()
@@ -54,12 +57,12 @@ class RealSense(Camera):
         self._spec = describe(rs, device, streams, f"realsense:{serial}", True, self._unit)
 
     def choose_device(self, config: Any) -> str:
-        """Tell a configuration of the library which device it is for; return its serial number."""
+        """Set the device of a configuration; return its serial number."""
         info = self._rs.camera_info.serial_number
         there = [device.get_info(info) for device in self._rs.context().query_devices()]
         if not there or (self._serial and self._serial not in there):
-            asked = f" with serial number {self._serial}" if self._serial else ""
-            raise CameraError(f"no RealSense camera{asked} is connected; connected are: {', '.join(there) or 'none'}")
+            named = f" with serial number {self._serial}" if self._serial else ""
+            raise CameraError(f"no RealSense camera{named} is connected; connected are: {', '.join(there) or 'none'}")
         if self._serial:
             config.enable_device(self._serial)
         return self._serial or there[0]
@@ -82,21 +85,24 @@ class RealSense(Camera):
         if pipeline is not None:
             try:
                 pipeline.stop()
-            except RuntimeError:  # it is gone already
+            except RuntimeError:  # it is disconnected
                 return
 
 
 class RealSenseFile(Playback):
-    """A recording of the maker's library (.bag, or .db3 since 2026): every colour picture with the nearest depth.
+    """A recording of Intel's library (.bag, or .db3 since 2026): every colour image with the nearest depth map.
 
-    The library's own pairing is not used: of the colour picture and the two depth maps in its published D435
-    recording it pairs those that are 268 ms apart.
+    The library's own pairing is not used: in Intel's published D435 recording, with one colour image and two depth
+    maps, it pairs images that are 268 ms apart.
 
     Args:
         path: the file.
     """
 
     numbered = True
+    needs_argument = True
+    reads = "RealSense .bag and .db3"
+    has_intrinsics = True
 
     def __init__(self, path: str, request: CameraRequest) -> None:
         super().__init__(request)
@@ -106,7 +112,11 @@ class RealSenseFile(Playback):
         self._sensors: list[Any] = []
         self._streams: dict[Any, Any] = {}  # profiles by stream type
         self._unit = 0.001
-        self._queue: Queue[Stamped | Exception] = Queue(_WAITING)
+        self._queue: Queue[Stamped | Exception] = Queue(_QUEUE)
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        return is_realsense_recording(path)
 
     def start(self) -> CameraSpec:
         rs = self._rs
@@ -116,18 +126,18 @@ class RealSenseFile(Playback):
             raise DataError(f"{self.path} is no RealSense recording that can be played: {error}") from error
         self._device.as_playback().set_real_time(False)
         self._unit = unit_of(self._device)
-        asked = ((rs.stream.color, self.request.color), (rs.stream.depth, self.request.depth))
-        wanted = [kind for kind, yes in asked if yes]
+        requested = ((rs.stream.color, self.request.color), (rs.stream.depth, self.request.depth))
+        kinds = [kind for kind, yes in requested if yes]
         by_sensor = []
         for sensor in self._device.query_sensors():
-            profiles = [each for each in sensor.get_stream_profiles() if each.stream_type() in wanted]
+            profiles = [each for each in sensor.get_stream_profiles() if each.stream_type() in kinds]
             chosen = list({each.stream_type(): each for each in profiles}.values())
             self._streams |= {each.stream_type(): each for each in chosen}
             if chosen:
                 by_sensor.append((sensor, chosen))
         if not by_sensor:
-            raise DataError(f"{self.path} holds neither colour nor depth")
-        self._queue = Queue(_WAITING)
+            raise DataError(f"{self.path} has neither colour nor depth")
+        self._queue = Queue(_QUEUE)
         for sensor, chosen in by_sensor:
             sensor.open(chosen)
             self._sensors.append(sensor)
@@ -136,7 +146,7 @@ class RealSenseFile(Playback):
         return describe(rs, self._device, self._streams, str(self.path), False, self._unit)
 
     def _take(self, frame: Any) -> None:
-        """Take a frame from the library's thread, which waits while nobody reads."""
+        """Queue a frame of the library's thread, which waits while the queue is full."""
         try:
             item: Stamped | Exception = stamped(self._rs, frame, self._unit, self._streams.get(self._rs.stream.color))
         except Exception as error:  # an exception in the library's thread would end the process
@@ -150,7 +160,7 @@ class RealSenseFile(Playback):
                 continue
 
     def frames(self) -> Iterator[Frame]:
-        """Yield a frame a colour picture, or a depth map where there is no colour."""
+        """Yield a frame per colour image, or per depth map without colour."""
         if len(self._streams) == 2:
             return nearest_pairs(on_one_clock(self._single()))
         return (each.frame for each in self._single())
@@ -161,7 +171,7 @@ class RealSenseFile(Playback):
             try:
                 item = self._queue.get(timeout=0.1)
             except Empty:
-                if over:  # it had stopped before this wait
+                if over:  # it stopped before this wait
                     return
                 over = self._device.as_playback().current_status() == self._rs.playback_status.stopped
                 continue

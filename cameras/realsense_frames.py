@@ -1,6 +1,6 @@
-"""Frames of Intel RealSense cameras: the maker's library (extra ``realsense``), and what it gives turned into ours.
+"""Frames of Intel RealSense cameras: Intel's library (extra ``realsense``) and the conversion of its frames.
 
-`frame_of` serves live cameras, recordings and `software_device`.
+`frame_of` converts frames of live cameras, recordings and `software_device`.
 """
 
 import ctypes
@@ -22,11 +22,11 @@ _MODELS = {
     "inverse_brown_conrady": "inverse_brown_conrady",
     "modified_brown_conrady": "inverse_brown_conrady",
 }
-_HELD = 60  # frames: a second of colour and depth at 30 Hz
+_MAX_HELD = 60  # frames: a second of colour and depth at 30 Hz
 
 
 def realsense_library() -> Any:
-    """Import pyrealsense2. Where the system has no libusb-1.0, the one in the package libusb-package is loaded first.
+    """Import pyrealsense2. If the system has no libusb-1.0, that of the package libusb-package is loaded first.
 
     Raises:
         MissingExtra: if pyrealsense2 is not installed.
@@ -53,7 +53,7 @@ def realsense_library() -> Any:
 
 
 def frame_of(rs: Any, frames: Any, unit: float) -> Frame:
-    """Turn a set of the library into a `Frame`; what the set lacks is None.
+    """Convert a set of frames of the library to a `Frame`; what the set lacks is None.
 
     Args:
         rs: the library.
@@ -61,21 +61,21 @@ def frame_of(rs: Any, frames: Any, unit: float) -> Frame:
         unit: of depth [m].
 
     Raises:
-        CameraError: if the set holds neither colour nor depth.
+        CameraError: if the set has neither colour nor depth.
     """
     color, deep = frames.get_color_frame(), frames.get_depth_frame()
     if not (color or deep):
-        raise CameraError("a set of the camera holds neither colour nor depth")
+        raise CameraError("a set of the camera has neither colour nor depth")
     return single_frame(rs, color or None, deep or None, unit, color.profile if color else None)
 
 
-def single_frame(rs: Any, color: Any, deep: Any, unit: float, beside: Any) -> Frame:
-    """Return a frame of colour, depth or both; `beside` is the profile of colour, to which depth's pose is told."""
+def single_frame(rs: Any, color: Any, deep: Any, unit: float, reference: Any) -> Frame:
+    """Return a frame of colour, depth or both; `reference` is the profile of colour, for the pose of depth."""
     metres, valid, pose, depth_intrinsics = None, None, None, None
     if deep is not None:
         metres, valid = metric(np.asanyarray(deep.get_data()), unit)
         depth_intrinsics = _intrinsics(deep.profile)
-        pose = None if beside is None else _pose(deep.profile.get_extrinsics_to(beside))
+        pose = None if reference is None else _pose(deep.profile.get_extrinsics_to(reference))
     both = color is not None and deep is not None
     one_clock = not both or color.get_frame_timestamp_domain() == deep.get_frame_timestamp_domain()
     main = deep if color is None else color
@@ -95,31 +95,31 @@ def single_frame(rs: Any, color: Any, deep: Any, unit: float, beside: Any) -> Fr
 
 
 class Stamped(NamedTuple):
-    """Colour or depth of a recording, with what tells whether its time may be compared with the other's."""
+    """Colour or depth of a recording, with the clock of its time."""
 
     frame: Frame
     domain: Any  # clock of its time
     arrived: float | None  # on the recording computer's clock [s]
 
 
-def stamped(rs: Any, frame: Any, unit: float, beside: Any) -> Stamped:
-    """Return colour or depth that a recording gives alone; arguments as of `single_frame`."""
+def stamped(rs: Any, frame: Any, unit: float, reference: Any) -> Stamped:
+    """Return a single colour or depth frame of a recording; arguments as for `single_frame`."""
     deep = frame.as_depth_frame() if frame.profile.stream_type() == rs.stream.depth else None
-    single = single_frame(rs, None if deep else frame.as_video_frame(), deep, unit, beside)
+    single = single_frame(rs, None if deep else frame.as_video_frame(), deep, unit, reference)
     return Stamped(single, frame.get_frame_timestamp_domain(), _arrival(rs, frame))
 
 
 def on_one_clock(frames: Iterable[Stamped]) -> Iterator[Frame]:
-    """Yield colour and depth, with times of arrival where their clocks are of two kinds and arrival is known.
+    """Yield colour and depth; if their clocks differ, times are replaced by times of arrival where these are known.
 
-    The first frames are held back until both streams have come, at most a second of them.
+    The first frames are delayed until both streams have been received, at most a second.
     """
     held: list[Stamped] = []
     domains: dict[bool, Any] = {}  # by whether it is colour
     for each in frames:
         held.append(each)
         domains[each.frame.rgb is not None] = each.domain
-        if len(domains) == 2 or len(held) >= _HELD:
+        if len(domains) == 2 or len(held) >= _MAX_HELD:
             yield from _retimed(held, domains)
             held.clear()
     yield from _retimed(held, domains)
@@ -140,12 +140,12 @@ def _rgb(rs: Any, color: Any) -> np.ndarray:
     if kind == rs.format.bgr8:
         return values[..., ::-1].copy()
     if kind != rs.format.rgb8:
-        raise CameraError(f"colour comes as {kind}; rgb8 and bgr8 are understood")
-    return values.copy()  # the library takes its buffer back
+        raise CameraError(f"colour is {kind}; rgb8 and bgr8 are supported")
+    return values.copy()  # the library reuses its buffer
 
 
 def _when(rs: Any, frame: Any, one_clock: bool) -> float:
-    """Return when a frame was taken [s]; on the computer's clock where two sensors have clocks of their own."""
+    """Return the time of a frame [s]; on the computer's clock if the two sensors have different clocks."""
     arrived = None if one_clock else _arrival(rs, frame)
     return frame.get_timestamp() / 1000 if arrived is None else arrived
 
@@ -156,7 +156,7 @@ def _arrival(rs: Any, frame: Any) -> float | None:
 
 
 def unit_of(device: Any) -> float:
-    """Return the unit of a device's depth [m]; a millimetre where it has none."""
+    """Return the unit of a device's depth [m]; a millimetre if it has none."""
     try:
         return float(np.float32(device.first_depth_sensor().get_depth_scale()))
     except RuntimeError:  # no depth
@@ -164,7 +164,7 @@ def unit_of(device: Any) -> float:
 
 
 def describe(rs: Any, device: Any, streams: dict[Any, Any], name: str, live: bool, unit: float) -> CameraSpec:
-    """Return the spec of a device; `streams` are its profiles by type, `unit` that of depth [m]."""
+    """Return the spec of a device; `streams` are its profiles by type, `unit` is the unit of depth [m]."""
     found = {kind: stream.as_video_stream_profile() for kind, stream in streams.items()}
     color, depth = found.get(rs.stream.color), found.get(rs.stream.depth)
     info = {
@@ -193,7 +193,7 @@ def _intrinsics(profile: Any) -> Intrinsics:
     if not any(coefficients) or model == "none":
         model, coefficients = "none", ()
     elif model not in _MODELS:
-        raise CameraError(f"lens model {model!r} of the camera is not known; there are: {', '.join(_MODELS)}")
+        raise CameraError(f"unknown lens model {model!r} of the camera; there are: {', '.join(_MODELS)}")
     else:
         model = _MODELS[model]
     return Intrinsics(known.width, known.height, known.fx, known.fy, known.ppx, known.ppy, model, coefficients)

@@ -1,8 +1,9 @@
-"""Our recordings: a folder with lossless colour and depth videos, a row a frame, and the calibration.
+"""Recordings of `pixio-robot record`: a folder with lossless colour and depth videos, a row per frame, a calibration.
 
-``color.mkv`` is H.264 in RGB without loss, or ``color.mov`` PNG; ``depth.mkv`` is FFV1 of 16-bit values: the sensor's
-own integers, or, where a source measures in metres, the two halves of each float one above the other. ``frames.jsonl``
-holds times, numbers and poses, ``recording.json`` the rest. What is read back is what was written, bit for bit.
+``color.mkv`` is lossless H.264 in RGB, or ``color.mov`` PNG. ``depth.mkv`` is FFV1 of 16-bit values: the sensor's
+integers, or, for a source that measures in metres, the upper and the lower halves of the floats, stacked vertically.
+``frames.jsonl`` has times, numbers and poses, ``recording.json`` the rest. Reading gives back what was written, bit for
+bit.
 
 Shapes: H height, W width.
 """
@@ -16,7 +17,7 @@ from typing import Any
 import av
 import numpy as np
 
-from ..errors import DataError
+from ..errors import CameraError, DataError
 from .camera import CameraRequest, CameraSpec
 from .frame import Frame, Intrinsics, metric
 from .playback import Playback
@@ -39,18 +40,25 @@ class _Files:
 
 
 class Recording(Playback):
-    """A folder that `pixio-robot record` wrote.
+    """A folder written by `pixio-robot record`.
 
     Args:
         path: the folder.
     """
 
     numbered = True
+    needs_argument = True
+    reads = "a recording of `pixio-robot record`"
+    has_intrinsics = True
 
     def __init__(self, path: str, request: CameraRequest) -> None:
         super().__init__(request)
         self.path = Path(path)
         self._files: _Files | None = None
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        return (path / "recording.json").is_file()
 
     def start(self) -> CameraSpec:
         try:
@@ -63,12 +71,12 @@ class Recording(Playback):
             names = {"depth": DEPTH[0]}
             if about["color"] is not None:
                 names["rgb"] = CODECS[about["color"]["codec"]][0]
-            asked = {"rgb": self.request.color, "depth": self.request.depth}
-            containers = {kind: av.open(str(self.path / names[kind])) for kind in kinds if asked[kind]}
+            requested = {"rgb": self.request.color, "depth": self.request.depth}
+            containers = {kind: av.open(str(self.path / names[kind])) for kind in kinds if requested[kind]}
         except (OSError, ValueError, KeyError, TypeError, av.FFmpegError) as error:
-            raise DataError(f"{self.path} is no whole recording: {error}; record it again") from error
+            raise DataError(f"{self.path} is no complete recording: {error}; record it again") from error
         if not containers:
-            raise DataError(f"{self.path} holds {' and '.join(kinds) or 'nothing'} only, which was not asked for")
+            raise DataError(f"{self.path} holds {' and '.join(kinds) or 'nothing'} only, which was not requested")
         self._files = _Files(about, rows, containers)
         sizes = {kind: (each.streams.video[0].height, each.streams.video[0].width) for kind, each in containers.items()}
         if "depth" in sizes and about["unit"] is None:
@@ -88,18 +96,19 @@ class Recording(Playback):
 
     def frames(self) -> Iterator[Frame]:
         files = self._files
-        assert files is not None
+        if files is None:
+            raise CameraError("the camera is not open")
         about, pose = files.about, files.about.get("depth_to_color")
-        pictures = {kind: each.decode(video=0) for kind, each in files.containers.items()}
+        images = {kind: each.decode(video=0) for kind, each in files.containers.items()}
         known, deep = _known(about.get("intrinsics")), _known(about.get("depth_intrinsics"))
         try:
             for row in files.rows:
-                rgb = next(pictures["rgb"]).to_ndarray(format="rgb24") if row["rgb"] and "rgb" in pictures else None
+                rgb = next(images["rgb"]).to_ndarray(format="rgb24") if row["rgb"] and "rgb" in images else None
                 depth, valid = None, None
-                if row["depth"] and "depth" in pictures:
-                    values = next(pictures["depth"]).to_ndarray(format="gray16le")
+                if row["depth"] and "depth" in images:
+                    values = next(images["depth"]).to_ndarray(format="gray16le")
                     depth, valid = metric(_joined(values) if about["unit"] is None else values, about["unit"])
-                if rgb is None and depth is None:  # it held only what nobody asked for
+                if rgb is None and depth is None:  # it has only what was not requested
                     continue
                 yield Frame(
                     rgb=rgb,
@@ -113,7 +122,7 @@ class Recording(Playback):
                     sensor_time=row["sensor_time"] if rgb is not None or depth is None else row["depth_time"],
                     depth_time=row["depth_time"],
                     sequence=row["sequence"],
-                    starts=row["starts"],
+                    is_first=row["is_first"],
                     proprio=None if row["proprio"] is None else np.array(row["proprio"], np.float32),
                 )
         except (av.FFmpegError, StopIteration) as error:

@@ -1,4 +1,4 @@
-"""Writes our recordings; `recording` says what is in them and reads them."""
+"""Writes recordings; `recording` describes their format and reads them."""
 
 import json
 import shutil
@@ -11,12 +11,12 @@ import numpy as np
 from ..errors import BadInput, DataError, UnknownName, closest
 from ..files import replacing
 from .camera import CameraSpec
-from .frame import Frame, Intrinsics, counted
+from .frame import Frame, Intrinsics, to_sensor_units
 from .recording import CODECS, DEPTH, FORMAT
 
 
 class _Track:
-    """One lossless video that is being written."""
+    """A lossless video that is being written."""
 
     def __init__(self, folder: Path, name: str, codec: str, pixels: str, options: dict[str, str]) -> None:
         self._container = av.open(str(folder / name), "w")
@@ -33,9 +33,9 @@ class _Track:
             self.shape = values.shape
             self._stream.height, self._stream.width = values.shape[:2]
         if values.shape != self.shape:
-            raise BadInput(f"a recording has pictures of one size; got {values.shape} after {self.shape}")
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(values), format=self._pixels)
-        self._container.mux(self._stream.encode(picture))
+            raise BadInput(f"a recording has images of one size; got {values.shape} after {self.shape}")
+        image = av.VideoFrame.from_ndarray(np.ascontiguousarray(values), format=self._pixels)
+        self._container.mux(self._stream.encode(image))
 
     def close(self) -> None:
         if self.shape is not None:
@@ -44,15 +44,15 @@ class _Track:
 
 
 class RecordingWriter:
-    """Writes frames to a folder that is whole or absent: it appears under its name on `close`.
+    """Writes frames to a folder, complete or not at all: the folder gets its name on `close`.
 
     Args:
-        path: the folder; there must be nothing of that name.
+        path: the folder; it must not exist.
         spec: of the camera.
-        color: "h264" (smaller) or "png"; both without loss.
+        color: "h264" (smaller) or "png"; both are lossless.
 
     Raises:
-        DataError: if `path` exists, or cannot be made.
+        DataError: if `path` exists, or cannot be created.
         UnknownName: for another `color`.
     """
 
@@ -60,7 +60,7 @@ class RecordingWriter:
         if color not in CODECS:
             raise UnknownName(f"no colour codec {color!r}{closest(color, CODECS)}; there are: {', '.join(CODECS)}")
         if path.exists():
-            raise DataError(f"{path} is there already; delete it or choose another out=")
+            raise DataError(f"{path} exists already; delete it or choose another out=")
         self.path, self.count = path, 0
         self._spec, self._codec = spec, color
         self._folder = path.with_name(f".{path.name}.partial")
@@ -68,7 +68,7 @@ class RecordingWriter:
         try:
             self._folder.mkdir(parents=True)
         except OSError as error:
-            raise DataError(f"out={path} cannot be made: {error.strerror}; choose another out=") from error
+            raise DataError(f"out={path} cannot be created: {error.strerror}; choose another out=") from error
         self._rows = (self._folder / "frames.jsonl").open("w")
         self._color: _Track | None = None
         self._depth: _Track | None = None
@@ -79,7 +79,7 @@ class RecordingWriter:
         """Append a frame, with colour, depth or both.
 
         Raises:
-            BadInput: if its pictures have another size, unit or calibration than the first, or depth does not fit 16
+            BadInput: if its images have another size, unit or calibration than the first, or depth does not fit 16
                 bits.
         """
         if frame.rgb is not None:
@@ -96,14 +96,14 @@ class RecordingWriter:
             self._calibrate("depth_intrinsics", _listed(frame.depth_intrinsics))
             pose = None if frame.depth_to_color is None else np.asarray(frame.depth_to_color).tolist()
             self._calibrate("depth_to_color", pose)
-            self._depth.add(_halves(frame.depth) if frame.unit is None else counted(frame.depth, frame.unit))
+            self._depth.add(_halves(frame.depth) if frame.unit is None else to_sensor_units(frame.depth, frame.unit))
         pose = None if frame.camera_to_world is None else np.asarray(frame.camera_to_world).tolist()
         row = {
             "sequence": frame.sequence,
             "sensor_time": frame.sensor_time,
             "depth_time": frame.depth_time,
             "arrival_time": frame.arrival_time,
-            "starts": frame.starts,
+            "is_first": frame.is_first,
             "rgb": frame.rgb is not None,
             "depth": frame.depth is not None,
             "camera_to_world": pose,
@@ -113,7 +113,7 @@ class RecordingWriter:
         self.count += 1
 
     def _calibrate(self, name: str, value: Any) -> None:
-        """Keep what the camera told first; a frame that does not tell is as those that do."""
+        """Keep the first value of a calibration; a frame without one is assumed to have the same."""
         first = self._first.setdefault(name, value)
         if first is None:
             self._first[name] = value
@@ -121,10 +121,10 @@ class RecordingWriter:
             raise BadInput(f"a recording has one calibration; {name} changed from {first} to {value}")
 
     def close(self) -> Path:
-        """Finish the folder, give it its name and return that.
+        """Finish the folder, give it its name and return its path.
 
         Raises:
-            DataError: if no frame was added; nothing is written then.
+            DataError: if no frame was added; then nothing is written.
         """
         if not self._open:
             return self.path
@@ -159,7 +159,7 @@ class RecordingWriter:
                 track.close()
 
     def discard(self) -> None:
-        """Stop and remove what was written; harmless after `close`."""
+        """Stop and remove the unfinished folder; does nothing after `close`."""
         try:
             if self._open:
                 self._end_files()

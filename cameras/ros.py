@@ -1,4 +1,4 @@
-"""Colour and depth in ROS recordings: ROS 1 bags, rosbag2 folders, .db3 and .mcap files, without ROS."""
+"""Colour and depth in ROS recordings: ROS 1 bags, rosbag2 folders, .db3 and .mcap files. ROS is not needed."""
 
 import logging
 import struct
@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ..errors import DataError, PixioError, UnknownName, Unreadable, closest
-from ..ros_images import COMPRESSED, RAW, colour_picture, depth_picture, is_colour, is_depth, open_recording
+from ..errors import CameraError, DataError, PixioError, UnknownName, Unreadable, closest
+from ..ros_images import COMPRESSED, RAW, colour_image, depth_image, is_colour, is_depth, open_recording
 from .camera import CameraRequest, CameraSpec
+from .file_types import MCAP, ROS1, SQLITE, is_realsense_recording, starts_with
 from .frame import Frame, Intrinsics, metric
 from .pairing import nearest_pairs
 from .playback import Playback
@@ -31,7 +32,7 @@ _INVERSE = ("Inverse Brown Conrady", "Modified Brown Conrady")
 
 @dataclass
 class _Topic:
-    """A topic of pictures and what is known of its camera."""
+    """A topic of images and the properties of its camera."""
 
     name: str
     depth: bool
@@ -41,12 +42,16 @@ class _Topic:
 
 
 class RosRecording(Playback):
-    """One colour and one depth topic of a recording, each colour picture with the depth nearest in time.
+    """One colour and one depth topic of a recording; each colour image is paired with the depth map nearest in time.
 
     Args:
         path: a .bag, .db3 or .mcap file, or a rosbag2 folder.
-        request: `color_topic` and `depth_topic` choose among several; `depth` False leaves depth out.
+        request: `color_topic` and `depth_topic` choose among several; `depth=False` leaves depth out.
     """
+
+    needs_argument = True
+    reads = "ROS bags (ROS 1, .db3, .mcap, rosbag2 folders)"
+    has_intrinsics = True
 
     def __init__(self, path: str, request: CameraRequest) -> None:
         super().__init__(request)
@@ -57,22 +62,28 @@ class RosRecording(Playback):
         self._unit = _MILLIMETRE
         self._pose: np.ndarray | None = None
 
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        if starts_with(path, ROS1, SQLITE):
+            return not is_realsense_recording(path)
+        return starts_with(path, MCAP) or (path / "metadata.yaml").is_file()
+
     def start(self) -> CameraSpec:
         self._reader = open_recording(self.path)
         try:
-            topics = _picture_topics(self._reader)
+            topics = _image_topics(self._reader)
             self._color = _choose(topics, False, self.request.color_topic, self.path) if self.request.color else None
             self._depth = _choose(topics, True, self.request.depth_topic, self.path) if self.request.depth else None
             if self._color is None and self._depth is None:
-                raise DataError(f"{self.path} holds neither colour nor depth pictures")
-            self._learn(self._reader)
+                raise DataError(f"{self.path} has neither colour nor depth images")
+            self._read_calibration(self._reader)
             return self._describe(self._reader)
         except PixioError:
             raise
-        except Exception as error:  # damage shows in rosbags as whatever its parsers stumble over
+        except Exception as error:  # for a damaged file the parsers of rosbags raise any exception
             raise DataError(f"{self.path} is damaged: {error or type(error).__name__}") from error
 
-    def _learn(self, reader: "AnyReader") -> None:
+    def _read_calibration(self, reader: "AnyReader") -> None:
         """Read calibrations, poses and the depth unit."""
         for topic in (self._color, self._depth):
             if topic is not None:
@@ -90,7 +101,8 @@ class RosRecording(Playback):
 
     def _describe(self, reader: "AnyReader") -> CameraSpec:
         main = self._color or self._depth
-        assert main is not None
+        if main is None:
+            raise DataError(f"{self.path} has neither colour nor depth images")
         seconds = reader.duration / 1e9
         known = self._color.intrinsics if self._color else None
         deep = self._depth.intrinsics if self._depth else None
@@ -112,12 +124,13 @@ class RosRecording(Playback):
         )
 
     def frames(self) -> Iterator[Frame]:
-        """Yield a frame a colour picture, or a depth map where there is no colour."""
-        return self._pictures() if self._color is None or self._depth is None else nearest_pairs(self._pictures())
+        """Yield a frame per colour image, or per depth map without colour."""
+        return self._images() if self._color is None or self._depth is None else nearest_pairs(self._images())
 
-    def _pictures(self) -> Iterator[Frame]:
+    def _images(self) -> Iterator[Frame]:
         reader, unreadable = self._reader, 0
-        assert reader is not None
+        if reader is None:
+            raise CameraError("the camera is not open")
         by_name = {topic.name: topic for topic in (self._color, self._depth) if topic is not None}
         connections = [each for each in reader.connections if each.topic in by_name]
         for connection, time, raw in reader.messages(connections):
@@ -127,11 +140,11 @@ class RosRecording(Playback):
             except Unreadable as error:
                 unreadable += 1
                 if unreadable == 1:
-                    log.warning("%s: a picture of %s is left out: %s", self.path, topic.name, error)
+                    log.warning("%s: an image of %s is skipped: %s", self.path, topic.name, error)
 
     def _frame(self, topic: _Topic, message: Any, stamp: float) -> Frame:
         if topic.depth:
-            values = depth_picture(message)
+            values = depth_image(message)
             depth, valid = metric(values, self._unit)
             return Frame(
                 rgb=None,
@@ -144,7 +157,7 @@ class RosRecording(Playback):
                 sensor_time=stamp,
                 depth_time=stamp,
             )
-        return Frame(_rgb(colour_picture(message)), None, None, topic.intrinsics, sensor_time=stamp)
+        return Frame(_rgb(colour_image(message)), None, None, topic.intrinsics, sensor_time=stamp)
 
     def stop(self) -> None:
         if self._reader is not None:
@@ -152,17 +165,17 @@ class RosRecording(Playback):
         self._reader = None
 
 
-def _rgb(picture: bytes | np.ndarray) -> np.ndarray:
-    if isinstance(picture, np.ndarray):
-        return picture
-    values = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
+def _rgb(image: bytes | np.ndarray) -> np.ndarray:
+    if isinstance(image, np.ndarray):
+        return image
+    values = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
     if values is None:
-        raise Unreadable("a compressed picture that OpenCV cannot decode")
+        raise Unreadable("OpenCV cannot decode a compressed image")
     return cv2.cvtColor(values, cv2.COLOR_BGR2RGB)
 
 
 def _stamp(raw: bytes, time: int) -> float:
-    """Return when a picture was taken [s]: its header's stamp, or the recording's time where that is 0.
+    """Return the time of an image [s]: its header's stamp, or the recording's time if that is 0.
 
     Both serialisations begin with four bytes (ROS 1: the header's count, CDR: its representation), then seconds and
     nanoseconds.
@@ -171,7 +184,7 @@ def _stamp(raw: bytes, time: int) -> float:
     return seconds + nanoseconds / 1e9 if seconds or nanoseconds else time / 1e9
 
 
-def _picture_topics(reader: "AnyReader") -> list[_Topic]:
+def _image_topics(reader: "AnyReader") -> list[_Topic]:
     found: list[_Topic] = []
     for name in sorted({each.topic for each in reader.connections if each.msgtype in (RAW, COMPRESSED)}):
         connections = [each for each in reader.connections if each.topic == name]
@@ -185,15 +198,15 @@ def _picture_topics(reader: "AnyReader") -> list[_Topic]:
     return found
 
 
-def _choose(topics: list[_Topic], depth: bool, asked: str | None, path: Path) -> _Topic | None:
+def _choose(topics: list[_Topic], depth: bool, name: str | None, path: Path) -> _Topic | None:
     kind = "depth" if depth else "colour"
     fitting = [topic for topic in topics if topic.depth == depth]
-    if asked is not None:
+    if name is not None:
         names = [topic.name for topic in fitting]
-        if asked not in names:
+        if name not in names:
             there = ", ".join(names) or "none"
-            raise UnknownName(f"{path} has no {kind} topic {asked!r}{closest(asked, names)}; there are: {there}")
-        return fitting[names.index(asked)]
+            raise UnknownName(f"{path} has no {kind} topic {name!r}{closest(name, names)}; there are: {there}")
+        return fitting[names.index(name)]
     words = ("aligned", "depth") if depth else ("color", "rgb")
     return max(
         fitting, key=lambda topic: (sum(word in topic.name.lower() for word in words), topic.count), default=None
@@ -207,7 +220,7 @@ def _first(reader: "AnyReader", connections: list[Any]) -> Any | None:
 
 
 def _intrinsics(reader: "AnyReader", topic: str) -> Intrinsics | None:
-    """Return the calibration beside a topic: in the nearest folder above it that has a CameraInfo."""
+    """Return the calibration of a topic: that of the nearest namespace above it with a CameraInfo."""
     place = topic
     infos = {each.topic: each for each in reader.connections if each.msgtype == _INFO}
     while "/" in place[1:]:
@@ -230,7 +243,7 @@ def _from_info(message: Any) -> Intrinsics | None:
         return known
     model = "inverse_brown_conrady" if name in _INVERSE else _MODELS.get(name)
     if model is None:
-        log.warning("distortion model %r is not known; the lens is taken for straight", name)
+        log.warning("distortion model %r is not known; no distortion is assumed", name)
         return known
     return known._replace(model=model, coefficients=coefficients)
 
@@ -264,7 +277,7 @@ def _matrix(transform: Any) -> np.ndarray:
 
 
 def _tf_pose(reader: "AnyReader", source: str, target: str) -> np.ndarray | None:
-    """Return (4, 4) from points in the frame `source` to `target`, along /tf_static; None where they are not joined."""
+    """Return (4, 4) from points in the frame `source` to `target`, along /tf_static; None if they are not connected."""
     to_parent: dict[str, tuple[str, np.ndarray]] = {}
     statics = [each for each in reader.connections if each.msgtype == _TF and each.topic.endswith("tf_static")]
     for connection, _, raw in reader.messages(statics) if statics else ():

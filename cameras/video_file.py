@@ -10,24 +10,32 @@ import numpy as np
 
 from ..errors import DataError
 from .camera import CameraRequest, CameraSpec
+from .file_types import is_video
 from .frame import Frame, rgbd_frame
 from .intrinsics_file import intrinsics_for
 from .playback import Playback
 
 
 class VideoFile(Playback):
-    """The first video track of a file, upright as a phone was held.
+    """The first video track of a file, rotated upright.
 
     Args:
         path: the file.
     """
 
+    needs_argument = True
+    reads = "videos"
+
     def __init__(self, path: str, request: CameraRequest) -> None:
         super().__init__(request)
         self.path = Path(path)
         self._container: Any = None  # av.container.InputContainer while it is open
-        self._pictures: Iterator[av.VideoFrame] = iter(())
-        self._turns = 0  # of a quarter, anticlockwise
+        self._images: Iterator[av.VideoFrame] = iter(())
+        self._turns = 0  # quarter turns, anticlockwise
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        return is_video(path)
 
     def start(self) -> CameraSpec:
         try:
@@ -36,15 +44,15 @@ class VideoFile(Playback):
             raise DataError(f"{self.path} is no video that can be read: {error}") from error
         tracks = self._container.streams.video
         if not tracks:
-            raise DataError(f"{self.path} is no video that can be read: it has no pictures")
+            raise DataError(f"{self.path} is no video that can be read: it has no images")
         stream = tracks[0]
         stream.thread_type = "NONE"
-        self._pictures = self._container.decode(stream)
+        self._images = self._container.decode(stream)
         try:
-            first = next(self._pictures)
+            first = next(self._images)
         except (av.FFmpegError, StopIteration) as error:
-            raise DataError(f"{self.path} is damaged: it has no pictures") from error
-        self._pictures, self._turns = chain([first], self._pictures), _turns(first)
+            raise DataError(f"{self.path} is damaged: it has no images") from error
+        self._images, self._turns = chain([first], self._images), _turns(first)
         size = (stream.width, stream.height) if self._turns % 2 else (stream.height, stream.width)
         rate = stream.average_rate or stream.guessed_rate
         return CameraSpec(
@@ -60,10 +68,10 @@ class VideoFile(Playback):
 
     def frames(self) -> Iterator[Frame]:
         try:
-            for number, picture in enumerate(self._pictures):
-                turns = _turns(picture)
-                rgb = np.ascontiguousarray(np.rot90(picture.to_ndarray(format="rgb24"), turns))
-                when = picture.time if picture.time is not None else number / (self.spec.fps or 30.0)
+            for number, image in enumerate(self._images):
+                turns = _turns(image)
+                rgb = np.ascontiguousarray(np.rot90(image.to_ndarray(format="rgb24"), turns))
+                when = image.time if image.time is not None else number / (self.spec.fps or 30.0)
                 known = self.spec.intrinsics if turns == self._turns else None
                 yield rgbd_frame(rgb, None, known, sensor_time=float(when))
         except av.FFmpegError as error:
@@ -75,5 +83,5 @@ class VideoFile(Playback):
             container.close()
 
 
-def _turns(picture: av.VideoFrame) -> int:
-    return round(picture.rotation / 90) % 4
+def _turns(image: av.VideoFrame) -> int:
+    return round(image.rotation / 90) % 4

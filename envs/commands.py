@@ -1,72 +1,63 @@
-"""What the numbers of an action do to a robot, axis by axis and in units, so that limits can be laid on them."""
+"""The command render_frames."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
+from ..command import Command
+from ..settings import MISSING, key
 
 
-class Commands(NamedTuple):
-    """Axes of an action in [-1, 1]. Arrays are (A,), in the axis's own unit.
+@dataclass
+class RenderFrames:
+    """Render simulated scenes with random appearance, cameras, clutter and robot states into pre-training shards."""
 
-    The target of a relative axis is its set point plus `scale` times the action, of another one `offset` plus `scale`
-    times the action. A relative axis whose set point is always 0 takes efforts: they rest at 0.
-    """
+    scenes: Any = key(
+        MISSING, "tasks, suites, MJCF files or patterns of them, also in a package (dm_control:suite/*.xml); or a list"
+    )
+    frames: int = key(20_000, "number of images", least=1)
+    image_size: int = key(256, "side of the images [px]")
+    render: list[str] = key(["fast", "fast", "balanced"], "render qualities; one is drawn each time a scene is opened")
+    keep_appearance_prob: float = key(
+        0.3, "probability that an image keeps the scene's colours, textures and lights, without clutter"
+    )
+    scene_camera_prob: float = key(
+        0.5, "probability of a camera of the scene, displaced slightly; the other images are from free cameras"
+    )
+    closeup_prob: float = key(0.3, "probability that a free camera is near a moving body")
+    clutter: int = key(6, "largest number of bodies added to an image", least=0)
+    frames_per_scene: int = key(50, "images of a scene before the next scene is opened", least=1)
+    shard: int = key(1000, "images in a shard", least=1)
+    quality: int = key(92, "JPEG quality, 1 to 100")
+    depth: bool = key(False, "write depth too, as `probe` reads it: KEY.depth.png, uint16 [mm]")
+    seed: int = key(0, "random seed", least=0)
+    workers: int | None = key(None, "worker processes; null means one per core", least=1, free=True)
+    out: str | None = key(None, "folder of the shards; null means runs/frames/<digest of the settings>", free=True)
+    debug: bool = key(False, "show tracebacks", free=True)
 
-    names: tuple[str, ...]
-    units: tuple[str, ...]  # "m", "rad"; "1" for shares of a full command
-    scale: np.ndarray  # of an action of 1
-    offset: np.ndarray  # target of an action of 0, where it is not relative
-    relative: np.ndarray  # bool
-    low: np.ndarray  # least target
-    high: np.ndarray  # greatest target
-    speed: np.ndarray  # fastest change of a target [unit/s]; infinite where nothing is known
-    hand: tuple[float, float, float] | None = None  # where the hand is when its three first targets are 0 [m]
 
-    def target(self, action: np.ndarray, set_point: np.ndarray) -> np.ndarray:
-        """Return the targets (A,) float64 of an action (A,)."""
-        return np.where(self.relative, set_point, self.offset) + self.scale * action
+def run_render_frames(settings: RenderFrames) -> int:
+    """Render the images and print where they are."""
+    from dataclasses import fields
+    from pathlib import Path
 
-    def action(self, target: np.ndarray, set_point: np.ndarray) -> np.ndarray:
-        """Return the action (A,) float32 that has these targets."""
-        origin = np.where(self.relative, set_point, self.offset)
-        return np.clip((target - origin) / self.scale, -1, 1).astype(np.float32)
+    from ..errors import BadInput
+    from ..run_folder import settings_digest
+    from .frame_renderer import FrameSettings
+    from .frames import render_frames
 
-    @property
-    def meanings(self) -> list[str]:
-        """What an action a sets on each axis, e.g. "set point + 0.02 a m"."""
-        origins = ["set point" if each else f"{zero:g}" for each, zero in zip(self.relative, self.offset, strict=True)]
-        return [
-            f"{origin} + {scale:g} a {unit}"
-            for origin, scale, unit in zip(origins, self.scale, self.units, strict=True)
-        ]
+    scenes = [settings.scenes] if isinstance(settings.scenes, str) else settings.scenes
+    if not isinstance(scenes, list) or not all(isinstance(each, str) for each in scenes):
+        raise BadInput(f"scenes={settings.scenes} must be one scene, or a list: scenes=[metaworld,arm.xml]")
+    copied = {each.name for each in fields(FrameSettings)} - {"scenes", "render"}
+    what = FrameSettings(
+        scenes=tuple(scenes), render=tuple(settings.render), **{name: getattr(settings, name) for name in copied}
+    )
+    out = Path(settings.out or f"runs/frames/{settings_digest(settings)}")
+    report = render_frames(what, out, settings.workers)
+    print(f"{report.folder}: {settings.frames} images in {report.shards} shards, {report.reused} of them reused")
+    return 0
 
-    @classmethod
-    def of(
-        cls,
-        names: tuple[str, ...],
-        unit: str,
-        scale: float,
-        low: np.ndarray,
-        high: np.ndarray,
-        speed: float = np.inf,
-        hand: tuple[float, float, float] | None = None,
-    ) -> "Commands":
-        """Make relative axes of one unit and scale."""
-        count = len(names)
-        return cls(
-            names,
-            (unit,) * count,
-            np.full(count, scale),
-            np.zeros(count),
-            np.ones(count, bool),
-            np.asarray(low, float),
-            np.asarray(high, float),
-            np.full(count, speed),
-            hand,
-        )
 
-    @classmethod
-    def plain(cls, count: int) -> "Commands":
-        """Make axes of which nothing is known but that they take shares of a full command, and rest at 0."""
-        names = tuple(f"a{index}" for index in range(count))
-        return cls.of(names, "1", 1.0, -np.ones(count), np.ones(count))
+COMMANDS = {
+    "render_frames": Command(RenderFrames, run_render_frames),
+}

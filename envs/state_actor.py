@@ -1,4 +1,4 @@
-"""Policies on the known state, read without torch: a checkpoint of train_rl or train_bc as an expert.
+"""Policies on the privileged state, run without torch: a checkpoint of train_rl or train_bc as an expert.
 
 Shapes: S state, A action.
 """
@@ -20,13 +20,13 @@ SUFFIX = ".safetensors"
 
 
 class StateActor:
-    """A multilayer perceptron from the known state to an action, as `Visuomotor` with kind "state" has it.
+    """A multilayer perceptron from the privileged state to an action, as trained with `encoder=state`.
 
     Args:
         path: the checkpoint.
 
     Raises:
-        DataError: if it is none, or of a policy that looks at pictures.
+        DataError: if it is no checkpoint of such a policy.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -42,7 +42,7 @@ class StateActor:
         if header.get("kind") != "policy" or arguments.get("kind") != "state":
             raise DataError(
                 f"{path} holds {header.get('kind', 'something else')} of kind {arguments.get('kind')!r}; an expert is "
-                "a policy on the known state: pixio-robot train_rl obs=state, or train_bc encoder=state"
+                "a policy on the privileged state: pixio-robot train_rl obs=state, or train_bc encoder=state"
             )
         try:
             self.task, settings = str(arguments["environment"]["task"]), arguments["policy"]
@@ -52,15 +52,15 @@ class StateActor:
             raise DataError(f"{path} lacks {error}; it was written by another version") from error
 
     def act(self, state: np.ndarray) -> np.ndarray:
-        """Return the action, (..., A) float32 in [-1, 1], for the known state, (..., S)."""
+        """Return the action, (..., A) float32 in [-1, 1], for the privileged state, (..., S)."""
         hidden = np.asarray(state, np.float32)
         for layer in self.layers:
             hidden = layer(hidden)
-        return np.clip(hidden[..., : self.action_dim], -1, 1)  # the first of a chunk
+        return np.clip(hidden[..., : self.action_dim], -1, 1)  # the first step of a chunk
 
 
 def _layers(tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> list[Layer]:
-    """Return the head's layers as functions, in order; dropout does nothing here."""
+    """Return the head's layers as functions, in order; dropout is the identity."""
     layers: list[Layer] = []
     place = 0
     if settings["batch_norm"]:
@@ -73,7 +73,7 @@ def _layers(tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> list[La
         layers += [_linear(tensors, place), _activation(settings["activation"])]
         place += 3  # a linear layer, dropout, an activation
     layers.append(_linear(tensors, place))
-    return [*layers, np.tanh] if settings["squash"] else layers
+    return [*layers, np.tanh] if settings["tanh_output"] else layers
 
 
 def _linear(tensors: dict[str, np.ndarray], place: int) -> Layer:
@@ -92,22 +92,22 @@ def _activation(name: str) -> Layer:
 
 
 def shipped_expert(task: str) -> StateActor | None:
-    """Return the trained expert that comes with the package for a task, e.g. "dmc/cheetah_run", if there is one."""
+    """Return the trained expert that the package ships for a task, e.g. "dmc/cheetah_run", or None."""
     file = resources.files(__package__).joinpath("experts", task.replace("/", "-") + SUFFIX)
     with resources.as_file(file) as path:
         return StateActor(path) if path.is_file() else None
 
 
 def expert_of(env: TaskEnv, path: str | None) -> Callable[[], np.ndarray]:
-    """Return what gives the expert's action for the present state, (A,) in [-1, 1].
+    """Return a function that gives the expert's action for the present state, (A,) in [-1, 1].
 
     Args:
-        path: a checkpoint of train_rl or train_bc on the known state, or a file that the task knows; None for the
-            task's own expert.
+        path: a checkpoint of train_rl or train_bc on the privileged state, or a file that the task can load; None for
+            the task's own expert.
 
     Raises:
         DataError: if the file holds no expert of this task.
-        BadInput: if the task takes no such file.
+        BadInput: if the task has no experts in files.
     """
     if path is None:
         return env.task.expert_action
@@ -117,4 +117,4 @@ def expert_of(env: TaskEnv, path: str | None) -> Callable[[], np.ndarray]:
     actor = StateActor(path)
     if actor.task != env.name:
         raise DataError(f"{path} is an expert of {actor.task}; the task is {env.name}")
-    return lambda: actor.act(env.task.known_state())
+    return lambda: actor.act(env.task.privileged_state())

@@ -1,7 +1,7 @@
 """Depth of every frame of a video: examples/depth_from_video.py HEAD.safetensors VIDEO.mp4 OUT.npz.
 
 The head is one that ``pixio-robot probe`` trained; it knows the scenes and the camera of its training images.
-With OUT.mp4 a picture is written instead, near things bright.
+With OUT.mp4 an image is written instead, near things bright.
 """
 
 import argparse

@@ -7,31 +7,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .backbones import Backbone, load_encoder
-    from .depth_estimation import DepthEstimator, load_depth
-    from .embedding import Embedder
-    from .encoder import PixioEncoder, Tokens
+    from .datasets.dataset import EpisodeDataset, Feature, open_dataset
+    from .deploy.runtime import Runtime
+    from .depth.estimator import DepthEstimator, load_depth
+    from .encoders.encoder import Backbone, Tokens
+    from .encoders.load import load_encoder
+    from .encoders.pixio import PixioEncoder
+    from .encoders.preprocessing import Preprocessing, preprocess
     from .envs.registry import make
-    from .policies.visuomotor import Visuomotor, load_policy
-    from .preprocessing import Preprocessing, preprocess
-    from .runtime.runtime import Runtime
-    from .schemas import EmbeddingSettings
+    from .policies.loaded import LoadedPolicy, load_policy
+    from .policies.policy import Batch, Policy, PolicySpec
 
 _HOME = {
-    "Backbone": "backbones",
-    "load_encoder": "backbones",
-    "DepthEstimator": "depth_estimation",
-    "load_depth": "depth_estimation",
-    "Embedder": "embedding",
-    "EmbeddingSettings": "schemas",
-    "PixioEncoder": "encoder",
-    "Tokens": "encoder",
+    "EpisodeDataset": "datasets.dataset",
+    "Feature": "datasets.dataset",
+    "open_dataset": "datasets.dataset",
+    "Runtime": "deploy.runtime",
+    "DepthEstimator": "depth.estimator",
+    "load_depth": "depth.estimator",
+    "Backbone": "encoders.encoder",
+    "Tokens": "encoders.encoder",
+    "load_encoder": "encoders.load",
+    "PixioEncoder": "encoders.pixio",
+    "Preprocessing": "encoders.preprocessing",
+    "preprocess": "encoders.preprocessing",
     "make": "envs.registry",
-    "Visuomotor": "policies.visuomotor",
-    "load_policy": "policies.visuomotor",
-    "Preprocessing": "preprocessing",
-    "preprocess": "preprocessing",
-    "Runtime": "runtime.runtime",
+    "LoadedPolicy": "policies.loaded",
+    "load_policy": "policies.loaded",
+    "Batch": "policies.policy",
+    "Policy": "policies.policy",
+    "PolicySpec": "policies.policy",
 }
 
 __all__ = sorted(_HOME)

@@ -1,4 +1,4 @@
-"""What every run leaves behind: settings, machine, metrics and results, so that it can be read and repeated."""
+"""The files that every run writes: settings, environment, metrics and results, so that it can be repeated."""
 
 import hashlib
 import json
@@ -9,7 +9,6 @@ import sys
 from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from .errors import DataError
@@ -24,26 +23,26 @@ _PACKAGES = (
 
 
 def digest(*values: Any) -> str:
-    """Return 12 hex digits that name a JSON value; run folders are called after their settings."""
+    """Return 12 hex digits that name a JSON value; run folders are named after their settings."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def settings_digest(command: Any, inputs: str = "") -> str:
-    """Return the digest of a command's settings and inputs, without those it may change when it goes on."""
+    """Return the digest of a command's settings and inputs, without the keys that may change when it resumes."""
     return digest(binding_settings(command), inputs)
 
 
 def binding_settings(command: Any) -> dict[str, Any]:
-    """Return the settings that make a run what it is."""
+    """Return the settings that identify a run."""
     free = {each.name for each in fields(command) if each.metadata.get("free")}
     return {name: value for name, value in asdict(command).items() if name not in free}
 
 
 def open_run(out: Path, command: Any, inputs: str = "") -> None:
-    """Make a run folder and write ``config.yaml`` and ``environment.json``.
+    """Create a run folder with ``config.yaml`` and ``environment.json``.
 
-    When a later call goes on with the run under other versions or on another machine, ``environment.json`` stays that
-    of the first, and the later one is written beside it.
+    If the run is resumed with other package versions or on another machine, ``environment.json`` keeps the first
+    environment and the other one is written beside it.
 
     Args:
         inputs: hash of files the run depends on; part of its identity.
@@ -65,14 +64,14 @@ def open_run(out: Path, command: Any, inputs: str = "") -> None:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(command)))
     now, first = environment(), read_json(out / "environment.json")
     if first and first != now:
-        log.warning("%s was begun in another environment; this one is written beside environment.json", out)
+        log.warning("%s was started in another environment; this one is written beside environment.json", out)
         write_json(out / f"environment-{digest(now)}.json", now)
     else:
         write_json(out / "environment.json", now)
 
 
 def _difference(config: Path, command: Any) -> str:
-    """Say which settings of an earlier run differ from those of `command`."""
+    """Return which settings of an earlier run differ from those of `command`."""
     from omegaconf import OmegaConf
 
     theirs = OmegaConf.to_container(OmegaConf.load(config)) if config.is_file() else {}
@@ -81,10 +80,10 @@ def _difference(config: Path, command: Any) -> str:
     for name in binding_settings(command):
         value, found = mine[name], theirs.get(name, mine[name])
         if isinstance(value, dict) and isinstance(found, dict):
-            found = value | found  # keys that came after it was written had their defaults
+            found = value | found  # keys added after it was written had their defaults
         if found != value:
             changed.append(f"{name} {found!r} instead of {value!r}")
-    return ", ".join(changed) or "other inputs: the files that it reads have changed (see its config.yaml)"
+    return ", ".join(changed) or "other inputs: files that it reads have changed (see its config.yaml)"
 
 
 def environment() -> dict[str, Any]:
@@ -123,7 +122,7 @@ def _cores() -> int:
 def _gpu() -> str:
     try:
         import torch
-    except ImportError:  # a robot may have bundles alone
+    except ImportError:  # a robot may run exported bundles without torch
         return "unknown"
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
 
@@ -144,50 +143,11 @@ def _commit() -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file, complete or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Return a JSON file's value, or {} where there is no file."""
+    """Return a JSON file's value, or {} if there is no file."""
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-class MetricsLog:
-    """``metrics.jsonl`` and TensorBoard events of one learner; use as a context manager.
-
-    Args:
-        folder: the run folder.
-        policy: the learner's name; a run folder may hold several.
-        step: rows of later steps, left by an interrupted run, are dropped.
-    """
-
-    def __init__(self, folder: Path, policy: str, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.path, self.policy = folder / "metrics.jsonl", policy
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
-        rows = [json.loads(line) for line in lines if line.endswith("\n")]  # a crash may cut the last one short
-        with replacing(self.path) as temporary:
-            kept = [row for row in rows if row["policy"] != policy or row["step"] <= step]
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self._events = SummaryWriter(str(folder / "tensorboard" / policy), purge_step=step + 1)
-
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._events.close()
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return this learner's rows so far."""
-        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
-        return [row for row in rows if row["policy"] == self.policy]
-
-    def write(self, epoch: float, step: int, values: dict[str, float]) -> None:
-        """Add one row; tags are like ``train/loss``."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"policy": self.policy, "epoch": epoch, "step": step, **values}) + "\n")
-        for tag, value in values.items():
-            self._events.add_scalar(tag, value, step)

@@ -12,16 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from ..envs.demo_file import Demo, demo_outcome, disk_key, merge_demos, write_demo
-from ..envs.registry import EnvRequest, check_task
+from ..datasets.dataset import EpisodeDataset, open_dataset
+from ..datasets.writer import (
+    Demo,
+    EpisodeFacts,
+    Provenance,
+    Splits,
+    demo_outcome,
+    disk_key,
+    merge_demos,
+    write_demo,
+)
+from ..envs.registry import TaskSpec, check_task
 from ..envs.rendering import check_rendering
 from ..envs.rollout import default_width, in_workers
 from ..envs.state_actor import expert_of
 from ..envs.task import TaskEnv
 from ..errors import BadInput, DataError
 from ..files import replacing, sha256_of
-from ..progress import Progress
-from .demos import DemoSet
+from ..progress import stage
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +46,12 @@ class CollectReport:
 
 
 def collect(
-    request: EnvRequest,
+    request: TaskSpec,
     demos: int,
     valid: int,
     first_seed: int,
     out: Path,
     workers: int | None = None,
-    progress: Progress | None = None,
     expert: str | None = None,
 ) -> CollectReport:
     """Record successful expert episodes into one robomimic file.
@@ -68,7 +76,7 @@ def collect(
     if out.is_dir():
         raise BadInput(f"out={out} is a folder; give the name of a file, e.g. {out}/demos.hdf5")
     if out.exists():
-        _check_same(DemoSet(out), request, asked)
+        _check_same(open_dataset(out), request, asked)
         return CollectReport(out, reused=True, attempts=wanted, seconds={})
     if {"rgb", "depth"} & set(request.observe):
         check_rendering()
@@ -76,11 +84,10 @@ def collect(
     parts = out.with_name(out.name + ".parts")
     _claim(parts, request)
     workers = workers or default_width()
-    progress = progress or Progress()
     seconds: dict[str, float] = {"rendering": 0.0, "physics": 0.0, "storing": 0.0}
     good: list[Path] = []
     attempts = 0
-    with progress.stage(f"collect {request.task}", wanted) as bar:
+    with stage(f"collect {request.task}", wanted) as bar:
         while len(good) < wanted:
             if attempts > 20 and len(good) * 10 < attempts:
                 raise DataError(
@@ -96,7 +103,8 @@ def collect(
                 if demo_outcome(path) and len(good) < wanted:
                     good.append(path)
                     bar.advance(1)
-    merge_demos(out, good[:demos], good[demos:], request, cameras, asked)
+    provenance = Provenance(request.task, asdict(request), cameras)
+    merge_demos(out, Splits(good[:demos], good[demos:]), provenance, asked)
     shutil.rmtree(parts)
     if attempts > wanted:
         log.warning("the expert failed in %d of %d episodes; they were left out", attempts - wanted, attempts)
@@ -107,7 +115,7 @@ def _part(parts: Path, seed: int) -> Path:
     return parts / f"seed_{seed}.hdf5"
 
 
-def _try_out(request: EnvRequest, expert: str | None) -> tuple[str, ...]:
+def _try_out(request: TaskSpec, expert: str | None) -> tuple[str, ...]:
     """Return the cameras; what cannot be, or has no expert, is said here, before any work."""
     env = replace(request, observe=("proprio",)).make()
     act = expert_of(env, expert)
@@ -117,7 +125,7 @@ def _try_out(request: EnvRequest, expert: str | None) -> tuple[str, ...]:
     return env.cameras
 
 
-def _claim(parts: Path, request: EnvRequest) -> None:
+def _claim(parts: Path, request: TaskSpec) -> None:
     """Make the folder of parts, or accept one left by an interrupted collection with the same settings."""
     for left in parts.glob(".*.tmp"):  # by a worker that was ended while it wrote
         left.unlink()
@@ -129,15 +137,17 @@ def _claim(parts: Path, request: EnvRequest) -> None:
         temporary.write_text(text)
 
 
-def _check_same(found: DemoSet, request: EnvRequest, asked: dict[str, Any]) -> None:
-    if found.request != request or found.collection != asked:
+def _check_same(found: EpisodeDataset, request: TaskSpec, asked: dict[str, Any]) -> None:
+    recorded, collection = found.provenance.get("environment"), found.provenance.get("collection")
+    wanted = json.loads(json.dumps(asdict(request)))
+    if recorded != wanted or collection != asked:
         raise DataError(
-            f"{found.path} holds other demonstrations: {found.collection} of {found.request}; asked for {asked} of "
-            f"{request}; delete it or choose another out="
+            f"{found.source} holds other demonstrations: {collection} of {recorded}; asked for {asked} of "
+            f"{wanted}; delete it or choose another out="
         )
 
 
-def _record(request: EnvRequest, parts: Path, expert: str | None, seed: int) -> dict[str, float]:
+def _record(request: TaskSpec, parts: Path, expert: str | None, seed: int) -> dict[str, float]:
     """Run one expert episode in a worker and write its part; return where the time went."""
     path = _part(parts, seed)
     if path.is_file():
@@ -174,10 +184,6 @@ def _run(env: TaskEnv, act: Callable[[], np.ndarray], seed: int) -> Demo:
         actions=np.stack(actions),
         rewards=np.array(rewards),
         success=np.array(success),
-        score=score,
-        good=score >= env.task.good_score,
         states=np.stack(states),
-        seed=seed,
-        start=info["start"],
-        cameras=cameras,
+        facts=EpisodeFacts(seed, info["initial_state_hash"], score, score >= env.task.demo_min_score, cameras),
     )

@@ -7,19 +7,18 @@ from typing import Any
 
 import torch
 
-from ..backbones import Backbone, load_encoder
-from ..encoder import PRESETS, PixioEncoder
+from ..encoders.load import Backbone, load_encoder
+from ..encoders.pixio import PRESETS, PixioEncoder
 from ..errors import BadInput
 from ..hardware import combine
-from ..pretrain_schemas import Distill
-from ..progress import Progress
-from ..report import write_report
+from ..report.page import write_report
 from ..run_folder import settings_digest, write_json
+from ..training.distributed import joined
+from .commands import Distill
 from .distillation import Distillation, StudentPlan, new_students
 from .images.image_set import fingerprint
 from .masking import mask_shape
 from .networks import network_size, start_hash, take_encoder
-from .parallel import joined
 from .students import LOSSES, PROJECTIONS, WEIGHTINGS, Student, Students
 from .train import TrainResult
 from .training_run import Prepared, check_names, check_training, prepare, run_training
@@ -37,7 +36,7 @@ class DistillResult:
     trained: TrainResult
 
 
-def run_distill(command: Distill, progress: Progress) -> tuple[Path, DistillResult]:
+def run_distill(command: Distill) -> tuple[Path, DistillResult]:
     """Distil a teacher into students, or go on with it; return the run folder and where it ended."""
     check_distill(command)
     teacher = load_encoder(command.teacher)
@@ -53,7 +52,7 @@ def run_distill(command: Distill, progress: Progress) -> tuple[Path, DistillResu
                 log.info("%s", line)
         model = initialised(command, plans, teacher.token_shape.dim)
         objective = Distillation(teacher, plans, model, command.projection, normed=command.target == "normed")
-        result = run_training(training, objective, out, progress)
+        result = run_training(training, objective, out)
         encoders = [out / f"{name}.safetensors" for name in plans]
         if world.first and not (out / "result.json").is_file():
             _write_result(out, command, training, plans, teacher, result)
@@ -68,7 +67,7 @@ def check_distill(command: Distill) -> None:
     """
     check_training(command, drop_path=command.drop_path or 0.0)
     check_names(
-        ("recompute", command.recompute, ("none", "all")),
+        ("activation_checkpointing", command.activation_checkpointing, ("none", "all")),
         ("projection", command.projection, PROJECTIONS),
         ("target", command.target, ("raw", "normed")),
         ("loss", command.loss, LOSSES),
@@ -169,7 +168,7 @@ def _write_result(
         "waiting for images": numbers.get("time/waiting_for_data"),
         "steps skipped as not finite": numbers.get("data/skipped_steps"),
     }
-    pictures = sorted((out / "pictures").glob("step-*.png"))[-1:]
+    images = sorted((out / "images").glob("step-*.png"))[-1:]
     write_json(
         out / "result.json",
         {
@@ -182,13 +181,13 @@ def _write_result(
                 "images": f"{training.split.training} trained on, {len(training.split.evaluated)} held out",
             },
             "numbers": {name: value for name, value in shown.items() if value is not None},
-            "pictures_title": "Patch tokens of held-out images",
-            "pictures": [
+            "images_title": "Patch tokens of held-out images",
+            "images": [
                 {
                     "file": str(path.relative_to(out)),
                     "caption": f"Patch tokens after {int(path.stem[5:])} steps; colours are main directions",
                 }
-                for path in pictures
+                for path in images
             ],
             "class_token_cosine": result.cosine,
             "position": asdict(result.position),

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..backbones import Backbone, save_encoder
-from ..encoder import PixioEncoder, Tokens
-from ..preprocessing import Preprocessing, preprocess
+from ..encoders.load import Backbone, save_encoder
+from ..encoders.pixio import PixioEncoder, Tokens
+from ..encoders.preprocessing import Preprocessing, preprocess
+from ..training.distributed import unwrapped
 from .feature_maps import draw_feature_maps
 from .loader import Batch
 from .masking import MaskShape, PatchMask
 from .monitor import Matrix, Monitor
 from .objective import Objective
-from .parallel import unwrapped
 from .plan import BACKWARD, encoder_flops
 from .students import Student, Students, on_grid
 
@@ -60,16 +60,16 @@ class Distillation(Objective):
         self.teacher, self.plans, self.model = teacher, plans, model
         self._projection, self._normed = projection, normed
         self._teacher_numbers: dict[str, float] = {}
-        self.towers = [student.encoder for student in model.students.values()]
-        blocks = [block for tower in self.towers for block in tower.blocks]
-        self.recomputed = {"none": [], "all": blocks}
+        self.wrapped_modules = [student.encoder for student in model.students.values()]
+        blocks = [block for tower in self.wrapped_modules for block in tower.blocks]
+        self.activation_checkpointed = {"none": [], "all": blocks}
         self.arguments = {name: plan.arguments for name, plan in plans.items()}
         self._view = teacher.preprocessing._replace(resize="squash", shorter=None)  # so that patches face each other
         self.size = max(*teacher.preprocessing.size, *(plan.size for plan in plans.values()))
         self.blocks = max((plan.shape.blocks for plan in plans.values() if plan.shape), default=1)
         self.flops = _forward_flops(teacher) + BACKWARD * sum(
             encoder_flops(tower, plan.shape.visible if plan.shape else plan.grid[0] * plan.grid[1])
-            for tower, plan in zip(self.towers, plans.values(), strict=True)
+            for tower, plan in zip(self.wrapped_modules, plans.values(), strict=True)
         )
 
     def losses(self, trained: nn.Module, batch: Batch, device: torch.device) -> dict[str, Tensor]:
@@ -120,7 +120,7 @@ class Distillation(Objective):
             self._teacher_numbers, _ = monitor.features(lambda images: self._teach(images, normed=True), "teacher")
         return numbers | self._teacher_numbers, cosine
 
-    def picture(self, trained: nn.Module, monitor: Monitor, path: Path, first: bool) -> None:
+    def image(self, trained: nn.Module, monitor: Monitor, path: Path, first: bool) -> None:
         images, _ = monitor.shown
         students = unwrapped(trained).students
         targets = self._targets(images)

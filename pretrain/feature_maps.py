@@ -1,4 +1,4 @@
-"""Pictures of patch tokens: their three main directions as red, green and blue.
+"""Images of patch tokens: their three main directions as red, green and blue.
 
 Shapes: B images, N patches, D width.
 """
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .picture_grid import draw_grid
+from .image_grid import draw_grid
 
 
 def draw_feature_maps(path: Path, images: Tensor, rows: dict[str, tuple[Tensor, tuple[int, int]]]) -> None:
-    """Write a picture with a column an image: the images, then each row's patch tokens.
+    """Write an image with a column an image: the images, then each row's patch tokens.
 
     Colours are the first three principal components of the first row's tokens, of length 1, over all images; the other
     rows are shown along the same directions and to the same scale.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..encoder import PixioEncoder, patches_of
+from ..encoders.pixio import PixioEncoder, patches_of
 from ..errors import BadInput
 from .decoder import PixelDecoder, sincos_positions_
 from .masking import PatchMask

@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..encoder import Tokens
+from ..encoders.pixio import Tokens
+from ..encoders.token_statistics import class_token_cosine, effective_rank, mean_off_diagonal
 from ..errors import DataError
 from ..hardware import autocast
-from ..pretrain_schemas import Training
-from ..token_statistics import class_token_cosine, effective_rank, mean_off_diagonal
+from ..training.distributed import World
 from .images.image_set import ImageSet
 from .loader import held_out_batch
 from .order import Order, Split
-from .parallel import World
 from .probes.knn import knn_accuracy
 from .probes.thumbnails import thumbnails
+from .settings import Training
 
 BANK = 1000  # labelled training images that vote for the held-out ones
-SHOWN = 8  # images of a picture
+SHOWN = 8  # images of an image
 Matrix = list[list[float]]
 
 
@@ -68,7 +68,7 @@ class Monitor:
         labels = torch.from_numpy(np.asarray(images.labels[held.numpy()])).long()
         if len(chosen) < 2 or not bool((labels >= 0).all()):
             return None
-        voters = Split(len(images), held_out=np.zeros(0, np.int64), evaluated=chosen)
+        voters = Split(len(images), val_images=np.zeros(0, np.int64), evaluated=chosen)
         try:
             bank = held_out_batch(images, voters, seed=self._seed, size=self._size, blocks=self._blocks)
         except DataError:
@@ -77,7 +77,7 @@ class Monitor:
 
     @property
     def shown(self) -> tuple[Tensor, Tensor]:
-        """The few images that pictures show, (8, S, S, 3) uint8, and their mask noise, on the device."""
+        """The few images that images show, (8, S, S, 3) uint8, and their mask noise, on the device."""
         images, noise = self._shown
         return images.to(self._world.device), noise.to(self._world.device)
 

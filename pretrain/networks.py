@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from ..backbones import load_encoder
 from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
-from ..encoder import PRESETS, PixioEncoder, resized_patches, resized_positions
+from ..encoders.load import load_encoder
+from ..encoders.pixio import PRESETS, PixioEncoder, resized_patches, resized_positions
 from ..errors import BadInput, CheckpointError, UnknownName, closest
 from ..files import sha256_of
 from ..hardware import combine
-from ..pretrain_schemas import Pretrain
+from .commands import Pretrain
 from .decoder import DECODERS, PixelDecoder
 from .mae import MaskedAutoencoder
 

@@ -22,8 +22,10 @@ class Objective(ABC):
 
     name: str  # of the stage and of the rows in metrics.jsonl
     model: nn.Module
-    towers: list[Any]  # parts of the model with ``blocks``, sharded and compiled block by block
-    recomputed: dict[str, list[Any]]  # blocks whose activations are computed twice, by the name of the choice
+    wrapped_modules: list[Any]  # parts of the model with ``blocks``, sharded and compiled block by block
+    activation_checkpointed: dict[
+        str, list[Any]
+    ]  # blocks whose activations are computed twice, by the name of the choice
     arguments: dict[str, Any]  # what rebuilds the model
     size: int  # side of the training crops [px]
     blocks: int  # numbers of mask noise an image
@@ -42,7 +44,7 @@ class Objective(ABC):
         """Return numbers on held-out images, and the cosine between class tokens; `trained` is in evaluation mode."""
 
     @abstractmethod
-    def picture(self, trained: nn.Module, monitor: Monitor, path: Path, first: bool) -> None:
+    def image(self, trained: nn.Module, monitor: Monitor, path: Path, first: bool) -> None:
         """Draw what the model makes of a few held-out images; only the `first` process writes."""
 
     @abstractmethod

@@ -148,22 +148,22 @@ class Split:
 
     Args:
         length: number of images in all.
-        held_out: (n,) int64, sorted: images that training never sees.
+        val_images: (n,) int64, sorted: images that training never sees.
         evaluated: (m,) int64, sorted: those of them that the held-out loss is measured on.
     """
 
     length: int
-    held_out: np.ndarray
+    val_images: np.ndarray
     evaluated: np.ndarray
 
     @property
     def training(self) -> int:
         """Return how many images are trained on."""
-        return self.length - len(self.held_out)
+        return self.length - len(self.val_images)
 
     def index(self, numbers: np.ndarray) -> np.ndarray:
         """Return the images behind numbers of training images, (P,) int64 in [0, training)."""
-        gaps = self.held_out - np.arange(len(self.held_out))  # training images before each held-out one
+        gaps = self.val_images - np.arange(len(self.val_images))  # training images before each held-out one
         return numbers + np.searchsorted(gaps, numbers, side="right")
 
 

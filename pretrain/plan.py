@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from ..encoder import PixioEncoder
+from ..encoders.pixio import PixioEncoder
 from ..hardware import autocast
-from ..pretrain_schemas import Pretrain
+from ..training.distributed import choose_parallel
+from .commands import Pretrain
 from .decoder import PixelDecoder
 from .mae import MaskedAutoencoder
 from .masking import MaskShape
-from .parallel import engine
 
 # dense bf16 peak [FLOP/s] and memory [bytes] as the makers state them
 DEVICES: dict[str, tuple[float, float]] = {
@@ -106,7 +106,10 @@ def plan(
             f"one {settings.plan_device} peaks at {peak / 1e12:.0f} TFLOP/s dense bf16 and has {room / 1e9:.0f} GB "
             "(maker's figures)"
         )
-    passes = (BACKWARD + (settings.recompute == "all"), BACKWARD + (settings.recompute != "none"))
+    passes = (
+        BACKWARD + (settings.activation_checkpointing == "all"),
+        BACKWARD + (settings.activation_checkpointing != "none"),
+    )
     seconds = (passes[0] * encoder / rates[0] + passes[1] * decoder / rates[1]) / peak
     images = settings.plan_devices / seconds
     memory = _memory(model, shape, settings, precision)
@@ -132,7 +135,7 @@ def plan(
         "weights, gradients and AdamW's moments take 16 bytes a parameter, "
         + (f"sharded over {shards} devices" if shards > 1 else "on every device"),
         "a token of width D keeps 36 D bytes a block for the backward pass in bf16, twice that in fp32; "
-        "recomputed blocks keep 4 D",
+        "activation_checkpointed blocks keep 4 D",
     ]
     return Plan(rows, assumptions)
 
@@ -145,7 +148,7 @@ def _share(dim: int) -> float:
 
 def _shards(settings: Pretrain, model: MaskedAutoencoder) -> int:
     """Return over how many devices weights and moments are cut."""
-    how = engine(settings, model, settings.plan_devices, PER_NODE)
+    how = choose_parallel(settings.parallel, model, settings.plan_devices, PER_NODE)
     return {"ddp": 1, "fsdp": settings.plan_devices, "hsdp": min(settings.plan_devices, PER_NODE)}[how]
 
 
@@ -157,13 +160,13 @@ def _memory(model: MaskedAutoencoder, shape: MaskShape, settings: Pretrain, prec
     micro = min(settings.micro_batch or share, share)
     width = 36 if precision == "bf16" else 72
 
-    def kept(part: Any, tokens: int, recomputed: bool) -> float:
+    def kept(part: Any, tokens: int, activation_checkpointed: bool) -> float:
         a = part.arguments
-        return a["depth"] * tokens * a["dim"] * (4 if recomputed else width)
+        return a["depth"] * tokens * a["dim"] * (4 if activation_checkpointed else width)
 
     classes = model.encoder.cls_tokens
-    image = kept(model.encoder, classes + shape.visible, settings.recompute == "all")
-    image += kept(model.decoder, classes + shape.patches, settings.recompute != "none")
+    image = kept(model.encoder, classes + shape.visible, settings.activation_checkpointing == "all")
+    image += kept(model.decoder, classes + shape.patches, settings.activation_checkpointing != "none")
     needs = {"weights and optimiser": state, f"activations of {micro} images": micro * image}
     if _shards(settings, model) > 1 and micro < share:
         needs["whole gradients between passes"] = 4.0 * parameters

@@ -1,4 +1,4 @@
-"""Pictures of what a masked autoencoder sees and makes of it.
+"""Images of what a masked autoencoder sees and makes of it.
 
 Shapes: B images, N patches, V visible and M hidden ones, P numbers of a patch.
 """
@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from ..encoders.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from .image_grid import draw_grid
 from .mae import Statistics, flat_patches, images_of, patch_statistics
 from .masking import PatchMask
-from .picture_grid import draw_grid
 
 
 def true_statistics(pixels: Tensor, mask: PatchMask) -> Statistics:
@@ -34,7 +34,7 @@ def visible_statistics(pixels: Tensor, mask: PatchMask) -> Statistics:
 
 
 def draw_reconstructions(path: Path, pixels: Tensor, prediction: Tensor, mask: PatchMask, normed: bool) -> None:
-    """Write a picture with a column an image and these rows: input, masked input, prediction.
+    """Write an image with a column an image and these rows: input, masked input, prediction.
 
     Where targets were normalised patch by patch, the prediction is shown twice: with statistics guessed from the
     visible patches, and with the true ones, labelled as such, since those leak brightness and contrast.

@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones import save_encoder
-from ..encoder import Tokens
-from ..preprocessing import Preprocessing, preprocess
+from ..encoders.load import save_encoder
+from ..encoders.pixio import Tokens
+from ..encoders.preprocessing import Preprocessing, preprocess
+from ..training.distributed import unwrapped
 from .loader import Batch
 from .mae import MaskedAutoencoder
 from .masking import MaskShape, PatchMask
 from .monitor import Matrix, Monitor
 from .networks import blank_autoencoder, save_autoencoder
 from .objective import Objective
-from .parallel import unwrapped
 from .plan import training_flops
 from .reconstruct import draw_reconstructions
 
@@ -33,9 +33,9 @@ class Reconstruction(Objective):
 
     def __init__(self, model: MaskedAutoencoder, shape: MaskShape, cls_only: float = 0.0) -> None:
         self.model, self.shape, self.cls_only = model, shape, cls_only
-        self.towers = [model.encoder, model.decoder]
-        encoder, decoder = ([*tower.blocks] for tower in self.towers)
-        self.recomputed = {"none": [], "decoder": decoder, "all": encoder + decoder}
+        self.wrapped_modules = [model.encoder, model.decoder]
+        encoder, decoder = ([*tower.blocks] for tower in self.wrapped_modules)
+        self.activation_checkpointed = {"none": [], "decoder": decoder, "all": encoder + decoder}
         self.arguments = model.arguments
         self.size, self.blocks = shape.grid[0] * model.encoder.patch, shape.blocks
         self.flops = training_flops(model, shape)
@@ -58,7 +58,7 @@ class Reconstruction(Objective):
         features, cosine = monitor.features(encode)
         return numbers | features, cosine
 
-    def picture(self, trained: nn.Module, monitor: Monitor, path: Path, first: bool) -> None:
+    def image(self, trained: nn.Module, monitor: Monitor, path: Path, first: bool) -> None:
         images, noise = monitor.shown
         pixels, (mask, cls_only) = self._pixels(images, images.device), self._hiding(noise)
         prediction = trained(pixels, mask, cls_only).prediction

@@ -8,15 +8,14 @@ import torch
 
 from ..errors import BadInput
 from ..hardware import choose_device, choose_precision
-from ..pretrain_schemas import Pretrain
-from ..progress import Progress
-from ..report import write_report
+from ..report.page import write_report
 from ..run_folder import settings_digest, write_json
+from ..training.distributed import joined, micro_batches
+from .commands import Pretrain
 from .images.sources import open_images
 from .masking import MaskShape, mask_shape
 from .networks import build_autoencoder, new_autoencoder, sizes, start_hash
 from .order import Split
-from .parallel import World, joined, micro_batches
 from .plan import DEVICES, Plan, plan
 from .reconstruction import Reconstruction
 from .train import TrainResult
@@ -26,7 +25,7 @@ log = logging.getLogger(__name__)
 POSITIONS = ("sincos", "normal")
 
 
-def run_pretrain(command: Pretrain, progress: Progress) -> tuple[Path, TrainResult]:
+def run_pretrain(command: Pretrain) -> tuple[Path, TrainResult]:
     """Pre-train an encoder, or go on with it; return the run folder and where it ended."""
     shape = check_settings(command)
     with joined(command.device) as world:
@@ -35,9 +34,7 @@ def run_pretrain(command: Pretrain, progress: Progress) -> tuple[Path, TrainResu
         out = Path(command.out or f"runs/pretrain/{settings_digest(command, training.inputs)}")
         if world.first:
             log.info("%s; %.2f%% of %d patches hidden", training.summary, 100 * shape.ratio, shape.patches)
-        result = run_training(
-            training, Reconstruction(new_autoencoder(command), shape, command.cls_only), out, progress
-        )
+        result = run_training(training, Reconstruction(new_autoencoder(command), shape, command.cls_only), out)
         if world.first and not (out / "result.json").is_file():
             _write_result(out, command, training.split, shape, result)
     return out, result
@@ -52,7 +49,7 @@ def run_plan(command: Pretrain) -> Plan:
     if images is not None:
         steps = count_steps(command, order_of(images, split_images(images, command), command)[0])
     assert steps is not None
-    micro_batches(command, World(device, size=command.plan_devices))
+    micro_batches(command.batch, command.micro_batch, command.plan_devices)
     precision = "bf16" if command.plan_device != "here" else choose_precision(command.precision, device)
     if precision == "bf16" and command.precision == "fp32":
         raise BadInput("other devices are planned for bf16, whose peak is known; drop precision=fp32 or plan_device=")
@@ -80,7 +77,7 @@ def check_settings(command: Pretrain) -> MaskShape:
     check_names(
         ("positions", command.positions, POSITIONS),
         ("plan_device", command.plan_device, ("here", *DEVICES)),
-        ("recompute", command.recompute, ("none", "decoder", "all")),
+        ("activation_checkpointing", command.activation_checkpointing, ("none", "decoder", "all")),
     )
     return shape
 
@@ -93,8 +90,8 @@ def _named(name: str, size: tuple[int, int, int]) -> str:
 def _write_result(out: Path, command: Pretrain, split: Split, shape: MaskShape, result: TrainResult) -> None:
     encoder, decoder = sizes(command)
     position, numbers = result.position, result.numbers
-    pictures = sorted((out / "pictures").glob("step-*.png"))
-    chosen = pictures if len(pictures) <= 2 else [pictures[0], pictures[-1]]
+    images = sorted((out / "images").glob("step-*.png"))
+    chosen = images if len(images) <= 2 else [images[0], images[-1]]
     facts = {
         "encoder": _named(command.encoder, encoder),
         "decoder": _named(command.decoder, decoder),
@@ -125,7 +122,7 @@ def _write_result(out: Path, command: Pretrain, split: Split, shape: MaskShape, 
             "task": ", ".join([command.images] if isinstance(command.images, str) else command.images),
             "facts": facts,
             "numbers": {name: value for name, value in shown.items() if value is not None},
-            "pictures": [
+            "images": [
                 {"file": str(path.relative_to(out)), "caption": f"Held-out images after {int(path.stem[5:])} steps"}
                 for path in chosen
             ],

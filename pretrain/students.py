@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..encoder import PixioEncoder, Tokens, initialise_layers
+from ..encoders.pixio import PixioEncoder, Tokens, initialise_layers
 from ..errors import BadInput
 from .decoder import sincos_positions_
 

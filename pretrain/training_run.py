@@ -2,21 +2,22 @@
 
 import logging
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadInput, UnknownName, closest
 from ..hardware import choose_precision, keep_memory
-from ..pretrain_schemas import Training
-from ..progress import Progress
+from ..progress import silent
 from ..run_folder import open_run
+from ..training.distributed import PARALLEL, World, is_first_process, micro_batches
+from ..training.optim import peak_lr
 from .images.image_set import ImageSet
 from .images.sources import open_images
 from .objective import Objective
-from .optim import peak_lr
 from .order import ImageOrder, Order, Split, hold_out
-from .parallel import PARALLEL, World, is_first_process, micro_batches
 from .plan import matmul_peak
+from .settings import Training
 from .train import TrainResult, train
 
 log = logging.getLogger(__name__)
@@ -42,20 +43,20 @@ class Prepared:
         return (
             f"{self.split.training} training images{drawn}, {len(self.split.evaluated)} held out; {self.steps} steps "
             f"of {self.command.batch} on {self.world.size} process(es) = {epochs:.3g} epochs; highest learning rate "
-            f"{peak_lr(self.command):.3g}"
+            f"{peak_lr(self.command.lr, self.command.base_lr, self.command.batch):.3g}"
         )
 
 
 def prepare(command: Training, world: World) -> Prepared:
     """Open the images and decide which are held out, in which order the others come, and for how many steps."""
-    micro_batches(command, world)
+    micro_batches(command.batch, command.micro_batch, world.size)
     images = _open_once(command, world)
     split = split_images(images, command)
     order, inputs = order_of(images, split, command)
     return Prepared(command, world, images, split, order, inputs, count_steps(command, order))
 
 
-def run_training(prepared: Prepared, objective: Objective, out: Path, progress: Progress) -> TrainResult:
+def run_training(prepared: Prepared, objective: Objective, out: Path) -> TrainResult:
     """Make the run folder and train, or go on with it."""
     command, world = prepared.command, prepared.world
     if world.device.type == "cpu":
@@ -64,20 +65,20 @@ def run_training(prepared: Prepared, objective: Objective, out: Path, progress: 
     if world.first:
         open_run(out, command, prepared.inputs)
     world.wait()
-    return train(
-        objective,
-        prepared.images,
-        prepared.split,
-        prepared.order,
-        command,
-        steps=prepared.steps,
-        precision=precision,
-        peak_flops=matmul_peak(world.device, precision),
-        inputs=prepared.inputs,
-        world=world,
-        out=out,
-        progress=progress if world.first else Progress.silent(),
-    )
+    with nullcontext() if world.first else silent():
+        return train(
+            objective,
+            prepared.images,
+            prepared.split,
+            prepared.order,
+            command,
+            steps=prepared.steps,
+            precision=precision,
+            peak_flops=matmul_peak(world.device, precision),
+            inputs=prepared.inputs,
+            world=world,
+            out=out,
+        )
 
 
 def check_names(*choices: tuple[str, str, tuple[str, ...]]) -> None:
@@ -100,7 +101,7 @@ def check_training(command: Training, drop_path: float) -> None:
     Raises:
         BadInput, UnknownName: naming the setting, what it is and what it may be.
     """
-    peak_lr(command)
+    peak_lr(command.lr, command.base_lr, command.batch)
     check_names(("parallel", command.parallel, PARALLEL))
     if (command.steps is None) == (command.epochs is None):
         raise BadInput(f"steps={command.steps} and epochs={command.epochs}: set exactly one")
@@ -133,9 +134,9 @@ def split_images(images: ImageSet, command: Training) -> Split:
     """
     if len(images) < 2:
         raise BadInput(f"{len(images)} image is too few: one is trained on and one held out, at least")
-    if command.held_out > len(images) // 2:
-        log.warning("held_out=%d of %d images is more than half; half are held out", command.held_out, len(images))
-    return hold_out(images, min(command.held_out, len(images) // 2), command.seed)
+    if command.val_images > len(images) // 2:
+        log.warning("val_images=%d of %d images is more than half; half are held out", command.val_images, len(images))
+    return hold_out(images, min(command.val_images, len(images) // 2), command.seed)
 
 
 def order_of(images: ImageSet, split: Split, command: Training) -> tuple[ImageOrder, str]:

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
-from pixio_robot import cli, schemas
+from pixio_robot import cli
+from pixio_robot.command_table import NAMES
 from pixio_robot.errors import Stopped
+from pixio_robot.policies.commands import COMMANDS as policy_commands
+from pixio_robot.pretrain.commands import COMMANDS as pretrain_commands
 
 TOY = ["task=toy/reach", "demos=2", "valid=1", "episodes=2", "horizon=25", "envs=2", "policy.epochs=2"]
 
@@ -27,12 +30,12 @@ def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 
 def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = _run(capsys, "--help")
-    assert status == 0 and all(f"\n  {name} " in out for name in schemas.COMMANDS)
+    assert status == 0 and all(f"\n  {name} " in out for name in NAMES)
     assert _run(capsys)[0] == 2
     assert _run(capsys, "--version")[1].count(".") == 2
 
 
-@pytest.mark.parametrize("name", list(schemas.COMMANDS))
+@pytest.mark.parametrize("name", NAMES)
 def test_every_key_has_a_line_of_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = _run(capsys, name, "--help")
     assert status == 0
@@ -80,7 +83,7 @@ def test_debug_shows_the_traceback() -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, None])
-def test_a_full_disk_is_said_in_words(
+def test_a_full_disk_gets_one_message(
     number: int | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """HDF5 reports a full disk without a number, in its text."""
@@ -89,7 +92,7 @@ def test_a_full_disk_is_said_in_words(
     def full(command: Any) -> int:
         raise error
 
-    monkeypatch.setitem(cli.BRANCHES, "collect", full)
+    monkeypatch.setitem(policy_commands, "collect", policy_commands["collect"]._replace(run=full))
     status, _, err = _run(capsys, "collect", "task=toy/reach")
     assert status == 1 and "no space left for" in err and "Traceback" not in err
 
@@ -116,7 +119,7 @@ def test_a_disk_that_is_really_full(
 
 
 def test_collect_train_evaluate_and_sweep(capsys: pytest.CaptureFixture[str], tiny_file: Path, tmp_path: Path) -> None:
-    """The commands one after another, and the training run's number once more from its checkpoint."""
+    """The commands one after another, and the training run's number again from its checkpoint."""
     assert (
         _run(capsys, "collect", "task=toy/reach", "demos=2", "valid=1", "horizon=25", "render=fast", "out=d.hdf5")[0]
         == 0
@@ -140,7 +143,7 @@ def test_collect_train_evaluate_and_sweep(capsys: pytest.CaptureFixture[str], ti
     times = [path.stat().st_mtime_ns for path in trained]
     assert len(trained) == 2
     status, out, _ = _run(capsys, *sweep)
-    assert status == 0 and out.count("reused") == 2, "a sweep goes on too"
+    assert status == 0 and out.count("reused") == 2, "a sweep resumes too"
     assert [path.stat().st_mtime_ns for path in trained] == times
 
 
@@ -151,7 +154,7 @@ def test_a_signal_ends_the_whole_sweep(capsys: pytest.CaptureFixture[str], monke
         jobs.append(command)
         raise Stopped("stopped by SIGTERM", 15)
 
-    monkeypatch.setitem(cli.BRANCHES, "pretrain", stopped)
+    monkeypatch.setitem(pretrain_commands, "pretrain", pretrain_commands["pretrain"]._replace(run=stopped))
     status, _, err = _run(capsys, "pretrain", "-m", "images=procedural", "seed=0,1,2")
     assert status == 128 + 15 and len(jobs) == 1 and "the sweep ends here" in err and "Traceback" not in err
 
@@ -242,7 +245,7 @@ def test_quickstart_reuses_what_exists(capsys: pytest.CaptureFixture[str], tiny_
     for stage in ("collect", "encode", "train", "evaluate"):
         assert result["stages"][stage]["seconds"] > 0 and not result["stages"][stage]["reused"]
         assert f"time to {stage}" in out
-    for said in ("blind policy", "expert", "fusion", "render quality", "report.html", "peak memory"):
+    for said in ("proprioception-only policy", "expert", "fusion", "render quality", "report.html", "peak memory"):
         assert said in out
     for name in ("config.yaml", "environment.json", "episodes.jsonl", "metrics.jsonl", "report.html"):
         assert (tmp_path / "run" / name).stat().st_size > 0
@@ -258,7 +261,7 @@ def test_quickstart_reuses_what_exists(capsys: pytest.CaptureFixture[str], tiny_
     assert len(rows) == 6 and all(json.loads(row)["weights"] in ("trained", "none") for row in rows)
 
 
-def test_a_random_encoder_is_said_everywhere(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_random_encoder_is_named_everywhere(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, out, _ = _run(
         capsys, "quickstart", *TOY, "encoder=random:ti:0", "episodes=1", "demos=1", "valid=0", "out=r"
     )
@@ -268,7 +271,7 @@ def test_a_random_encoder_is_said_everywhere(capsys: pytest.CaptureFixture[str],
     assert {row["weights"] for row in rows if row["policy"] == "bc"} == {"random"}
 
 
-def test_a_blind_quickstart_renders_no_evaluation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_quickstart_without_images_renders_no_evaluation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, _, _ = _run(capsys, "quickstart", *TOY, "encoder=none", "out=run")
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert status == 0 and set(result["policies"]) == {"blind", "expert"} and result["weights"] == "none"
@@ -276,7 +279,7 @@ def test_a_blind_quickstart_renders_no_evaluation(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("kept_parts", [0, 3])
-def test_ctrl_c_leaves_nothing_half_written_and_the_next_run_goes_on(kept_parts: int, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_nothing_half_written_and_the_next_run_resumes(kept_parts: int, tmp_path: Path) -> None:
     """At once, while workers still import, and later, while they record."""
     command = [sys.executable, "-m", "pixio_robot", "collect", "task=toy/reach", "out=d.hdf5", "render=fast"]
     command += ["demos=12" if kept_parts else "demos=3", "horizon=25"]
@@ -303,7 +306,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_run_goes_on(kept_parts:
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_doctor_tells_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_lists_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = _run(capsys, "doctor")
     assert status == 0, out
     for what in ("python", "torch", "rendering", "extra metaworld", "extra robomimic"):
@@ -312,7 +315,7 @@ def test_doctor_tells_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
         assert "missing" not in line or "pixio-robot[" in line, "the fix names the extra"
 
 
-def test_doctor_says_how_to_mend_rendering(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_says_how_to_fix_rendering(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from pixio_robot import doctor
     from pixio_robot.errors import RenderingUnavailable
 

@@ -17,7 +17,15 @@ import pixio_robot
 ROOT = Path(pixio_robot.__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "slurm_pretrain.py"
 GUIDE = ROOT / "docs" / "pretraining.md"
-TINY = ["images=procedural:100", "batch=8", "encoder=32x2x2", "decoder=32x2x2", "held_out=16", "device=cpu", "out=run"]
+TINY = [
+    "images=procedural:100",
+    "batch=8",
+    "encoder=32x2x2",
+    "decoder=32x2x2",
+    "val_images=16",
+    "device=cpu",
+    "out=run",
+]
 
 pytestmark = pytest.mark.skipif(not EXAMPLE.is_file(), reason="runs in a checkout")
 

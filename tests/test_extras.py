@@ -64,7 +64,7 @@ def _rl(folder: Path) -> None:
 
 
 def _robomimic(folder: Path) -> None:
-    from pixio_robot.torchvision_guard import declare_missing_operators
+    from pixio_robot.encoders.torchvision_guard import declare_missing_operators
 
     declare_missing_operators()
     from robomimic.algo import algo_name_to_factory_func
@@ -74,9 +74,9 @@ def _robomimic(folder: Path) -> None:
 
 
 def _hf(folder: Path) -> None:
-    from pixio_robot.backbones import export_transformers, load_encoder
-    from pixio_robot.encoder import PixioEncoder
-    from pixio_robot.torchvision_guard import declare_missing_operators
+    from pixio_robot.encoders.load import export_transformers, load_encoder
+    from pixio_robot.encoders.pixio import PixioEncoder
+    from pixio_robot.encoders.torchvision_guard import declare_missing_operators
 
     declare_missing_operators()
     from transformers import AutoModel
@@ -91,7 +91,7 @@ def _hf(folder: Path) -> None:
 
 
 def _timm(folder: Path) -> None:
-    from pixio_robot.backbones import load_encoder
+    from pixio_robot.encoders.load import load_encoder
 
     encoder = load_encoder("random:timm:vit_tiny_patch16_224")
     height, width = encoder.preprocessing.size
@@ -141,16 +141,16 @@ def _openvino(folder: Path) -> None:
 
 
 def _scores(folder: Path, engine: str) -> Path:
-    """Score a shard of drawn pictures through the command line."""
+    """Score a shard of drawn images through the command line."""
     import io
     import tarfile
 
     from PIL import Image
 
     from pixio_robot.cli import run
+    from pixio_robot.pretrain.commands import Pretrain
     from pixio_robot.pretrain.images.procedural import draw
     from pixio_robot.pretrain.networks import new_autoencoder, save_autoencoder
-    from pixio_robot.pretrain_schemas import Pretrain
 
     settings = Pretrain(encoder="32x2x2", decoder="32x2x2", patch=8, image_size=64)
     save_autoencoder(folder / "model.safetensors", new_autoencoder(settings), {"mask_ratio": 0.75, "mask_block": 2})
@@ -173,20 +173,24 @@ def _curation(folder: Path) -> None:
     _scores(folder, "local")
     words = [f"scores={folder / 'local'}", "least_side=0", "entropy=null", f"out={folder / 'curated'}"]
     assert run(["curate", *words]) == 0
-    words = ["encoder=32x2x2", "decoder=32x2x2", "batch=2", "steps=2", "held_out=2", "workers=0", "device=cpu"]
+    words = ["encoder=32x2x2", "decoder=32x2x2", "batch=2", "steps=2", "val_images=2", "workers=0", "device=cpu"]
     words += [f"images={folder / 'data'}", f"weights={folder / 'curated/weights.parquet'}", f"out={folder / 'run'}"]
     assert run(["pretrain", *words]) == 0
 
 
 def _remote(folder: Path) -> None:
-    from pixio_robot.runtime.bundle import Card
-    from pixio_robot.runtime.remote.client import RemotePolicy
-    from pixio_robot.runtime.remote.server import PolicyServer
-    from pixio_robot.runtime.replay import Replay
+    from pixio_robot.deploy.manifest import Manifest
+    from pixio_robot.deploy.replay import ReplayPolicy
+    from pixio_robot.deploy.serve.client import RemotePolicy
+    from pixio_robot.deploy.serve.served import Served
+    from pixio_robot.deploy.serve.server import PolicyServer
 
-    card = Card("policy", "replay", "fp32", "", [], [], action_low=[-1.0] * 2, action_high=[1.0] * 2)
+    manifest = Manifest("policy", "replay", "fp32", "", [], [], action_low=[-1.0] * 2, action_high=[1.0] * 2)
     actions = np.arange(8, dtype=np.float32).reshape(4, 2)
-    with PolicyServer(card, lambda: Replay(actions)) as server, RemotePolicy(f"127.0.0.1:{server.port}") as policy:
+    with (
+        PolicyServer(Served(manifest, lambda: ReplayPolicy(actions))) as server,
+        RemotePolicy(f"127.0.0.1:{server.port}") as policy,
+    ):
         assert policy.act({}).tolist() == [[0.0, 1.0]] and policy.act({}).tolist() == [[2.0, 3.0]]
 
 
@@ -241,7 +245,7 @@ def _wandb(folder: Path) -> None:
     from pixio_robot.cli import run
 
     os.environ["WANDB_MODE"] = "offline"
-    words = ["encoder=32x2x2", "decoder=32x2x2", "batch=8", "steps=4", "held_out=8", "workers=0", "wandb=test"]
+    words = ["encoder=32x2x2", "decoder=32x2x2", "batch=8", "steps=4", "val_images=8", "workers=0", "wandb=test"]
     assert run(["pretrain", "images=procedural:32", f"out={folder / 'run'}", *words]) == 0
     assert list(folder.rglob("*.wandb"))
 

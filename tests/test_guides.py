@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 import yaml
 
 import pixio_robot
 from pixio_robot.cli import compose
-from pixio_robot.composition import sweep_jobs
-from pixio_robot.pretrain.parallel import World, micro_batches
+from pixio_robot.config import sweep_jobs
+from pixio_robot.envs.commands import RenderFrames
+from pixio_robot.pretrain.commands import Pretrain
 from pixio_robot.pretrain.runs import check_settings
-from pixio_robot.pretrain_schemas import Pretrain
-from pixio_robot.schemas import RenderFrames
+from pixio_robot.training.distributed import micro_batches
 
 ROOT = Path(pixio_robot.__file__).resolve().parent.parent
 HISTORY = ("log.md", "decisions.md")  # say what was run once
@@ -135,7 +134,7 @@ def test_the_guides_commands_are_accepted(guide: Path) -> None:
         settings = compose(name, overrides, complete=bool(overrides))
         if isinstance(settings, Pretrain):
             check_settings(settings)
-            assert micro_batches(settings, World(torch.device("cpu"), size=count)) >= 1
+            assert micro_batches(settings.batch, settings.micro_batch, count) >= 1
     assert {count for _, _, count in every} >= ({1} if guide.stem == "pretraining" else {8, 16})
 
 

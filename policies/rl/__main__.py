@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    from ..benchmark.process import run_as_process
+    from ...jobs.launch import run_as_job
     from .sweep import run_job
 
-    sys.exit(run_as_process(lambda: run_job(Path(sys.argv[1])), int(sys.argv[2])))
+    sys.exit(run_as_job(lambda: run_job(Path(sys.argv[1])), int(sys.argv[2])))

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from ...embedding import frame_indices
+from ...datasets.robomimic import DemoSet
+from ...datasets.token_cache import TokenCache
 from ...errors import DataError
-from ..cache import TokenCache
-from ..demos import DemoSet
+from ..embedding import frame_indices
 from ..pixel_network import shrunk
 from ..visuomotor import Visuomotor
 from .embedded_env import FELT, TOKENS
@@ -36,7 +36,7 @@ def demo_transitions(demos: DemoSet, cache: TokenCache | None, policy: Visuomoto
         elif embedder.settings.fusion == "mean":
             tokens = tokens.astype(np.float32).mean(axis=1, keepdims=True).astype(np.float16)
     elif policy.pixels is not None:
-        views = [np.concatenate([shrunk(part) for part in demos.batches(key, 0, 256)]) for key in policy.pictures]
+        views = [np.concatenate([shrunk(part) for part in demos.batches(key, 0, 256)]) for key in policy.images]
         tokens = np.concatenate(views, axis=-1)
     felt = demos.read(policy.felt).astype(np.float32) if embedder.proprio_dim else None
 

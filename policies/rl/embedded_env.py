@@ -1,4 +1,4 @@
-"""Environments whose pictures are encoded once, before the learner sees them.
+"""Environments whose images are encoded once, before the learner sees them.
 
 Shapes: B environments, R of them at an end, T frames of history, K class tokens, N patches, D width, F felt.
 """
@@ -11,8 +11,8 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnvWrapper
 from torch import Tensor
 
-from ...embedding import FrameHistory
 from ..agent import Perception
+from ..embedding import FrameHistory
 from ..pixel_network import SIDE
 from ..visuomotor import Visuomotor
 from .task_vec_env import TaskVecEnv
@@ -24,14 +24,14 @@ def embedded_space(policy: Visuomotor, image_size: int | None = None) -> spaces.
     """Return the space of `EmbeddedVecEnv`'s observations for a policy.
 
     Args:
-        image_size: side of whole pictures, where these are kept [px].
+        image_size: side of whole images, where these are kept [px].
     """
     parts: dict[str, spaces.Space] = {}
     tokens = policy.embedder.tokens
     if image_size is not None or policy.pixels is not None:
         side = SIDE if image_size is None else image_size
-        pictures = (policy.history, side, side, 3 * len(policy.pictures))
-        parts[TOKENS] = spaces.Box(0, 255, pictures, np.uint8)
+        images = (policy.history, side, side, 3 * len(policy.images))
+        parts[TOKENS] = spaces.Box(0, 255, images, np.uint8)
     elif tokens is not None:
         count = tokens.grid[0] * tokens.grid[1] if policy.embedder.needs_patches else tokens.cls
         shape = (policy.history, 1 if _fused(policy) else count, tokens.dim)
@@ -51,19 +51,19 @@ class EmbeddedVecEnv(VecEnvWrapper):
 
     Observations are ``tokens`` (T, K or N, D) float16, where ``mean`` and ``first`` are taken already, so that K is 1;
     and ``felt`` (F,) float32, proprioception or the known state. For a policy that learns to see, ``tokens`` are small
-    pictures (T, S, S, 3 a camera) uint8; with `pictures`, whole ones (T, H, W, 3 a camera) for an encoder that learns.
+    images (T, S, S, 3 a camera) uint8; with `images`, whole ones (T, H, W, 3 a camera) for an encoder that learns.
 
     Args:
         venv: the environments.
-        perception: what is kept of their pictures, and the policy that wants it.
-        pictures: keep pictures as they come, not tokens.
+        perception: what is kept of their images, and the policy that wants it.
+        images: keep images as they come, not tokens.
     """
 
-    def __init__(self, venv: TaskVecEnv, perception: Perception, pictures: bool = False) -> None:
-        self.perception, self.policy, self.pictures = perception, perception.policy, pictures
-        self.sees = pictures or perception.sees
+    def __init__(self, venv: TaskVecEnv, perception: Perception, images: bool = False) -> None:
+        self.perception, self.policy, self.images = perception, perception.policy, images
+        self.sees = images or perception.sees
         self._history = FrameHistory(self.policy.history)
-        size = venv.request.image_size if pictures else None
+        size = venv.request.image_size if images else None
         super().__init__(venv, observation_space=embedded_space(self.policy, size))
 
     def reset(self) -> dict[str, np.ndarray]:
@@ -82,7 +82,7 @@ class EmbeddedVecEnv(VecEnvWrapper):
         last: list[dict[str, np.ndarray]] = [infos[row]["terminal_observation"] for row in ended]
         frames = None
         if self.sees:
-            seen = {key: observations[key] for key in self.policy.pictures}
+            seen = {key: observations[key] for key in self.policy.images}
             if last:
                 seen = {key: np.concatenate([seen[key], np.stack([each[key] for each in last])]) for key in seen}
             newest = self._newest(seen)
@@ -96,8 +96,8 @@ class EmbeddedVecEnv(VecEnvWrapper):
 
     def _newest(self, observations: dict[str, np.ndarray]) -> Tensor:
         """Return what is kept of the newest frames, (B, K, D) float16 or (B, H, W, 3 a camera) uint8."""
-        if self.pictures:
-            return torch.from_numpy(np.concatenate([observations[key] for key in self.policy.pictures], axis=-1))
+        if self.images:
+            return torch.from_numpy(np.concatenate([observations[key] for key in self.policy.images], axis=-1))
         newest = self.perception.newest(observations)
         if self.policy.pixels is not None or not _fused(self.policy):
             return newest

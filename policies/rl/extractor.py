@@ -13,8 +13,8 @@ from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
-from ...backbones import Backbone
-from ...embedding import Embedder
+from ...encoders.load import Backbone
+from ..embedding import Embedder
 from ..pixel_network import PixelNetwork
 from .embedded_env import FELT, TOKENS
 
@@ -77,7 +77,7 @@ class Extractor(BaseFeaturesExtractor):
         self.norm = RunningNorm(embedder.dim) if normalise else None
 
     def train(self, mode: bool = True) -> "Extractor":
-        """Set the mode; pictures are moved in the replay buffer, so the network that sees never moves them itself."""
+        """Set the mode; images are moved in the replay buffer, so the network that sees never moves them itself."""
         super().train(mode)
         if self.pixels is not None:
             self.pixels.eval()
@@ -96,12 +96,12 @@ class Extractor(BaseFeaturesExtractor):
             tokens = self._encode(tokens)
         return self.embedder(tokens, observations.get(FELT))
 
-    def _encode(self, pictures: Tensor) -> Tensor:
-        """Encode pictures (B, T, H, W, 3 C) with a gradient; returns tokens (B, T, K or N, C D)."""
+    def _encode(self, images: Tensor) -> Tensor:
+        """Encode images (B, T, H, W, 3 C) with a gradient; returns tokens (B, T, K or N, C D)."""
         assert self.backbone is not None
-        batch, history = pictures.shape[:2]
+        batch, history = images.shape[:2]
         views = []
-        for view in pictures.flatten(0, 1).to(torch.uint8).split(3, dim=-1):
+        for view in images.flatten(0, 1).to(torch.uint8).split(3, dim=-1):
             tokens = self.backbone(self.backbone.preprocess(view), normed=self.embedder.settings.normed)
             views.append(tokens.patches if self.embedder.needs_patches else tokens.cls)
         return torch.cat(views, dim=-1).unflatten(0, (batch, history))
@@ -112,7 +112,7 @@ class Extractor(BaseFeaturesExtractor):
         return embedding if self.norm is None else self.norm(embedding)
 
 
-class Borrowed(BaseFeaturesExtractor):
+class DetachedExtractor(BaseFeaturesExtractor):
     """Another network's extractor, used without a gradient: critics teach it, the actor only looks (DrQ's way)."""
 
     def __init__(self, extractor: BaseFeaturesExtractor) -> None:
@@ -132,7 +132,7 @@ class SharedSACPolicy(SACPolicy):
         self.critic = self.make_critic()
         self.critic_target = self.make_critic()
         self.critic_target.load_state_dict(self.critic.state_dict())
-        self.actor = self.make_actor(Borrowed(self.critic.features_extractor))
+        self.actor = self.make_actor(DetachedExtractor(self.critic.features_extractor))
         optimizer: Any = self.optimizer_class
         for network in (self.actor, self.critic):
             network.optimizer = optimizer(network.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
@@ -146,8 +146,8 @@ class SharedTD3Policy(TD3Policy):
         self.critic = self.make_critic()
         self.critic_target = self.make_critic()
         self.critic_target.load_state_dict(self.critic.state_dict())
-        self.actor = self.make_actor(Borrowed(self.critic.features_extractor))
-        self.actor_target = self.make_actor(Borrowed(self.critic_target.features_extractor))
+        self.actor = self.make_actor(DetachedExtractor(self.critic.features_extractor))
+        self.actor_target = self.make_actor(DetachedExtractor(self.critic_target.features_extractor))
         self.actor_target.load_state_dict(self.actor.state_dict())
         optimizer: Any = self.optimizer_class
         for network in (self.actor, self.critic):

@@ -15,13 +15,14 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
 from torch import Tensor, nn
 
-from ...backbones import Backbone
+from ...encoders.load import Backbone
 from ...errors import BadInput, CheckpointError, UnknownName, closest
-from ...schemas import AlgorithmSettings, PolicySettings
+from ..settings import PolicySettings
 from ..visuomotor import Visuomotor
 from .embedded_env import EmbeddedVecEnv
 from .extractor import EPSILON, POLICIES, Extractor, Parts
 from .replay import Replay, Transitions
+from .settings import AlgorithmSettings
 
 ALGORITHMS = ("sac", "td3", "ppo")
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
@@ -33,7 +34,7 @@ def head_settings(settings: AlgorithmSettings, normalise: bool) -> PolicySetting
         layers=list(settings.layers),
         activation=settings.activation,
         batch_norm=normalise,
-        squash=settings.name != "ppo",
+        tanh_output=settings.name != "ppo",
         lr=settings.lr,
         batch=settings.batch,
     )
@@ -152,22 +153,22 @@ def new_learner(
         )
         if settings.name == "sac":
             entropy = settings.entropy if settings.entropy.startswith("auto") else float(settings.entropy)
-            model = (_BegunSAC if begun else SAC)(**common, ent_coef=entropy)
+            model = (WarmStartSAC if begun else SAC)(**common, ent_coef=entropy)
         else:
             noise = NormalActionNoise(np.zeros(actions), np.full(actions, settings.noise)) if settings.noise else None
-            model = (_BegunTD3 if begun else TD3)(**common, action_noise=noise)
+            model = (WarmStartTD3 if begun else TD3)(**common, action_noise=noise)
     model.set_logger(Logger(folder=None, output_formats=[]))
     return model
 
 
-class _BegunSAC(SAC):
+class WarmStartSAC(SAC):
     """SAC whose first steps are its actor's, not uniform: it begins from a cloned policy."""
 
     def _sample_action(self, learning_starts: int, *arguments: Any, **named: Any) -> tuple[np.ndarray, np.ndarray]:
         return super()._sample_action(0, *arguments, **named)
 
 
-class _BegunTD3(TD3):
+class WarmStartTD3(TD3):
     """TD3 likewise."""
 
     def _sample_action(self, learning_starts: int, *arguments: Any, **named: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +212,7 @@ def copy_actor(model: Any, policy: Visuomotor) -> None:
 
 
 @torch.no_grad()
-def begin_from(model: Any, policy: Visuomotor, source: str) -> None:
+def init_actor(model: Any, policy: Visuomotor, source: str) -> None:
     """Begin the actor, and all that sees before it, from a trained policy; its running statistics then stay.
 
     Args:
@@ -233,14 +234,15 @@ def begin_from(model: Any, policy: Visuomotor, source: str) -> None:
     extractor = extractor_of(model)
     if (
         found != wanted
-        or settings.squash != squashed
+        or settings.tanh_output != squashed
         or not isinstance(extractor.embedder.pool, type(policy.embedder.pool))
     ):
         raise CheckpointError(
-            f"{source} has layers {found}, squash={settings.squash}, fusion={policy.embedder.settings.fusion}; the "
-            f"actor has {wanted}, squash={squashed}, fusion={extractor.embedder.settings.fusion}; clone with "
-            f"policy.layers=[{','.join(str(shape[0]) for shape in wanted[:-1])}] policy.squash={str(squashed).lower()} "
-            "and the same embedding"
+            f"{source} has layers {found}, tanh_output={settings.tanh_output}, "
+            f"fusion={policy.embedder.settings.fusion}; the actor has {wanted}, tanh_output={squashed}, "
+            f"fusion={extractor.embedder.settings.fusion}; clone with "
+            f"policy.layers=[{','.join(str(shape[0]) for shape in wanted[:-1])}] "
+            f"policy.tanh_output={str(squashed).lower()} and the same embedding"
         )
     extractor.embedder.load_state_dict(policy.embedder.state_dict())
     if extractor.pixels is not None and policy.pixels is not None:

@@ -8,9 +8,9 @@ from typing import Any
 from ...errors import BadInput, DataError
 from ...files import replacing
 from ...metrics import interquartile_mean
-from ...report import write_report
+from ...report.page import write_report
 from ...run_folder import read_json, write_json
-from ...schemas import LearningCurves, TrainRL
+from .commands import LearningCurves, TrainRL
 
 _VALUES = ("eval/score", "eval/success", "eval/return")
 Curve = dict[int, dict[str, float]]  # from environment steps to what was measured there

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import torch
 
-from ...backbones import Backbone
-from ...envs.registry import EnvRequest
+from ...encoders.load import Backbone
+from ...envs.registry import TaskSpec
 from ...envs.rendering import check_rendering
 from ...errors import BadInput, CheckpointError, UnknownName, closest
 from ...files import sha256_of
 from ...hardware import choose_device, choose_precision
 from ...run_folder import read_json, settings_digest
-from ...schemas import TrainRL
 from ..bc import new_policy
 from ..runs import load_backbone
 from ..visuomotor import EncoderIdentity, LoadedPolicy, Visuomotor, load_policy
+from .commands import TrainRL
 from .embedded_env import embedded_space
 from .learner import check_algorithm, head_settings
 from .replay import require_memory
@@ -29,7 +29,7 @@ class Preparation:
     """A run that can begin."""
 
     kind: str  # of policy, as `Visuomotor` has it
-    request: EnvRequest
+    request: TaskSpec
     policy: Visuomotor  # what the actor is written into
     normalise: bool  # embeddings are scaled by running statistics
     begun: LoadedPolicy | None  # what the actor begins as
@@ -42,7 +42,7 @@ class Preparation:
     buffer: int  # memory of the buffer [bytes]
 
     @property
-    def pictures(self) -> bool:
+    def images(self) -> bool:
         """Whether its environments draw."""
         return "rgb" in self.request.observe
 
@@ -60,11 +60,8 @@ def prepare(command: TrainRL) -> Preparation:
     device = choose_device(command.device)
     kind = {"state": "state", "rgb": "cnn"}.get(command.obs, "blind" if command.encoder == "none" else "bc")
     backbone = load_backbone(command.encoder) if kind == "bc" else None
-    if backbone is not None and command.finetune:
-        from ...encoder import PixioEncoder
-
-        if not isinstance(backbone.network, PixioEncoder):
-            raise BadInput(f"finetune=true takes Pixio encoders; {command.encoder} is none")
+    if backbone is not None and command.finetune and not backbone.network.can_finetune:
+        raise BadInput(f"finetune=true: {command.encoder} cannot be fine-tuned; use a Pixio encoder")
     request = _request(command, kind)
     policy, normalise = _new_policy(command, request, kind, backbone)
     space = embedded_space(policy, command.image_size if command.finetune else None)
@@ -109,9 +106,9 @@ def _check(command: TrainRL) -> None:
         raise BadInput(f"demo_ratio={command.demo_ratio} must be at least 0 and below 1")
 
 
-def _request(command: TrainRL, kind: str) -> EnvRequest:
+def _request(command: TrainRL, kind: str) -> TaskSpec:
     felt = "state" if kind == "state" else "proprio"
-    return EnvRequest(
+    return TaskSpec(
         task=command.task,
         observe=("rgb", felt) if kind in ("bc", "cnn") else (felt,),
         cameras=tuple(command.embedding.cameras),
@@ -121,20 +118,20 @@ def _request(command: TrainRL, kind: str) -> EnvRequest:
     )
 
 
-def _new_policy(command: TrainRL, request: EnvRequest, kind: str, backbone: Backbone | None) -> tuple[Visuomotor, bool]:
+def _new_policy(command: TrainRL, request: TaskSpec, kind: str, backbone: Backbone | None) -> tuple[Visuomotor, bool]:
     """Return the policy that the actor is written into, and whether embeddings are scaled by running statistics."""
     env = replace(request, observe=("proprio", "state")).make()
     widths = {"actions": env.task.action_dim, "proprio": env.task.proprio_dim, "state": env.task.state_dim}
     cameras = env.cameras
     env.close()
-    pictures = tuple("rgb" if camera == cameras[0] else f"rgb_{camera}" for camera in cameras)
+    images = tuple("rgb" if camera == cameras[0] else f"rgb_{camera}" for camera in cameras)
     tokens = None if backbone is None else backbone.token_shape
 
     def make(normalise: bool) -> Visuomotor:
         settings = head_settings(command.algorithm, normalise)
-        return new_policy(tokens, command.embedding, widths, settings, command.seed, kind, pictures)
+        return new_policy(tokens, command.embedding, widths, settings, command.seed, kind, images)
 
-    normalise = command.algorithm.normalise and not command.finetune and not make(True).learns_to_see
+    normalise = command.algorithm.normalise and not command.finetune and not make(True).has_trainable_encoder
     return make(normalise), normalise
 
 

@@ -1,6 +1,6 @@
-"""What is replayed: transitions with embedded observations, demonstrations among them, pictures moved a little.
+"""What is replayed: transitions with embedded observations, demonstrations among them, images moved a little.
 
-Shapes: B batch, F transitions of demonstrations, T frames of history, S side of small pictures [px].
+Shapes: B batch, F transitions of demonstrations, T frames of history, S side of small images [px].
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 from torch import Tensor
 
 from ...errors import BadInput
-from ...schemas import AlgorithmSettings
 from ..pixel_network import moved
 from .embedded_env import TOKENS
+from .settings import AlgorithmSettings
 
 
 @dataclass
@@ -31,12 +31,12 @@ class Transitions:
 
 
 class Replay(DictReplayBuffer):
-    """stable-baselines3's buffer, with a share of each batch from demonstrations and DrQ's shifts for pictures.
+    """stable-baselines3's buffer, with a share of each batch from demonstrations and DrQ's shifts for images.
 
     Args:
         demos: demonstrations; None for none.
         demo_ratio: share of a batch that they are; 0.5 is RLPD's (Ball et al. 2023, arXiv 2302.02948).
-        shift: move small pictures by a few pixels, those before and after a step by their own (DrQ-v2, Yarats et al.
+        shift: move small images by a few pixels, those before and after a step by their own (DrQ-v2, Yarats et al.
             2021, arXiv 2107.09645). There is nothing like it for tokens.
     """
 
@@ -82,10 +82,10 @@ def _joined(first: DictReplayBufferSamples, second: DictReplayBufferSamples) -> 
     return DictReplayBufferSamples(*(join(one, other) for one, other in zip(first, second, strict=True)))
 
 
-def _shifted(pictures: Tensor) -> Tensor:
-    """Move pictures (B, T, S, S, 3 a camera) uint8, all frames of a sample alike."""
-    batch, history, side, _, channels = pictures.shape
-    stacked = pictures.permute(0, 1, 4, 2, 3).reshape(batch, history * channels, side, side).float()
+def _shifted(images: Tensor) -> Tensor:
+    """Move images (B, T, S, S, 3 a camera) uint8, all frames of a sample alike."""
+    batch, history, side, _, channels = images.shape
+    stacked = images.permute(0, 1, 4, 2, 3).reshape(batch, history * channels, side, side).float()
     return moved(stacked).to(torch.uint8).view(batch, history, channels, side, side).permute(0, 1, 3, 4, 2)
 
 

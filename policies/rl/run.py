@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ...datasets.robomimic import DemoSet
 from ...envs.rollout import EpisodePlan, plan_episodes
 from ...errors import DataError, MissingExtra
 from ...metrics import mean_score, success_rate
-from ...progress import Progress
-from ...report import write_report
+from ...progress import silent
+from ...report.page import write_report
 from ...run_folder import open_run, write_json
-from ...schemas import CURVE_SEED, HELD_OUT_SEED, TrainRL
 from ..agent import Perception
-from ..demos import DemoSet
 from ..evaluate import Evaluation
 from ..runs import cache_for, check_held_out, evaluate_policy
+from ..settings import CURVE_SEED, HELD_OUT_SEED
 from ..visuomotor import LoadedPolicy, Visuomotor, load_policy
+from .commands import TrainRL
 
 if TYPE_CHECKING:
     from .preparation import Preparation
@@ -31,11 +32,11 @@ if TYPE_CHECKING:
 SEEDS = 10_000_000  # training episodes of seed s have the seeds from SEEDS * (s + 1) on
 
 
-def run_train_rl(command: TrainRL, progress: Progress) -> tuple[Path, Path, Evaluation]:
+def run_train_rl(command: TrainRL) -> tuple[Path, Path, Evaluation]:
     """Train, evaluate and report; return the run folder, the last policy's file and its evaluation."""
     require_learner()
     with _own_randomness():
-        return _run(command, progress)
+        return _run(command)
 
 
 def require_learner() -> None:
@@ -59,7 +60,7 @@ def _own_randomness() -> Iterator[None]:
         np.random.set_state(state)
 
 
-def _run(command: TrainRL, progress: Progress) -> tuple[Path, Path, Evaluation]:
+def _run(command: TrainRL) -> tuple[Path, Path, Evaluation]:
     from .preparation import prepare
     from .task_vec_env import TaskVecEnv
 
@@ -71,15 +72,15 @@ def _run(command: TrainRL, progress: Progress) -> tuple[Path, Path, Evaluation]:
     if demos is not None:
         _check_demos(command, demos, [*curve, *plans])
     open_run(prepared.out, command, prepared.inputs)
-    transitions = None if demos is None else _transitions(command, prepared, demos, progress)
-    processes = prepared.pictures if command.processes is None else command.processes
+    transitions = None if demos is None else _transitions(command, prepared, demos)
+    processes = prepared.images if command.processes is None else command.processes
     tasks = TaskVecEnv(request, command.envs, SEEDS * (command.seed + 1), processes)
     try:
         run = _Run(command, prepared, tasks, [] if demos is None else demos.starts, transitions)
-        seconds = run.train(curve, progress)
+        seconds = run.train(curve)
     finally:
         tasks.close()
-    evaluation = run.evaluate(load_policy(run.last), plans, prepared.out, command.videos, progress)
+    evaluation = run.evaluate(load_policy(run.last), plans, prepared.out, command.videos)
     _report(command, prepared.out, evaluation, seconds)
     return prepared.out, run.last, evaluation
 
@@ -90,13 +91,13 @@ def _check_demos(command: TrainRL, demos: DemoSet, plans: list[EpisodePlan]) -> 
     check_held_out(demos.starts, plans)
 
 
-def _transitions(command: TrainRL, prepared: "Preparation", demos: DemoSet, progress: Progress) -> "Transitions":
+def _transitions(command: TrainRL, prepared: "Preparation", demos: DemoSet) -> "Transitions":
     from .demonstrations import demo_transitions
 
     cache = None
     if prepared.backbone is not None:
         where, embedding = Path(command.cache), command.embedding
-        cache = cache_for(prepared.backbone, demos, embedding, where, prepared.device, prepared.precision, progress)
+        cache = cache_for(prepared.backbone, demos, embedding, where, prepared.device, prepared.precision)
     return demo_transitions(demos, cache, prepared.policy)
 
 
@@ -116,8 +117,8 @@ class _Run:
         transitions: "Transitions | None",
     ) -> None:
         from .embedded_env import EmbeddedVecEnv
-        from .learner import begin_from, new_learner
-        from .sight import FrozenSight, LearningSight
+        from .learner import init_actor, new_learner
+        from .run_encoder import FinetunedEncoder, FrozenEncoder
 
         self.command, self.prepared, self.tasks = command, prepared, tasks
         self.folder = prepared.out / "checkpoints" / command.algorithm.name
@@ -132,7 +133,7 @@ class _Run:
         learned = prepared.backbone if command.finetune else None
         frozen = None if command.finetune else prepared.backbone
         perception = Perception(prepared.policy, frozen, prepared.precision, prepared.device)
-        self.venv = EmbeddedVecEnv(tasks, perception, pictures=command.finetune)
+        self.venv = EmbeddedVecEnv(tasks, perception, images=command.finetune)
         self.model = new_learner(
             command.algorithm,
             self.venv,
@@ -147,12 +148,12 @@ class _Run:
             device=prepared.device,
         )
         if prepared.begun is not None:
-            begin_from(self.model, prepared.begun.policy.to(prepared.device), f"init={command.init}")
-        self.sight: FrozenSight | LearningSight = FrozenSight(frozen, prepared.identity)
+            init_actor(self.model, prepared.begun.policy.to(prepared.device), f"init={command.init}")
+        self.sight: FrozenEncoder | FinetunedEncoder = FrozenEncoder(frozen, prepared.identity)
         if learned is not None:
-            self.sight = LearningSight(self.model, prepared.precision)
+            self.sight = FinetunedEncoder(self.model, prepared.precision)
 
-    def train(self, curve: list[EpisodePlan], progress: Progress) -> dict[str, float]:
+    def train(self, curve: list[EpisodePlan]) -> dict[str, float]:
         """Train to the end, with the planned episodes for the learning curve; return seconds spent."""
         from .train import Schedule, train
 
@@ -161,7 +162,8 @@ class _Run:
         def measure(trained: Visuomotor, step: int) -> dict[str, float]:
             loaded = LoadedPolicy(trained, self.sight.identity, self.prepared.request, self.described, step)
             where = self.prepared.out / "curve" / f"{step:09d}"
-            rows = self.evaluate(loaded, curve, where, False, Progress.silent()).rows
+            with silent():
+                rows = self.evaluate(loaded, curve, where, False).rows
             score, rate = mean_score(row.score for row in rows), success_rate(row.success_last for row in rows)
             mean_return = float(np.mean([row.episode_return for row in rows]))
             return {"eval/score": score.value, "eval/success": rate.value, "eval/return": mean_return}
@@ -183,16 +185,13 @@ class _Run:
             folder=self.folder,
             out=self.prepared.out,
             identity={"encoder": None if identity is None else asdict(identity)},
-            progress=progress,
         )
 
-    def evaluate(
-        self, loaded: LoadedPolicy, plans: list[EpisodePlan], out: Path, videos: bool, progress: Progress
-    ) -> Evaluation:
+    def evaluate(self, loaded: LoadedPolicy, plans: list[EpisodePlan], out: Path, videos: bool) -> Evaluation:
         """Run planned episodes."""
         request, device = self.prepared.request, self.prepared.device
-        width = self.command.envs if self.prepared.pictures else 1  # a worker takes longer to start than few episodes
-        return evaluate_policy(loaded, self.sight.backbone, request, plans, device, out, width, videos, progress)
+        width = self.command.envs if self.prepared.images else 1  # a worker takes longer to start than few episodes
+        return evaluate_policy(loaded, self.sight.backbone, request, plans, device, out, width, videos)
 
 
 def _report(command: TrainRL, out: Path, evaluation: Evaluation, seconds: dict[str, float]) -> None:

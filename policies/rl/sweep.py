@@ -1,4 +1,4 @@
-"""Training runs side by side: each job of a sweep is a process of its own, on the engines of the benchmark."""
+"""Training runs side by side: each job of a sweep is a process of its own, with any engine of `jobs.launch`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from omegaconf import OmegaConf
 
 from ...errors import BadInput
-from ...progress import Progress
+from ...jobs.launch import JobSpec, ResourceBudget, run_jobs
+from ...progress import console
 from ...run_folder import open_run, read_json
-from ...schemas import TrainRL
-from ..benchmark.runner import Task, check_engine, room_of, run_as_asked
+from .commands import TrainRL
 from .run import require_learner, run_train_rl
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _MODULE = "pixio_robot.policies.rl"  # runs a job
 _PROCESS, _ENVIRONMENT = 1.0, 0.35  # memory of a run without encoder and buffer, and of an environment's process [GB]
 
 
-def run_sweep(commands: Sequence[TrainRL], progress: Progress) -> tuple[list[Path], dict[str, str]]:
+def run_sweep(commands: Sequence[TrainRL]) -> tuple[list[Path], dict[str, str]]:
     """Train side by side what is not finished; return the run folders, and why some failed, by the folder's name.
 
     All are prepared here before the first one starts, so that what cannot run is refused at once.
@@ -32,11 +32,10 @@ def run_sweep(commands: Sequence[TrainRL], progress: Progress) -> tuple[list[Pat
     from .preparation import prepare
 
     require_learner()
-    asked = commands[0]
-    check_engine(asked)
-    room_of(asked)
+    launch = commands[0].launch()
+    ResourceBudget.of(launch)  # which refuses wrong settings before any work
     folders: dict[Path, TrainRL] = {}
-    inputs, tasks = {}, []
+    inputs, specs = {}, []
     for command in commands:
         prepared = prepare(command)
         if prepared.out in folders:
@@ -45,18 +44,18 @@ def run_sweep(commands: Sequence[TrainRL], progress: Progress) -> tuple[list[Pat
             )
         folders[prepared.out], inputs[prepared.out] = command, prepared.inputs
         if not _finished(prepared.out, command):
-            tasks.append(Task(prepared.out, _memory(command, prepared), command.steps))
-    for task in tasks:
-        open_run(task.folder, folders[task.folder], inputs[task.folder])
-    if len(tasks) < len(commands):
-        progress.console.print(f"{len(commands) - len(tasks)} of {len(commands)} runs are finished already")
-    return list(folders), run_as_asked(tasks, asked, _MODULE, Path("runs/train_rl"), progress.console)
+            specs.append(JobSpec(prepared.out, _memory(command, prepared), command.steps))
+    for spec in specs:
+        open_run(spec.folder, folders[spec.folder], inputs[spec.folder])
+    if len(specs) < len(commands):
+        console().print(f"{len(commands) - len(specs)} of {len(commands)} runs are finished already")
+    return list(folders), run_jobs(specs, launch, _MODULE, Path("runs/train_rl"), console())
 
 
 def _memory(command: TrainRL, prepared: "Preparation") -> float:
     """Return about how much memory a run needs [GB]."""
     weights = 0 if prepared.backbone is None else sum(each.numel() for each in prepared.backbone.parameters())
-    processes = prepared.pictures if command.processes is None else command.processes
+    processes = prepared.images if command.processes is None else command.processes
     total = _PROCESS + _ENVIRONMENT * command.envs * processes + (prepared.buffer + 4 * weights) / 1e9
     return round(total, 2)
 
@@ -71,4 +70,4 @@ def run_job(folder: Path) -> None:
     command = OmegaConf.to_object(settings)
     assert isinstance(command, TrainRL)
     command.out = str(folder)
-    run_train_rl(command, Progress())
+    run_train_rl(command)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-from ...envs.registry import EnvRequest
+from ...envs.registry import TaskSpec
 from ...envs.rollout import vector_env
 from ...errors import DataError
 
@@ -23,10 +23,10 @@ class TaskVecEnv(VecEnv):
         request: the environment.
         count: B.
         first_seed: of the first episode.
-        processes: run each in a spawned worker, which pays when pictures are drawn.
+        processes: run each in a spawned worker, which pays when images are drawn.
     """
 
-    def __init__(self, request: EnvRequest, count: int, first_seed: int, processes: bool) -> None:
+    def __init__(self, request: TaskSpec, count: int, first_seed: int, processes: bool) -> None:
         self._envs = vector_env(request, count, processes)
         self.request, self.first_seed = request, first_seed
         self.begun, self.steps = 0, 0  # episodes; environment steps, over all environments

@@ -14,9 +14,10 @@ import torch
 
 from ...errors import DataError, PixioError
 from ...hardware import threads
-from ...progress import Progress
-from ...run_folder import MetricsLog, write_json
+from ...progress import stage
+from ...run_folder import write_json
 from ...stopping import Stopping
+from ...training.metric_log import MetricLogger
 from ..visuomotor import Visuomotor
 from .embedded_env import EmbeddedVecEnv
 from .learner import copy_actor, extractor_of, newest_embeddings
@@ -59,7 +60,6 @@ def train(
     folder: Path,
     out: Path,
     identity: dict[str, Any],
-    progress: Progress,
 ) -> dict[str, float]:
     """Train `model` and leave ``last.safetensors`` and ``best.safetensors`` in `folder`; return seconds spent.
 
@@ -84,7 +84,7 @@ def train(
         copy_actor(model, policy)
         return policy.eval()
 
-    def evaluate(metrics: MetricsLog) -> None:
+    def evaluate(metrics: MetricLogger) -> None:
         began = perf_counter()
         measured = measure(export(), model.num_timesteps)
         metrics.write(0, model.num_timesteps, measured)
@@ -95,8 +95,8 @@ def train(
 
     with (
         Stopping() as stopping,
-        MetricsLog(out, name, model.num_timesteps) as metrics,
-        progress.stage(f"train {name}", schedule.steps) as bar,
+        MetricLogger(out, name, model.num_timesteps) as metrics,
+        stage(f"train {name}", schedule.steps) as bar,
         threads(1 if small else torch.get_num_threads()),
     ):
         bar.advance(model.num_timesteps)

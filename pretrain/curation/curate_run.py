@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BadInput, DataError
-from ...pretrain_schemas import Curate
-from ...progress import Progress
-from ...report import write_report
+from ...progress import stage
+from ...report.page import write_report
 from ...run_folder import open_run, settings_digest, write_json
+from ..commands import Curate
 from .official import official_statistics
 from .sheets import KINDS, Examples, draw_histograms
 from .sidecar import arrow, read_head, read_sidecar
@@ -37,7 +37,7 @@ class _Statistics:
         return map(self.read, self.names)
 
 
-def run_curate(command: Curate, progress: Progress) -> tuple[Path, dict[str, Any]]:
+def run_curate(command: Curate) -> tuple[Path, dict[str, Any]]:
     """Turn statistics into weights; return the run folder and what ``result.json`` holds.
 
     Raises:
@@ -48,7 +48,7 @@ def run_curate(command: Curate, progress: Progress) -> tuple[Path, dict[str, Any
     policy = Policy(command.entropy, command.least_side, command.temperature)
     statistics = _sidecars(command) if command.scores else _official(command)
     totals, content = Totals(), hashlib.sha256()
-    with progress.stage("read statistics", len(statistics.names)) as bar:
+    with stage("read statistics", len(statistics.names)) as bar:
         for each in statistics:
             totals.add(each, weigh(each, policy))
             for column in (each.hash, each.offset, each.loss, each.entropy):
@@ -59,14 +59,14 @@ def run_curate(command: Curate, progress: Progress) -> tuple[Path, dict[str, Any
     out = Path(command.out or f"runs/curate/{settings_digest(command, content.hexdigest())}")
     open_run(out, command, content.hexdigest())
     examples = Examples(command.examples, totals.quantile(0.1), totals.quantile(0.9))
-    with progress.stage("write weights", len(statistics.names)) as bar, writing(out / "weights.parquet") as file:
+    with stage("write weights", len(statistics.names)) as bar, writing(out / "weights.parquet") as file:
         for each in statistics:
             weighed = weigh(each, policy)
             file.add(each, weighed.weight * totals.sources[each.source].factor(command.cap))
             examples.add(each, weighed)
             bar.advance(1)
-    draw_histograms(out / "pictures" / "histograms.png", totals, command.entropy)
-    sheets = examples.draw(statistics.shards, out / "pictures")
+    draw_histograms(out / "images" / "histograms.png", totals, command.entropy)
+    sheets = examples.draw(statistics.shards, out / "images")
     result = _result(command, totals, statistics, {KINDS[kind]: path.relative_to(out) for kind, path in sheets.items()})
     for note in result["notes"]:
         log.warning("%s", note)
@@ -180,7 +180,7 @@ def _result(command: Curate, totals: Totals, statistics: _Statistics, sheets: di
             }
         )
     loss = "loss" if command.temperature == 1 else f"loss^(1/{command.temperature:g})"
-    pictures = {"Distributions": Path("pictures/histograms.png"), **sheets}
+    images = {"Distributions": Path("images/histograms.png"), **sheets}
     return {
         "title": "curation",
         "task": str(command.scores or command.official),
@@ -192,6 +192,6 @@ def _result(command: Curate, totals: Totals, statistics: _Statistics, sheets: di
         "notes": notes,
         "numbers": numbers,
         "tables": {"Sources": rows},
-        "pictures_title": "Examples",
-        "pictures": [{"file": str(file), "caption": caption} for caption, file in pictures.items()],
+        "images_title": "Examples",
+        "images": [{"file": str(file), "caption": caption} for caption, file in images.items()],
     }

@@ -1,4 +1,4 @@
-"""How many grey levels a picture uses: low for rendered pages, flat pictures and products on white.
+"""How many grey levels an image uses: low for rendered pages, flat images and products on white.
 
 Shapes: H height, W width.
 """

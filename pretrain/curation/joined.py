@@ -57,8 +57,8 @@ def join_weights(images: ImageSet, split: Split, weights: Path, cache: Path) -> 
                 f"{weights} has weights for {_few(file.shards)}; the images are in {_few(names)}. Weights fit shards "
                 "of the same name in a folder of the same name: score and curate these images"
             )
-        held_out = hashlib.sha256(split.held_out.tobytes()).hexdigest()
-        folder = cache / "weights" / digest("join-1", images.fingerprint, names, held_out, sha256)
+        val_images = hashlib.sha256(split.val_images.tobytes()).hexdigest()
+        folder = cache / "weights" / digest("join-1", images.fingerprint, names, val_images, sha256)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):  # one rank joins, the others wait and find it done
             if not folder.is_dir():
@@ -83,7 +83,7 @@ def _write(images: ImageSet, split: Split, file: WeightFile, folder: Path) -> No
     weights = np.lib.format.open_memmap(folder / "weights.npy", "w+", np.float32, (split.training,))
     at, missing = 0, 0
     for begin, places, name in _by_shard(images):
-        held = split.held_out[slice(*np.searchsorted(split.held_out, (begin, begin + len(places))))] - begin
+        held = split.val_images[slice(*np.searchsorted(split.val_images, (begin, begin + len(places))))] - begin
         trained = np.delete(np.arange(len(places)), held)
         part = slice(at, at + len(trained))
         at += len(trained)

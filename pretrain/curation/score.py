@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ...encoders.preprocessing import Preprocessing, preprocess
 from ...errors import Unreadable
 from ...hardware import autocast, threads
-from ...preprocessing import Preprocessing, preprocess
 from ..images.crops import center_crop
 from ..images.decoding import decode
 from ..images.headers import read_header

@@ -1,4 +1,4 @@
-"""Pictures of what curation does: examples of what is seen often, seldom and never, and histograms.
+"""Images of what curation does: examples of what is seen often, seldom and never, and histograms.
 
 Shapes: S side of a thumbnail.
 """

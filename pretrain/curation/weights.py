@@ -1,6 +1,6 @@
 """From an image's statistics to the probability of drawing it in an epoch.
 
-The rule of Pixio (arXiv 2512.15715): pictures of few colours and small ones are left out, of the others an image comes
+The rule of Pixio (arXiv 2512.15715): images of few colours and small ones are left out, of the others an image comes
 up with probability min(1, loss), so what is easy to reconstruct is seen less often and nothing is banned.
 
 Shapes: N images of a shard.

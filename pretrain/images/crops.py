@@ -1,4 +1,4 @@
-"""From pictures of any size to crops of one size: random ones to train on, central ones to evaluate with.
+"""From images of any size to crops of one size: random ones to train on, central ones to evaluate with.
 
 Shapes: H height, W width.
 """
@@ -22,13 +22,13 @@ _TRIES = 10
 class Cropping(NamedTuple):
     """How random crops are drawn; the defaults are those of MAE and Pixio, which do not flip."""
 
-    scale: tuple[float, float] = (0.2, 1.0)  # share of the picture's area
+    scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, log-uniform
     flip: bool = False  # mirror left and right with probability 1/2
 
 
 class Box(NamedTuple):
-    """A part of a picture [px]."""
+    """A part of an image [px]."""
 
     top: int
     left: int
@@ -42,7 +42,7 @@ def random_box(height: int, width: int, generator: np.random.Generator, cropping
     Where ten draws do not fit, it is the largest central box of an allowed ratio.
 
     Args:
-        height, width: size of the picture, at least 1 [px].
+        height, width: size of the image, at least 1 [px].
     """
     area, (low, high) = height * width, cropping.ratio
     for _ in range(_TRIES):
@@ -64,10 +64,10 @@ def random_crop(
     generator: np.random.Generator,
     cropping: Cropping = Cropping(),
 ) -> np.ndarray:
-    """Crop a picture at random and resize the crop.
+    """Crop an image at random and resize the crop.
 
     Args:
-        image: an encoded picture, or (H, W, 3) uint8 RGB.
+        image: an encoded image, or (H, W, 3) uint8 RGB.
         size: height and width of the result [px].
         generator: where the box and the flip come from; the same state gives the same crop.
         cropping: the range of crops.
@@ -76,7 +76,7 @@ def random_crop(
         (height, width, 3) uint8.
 
     Raises:
-        Unreadable: if the picture cannot be decoded.
+        Unreadable: if the image cannot be decoded.
     """
     crop = _cropped(image, size, lambda height, width: random_box(height, width, generator, cropping))
     if cropping.flip and generator.random() < 0.5:
@@ -90,7 +90,7 @@ def center_crop(image: bytes | np.ndarray, size: tuple[int, int]) -> np.ndarray:
     It is the shorter side resized to the size and the centre cut out, in one resampling.
 
     Raises:
-        Unreadable: if the picture cannot be decoded.
+        Unreadable: if the image cannot be decoded.
     """
     return _cropped(image, size, lambda height, width: _center_box(height, width, size))
 
@@ -105,7 +105,7 @@ def _center_box(height: int, width: int, size: tuple[int, int]) -> Box:
 def _cropped(image: bytes | np.ndarray, size: tuple[int, int], choose: Callable[[int, int], Box]) -> np.ndarray:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise BadInput(f"a decoded picture must be uint8 (H, W, 3); got {image.dtype} {image.shape}")
+            raise BadInput(f"a decoded image must be uint8 (H, W, 3); got {image.dtype} {image.shape}")
         return resized(image, choose(*image.shape[:2]), size)
     header = read_header(image)
     height, width = header.shape
@@ -115,7 +115,7 @@ def _cropped(image: bytes | np.ndarray, size: tuple[int, int], choose: Callable[
 
 
 def _scaled(box: Box, shape: tuple[int, int], decoded: tuple[int, ...]) -> Box:
-    """Return the box in a picture that was decoded smaller, rounded outwards."""
+    """Return the box in an image that was decoded smaller, rounded outwards."""
     if shape == decoded:
         return box
     (top, bottom), (left, right) = (
@@ -126,7 +126,7 @@ def _scaled(box: Box, shape: tuple[int, int], decoded: tuple[int, ...]) -> Box:
 
 
 def resized(image: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
-    """Resize a part of a picture (H, W, 3) uint8, antialiased bicubic, to (height, width, 3)."""
+    """Resize a part of an image (H, W, 3) uint8, antialiased bicubic, to (height, width, 3)."""
     part = image[box.top : box.top + box.height, box.left : box.left + box.width]
     if part.shape[:2] == size:
         return np.ascontiguousarray(part)

@@ -1,4 +1,4 @@
-"""From the bytes of a picture to RGB: JPEGs through libjpeg-turbo (simplejpeg), everything else through OpenCV.
+"""From the bytes of an image to RGB: JPEGs through libjpeg-turbo (simplejpeg), everything else through OpenCV.
 
 Shapes: H height, W width, C channels.
 """
@@ -12,27 +12,27 @@ import simplejpeg
 from ...errors import Unreadable
 from .headers import Header, read_header
 
-MOST_PIXELS = 178_956_970  # larger pictures are refused unseen, as Pillow refuses them: they may be bombs
+MOST_PIXELS = 178_956_970  # larger images are refused unseen, as Pillow refuses them: they may be bombs
 _PAPER = 255  # what shows through transparent pixels
 
 
 def decode(
     data: bytes, *, shrink: float = 1.0, header: Header | None = None, most_pixels: int = MOST_PIXELS
 ) -> np.ndarray:
-    """Decode a picture to (H, W, 3) uint8 RGB, upright as its EXIF orientation says.
+    """Decode an image to (H, W, 3) uint8 RGB, upright as its EXIF orientation says.
 
-    Grey, palette, 16-bit and CMYK pictures become 8-bit RGB, transparent ones are laid on white paper, and of an
-    animation the first picture counts.
+    Grey, palette, 16-bit and CMYK images become 8-bit RGB, transparent ones are laid on white paper, and of an
+    animation the first image counts.
 
     Args:
         data: a whole JPEG, PNG, WebP, BMP, GIF or TIFF file.
         shrink: a JPEG may come back with sides up to so many times smaller; decoding a half, quarter or eighth is
             faster.
         header: what `read_header` said of `data`, to save reading it again.
-        most_pixels: the largest picture accepted [px].
+        most_pixels: the largest image accepted [px].
 
     Raises:
-        Unreadable: if it is no picture, is damaged or cut short, has no pixels or too many.
+        Unreadable: if it is no image, is damaged or cut short, has no pixels or too many.
     """
     header = header or read_header(data)
     if header.height * header.width > most_pixels:

@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from ...errors import DataError, MissingExtra
 from ...files import replacing
-from ...progress import Progress
+from ...progress import stage
 from ...run_folder import digest
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def index_files(files: Sequence[Path], folder: Path, kind: str, build: Callable[
     with FileLock(folder / f"{kind}.lock"):  # one rank indexes, the others wait and find it done
         indices = [folder / f"{kind}-{digest(state_of(file))}.npz" for file in files]
         missing = sum(not index.is_file() for index in indices)
-        with Progress().stage(f"index {kind.partition('-')[0]} files", missing) as bar:
+        with stage(f"index {kind.partition('-')[0]} files", missing) as bar:
             for file, index in zip(files, indices, strict=True):
                 if not index.is_file():
                     bar.advance(1)

@@ -1,4 +1,4 @@
-"""Pictures in HDF5 files, as robomimic and others store demonstrations: datasets of uint8 (T, H, W, 3).
+"""Images in HDF5 files, as robomimic and others store demonstrations: datasets of uint8 (T, H, W, 3).
 
 Shapes: T frames of a dataset, H height, W width.
 """
@@ -16,19 +16,19 @@ from .handles import Handles
 from .image_set import Sequences, files_fingerprint
 
 _OPEN_FILES = 16
-_REPEATED = "next_obs"  # robomimic stores every picture a second time, one step later
+_REPEATED = "next_obs"  # robomimic stores every image a second time, one step later
 
 
 class Hdf5Frames(Sequences):
-    """Every frame of every picture dataset of HDF5 files, a dataset a group.
+    """Every frame of every image dataset of HDF5 files, a dataset a group.
 
     Args:
         root: what names are relative to in the fingerprint.
-        files: the HDF5 files; those without pictures are left out and logged.
+        files: the HDF5 files; those without images are left out and logged.
         cache: folder of all caches.
 
     Raises:
-        DataError: if no file holds pictures.
+        DataError: if no file holds images.
     """
 
     def __init__(self, root: Path, files: Sequence[Path], cache: Path) -> None:
@@ -62,8 +62,8 @@ def _index(path: Path) -> Arrays:
     found: dict[str, int] = {}
 
     def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
-        pictures = isinstance(item, h5py.Dataset) and item.dtype == np.uint8 and item.ndim == 4 and item.shape[3] == 3
-        if pictures and item.size and _REPEATED not in name.split("/"):
+        images = isinstance(item, h5py.Dataset) and item.dtype == np.uint8 and item.ndim == 4 and item.shape[3] == 3
+        if images and item.size and _REPEATED not in name.split("/"):
             found[name] = len(item)
 
     try:
@@ -72,7 +72,7 @@ def _index(path: Path) -> Arrays:
     except (OSError, RuntimeError) as error:
         raise DataError(f"{path} is no whole HDF5 file: {error}") from error
     if not found:
-        raise DataError(f"{path} holds no pictures; wanted are datasets of uint8 (frames, height, width, 3)")
+        raise DataError(f"{path} holds no images; wanted are datasets of uint8 (frames, height, width, 3)")
     names = sorted(found, key=_natural)
     return {"names": np.array(names), "lengths": np.array([found[name] for name in names])}
 

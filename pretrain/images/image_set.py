@@ -1,4 +1,4 @@
-"""What training sees of any source of images: numbered pictures, perhaps with labels, perhaps in sequences.
+"""What training sees of any source of images: numbered images, perhaps with labels, perhaps in sequences.
 
 Shapes: N images, G groups, H height, W width.
 """
@@ -27,7 +27,7 @@ class ImageSet(ABC):
 
     @abstractmethod
     def read(self, index: int) -> bytes | np.ndarray:
-        """Return one image: encoded bytes, or (H, W, 3) uint8 RGB where it is not stored as a picture.
+        """Return one image: encoded bytes, or (H, W, 3) uint8 RGB where it is not stored as an image.
 
         Raises:
             Unreadable: if it is damaged or gone.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import DataError, MissingExtra, PixioError, Unreadable
-from ...ros_images import COMPRESSED, RAW, colour_picture, is_colour, open_recording
+from ...ros_images import COMPRESSED, RAW, colour_image, is_colour, open_recording
 from .file_index import Arrays, index_files, load
 from .handles import Handles
 from .image_set import Sequences, fingerprint
@@ -60,7 +60,7 @@ class Recordings(Sequences):
             connections = [each for each in reader.connections if each.topic == topic]
             for count, (connection, _, raw) in enumerate(reader.messages(connections, time, time + 1)):
                 if count == same:
-                    return colour_picture(reader.deserialize(raw, connection.msgtype))
+                    return colour_image(reader.deserialize(raw, connection.msgtype))
         except (Unreadable, MissingExtra):
             raise
         except Exception as error:  # a file that is gone too; see `_index`

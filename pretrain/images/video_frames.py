@@ -22,7 +22,7 @@ from .image_set import Sequences, files_fingerprint
 
 _OPEN_VIDEOS = 4
 _CHECKED = 32  # frames whose stamps are compared with the packets' [frames]
-_KEPT = 128 * 2**20  # decoded frames kept in each process [bytes]
+ACTIVATIONS_PER_INPUT = 128 * 2**20  # decoded frames kept in each process [bytes]
 
 
 class VideoFrames(Sequences):
@@ -30,7 +30,7 @@ class VideoFrames(Sequences):
 
     Args:
         root: what names are relative to in the fingerprint.
-        files: the videos; those without a usable picture are left out and logged.
+        files: the videos; those without a usable image are left out and logged.
         cache: folder of all caches.
 
     Raises:
@@ -53,12 +53,12 @@ class VideoFrames(Sequences):
     def read(self, index: int) -> np.ndarray:
         video, frame = self.locate(index)
         try:
-            picture = self._kept.get((video, frame)) or self._decode(video, frame)
-            values = picture.to_ndarray(format="rgb24")
+            image = self._kept.get((video, frame)) or self._decode(video, frame)
+            values = image.to_ndarray(format="rgb24")
         except (av.FFmpegError, OSError, ValueError) as error:
             self._open.close()
             raise Unreadable(f"the video cannot be decoded here: {error}") from error
-        return np.ascontiguousarray(np.rot90(values, round(picture.rotation / 90)))  # as a phone was held
+        return np.ascontiguousarray(np.rot90(values, round(image.rotation / 90)))  # as a phone was held
 
     def name(self, index: int) -> str:
         video, frame = self.locate(index)
@@ -76,14 +76,14 @@ class VideoFrames(Sequences):
         for begin in map(int, begins):
             if begin != decoder.next:
                 decoder.seek(int(stamps[begin]) if begin else None)
-            for picture in decoder.pictures:
-                number = _number(stamps, picture.pts, decoder.next)
+            for image in decoder.images:
+                number = _number(stamps, image.pts, decoder.next)
                 if number is None or number < begin:  # it may lean on frames before the key frame
                     continue
                 decoder.next = number + 1
-                self._kept.put((video, number), picture)
+                self._kept.put((video, number), image)
                 if number == frame:
-                    return picture
+                    return image
                 if number > frame:
                     break
             decoder.next = -1
@@ -94,7 +94,7 @@ class _Decoder:
     """A video file being decoded; `next` is the number of the frame that comes next, or -1."""
 
     next: int
-    pictures: Iterator[av.VideoFrame]
+    images: Iterator[av.VideoFrame]
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -104,7 +104,7 @@ class _Decoder:
         self._container = av.open(str(self._path))
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "NONE"  # the loader has processes enough
-        self.pictures, self.next = self._container.decode(self._stream), 0
+        self.images, self.next = self._container.decode(self._stream), 0
 
     def seek(self, stamp: int | None) -> None:
         """Go to the key frame of a time stamp, or to the front."""
@@ -113,7 +113,7 @@ class _Decoder:
             self._reopen()
             return
         self._container.seek(stamp, stream=self._stream)
-        self.pictures, self.next = self._container.decode(self._stream), -1
+        self.images, self.next = self._container.decode(self._stream), -1
 
     def close(self) -> None:
         """Close the file."""
@@ -121,7 +121,7 @@ class _Decoder:
 
 
 class _Kept:
-    """Decoded frames of this process, the last used, within `_KEPT` bytes; pickled it is empty."""
+    """Decoded frames of this process, the last used, within `ACTIVATIONS_PER_INPUT` bytes; pickled it is empty."""
 
     def __init__(self) -> None:
         self._frames: OrderedDict[tuple[int, int], av.VideoFrame] = OrderedDict()
@@ -139,7 +139,7 @@ class _Kept:
             return
         self._frames[key] = frame
         self._bytes += _size(frame)
-        while self._bytes > _KEPT and len(self._frames) > 1:
+        while self._bytes > ACTIVATIONS_PER_INPUT and len(self._frames) > 1:
             self._bytes -= _size(self._frames.popitem(last=False)[1])
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Images with a depth or a class for every pixel: demonstrations in HDF5, folders of pictures, tar shards.
+"""Images with a depth or a class for every pixel: demonstrations in HDF5, folders of images, tar shards.
 
 Shapes: N images, G sequences, T frames of a demonstration, H height, W width.
 """
@@ -105,7 +105,7 @@ def split_dense(images: DenseSet, share: float, seed: int) -> tuple[DenseSet, De
             f"a share above 0 and at most 0.5 of two or more images can be tested on; got {share} of {len(images)}"
         )
     split = hold_out(images, max(1, min(round(share * len(images)), len(images) // 2)), seed)
-    return Part(images, split.index(np.arange(split.training))), Part(images, split.held_out)
+    return Part(images, split.index(np.arange(split.training))), Part(images, split.val_images)
 
 
 def open_dense(source: str | Path, kind: str) -> DenseSet:
@@ -173,19 +173,19 @@ class DenseDemos(DenseSet):
 
     def read(self, index: int) -> Pair:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        file, image, target = self._pairs[number]
+        file, source, target = self._pairs[number]
         frame, where = index - int(self._starts[number]), f"{file}:{target}#{index - int(self._starts[number])}"
         try:
             values = np.asarray(self._open.get(file)[target][frame])
-            picture = np.asarray(self._open.get(file)[image][frame])
+            image = np.asarray(self._open.get(file)[source][frame])
         except (OSError, KeyError, ValueError) as error:
             raise DataError(f"{where} cannot be read: {error}") from error
         values = values[..., 0] if values.ndim == 3 else values
         if self.kind == "segmentation":
-            return _pair(picture, _labels(values, where), where)
+            return _pair(image, _labels(values, where), where)
         if values.dtype.kind != "f":
             raise DataError(f"{where} is {values.dtype}; depth in HDF5 is floating point [m]")
-        return _pair(picture, values, where)
+        return _pair(image, values, where)
 
 
 def _pairs_of(path: Path, kind: str, seen: set[str]) -> list[list[tuple[str, str, int]]]:
@@ -208,7 +208,7 @@ def _pairs_of(path: Path, kind: str, seen: set[str]) -> list[list[tuple[str, str
 
 
 class DenseFolder(DenseSet):
-    """Pictures in ``images/`` with targets of the same name in ``depth/`` or ``labels/``.
+    """Images in ``images/`` with targets of the same name in ``depth/`` or ``labels/``.
 
     Args:
         root: the folder of these.
@@ -284,12 +284,12 @@ class DenseShards(DenseSet):
 def _decoded(image: bytes, target: bytes, kind: str, where: str) -> Pair:
     values = cv2.imdecode(np.frombuffer(target, np.uint8), cv2.IMREAD_UNCHANGED) if target else None
     if values is None or values.ndim != 2:
-        what = "no picture" if values is None else "a picture in colour or with a palette"
+        what = "no image" if values is None else "an image in colour or with a palette"
         raise DataError(f"{where} is {what}; a grey PNG is needed, of uint16 [mm] for depth, of uint8 for labels")
     if kind == "segmentation":
         return _pair(decode(image), _labels(values, where), where)
     if values.dtype != np.uint16:
-        raise DataError(f"{where} is {values.dtype}; a depth picture is uint16 [mm]")
+        raise DataError(f"{where} is {values.dtype}; a depth image is uint16 [mm]")
     return _pair(decode(image), values.astype(np.float32) / 1000, where)
 
 

@@ -1,4 +1,4 @@
-"""Dense probes from encoder to rows: training, errors with intervals, baselines, the head file and a picture.
+"""Dense probes from encoder to rows: training, errors with intervals, baselines, the head file and an image.
 
 Shapes: n test images, U units that are resampled, C classes, H x W pixels.
 """
@@ -13,13 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ...backbones import Backbone
-from ...depth_estimation import DepthEstimator, DepthHead, save_depth
+from ...depth.estimator import DepthEstimator, DepthHead, save_depth
+from ...encoders.load import Backbone
 from ...errors import BadInput, DataError, UnknownName, closest
-from ...pretrain_schemas import DenseSettings, Probe
+from ..commands import Probe
+from ..settings import DenseSettings
 from .dense import depth_errors
 from .dense_data import IGNORED, DenseSet, open_dense, split_dense, thinned
-from .dense_pictures import draw_dense
+from .dense_images import draw_dense
 from .dense_training import blocks_of, encode, nearest, predict, train_head
 from .labelled import held_out_count
 from .rows import Row
@@ -49,7 +50,7 @@ def open_dense_split(command: Probe, kind: str) -> DenseSplit:
     """Open the images of a command that have depth or labels for every pixel; split them where there is no `test`.
 
     Raises:
-        BadInput: for a list of sources, or if `held_out` is out of range.
+        BadInput: for a list of sources, or if `val_images` is out of range.
         DataError: if nothing of that kind is there.
     """
     for name, source in (("images", command.images), ("test", command.test)):
@@ -83,7 +84,7 @@ def dense_rows(
         probe: a name of `PROBES`.
         train, test: of one kind, no sequence in both, as `split_dense` gives them.
         settings: of the training.
-        out: folder for ``heads/PROBE-ENCODER.safetensors`` (depth) and ``pictures/PROBE-ENCODER.png``.
+        out: folder for ``heads/PROBE-ENCODER.safetensors`` (depth) and ``images/PROBE-ENCODER.png``.
         device: to encode and train on.
         precision: of the encoder.
         seed: of the head, the order and the resampling.
@@ -117,7 +118,7 @@ def dense_rows(
             metrics = {row.metric: row.value for row in rows}
             estimator = DepthEstimator(backbone, trained.head, design, asdict(settings) | {"seed": seed}, metrics)
             save_depth(estimator, out / "heads" / f"{name}.safetensors")
-        draw_dense(test, predictions, kind, f"{probe}, {backbone.name}", out / "pictures" / f"{name}.png")
+        draw_dense(test, predictions, kind, f"{probe}, {backbone.name}", out / "images" / f"{name}.png")
     return rows
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...backbones import Backbone
-from ...dense_heads import DPTHead, LinearHead, dpt_blocks, frozen_tokens, make_head, metric_depth, token_map
-from ...depth_estimation import at_size
-from ...encoder import PixioEncoder, Tokens
+from ...depth.estimator import at_size
+from ...depth.heads import DPTHead, LinearHead, dpt_blocks, frozen_tokens, make_head, metric_depth, token_map
+from ...encoders.load import Backbone
+from ...encoders.pixio import Tokens
 from ...errors import BadInput, DataError
 from ...hardware import autocast, seeded
-from ...pretrain_schemas import DenseSettings
+from ..settings import DenseSettings
 from .dense import silog
 from .dense_data import IGNORED, DenseSet
 
@@ -45,9 +45,9 @@ def blocks_of(backbone: Backbone, head: str) -> list[int] | None:
     """
     if head == "linear":
         return None
-    if not isinstance(backbone.network, PixioEncoder):
-        raise BadInput(f"a DPT head reads four blocks, which only Pixio encoders give; {backbone.name}: take linear")
-    return dpt_blocks(len(backbone.network.blocks))
+    if backbone.network.block_count == 0:
+        raise BadInput(f"a DPT head reads four blocks; {backbone.name} returns its last block only: use linear")
+    return dpt_blocks(backbone.network.block_count)
 
 
 def encode(

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...backbones import Backbone
-from ...encoder import PixioEncoder, Tokens
+from ...encoders.load import Backbone
+from ...encoders.pixio import Tokens
+from ...encoders.preprocessing import preprocess
 from ...errors import DataError, Unreadable
 from ...hardware import autocast
-from ...preprocessing import preprocess
-from ...progress import Progress
+from ...progress import stage
 from ..images.crops import center_crop
 from .labelled import Part
 from .thumbnails import thumbnails
@@ -46,13 +46,11 @@ class _Readings(NamedTuple):
 
 
 @torch.no_grad()
-def encode(
-    backbone: Backbone, part: Part, *, layers: bool, device: torch.device, precision: str, progress: Progress
-) -> Features:
+def encode(backbone: Backbone, part: Part, *, layers: bool, device: torch.device, precision: str) -> Features:
     """Return the features of a part, on the CPU in fp32.
 
     Images have their shorter side resized and are cropped to the centre, at the size of the encoder's preprocessing,
-    whether it squashes or cuts a margin elsewhere: every encoder sees the same part of a picture.
+    whether it squashes or cuts a margin elsewhere: every encoder sees the same part of an image.
 
     Args:
         layers: read the class tokens of every block, which only Pixio encoders give.
@@ -68,27 +66,26 @@ def encode(
             return _read(backbone, preprocess(images.to(device), preprocessing), layers)
 
     batch = 16 if device.type == "cpu" else 128
-    return _collect(part, preprocessing.size, read, batch, f"encode with {backbone.name}", progress)
+    return _collect(part, preprocessing.size, read, batch, f"encode with {backbone.name}")
 
 
-def pixel_features(part: Part, progress: Progress) -> Features:
+def pixel_features(part: Part) -> Features:
     """Return thumbnails as if they were the one class token of an encoder."""
 
     def read(images: Tensor) -> _Readings:
         small = thumbnails(images)
         return _Readings(small, small.unsqueeze(1), small[:, :0], small[:, None][:, :0])
 
-    return _collect(part, _PIXELS, read, 128, "read pixels", progress)
+    return _collect(part, _PIXELS, read, 128, "read pixels")
 
 
 def _read(backbone: Backbone, pixels: Tensor, layers: bool) -> _Readings:
     network = backbone.network
-    if isinstance(network, PixioEncoder):
-        depth = len(network.blocks)
-        outputs = network(pixels, blocks=range(depth) if layers else [depth - 1], normed=False)
+    if depth := network.block_count:
+        outputs = network.block_tokens(pixels, range(depth) if layers else [depth - 1], normed=False)
         raw = outputs[-1]
-        normed = Tokens(network.norm(raw.cls), network.norm(raw.patches))
-        means = [network.norm(each.cls).float().mean(1) for each in outputs] if layers else []
+        normed = Tokens(network.final_norm(raw.cls), network.final_norm(raw.patches))
+        means = [network.final_norm(each.cls).float().mean(1) for each in outputs] if layers else []
     else:
         raw, normed, means = backbone(pixels, normed=False), backbone(pixels), []
     cls = normed.cls.float()
@@ -102,10 +99,9 @@ def _collect(
     read: Callable[[Tensor], _Readings],
     batch: int,
     name: str,
-    progress: Progress,
 ) -> Features:
     kept, parts = np.zeros(len(part.indices), bool), []
-    with progress.stage(name, len(part.indices)) as bar:
+    with stage(name, len(part.indices)) as bar:
         for begin, crops, readable in _batches(part, size, batch):
             kept[begin : begin + len(readable)] = readable
             if crops:

@@ -1,4 +1,4 @@
-"""One picture of what probes measured: headlines of all encoders side by side, then tokens, then blocks."""
+"""One image of what probes measured: headlines of all encoders side by side, then tokens, then blocks."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ _PIXELS = "#9aa5b1"  # references are no encoders
 
 
 def draw_probes(path: Path, rows: Sequence[Row]) -> None:
-    """Write the picture.
+    """Write the image.
 
     Args:
         rows: of one run, each encoder's first row of a probe being its headline.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import BadInput, DataError
-from ...pretrain_schemas import Probe
+from ..commands import Probe
 from ..images.image_set import ImageSet
 from ..images.sources import open_images
 from ..order import hold_out
@@ -42,14 +42,14 @@ def open_labelled(command: Probe) -> Labelled:
 
     Raises:
         DataError: if labels are missing, or test images are of classes that no training image has.
-        BadInput: if there are too few classes or images, or `held_out` is out of range.
+        BadInput: if there are too few classes or images, or `val_images` is out of range.
     """
     images = open_images(command.images, Path(command.cache))
     _require_labels(images, f"images={command.images}")
     if command.test is None:
         count = held_out_count(command, len(images))
         split = hold_out(images, count, command.seed)
-        training = _part(images, np.setdiff1d(np.arange(len(images)), split.held_out), images.classes)
+        training = _part(images, np.setdiff1d(np.arange(len(images)), split.val_images), images.classes)
         test = _part(images, split.evaluated, images.classes)
         fingerprint = images.fingerprint
     else:
@@ -69,7 +69,7 @@ def open_labelled(command: Probe) -> Labelled:
         names = ", ".join(images.classes[label] for label in lacking[:5].tolist())
         raise DataError(
             f"test images are of {len(lacking)} class(es) that no training image has: {names}; give training images "
-            "of them, leave these test images out, or hold out fewer or others (held_out=, seed=)"
+            "of them, leave these test images out, or hold out fewer or others (val_images=, seed=)"
         )
     return Labelled(training, test, images.classes, fingerprint)
 
@@ -93,13 +93,13 @@ def held_out_count(command: Probe, total: int) -> int:
     """Return how many images to set aside.
 
     Raises:
-        BadInput: if `held_out` is out of range.
+        BadInput: if `val_images` is out of range.
     """
-    value = command.held_out
+    value = command.val_images
     count = round(value * total) if 0 < value < 1 else value
     if count != int(count) or not 1 <= count <= total // 2:
         raise BadInput(
-            f"held_out={value:g} of {total} images: give a share up to 0.5 or a whole number up to {total // 2}, "
+            f"val_images={value:g} of {total} images: give a share up to 0.5 or a whole number up to {total // 2}, "
             "or test images of their own: test=..."
         )
     return int(count)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ...curves import number
-from ...pretrain_schemas import Probe
+from ...report.curves import number
+from ..commands import Probe
 from .classification import PROBES
 from .dense_data import thinned
 from .dense_runs import PROBES as DENSE_PROBES
@@ -42,14 +42,14 @@ def probe_result(
         "facts": facts,
         "notes": [*_against_references(heads), *_lost(labelled, rows), *_many(paired)],
         "tables": {"Headlines": _table(heads), "Paired comparisons": paired, "All": _table(rows)},
-        "pictures_title": "Side by side",
-        "pictures": [
+        "images_title": "Side by side",
+        "images": [
             {
                 "file": "figure.png",
                 "caption": "Bars are 95 % intervals; grey and dashed are references without an encoder",
             },
             *(
-                {"file": f"pictures/{name}.png", "caption": f"{row.probe}, {row.encoder}, on some test images"}
+                {"file": f"images/{name}.png", "caption": f"{row.probe}, {row.encoder}, on some test images"}
                 for row, name in files
             ),
         ],

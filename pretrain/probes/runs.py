@@ -7,15 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...backbones import Backbone, load_encoder
-from ...dense_heads import WIDTHS
-from ...encoder import PixioEncoder
+from ...depth.heads import WIDTHS
+from ...encoders.load import Backbone, load_encoder
 from ...errors import BadInput, UnknownName, closest
 from ...hardware import choose_device, choose_precision
-from ...pretrain_schemas import Probe
-from ...progress import Progress
-from ...report import write_report
+from ...progress import stage
+from ...report.page import write_report
 from ...run_folder import open_run, settings_digest, write_json
+from ..commands import Probe
 from .classification import PROBES, Subject
 from .dense_runs import PROBES as DENSE_PROBES
 from .dense_runs import DenseSplit, baseline_rows, dense_rows, open_dense_split, slug
@@ -37,10 +36,9 @@ class Run(NamedTuple):
     out: Path
     device: torch.device
     precision: str  # of the encoders
-    progress: Progress
 
 
-def run_probe(command: Probe, progress: Progress) -> tuple[Path, dict[str, Any]]:
+def run_probe(command: Probe) -> tuple[Path, dict[str, Any]]:
     """Probe encoders, or go on with it; return the run folder and what ``result.json`` holds.
 
     Raises:
@@ -61,7 +59,7 @@ def run_probe(command: Probe, progress: Progress) -> tuple[Path, dict[str, Any]]
     inputs = " ".join([*images, *(each.fingerprint() for each in backbones)])
     out = Path(command.out or f"runs/probe/{settings_digest(command, inputs)}")
     open_run(out, command, inputs)
-    run = Run(command, out, device, precision, progress)
+    run = Run(command, out, device, precision)
 
     if labelled is not None:
         asked = [probe for probe in probes if probe in PROBES]
@@ -80,22 +78,22 @@ def run_probe(command: Probe, progress: Progress) -> tuple[Path, dict[str, Any]]
 
 
 def _probe_labelled(run: Run, backbone: Backbone | None, probes: Sequence[str], labelled: Labelled) -> None:
-    command, out, device, precision, progress = run
+    command, out, device, precision = run
     subject = _subject(backbone)
     missing = [probe for probe in probes if not _finished(out, subject.encoder, probe)]
     if not missing:
         return
     layers = command.layers == "all"
     training, test = (
-        pixel_features(part, progress)
+        pixel_features(part)
         if backbone is None
-        else encode(backbone, part, layers=layers, device=device, precision=precision, progress=progress)
+        else encode(backbone, part, layers=layers, device=device, precision=precision)
         for part in (labelled.training, labelled.test)
     )
     if backbone is not None:
         backbone.to("cpu")
     training, test = (Features(*(each.to(device) for each in part)) for part in (training, test))
-    with progress.stage(f"probe {subject.encoder}", len(missing)) as bar:
+    with stage(f"probe {subject.encoder}", len(missing)) as bar:
         for probe in missing:
             measured = PROBES[probe](subject, training, test, command.seed)
             keep_outcomes(out, subject.encoder, probe, test.kept.cpu().numpy(), measured.right.cpu().numpy())
@@ -104,7 +102,7 @@ def _probe_labelled(run: Run, backbone: Backbone | None, probes: Sequence[str], 
 
 
 def _probe_dense(run: Run, backbones: Sequence[Backbone], probes: Sequence[str], split: DenseSplit) -> None:
-    command, out, device, precision, progress = run
+    command, out, device, precision = run
     found = {row.probe for row in read_rows(out / "probe.jsonl")}
     if f"{split.kind}_baseline" not in found:
         append_rows(
@@ -114,7 +112,7 @@ def _probe_dense(run: Run, backbones: Sequence[Backbone], probes: Sequence[str],
         missing = [probe for probe in probes if not _finished(out, backbone.name, probe)]
         if not missing:
             continue
-        with progress.stage(f"{split.kind} {backbone.name}", len(missing)) as bar:
+        with stage(f"{split.kind} {backbone.name}", len(missing)) as bar:
             for probe in missing:
                 rows = dense_rows(
                     backbone, probe, split.training, split.test, command.dense, out, device, precision, command.seed
@@ -163,9 +161,7 @@ def _probes(command: Probe) -> list[str]:
 def _subject(backbone: Backbone | None) -> Subject:
     if backbone is None:
         return Subject("pixels", "none", -1, "thumbnail")
-    network = backbone.network
-    last = len(network.blocks) - 1 if isinstance(network, PixioEncoder) else -1
-    return Subject(backbone.name, backbone.weights, last)
+    return Subject(backbone.name, backbone.weights, backbone.network.block_count - 1)
 
 
 def _finished(out: Path, encoder: str, probe: str) -> bool:

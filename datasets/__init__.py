@@ -1,0 +1,1 @@
+"""Demonstrations: one contract for every format, windows, statistics, the token cache, the writer."""

@@ -1,0 +1,1 @@
+"""From a checkpoint to a bundle: one program with its manifest, verified against the eager policy."""

@@ -1,0 +1,1 @@
+"""Depth: encodings, dense heads, the depth estimator."""

@@ -1,0 +1,1 @@
+"""Encoders: Pixio's network, loaders for other networks, baselines, preprocessing."""

@@ -1,0 +1,1 @@
+"""Reports: the HTML page, its curves, and the tables that commands print."""
