@@ -6,7 +6,7 @@ import logging
 import platform
 import subprocess
 import sys
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,21 +35,7 @@ def settings_digest(command: Any, inputs: str = "") -> str:
 def binding_settings(command: Any) -> dict[str, Any]:
     """Return the settings that identify a run."""
     free = {each.name for each in fields(command) if each.metadata.get("free")}
-    return {name: value for name, value in described(command).items() if name not in free}
-
-
-def described(settings: Any) -> dict[str, Any]:
-    """Return settings as plain values, without keys that were added later and have their default."""
-    values = asdict(settings)
-    for each in fields(settings):
-        value = getattr(settings, each.name)
-        if is_dataclass(value):
-            values[each.name] = described(value)
-        elif each.metadata.get("later") and value == (
-            each.default if each.default_factory is MISSING else each.default_factory()
-        ):
-            del values[each.name]
-    return values
+    return {name: value for name, value in asdict(command).items() if name not in free}
 
 
 def open_run(out: Path, command: Any, inputs: str = "") -> None:

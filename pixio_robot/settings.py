@@ -6,7 +6,7 @@ from typing import Any
 MISSING: Any = "???"  # Hydra's mark for a key without a default
 
 
-def key(default: Any, help: str, least: int | None = None, free: bool = False, later: bool = False) -> Any:
+def key(default: Any, help: str, least: int | None = None, free: bool = False) -> Any:
     """Return a dataclass field for a key of a command.
 
     Args:
@@ -14,9 +14,8 @@ def key(default: Any, help: str, least: int | None = None, free: bool = False, l
         help: its line in ``--help``.
         least: the smallest value allowed.
         free: not part of a run's identity (a path, a speed, a display option); a run may resume with another value.
-        later: added after the first runs; at its default it is not part of a run's identity.
     """
-    metadata = {"help": help, "least": least, "free": free, "later": later}
+    metadata = {"help": help, "least": least, "free": free}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)

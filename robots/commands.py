@@ -38,7 +38,7 @@ class Run(CameraSettings):
     depth_sensor: str = key("d435", "what a simulated robot's depth is measured with: exact, d435")
     n_action_steps: int | None = key(None, "actions of a chunk that are used; null is all", least=1)
     chunk_blend: float = key(
-        1.0, "weight of a new chunk where an older one planned the same step; 1 replaces, LeRobot's is 0.7", later=True
+        1.0, "weight of a new chunk where an older one planned the same step; 1 replaces, LeRobot's is 0.7"
     )
     limits: str | None = key(None, "file (.json) of limits that narrow the robot's own")
     max_age: float = key(0.2, "oldest frame that the policy may act on [s]")

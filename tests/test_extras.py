@@ -99,14 +99,6 @@ def _timm(folder: Path) -> None:
     assert tokens.cls.shape == (1, 1, 192) and tokens.patches.shape == (1, 196, 192)
 
 
-def _lerobot_data(folder: Path) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    parquet.write_table(pa.table({"action": [[0.0, 1.0]], "index": [0]}), folder / "file.parquet")
-    assert parquet.read_table(folder / "file.parquet").column("index").to_pylist() == [0]
-
-
 def _realsense(folder: Path) -> None:
     from pixio_robot.cameras.realsense_frames import realsense_library
 
@@ -286,7 +278,6 @@ EXERCISES: dict[str, Callable[[Path], None]] = {
     "robomimic": _robomimic,
     "hf": _hf,
     "timm": _timm,
-    "lerobot-data": _lerobot_data,
     "curation": _curation,
     "recordings": _recordings,
     "realsense": _realsense,

@@ -16,7 +16,7 @@ from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkp
 from ..encoders.encoder import Backbone, Tokens
 from ..encoders.load import load_encoder
 from ..errors import BadInput, CheckpointError, PixioError
-from .heads import LEAST_DEPTH, frozen_tokens, make_head, metric_depth, token_map
+from .heads import frozen_tokens, make_head, metric_depth, token_map
 
 _BATCH = 32  # images encoded at a time
 
@@ -30,7 +30,6 @@ class DepthHead(NamedTuple):
     blocks: list[int] | None  # blocks that it reads, 0-based; None for the last only
     size: list[int]  # height, width of its output [px]: those of the encoder's images
     max_depth: float  # [m]
-    min_depth: float = LEAST_DEPTH  # [m]
 
 
 class DepthEstimator:
