@@ -37,7 +37,7 @@ from ..policies.evaluate import (
 from ..policies.loaded import load_policy
 from ..policies.settings import HELD_OUT_SEED
 from ..policies.train import TrainPlan, train_policy
-from ..run_folder import described, digest, read_json, write_json
+from ..run_folder import digest, read_json, write_json
 from ..stages import Stages
 from ..training.distributed import World
 from .protocol import (
@@ -104,7 +104,7 @@ class RunSpec:
         custom = (
             [] if self.policy in ("", "mlp") else [described(policy_config(self.policy, self.fusion, self.learning))]
         )
-        settings = digest(asdict(self), described(self.learning), asdict(self.limits), *custom)
+        settings = digest(asdict(self)(self.learning), asdict(self.limits), *custom)
         return f"{re.sub(r'[^A-Za-z0-9_]+', '-', parts)}-{settings[:8]}"
 
     @property
