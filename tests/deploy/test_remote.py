@@ -647,3 +647,37 @@ def test_a_remote_policy_drives_a_robot_like_the_checkpoint(
     assert cli.run(drive) == 1
     shown = capsys.readouterr().err
     assert "127.0.0.1:1" in shown and "one policy is needed" in shown and "Traceback" not in shown
+
+
+def test_a_remote_policy_of_two_cameras_drives_a_robot(capsys: pytest.CaptureFixture[str]) -> None:
+    side = 32
+    images = [TensorSpec(name, (side, side, 3), "uint8", "RGB") for name in ("rgb", "rgb_front")]
+    manifest = replace(
+        MANIFEST,
+        observation=[
+            *images,
+            TensorSpec("depth_front", (side, side), "float32"),
+            TensorSpec("proprio", (3,), "float32"),
+        ],
+        outputs=[TensorSpec("action", (1, 3), "float32")],
+        image_size=side,
+        horizon=1,
+        control_period=0.05,
+        action_low=[-1.0] * 3,
+        action_high=[1.0] * 3,
+    )
+    seen: list[Mapping[str, np.ndarray]] = []
+
+    class Watching:
+        def reset(self) -> None:
+            pass
+
+        def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+            seen.append(observation)
+            return np.zeros((1, 3), np.float32)
+
+    with PolicyServer(Served(manifest, Watching)) as server:
+        words = ["run", "robot=task:toy/reach@top", f"server={_address(server)}", "time=stepped", "steps=4", "out=run"]
+        assert cli.run(words) == 0, capsys.readouterr().err
+    assert len(seen) == 4 and all(set(each) == {tensor.name for tensor in manifest.observation} for each in seen)
+    assert all((each["rgb"] != each["rgb_front"]).any() and each["depth_front"].max() > 0 for each in seen)
