@@ -102,7 +102,7 @@ class RunSpec:
         policy = "" if self.policy == "mlp" else self.policy
         parts = "-".join(str(each) for each in (self.task, encoder, policy, self.fusion, self.seed) if each != "")
         custom = (
-            [] if self.policy in ("", "mlp") else [described(policy_config(self.policy, self.fusion, self.learning))]
+            [] if self.policy in ("", "mlp") else [asdict(policy_config(self.policy, self.fusion, self.learning))]
         )
         settings = digest(asdict(self)(self.learning), asdict(self.limits), *custom)
         return f"{re.sub(r'[^A-Za-z0-9_]+', '-', parts)}-{settings[:8]}"

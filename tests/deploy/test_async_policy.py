@@ -112,7 +112,7 @@ def test_a_reset_times_out(blocking: BlockingPolicy) -> None:
         assert blocking.resets == 1
 
 
-def test_a_policy_s_failure_is_passed_on() -> None:
+def test_an_error_of_the_policy_is_raised() -> None:
     class Failing(ReplayPolicy):
         def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
             raise RemoteError("gone")

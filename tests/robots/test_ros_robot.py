@@ -1,4 +1,4 @@
-"""An arm on ROS 2 topics: what is sent arrives within limits, silence is noticed. Needs rclpy (extra `ros`)."""
+"""An arm on ROS 2 topics: targets arrive within limits, silence is detected. Needs rclpy (extra `ros`)."""
 
 import json
 import os
@@ -103,7 +103,7 @@ def _until(happened: Any, seconds: float = 5.0) -> None:
     raise AssertionError("it did not happen")
 
 
-def test_an_arm_goes_where_it_is_sent_and_no_further(arm: _Arm, tmp_path: Path) -> None:
+def test_an_arm_reaches_its_targets_within_limits(arm: _Arm, tmp_path: Path) -> None:
     with find_robot(f"ros:{_file(tmp_path)}") as robot:
         assert robot.action_features == {"shoulder": float, "elbow": float}
         np.testing.assert_allclose(robot.get_observation()["proprio"], [0.1, 0.9], rtol=1e-6)
@@ -124,7 +124,7 @@ def test_an_arm_goes_where_it_is_sent_and_no_further(arm: _Arm, tmp_path: Path) 
         _until(lambda: np.allclose(arm.heard[-1], [1.0, 0.0], atol=1e-6))
 
 
-def test_silence_is_no_answer(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_robot_raises_an_error(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pixio_robot.robots.ros._MAX_AGE", 0.1)
     monkeypatch.setattr("pixio_robot.robots.ros._STARTUP_TIMEOUT", 2.0)
     with RosRobot(_file(tmp_path)) as robot:
@@ -134,9 +134,7 @@ def test_silence_is_no_answer(arm: _Arm, tmp_path: Path, monkeypatch: pytest.Mon
         RosRobot(_file(tmp_path)).connect()
 
 
-def test_a_controller_that_does_not_listen_is_noticed(
-    arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_controller_is_detected(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pixio_robot.robots.ros._STARTUP_TIMEOUT", 1.0)
     robot = RosRobot(_file(tmp_path, command_topic="/pixio_test/nobody"))
     with pytest.raises(RobotError, match="nobody subscribes to /pixio_test/nobody"):
@@ -144,7 +142,7 @@ def test_a_controller_that_does_not_listen_is_noticed(
     assert robot._running is None
 
 
-def test_after_silence_a_stop_sends_no_old_position(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_after_silence_sends_the_last_target(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pixio_robot.robots.ros._MAX_AGE", 0.1)
     with RosRobot(_file(tmp_path)) as robot:
         arm.silent = True
@@ -156,7 +154,7 @@ def test_after_silence_a_stop_sends_no_old_position(arm: _Arm, tmp_path: Path, m
     assert arm.heard == [[0.4, 1.2]], "nothing is known to send before the first command"
 
 
-def test_a_state_without_positions_is_not_heard(tmp_path: Path) -> None:
+def test_a_joint_state_without_positions_is_ignored(tmp_path: Path) -> None:
     robot = RosRobot(_file(tmp_path))
     robot._on_state(SimpleNamespace(name=["shoulder", "elbow"], position=[]))
     assert robot._positions is None
@@ -194,7 +192,9 @@ class _Reaching:
         return np.zeros((4, 2), np.float32)
 
 
-def test_what_an_arm_did_teaches_the_next_policy(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recorded_run_of_an_arm_trains_and_exports_a_policy(
+    arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The whole way: run, demonstrations, train_bc, export."""
     monkeypatch.setattr("pixio_robot.cameras.settings.requested_camera", lambda settings: _Webcam())
     manifest = Manifest(
@@ -238,7 +238,7 @@ def _raises(robot: RosRobot) -> bool:
     return False
 
 
-def test_a_description_that_lacks_something_is_refused(tmp_path: Path) -> None:
+def test_an_incomplete_description_is_refused(tmp_path: Path) -> None:
     for changes, words in (
         ({"joints": []}, "must name the joints"),
         ({"position": None}, 'mode "absolute" needs "position"'),
