@@ -1,4 +1,4 @@
-"""Runs one job of a sweep, in its own process. Simulators' processes import this file again: nothing heavy above."""
+"""Runs one job of a sweep in a separate process. Processes of simulators import this file too: keep it light."""
 
 import sys
 from pathlib import Path

@@ -44,7 +44,7 @@ class TrainRL(Hardware, EngineSettings):
     )
     envs: int = key(1, "environments in parallel", least=1)
     processes: bool | None = key(
-        None, "run each environment in a process of its own; null means if images are rendered", free=True
+        None, "run each environment in a separate process; null means if images are rendered", free=True
     )
     seed: int = key(0, "seed of networks, actions and episodes", least=0)
     render: str = key("fast", "render quality: benchmark, balanced, fast")

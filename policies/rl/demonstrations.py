@@ -30,12 +30,13 @@ def demo_transitions(
         DataError: if actions or rewards are not finite, or there is no step with a next one.
         UnknownName: for a camera that was not recorded.
     """
-    rows, starts = dataset.rows("train"), dataset.episode_starts
-    rows = rows[(rows + 1 < len(starts)) & (starts[np.minimum(rows + 1, len(starts) - 1)] == starts[rows])]
+    episode = np.append(dataset.episode_starts, -1)  # of each row and of the one after the last
+    rows = dataset.rows("train")
+    rows = rows[episode[rows + 1] == episode[rows]]
     actions, rewards = dataset.column("action").astype(np.float32), dataset.column("reward").astype(np.float32)
     if not (np.isfinite(actions).all() and np.isfinite(rewards).all()) or not len(rows):
         raise DataError(f"{dataset.source} has actions or rewards that are not finite, or no step with a next one")
-    history = observation_rows(starts, model.spec.observation_steps)
+    history = observation_rows(dataset.episode_starts, model.spec.observation_steps)
     frames = _demo_frames(dataset, model, cache, cameras)
     vectors = {key: dataset.column(key).astype(np.float32) for key in model.spec.vectors}
 

@@ -54,7 +54,7 @@ class RLPlan:
     init: str | None  # policy checkpoint that initialises the actor
     seed: int
     envs: int
-    processes: bool  # run each environment in a process of its own
+    processes: bool  # run each environment in a separate process
     device: torch.device
     cache: Path
     out: Path

@@ -1,4 +1,4 @@
-"""Sweeps: several runs of `train_rl`, each in a process of its own, on any engine of `jobs.launch`."""
+"""Sweeps: several runs of `train_rl`, each in a separate process, on any engine of `jobs.launch`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -113,10 +113,11 @@ class TaskVecEnv(VecEnv):
         actions = np.split(state["actions"], np.cumsum(lengths)[:-1])
         returns, longest = np.zeros(self.num_envs), int(lengths.max())
         for step in range(longest + 1):
-            starts = lengths == longest - step  # so that all environments end together
-            if starts.any() or step == 0:
-                self._envs.reset(seed=seeds, options={"reset_mask": starts if step else np.ones(self.num_envs, bool)})
-                returns[starts] = 0
+            reset_mask = lengths == longest - step  # so that all environments end together
+            if reset_mask.any() or step == 0:
+                every = reset_mask if step else np.ones(self.num_envs, bool)
+                self._envs.reset(seed=seeds, options={"reset_mask": every})
+                returns[reset_mask] = 0
             if step < longest:
                 repeated = np.zeros_like(self._actions)
                 for row, past in enumerate(actions):

@@ -1,4 +1,4 @@
-"""Sweeps of train_rl: jobs in processes of their own, the same files from every engine."""
+"""Sweeps of train_rl: jobs in separate processes, the same files from every engine."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ TINY += ["algorithm.layers=[8]", "algorithm.batch=8", "algorithm.buffer=100", "a
 LAST = "checkpoints/sac/last.safetensors"
 
 
-def test_each_job_is_a_run_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_job_is_a_separate_run(capsys: pytest.CaptureFixture[str]) -> None:
     sweep = [
         "train_rl",
         "-m",
