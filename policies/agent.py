@@ -62,6 +62,7 @@ class Agent:
 
     Raises:
         BadInput: if the policy's chunks have fewer.
+        CheckpointError: if its depth head is missing or is not the one of the training.
     """
 
     def __init__(
@@ -70,8 +71,9 @@ class Agent:
         self.loaded, self.device = loaded, device
         self.model = loaded.model.to(device).eval()
         self.model.vision.place(device)
-        spec = loaded.spec
-        self.n_action_steps = check_n_action_steps(n_action_steps, spec.horizon)
+        if loaded.vision.spec.depth_head is not None:
+            loaded.vision.load_depth_head()
+        self.n_action_steps = check_n_action_steps(n_action_steps, loaded.spec.horizon)
         self._histories: dict[str, FrameHistory] = {}
         self._queues: list[ActionQueue] = []
         self._memory: Memory = {}

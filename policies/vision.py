@@ -176,11 +176,21 @@ class Vision(nn.Module):
 
     def estimate_depth(self, images: np.ndarray) -> np.ndarray:
         """Return predicted depth of images (B, H, W, 3), (B, H, W) float32 [m], as training sees it."""
+        return predicted(self.load_depth_head(), images).astype(np.float32)
+
+    @torch.inference_mode(False)
+    def load_depth_head(self) -> DepthEstimator:
+        """Return what predicts depth, loaded when it is asked for first.
+
+        Raises:
+            BadInput: if the policy observes measured depth.
+            CheckpointError: if the file is missing or is not the one of the training.
+        """
+        if self.spec.depth_head is None:
+            raise BadInput("this policy observes measured depth and has no depth head")
         if self._estimator is None:
-            if self.spec.depth_head is None:
-                raise BadInput("this policy observes measured depth and has no depth head")
             self._estimator = depth_estimator(*self.spec.depth_head).to(self.device)
-        return predicted(self._estimator, images).astype(np.float32)
+        return self._estimator
 
     @torch.inference_mode()
     def encode(self, observation: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

@@ -1,53 +1,59 @@
-"""Laws of the fusions: patches begin as colour alone, clouds know no order, predicted depth stands in for measured."""
+"""Laws of depth: patches start with colour alone, clouds have no order, predicted depth replaces measured depth."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from pixio_robot.policies.bc import new_policy, train_bc
-from pixio_robot.policies.bc_data import Batches, bc_data
-from pixio_robot.policies.runs import load_policy
-from pixio_robot.policies.visuomotor import EncoderIdentity
 
 from pixio_robot import cli
 from pixio_robot.cameras.camera import CameraRequest
 from pixio_robot.cameras.point_clouds import farthest_points, point_cloud
 from pixio_robot.cameras.registry import find_camera
-from pixio_robot.datasets.robomimic import DemoSet
-from pixio_robot.datasets.token_cache import encode, token_cache, tokens_of
-from pixio_robot.deploy.stream import observation_of, stream
+from pixio_robot.datasets.dataset import EpisodeDataset, open_dataset
+from pixio_robot.datasets.token_cache import encode, tokens_of
+from pixio_robot.deploy.stream import PolicyInput, stream
 from pixio_robot.depth.estimator import DepthEstimator, DepthHead, save_depth
 from pixio_robot.depth.heads import make_head
 from pixio_robot.encoders.load import Backbone
-from pixio_robot.encoders.pixio import TokenShape
 from pixio_robot.envs.registry import make
 from pixio_robot.errors import CheckpointError, DataError
 from pixio_robot.hardware import seeded
 from pixio_robot.policies.agent import Agent
+from pixio_robot.policies.build import PolicyDesign, build_policy
 from pixio_robot.policies.depth_inputs import PointView, predicted_depth
 from pixio_robot.policies.depth_networks import DepthPatches, PointNetwork
-from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
+from pixio_robot.policies.loaded import load_policy
+from pixio_robot.policies.mlp import MlpConfig
+from pixio_robot.policies.settings import ObservationSettings, TrainingSettings
 
 CPU = torch.device("cpu")
-HEAD = PolicySettings(layers=[32], batch=64, epochs=2)
+SMALL = MlpConfig(layers=[32])
+SHORT = TrainingSettings(batch=64, epochs=2)
 
 
 @pytest.fixture(scope="module")
 def rgbd_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rgbd") / "reach.hdf5"
-    words = ["task=toy/reach", "demos=3", "valid=1", "render=fast", "image_size=64", "horizon=12", "obs=rgbd"]
+    words = ["task=toy/reach", "demos=3", "valid=1", "render=fast", "image_size=64", "episode_steps=12", "obs=rgbd"]
     assert cli.run(["collect", *words, f"out={path}", "workers=1"]) == 0
     return path
 
 
 @pytest.fixture
-def demos(rgbd_file: Path) -> DemoSet:
-    return DemoSet(rgbd_file)
+def demos(rgbd_file: Path) -> EpisodeDataset:
+    return open_dataset(rgbd_file)
 
 
-def test_patches_begin_as_colour_alone_and_alone_get_gradients(tiny: Backbone) -> None:
+@pytest.fixture
+def clone_depth(clone: Any, demos: EpisodeDataset) -> Any:
+    """As `clone`, on demonstrations with depth."""
+    return replace(clone, dataset=demos)
+
+
+def test_patches_start_with_colour_alone_and_alone_get_gradients(tiny: Backbone) -> None:
     """Bit for bit what the encoder gives without depth, then something else; the encoder itself stays as it is."""
     images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
     depth = torch.randint(0, 256, (2, 128, 128, 2), dtype=torch.uint8)
@@ -68,72 +74,66 @@ def test_patches_begin_as_colour_alone_and_alone_get_gradients(tiny: Backbone) -
 
 
 @pytest.mark.parametrize("fusion", ["mean", "attention"])
-def test_encoding_anew_gives_what_the_cache_holds_until_depth_is_learned(
-    fusion: str, demos: DemoSet, tiny: Backbone, tmp_path: Path
-) -> None:
-    """Histories share frames, rows are in any order; what comes out is each sample's own."""
-    embedding = EmbeddingSettings(fusion=fusion, depth="patches")
-    settings = PolicySettings(layers=[32], output_init_scale=1.0)
-    policy = new_policy(tiny.token_shape, embedding, demos.widths, settings, 0).eval()
-    cache = token_cache(tmp_path, tiny, demos)
-    batches = Batches(bc_data(demos, cache, policy), policy, CPU, tiny, "fp32")
-    rows = torch.tensor([30, 2, 3, 12, 0, 47])
+def test_encoding_again_gives_what_the_cache_holds_until_depth_is_learned(fusion: str, clone_depth: Any) -> None:
+    """Windows share frames, rows are in any order; what comes out is each sample's own."""
+    config = replace(SMALL, fusion=fusion, output_init_scale=1.0)
+    prepared = clone_depth.prepare(config, observation=ObservationSettings(depth="patches"))
+    model, data = prepared.model.eval(), prepared.data
+    rows = np.array([30, 2, 3, 12, 0, 47])
+
+    def predict(images: tuple[str, ...]) -> torch.Tensor:
+        sample = data.sample(rows, images)
+        frames = sample.frames if images else {"rgb.cls": sample.frames["rgb.cls"]}
+        observation = model.observation(frames, sample.vectors, sample.frame_index)
+        return model.policy.predict(observation, {})[0]
+
     with torch.no_grad():
-        cached = batches.predict(policy, rows)
-        batches.depth_enabled = True
-        fresh = batches.predict(policy, rows)
+        cached, fresh = predict(()), predict(("rgb",))
         assert torch.allclose(cached, fresh, atol=2e-3), "but for the cache's half precision"
-        assert policy.patches is not None
-        policy.patches.project.weight.normal_()
-        assert not torch.allclose(fresh, batches.predict(policy, rows), atol=1e-2)
+        assert model.vision.residual is not None
+        model.vision.residual.project.weight.normal_()
+        assert not torch.allclose(fresh, predict(("rgb",)), atol=1e-2)
 
 
-def test_recomputing_saves_memory_and_changes_no_gradient(
-    demos: DemoSet, tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    policy = new_policy(tiny.token_shape, EmbeddingSettings(depth="patches"), demos.widths, HEAD, 0).eval()
-    cache = token_cache(tmp_path, tiny, demos)
+def test_recomputing_saves_memory_and_changes_no_gradient(clone_depth: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = clone_depth.prepare(observation=ObservationSettings(depth="patches"))
+    model, sample = prepared.model.eval(), prepared.data.sample(np.array([5, 20]), ("rgb",))
     grads = []
     for limit in (2**40, 0):
-        monkeypatch.setattr("pixio_robot.policies.bc_data._IN_MEMORY", limit)
-        batches = Batches(bc_data(demos, cache, policy), policy, CPU, tiny, "fp32")
-        batches.depth_enabled = True
-        policy.zero_grad()
-        batches.predict(policy, torch.tensor([5, 20])).square().sum().backward()
-        assert policy.patches is not None and policy.patches.project.weight.grad is not None
-        grads.append(policy.patches.project.weight.grad.clone())
-        assert all(block.activation_checkpointing == (limit == 0) for block in tiny.network.blocks)
+        monkeypatch.setattr("pixio_robot.policies.vision._IN_MEMORY", limit)
+        model.zero_grad()
+        observation = model.observation(sample.frames, sample.vectors, sample.frame_index)
+        model.policy.predict(observation, {})[0].square().sum().backward()
+        weight = model.vision.residual.project.weight
+        assert weight.grad is not None
+        grads.append(weight.grad.clone())
+        assert all(block.activation_checkpointing == (limit == 0) for block in model.vision.encoder.network.blocks)
     assert grads[0].any() and torch.allclose(grads[0], grads[1], rtol=1e-4, atol=1e-9)
 
 
-def test_until_depth_is_learned_the_policy_is_that_of_colour(demos: DemoSet, tiny: Backbone, tmp_path: Path) -> None:
+def test_until_depth_is_learned_the_policy_is_that_of_colour(clone_depth: Any) -> None:
     """Bit for bit after the epochs on cached tokens; the last epoch changes head and patches."""
-    cache, runs = token_cache(tmp_path / "cache", tiny, demos), {}
+    runs = {}
     for depth in ("none", "patches"):
-        train_bc(
-            demos,
-            cache,
-            EncoderIdentity.of(tiny, "fp32"),
-            tiny.token_shape,
-            embedding=EmbeddingSettings(depth=depth, depth_epochs=1),
-            settings=replace(HEAD, epochs=3),
-            seed=1,
-            device=CPU,
-            out=tmp_path / depth,
-            keep=(2,),
-            backbone=tiny,
-        )
-        for name in ("epoch-0002", "last"):
-            policy = load_policy(tmp_path / depth / f"checkpoints/mlp/{name}.safetensors").policy
-            runs[depth, name] = policy.state_dict()
-    colour, begun, learned = (
+        others = dict(observation=ObservationSettings(depth=depth), seed=1, keep=(2,), depth_epochs=1)
+        result = clone_depth(depth, replace(SHORT, epochs=3), **others)
+        for name, path in (("epoch-0002", result.kept[0]), ("last", result.last)):
+            runs[depth, name] = load_policy(path).model.state_dict()
+    colour, early, learned = (
         runs[each] for each in (("none", "epoch-0002"), ("patches", "epoch-0002"), ("patches", "last"))
     )
-    assert all(torch.equal(begun[name], value) for name, value in colour.items())
-    added = [name for name in begun if name not in colour]
-    assert len(added) == 2 and not any(begun[name].any() for name in added)
+    assert all(torch.equal(early[name], value) for name, value in colour.items())
+    added = [name for name in early if name not in colour]
+    assert len(added) == 2 and not any(early[name].any() for name in added)
     assert all(learned[name].any() for name in added)
-    assert not torch.equal(learned["head.layers.1.weight"], begun["head.layers.1.weight"])
+    assert not torch.equal(learned["policy.head.layers.1.weight"], early["policy.head.layers.1.weight"])
+
+
+def test_depth_patches_resume_exactly_in_the_epochs_that_run_the_encoder(
+    clone_depth: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observation = ObservationSettings(depth="patches", steps=1)
+    clone_depth.check_resumed(monkeypatch, SHORT, observation=observation, depth_epochs=2)
 
 
 def test_farthest_points_cover_what_there_is() -> None:
@@ -203,15 +203,9 @@ def test_points_need_a_camera_that_stood_still(rgbd_file: Path, tmp_path: Path) 
         known = json.loads(file["data/demo_1"].attrs["camera_info"])
         known["front"]["extrinsics"][0][3] += 0.1
         file["data/demo_1"].attrs["camera_info"] = json.dumps(known)
-    assert DemoSet(rgbd_file).calibration("rgb").camera_to_world.shape == (4, 4)
+    assert open_dataset(rgbd_file).calibration("rgb").camera_to_world.shape == (4, 4)
     with pytest.raises(DataError, match="moved between demonstrations"):
-        DemoSet(moved).calibration("rgb")
-
-
-def test_frames_are_read_in_the_order_asked(demos: DemoSet) -> None:
-    everything = demos.read("rgb")
-    rows = np.array([40, 0, 11, 12, 12, 47])
-    assert np.array_equal(demos.frames("rgb", rows), everything[rows])
+        open_dataset(moved).calibration("rgb")
 
 
 @pytest.fixture
@@ -231,16 +225,16 @@ def test_predicted_depth_needs_colour_alone(
     """Train, evaluate and stream from cameras without depth; another head than the trained one is refused."""
     words = [f"observation.depth={fusion}", f"observation.depth_head={depth_head}", "observation.depth_epochs=1"]
     command = ["train_bc", f"demos={rgbd_file}", f"encoder={tiny_file}", *words, "out=run", "device=cpu"]
-    assert cli.run([*command, "policy.layers=[32]", "training.batch=64", "training.epochs=2"]) == 0, (
-        capsys.readouterr().err
-    )
+    command += ["policy.layers=[32]", "training.batch=64", "training.epochs=2"]
+    assert cli.run(command) == 0, capsys.readouterr().err
     checkpoint = Path("run/checkpoints/mlp/last.safetensors")
     loaded = load_policy(checkpoint)
-    assert not loaded.policy.needs_depth and loaded.policy.needs_colour and loaded.policy.takes_depth
+    assert not loaded.vision.observes_depth and loaded.vision.observes_images and loaded.vision.spec.depth == fusion
+    assert loaded.spec.observation.keys() == {"rgb", "proprio"}
     request = CameraRequest(width=64, render="fast", seed=5, depth=False)
     with find_camera("task:toy/reach", request) as camera:
-        moments = [moment for moment, _ in zip(stream(Agent(loaded, tiny, CPU), camera), range(2), strict=False)]
-    assert moments[0].action is not None and np.isfinite(moments[0].action).all()
+        steps = [step for step, _ in zip(stream(loaded, {"rgb": camera}), range(2), strict=False)]
+    assert steps[0].action is not None and np.isfinite(steps[0].action).all()
     assert cli.run(["evaluate", f"checkpoint={checkpoint}", "episodes=1", "envs=1", "videos=false", "device=cpu"]) == 0
     rows = next(Path("runs/evaluate").glob("*/episodes.jsonl")).read_text()
     assert f"depth {fusion} predicted" in rows
@@ -248,18 +242,16 @@ def test_predicted_depth_needs_colour_alone(
         DepthEstimator(tiny, make_head("linear", 32), DepthHead("linear", 32, "small", None, [64, 64], 2.0)), depth_head
     )
     with pytest.raises(CheckpointError, match="not the depth head"):
-        Agent(loaded, tiny, CPU)
+        Agent(load_policy(checkpoint), CPU)
 
 
-def test_predictions_are_made_once(demos: DemoSet, depth_head: Path, tmp_path: Path) -> None:
-    embedding = EmbeddingSettings(depth="late", depth_head=str(depth_head))
-    first = predicted_depth(tmp_path / "cache", embedding, demos, CPU)
-    assert first is not None and first.shape == (48, 64, 64) and first.dtype == np.float16 and (first > 0).all()
+def test_predictions_are_made_once(demos: EpisodeDataset, depth_head: Path, tmp_path: Path) -> None:
+    first = predicted_depth(tmp_path / "cache", str(depth_head), demos, "rgb", CPU)
+    assert first.shape == (48, 64, 64) and first.dtype == np.float16 and (first > 0).all()
     file = next((tmp_path / "cache").glob("depth-*.npy"))
     written = file.stat().st_mtime_ns
-    again = predicted_depth(tmp_path / "cache", embedding, demos, CPU)
-    assert again is not None and np.array_equal(first, again) and file.stat().st_mtime_ns == written
-    assert predicted_depth(tmp_path / "cache", EmbeddingSettings(depth="late"), demos, CPU) is None
+    again = predicted_depth(tmp_path / "cache", str(depth_head), demos, "rgb", CPU)
+    assert np.array_equal(first, again) and file.stat().st_mtime_ns == written
 
 
 def test_points_of_another_camera_of_the_same_scene_are_the_same_points(rgbd_file: Path, tiny_file: Path) -> None:
@@ -271,28 +263,37 @@ def test_points_of_another_camera_of_the_same_scene_are_the_same_points(rgbd_fil
     clouds = []
     for name in ("task:toy/reach@front", "task:toy/reach@top"):
         with find_camera(name, CameraRequest(width=64, render="fast", seed=2)) as camera:
-            seen = observation_of(camera.read(), loaded)
-        cloud = loaded.policy.depth_input(seen["depth"], seen["points"])[0]
+            seen = PolicyInput(loaded).observation({"rgb": camera.read()})
+        cloud = loaded.vision.depth_frames(seen["depth"][None], seen["points"][None])[0]
         clouds.append(cloud[cloud[:, 3] > 0, :3])
     apart = np.linalg.norm(clouds[0][:, None] - clouds[1][None], axis=-1).min(axis=1)
     assert np.quantile(apart, 0.5) < 0.1, "each sees other sides of the same hand and ball, in units of the box"
 
 
-def test_training_leaves_out_depth_of_some_and_colour_of_others_and_feeling_of_none(demos: DemoSet) -> None:
+def test_training_leaves_out_depth_of_some_and_colour_of_others_and_proprioception_of_none(
+    demos: EpisodeDataset, tiny: Backbone
+) -> None:
     """One sample many times: three answers in the asked shares while training, one otherwise."""
-    embedding = EmbeddingSettings(frames="single", depth="points", depth_dropout=0.2, depth_points=16)
-    settings = PolicySettings(layers=[32], batch_norm=False, output_init_scale=1.0)
+    config = replace(SMALL, batch_norm=False, output_init_scale=1.0, depth_dropout=0.2)
+    observation = ObservationSettings(steps=1, depth="points", depth_points=16)
     view = PointView(demos.calibration("rgb"), (-1, 1, -1, 1, -1, 1))
-    policy = new_policy(TokenShape(8, (4, 4), 32), embedding, demos.widths, settings, 0, view=view)
-    tokens, proprio, cloud = torch.rand(1, 1, 8, 32), torch.rand(1, demos.widths["proprio"]), torch.rand(1, 1, 16, 4)
-    many = [each.expand(2000, *each.shape[1:]) for each in (tokens, proprio, cloud)]
+    model = build_policy(PolicyDesign(tiny.name, config, observation), demos.features, ("rgb",), tiny, 0, view=view)
+    frames = {"rgb.cls": torch.rand(1, 1, 8, 32), "depth_feature": torch.rand(1, 1, 16, 4)}
+    proprio = torch.rand(1, 1, 3)
+
+    def answer(count: int = 1, colour: float = 1.0) -> torch.Tensor:
+        many = {name: values.expand(count, *values.shape[1:]) for name, values in frames.items()}
+        many["rgb.cls"] = many["rgb.cls"] * colour
+        return model.act(many, {"proprio": proprio.expand(count, 1, 3)}, {})[0].flatten(1)
+
     with seeded(5, 0), torch.no_grad():
-        answers, counts = torch.unique(policy.train()(*many).round(decimals=4), dim=0, return_counts=True)
-        alone = policy.eval()(tokens, proprio, cloud)
-        blind = policy(torch.zeros_like(tokens), proprio, cloud)
-    shares = {tuple(answer.tolist()): count / 2000 for answer, count in zip(answers, counts.tolist(), strict=True)}
+        model.train()
+        answers, counts = torch.unique(answer(2000).round(decimals=4), dim=0, return_counts=True)
+        model.eval()
+        alone, without_colour = answer(), answer(colour=0.0)
+    shares = {tuple(each.tolist()): count / 2000 for each, count in zip(answers, counts.tolist(), strict=True)}
     assert len(shares) == 3
-    for expected, share in ((alone, 0.6), (blind, 0.2)):
-        nearest = min(shares, key=lambda answer: float((torch.tensor(answer) - expected[0]).abs().max()))
+    for expected, share in ((alone, 0.6), (without_colour, 0.2)):
+        nearest = min(shares, key=lambda each: float((torch.tensor(each) - expected[0]).abs().max()))
         assert torch.allclose(torch.tensor(nearest), expected[0], atol=2e-4)
         assert shares[nearest] == pytest.approx(share, abs=0.04)

@@ -11,13 +11,16 @@ from pixio_robot.policies.runs import load_policy
 from pixio_robot import cli
 from pixio_robot.cameras.camera import CameraRequest
 from pixio_robot.cameras.registry import find_camera
-from pixio_robot.datasets.robomimic import DemoSet
+from pixio_robot.datasets.dataset import EpisodeDataset
 from pixio_robot.deploy.export.program import program_of
-from pixio_robot.deploy.stream import observation_of, stream
+from pixio_robot.deploy.stream import PolicyInput, stream
 from pixio_robot.depth.encoding import depth_code, depth_images, small_depth
-from pixio_robot.encoders.load import Backbone
 from pixio_robot.errors import BadInput, CheckpointError, DataError, UnknownName
 from pixio_robot.policies.agent import Agent
+from pixio_robot.policies.build import PolicyDesign, observed_cameras
+from pixio_robot.policies.loaded import load_policy
+from pixio_robot.policies.mlp import MlpConfig
+from pixio_robot.policies.settings import ObservationSettings
 
 CPU = torch.device("cpu")
 FAST = ["policy.layers=[32]", "training.batch=64", "device=cpu"]
@@ -66,7 +69,7 @@ def test_small_depth_keeps_holes() -> None:
 @pytest.fixture(scope="module")
 def rgbd_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rgbd") / "reach.hdf5"
-    words = ["task=toy/reach", "demos=4", "valid=1", "render=fast", "image_size=64", "horizon=25", "obs=rgbd"]
+    words = ["task=toy/reach", "demos=4", "valid=1", "render=fast", "image_size=64", "episode_steps=25", "obs=rgbd"]
     assert cli.run(["collect", *words, "depth_sensor=d435", f"out={path}", "workers=1"]) == 0
     return path
 
@@ -80,37 +83,38 @@ def _train(rgbd_file: Path, encoder: str, *words: str) -> Path:
 
 @pytest.mark.parametrize("depth", ["patches", "late", "points", "channels"])
 def test_policies_learn_act_and_stream_with_depth(
-    depth: str, rgbd_file: Path, tiny_file: Path, tiny: Backbone, capsys: pytest.CaptureFixture[str]
+    depth: str, rgbd_file: Path, tiny_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same commands with `observation.depth`: train, evaluate, and a camera; the action depends on depth."""
     words = [f"observation.depth={depth}", "observation.depth_epochs=1", "observation.depth_points=64"]
     checkpoint = _train(rgbd_file, str(tiny_file), *words, "training.epochs=2")
     loaded = load_policy(checkpoint)
-    assert loaded.policy.needs_depth and loaded.request.depth_sensor == "d435"
-    assert loaded.policy.images == (("rgb", "depth") if depth == "channels" else ("rgb",))
+    assert loaded.vision.observes_depth and loaded.provenance["environment"]["depth_sensor"] == "d435"
+    assert loaded.vision.spec.cameras == (("rgb", "depth") if depth == "channels" else ("rgb",))
+    assert loaded.spec.observation.keys() == {"rgb", "depth", "proprio"}
     words = [f"checkpoint={checkpoint}", "episodes=2", "envs=1", "videos=false", "device=cpu"]
     assert cli.run(["evaluate", *words]) == 0, capsys.readouterr().err
     request = CameraRequest(width=64, render="fast", seed=5, depth_sensor="d435")
     with find_camera("task:toy/reach", request) as camera:
         frame = camera.read()
-    observation = observation_of(frame, loaded)
+    observation = {key: value[None] for key, value in PolicyInput(loaded).observation({"rgb": frame}).items()}
     actions = []
     for change in (1.0, 1.0, 0.8):
         scaled = {key: observation[key] * np.float32(change) for key in ("depth", "points") if key in observation}
         seen = {**observation, **scaled}
-        actions.append(Agent(loaded, tiny, CPU).act(seen, np.ones(1, bool), np.ones(1, bool)))
+        actions.append(Agent(loaded, CPU).act(seen, np.ones(1, bool), np.ones(1, bool)))
     assert np.array_equal(actions[0], actions[1]) and not np.array_equal(actions[0], actions[2])
     with find_camera("task:toy/reach", request) as camera:
-        moments = [moment for moment, _ in zip(stream(Agent(loaded, tiny, CPU), camera), range(3), strict=False)]
-    assert np.array_equal(moments[0].action, actions[0][0]), "the camera's path is the training's"
+        steps = [step for step, _ in zip(stream(loaded, {"rgb": camera}), range(3), strict=False)]
+    assert np.array_equal(steps[0].action, actions[0][0]), "the camera's path is the training's"
     with (
         find_camera("task:toy/reach", CameraRequest(width=64, render="fast", depth=False)) as camera,
         pytest.raises(BadInput, match="no depth"),
     ):
-        next(stream(Agent(loaded, tiny, CPU), camera))
+        next(stream(loaded, {"rgb": camera}))
     if depth in ("patches", "points"):
-        with pytest.raises(BadInput, match=f"observation.depth={depth} has no program"):
-            program_of(loaded, tiny)
+        with pytest.raises(BadInput, match=f"observation.depth={depth} cannot be exported"):
+            program_of(loaded)
 
 
 @pytest.mark.parametrize("depth", ["patches", "late", "points", "channels"])
@@ -127,11 +131,11 @@ def test_the_real_recording_drives_policies_with_depth(
     words = [f"camera={real_recording}", f"checkpoint={checkpoint}", "zeros=true", "device=cpu", "out=actions.jsonl"]
     assert cli.run(["stream", *words]) == 0
     rows = [json.loads(line) for line in Path("actions.jsonl").read_text().splitlines()]
-    assert len(rows) == 1 and np.isfinite(rows[0]["action"]).all() and np.abs(rows[0]["action"]).max() <= 1
+    assert len(rows) == 1 and np.isfinite(rows[0]["action"]).all()
 
 
-def test_depth_alone_tells_where_the_ball_is(rgbd_file: Path) -> None:
-    """A policy that sees nothing else fits its demonstrations better with depth than without."""
+def test_depth_alone_shows_where_the_ball_is(rgbd_file: Path) -> None:
+    """A policy that observes nothing else fits its demonstrations better with depth than without."""
     losses = {}
     for depth in ("none", "late"):
         checkpoint = _train(
@@ -142,10 +146,10 @@ def test_depth_alone_tells_where_the_ball_is(rgbd_file: Path) -> None:
     assert losses["late"] < 0.85 * losses["none"]
 
 
-def test_training_with_depth_repeats_exactly(rgbd_file: Path, tiny_file: Path, tiny: Backbone) -> None:
+def test_training_with_depth_repeats_exactly(rgbd_file: Path, tiny_file: Path) -> None:
     words = ("observation.depth=late", "save_every=1")
-    whole = load_policy(_train(rgbd_file, str(tiny_file), *words, "training.epochs=3")).policy.state_dict()
-    again = load_policy(_train(rgbd_file, str(tiny_file), *words, "training.epochs=3", "seed=0")).policy.state_dict()
+    whole = load_policy(_train(rgbd_file, str(tiny_file), *words, "training.epochs=3")).model.state_dict()
+    again = load_policy(_train(rgbd_file, str(tiny_file), *words, "training.epochs=3", "seed=0")).model.state_dict()
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
@@ -154,7 +158,7 @@ def test_training_with_depth_repeats_exactly(rgbd_file: Path, tiny_file: Path, t
     [
         (["observation.depth=lat"], UnknownName, "did you mean 'late'"),
         (["obs=rbgd"], UnknownName, "did you mean 'rgbd'"),
-        (["observation.depth=patches"], BadInput, "without one, take late or points"),
+        (["observation.depth=patches"], BadInput, "without one, use late or points"),
         (["observation.depth=points", "observation.depth_box=[0,1,2]"], BadInput, "six numbers"),
         (["observation.depth_head=gone.safetensors"], BadInput, "choose one"),
         (["observation.depth=late", "observation.depth_head=gone.safetensors"], CheckpointError, "no depth head at"),
@@ -172,6 +176,7 @@ def test_impossible_settings_are_refused(
     assert issubclass(error, Exception) and not Path("runs").exists()
 
 
-def test_demonstrations_without_depth_say_so(toy_demos: DemoSet) -> None:
+def test_demonstrations_without_depth_say_so(toy_demos: EpisodeDataset) -> None:
+    design = PolicyDesign("pixio-robot-ti", MlpConfig(), ObservationSettings(depth="late"))
     with pytest.raises(DataError, match="pixio-robot collect obs=rgbd"):
-        toy_demos.images([], "late")
+        observed_cameras(design, toy_demos)
