@@ -23,7 +23,7 @@ def write_summary(request: BenchmarkRequest, grid: Grid, root: Path, failures: M
         root: folder of the benchmark.
         failures: why runs failed, by their folder's name.
     """
-    finished = [result for spec, _ in grid.runs if (result := read_result(spec, root)) is not None]
+    finished = [found for spec, _ in grid.runs if (found := read_result(spec, root)) is not None]
     results = Results(finished)
     tables = {
         "cortexbench": main_table(results, request.protocol),
