@@ -108,11 +108,13 @@ def list_methods(request: BenchmarkRequest) -> list[Method]:
     """Return the rows of the table: every encoder or baseline with every policy and, where both have them, fusion."""
     found = []
     for encoder in dict.fromkeys(map(_absolute, request.encoders)):
-        for policy in [""] if encoder == EXPERT else request.policies:
-            fused = False
-            if _is_loaded(encoder):
-                fused = "fusion" in {each.name for each in fields(find_plugin("policies", policy).Config)}
-            found += [Method(encoder, policy, fusion) for fusion in (request.fusions if fused else [""])]
+        if encoder == EXPERT:
+            found.append(Method(encoder, "", ""))
+            continue
+        for policy in request.policies:
+            has_fusion = "fusion" in {each.name for each in fields(find_plugin("policies", policy).Config)}
+            fusions = request.fusions if has_fusion and _is_loaded(encoder) else [""]
+            found += [Method(encoder, policy, fusion) for fusion in fusions]
     return list(dict.fromkeys(found))
 
 
