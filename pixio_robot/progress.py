@@ -59,7 +59,7 @@ class Progress:
 
     def _add(self, name: str, total: int) -> Bar:
         with self._lock:
-            if self._rich is None or bar.task is None:
+            if self._rich is None:
                 columns = (
                     TextColumn("{task.description}"),
                     BarColumn(),
