@@ -75,7 +75,8 @@ class Progress:
     def _end(self, bar: Bar) -> None:
         with self._lock:
             self._open -= 1
-            assert self._rich is not None and bar.task is not None
+            if self._rich is None or bar.task is None:
+                return
             if self._open:  # its line stays above the active ones
                 [row] = [task for task in self._rich.tasks if task.id == bar.task]
                 self.console.print(self._rich.make_tasks_table([row]))

@@ -74,8 +74,7 @@ def _difference(config: Path, command: Any) -> str:
     """Return which settings of an earlier run differ from those of `command`."""
     from omegaconf import OmegaConf
 
-    theirs = OmegaConf.to_container(OmegaConf.load(config)) if config.is_file() else {}
-    assert isinstance(theirs, dict)
+    theirs: Any = OmegaConf.to_container(OmegaConf.load(config)) if config.is_file() else {}
     mine, changed = asdict(command), []
     for name in binding_settings(command):
         value, found = mine[name], theirs.get(name, mine[name])
