@@ -385,7 +385,7 @@ def test_missing_duplicate_and_unreadable_images_are_counted(
     pack("data/a/1.tar", frames(5, seed=9))  # came later
     _, result = compute_weights(curate(images="data"))
     numbers = result["numbers"]
-    assert numbers["images"] == 11 and numbers["unreadable, or without a finite loss"] == 1
+    assert numbers["images"] == 11 and numbers["unreadable or without a finite loss"] == 1
     assert numbers["same name twice in a shard"] == 1 and numbers["shards without scores"] == 1
     assert numbers["drawable"] == 9 and "1 shards have no statistics" in caplog.text
     images = open_images("data", Path("cache"))
@@ -604,7 +604,7 @@ def test_the_report_equals_a_recount(cap: float | None, shards: Path, model_file
     weights = np.array([row[-1] * factor[row[0]] for row in rows])
     positive = weights[weights > 0]
     numbers = result["numbers"]
-    assert numbers["images"] == len(rows) == 46 and numbers["unreadable, or without a finite loss"] == 1
+    assert numbers["images"] == len(rows) == 46 and numbers["unreadable or without a finite loss"] == 1
     assert numbers["left out for few colours"] == sum(row[1] == OK and row[2] <= 2 for row in rows) >= 3
     assert numbers["left out for a short side"] == sum(row[1] == OK and row[2] > 2 and row[3] < 32 for row in rows) == 1
     assert numbers["drawable"] == len(positive)
@@ -652,7 +652,7 @@ def test_weights_that_hardly_differ_are_said_to(shards: Path, caplog: pytest.Log
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(records))
     _, result = compute_weights(Curate(official="json", images="data/a", out="curated"))
-    assert result["numbers"]["contrast of the weights"] < 0.1 and "hardly differ" in caplog.text
+    assert result["numbers"]["contrast of the weights"] < 0.1 and "almost equal" in caplog.text
 
 
 @needs_arrow
@@ -681,11 +681,11 @@ def test_a_run_with_weights_trains_on_what_is_drawn_and_goes_on(
     images = open_images("data", Path("cache"))
     order, _ = pretrain_order(images, settings)
     expected = math.ceil(2 * order.epoch_length / 8)
-    assert json.loads(Path("longer/result.json").read_text())["position"]["step"] == expected
+    assert json.loads(Path("longer/result.json").read_text())["train_state"]["step"] == expected
     Path("moved").mkdir()
     Path("curated/weights.parquet").rename("moved/w.parquet")
     again, reused = pretrain(replace(settings, out="whole", weights="moved/w.parquet"))
-    assert again == out and reused.position == whole.position
+    assert again == out and reused.state == whole.state
     compute_weights(curate(cap=4.0, out="other"))
     with pytest.raises(DataError, match="other inputs"):
         pretrain(replace(settings, out="whole", weights="other/weights.parquet"))
@@ -755,7 +755,7 @@ def test_wrong_inputs_are_answered_in_words(
     for command, error, words in (
         (score(Path("nowhere")), CheckpointError, "no file nowhere"),
         (score(tiny_file), CheckpointError, "kind 'encoder'; a 'autoencoder' is needed"),
-        (score(Path("unsaid.safetensors")), BadInput, "give mask_ratio"),
+        (score(Path("unsaid.safetensors")), BadInput, "give them, e.g. mask_ratio"),
         (score(model_file, images="photos"), DataError, "no tar shard; pack them"),
         (score(model_file, images="procedural:8"), DataError, "is computed, not stored in tar shards"),
         (score(model_file, images="nowhere"), DataError, "no images at nowhere"),

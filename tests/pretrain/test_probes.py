@@ -189,7 +189,7 @@ def test_what_cannot_be_probed_is_refused_in_one_message(tmp_path: Path, encoder
         (flat / file.name).write_bytes(file.read_bytes())
     good = dict(encoder=encoders[0], images=training, test=training)
     for wrong, error, message in (
-        (dict(images=str(flat)), DataError, "2 images of images=.*have no labels.*labelled are"),
+        (dict(images=str(flat)), DataError, "2 images of images=.*have no labels.*labelled sources are"),
         (dict(test=str(flat)), DataError, "of test=.*have no labels"),
         (dict(test=test), DataError, "1 class.* that no training image has: blue.*red, *green|green, *red"),
         (
