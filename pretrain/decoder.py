@@ -83,7 +83,7 @@ class PixelDecoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:
-        """Draw fresh weights: Xavier-uniform matrices, zero biases, 0.02 normal mask token and positions."""
+        """Draw new weights: Xavier-uniform matrices, zero biases, 0.02 normal mask token and positions."""
         nn.init.normal_(self.mask_token, std=0.02, generator=generator)
         nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
         initialise_layers(self, generator)
@@ -93,7 +93,7 @@ class PixelDecoder(nn.Module):
 
         Args:
             tokens: the encoder's normed tokens; patches (B, V, D) in the order of ``mask.visible``.
-            cls_only: (B,) bool, images that are decoded from their class tokens alone; None means none.
+            cls_only: (B,) bool, images that are decoded from their class tokens only; None means none.
 
         Returns:
             (B, N, P), each patch flattened as row, column, channel.

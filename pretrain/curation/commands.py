@@ -19,7 +19,7 @@ class Score(Hardware):
 
     images: Any = key(MISSING, "tar shards: folder, file, pattern, or a list of them", free=True)
     model: str = key(MISSING, "autoencoder.safetensors, or the run folder of pretrain that holds it")
-    masks: int = key(2, "masks an image; its loss is their mean", least=1)
+    masks: int = key(2, "masks of an image; its loss is their mean", least=1)
     mask_ratio: float | None = key(None, "share of patches to hide; null is the model's own")
     mask_block: int | None = key(None, "side of the masks' blocks [patches]; null is the model's own", least=1)
     batch: int = key(32, "images a forward pass", least=1)
@@ -38,7 +38,7 @@ class Curate:
     images: Any = key(None, "the scored shards, for examples in the report; required by official", free=True)
     entropy: float | None = key(4.5, "colour entropy that images must exceed [bits]; null leaves none out")
     least_side: int = key(320, "least height and width of an image [px]", least=0)
-    temperature: float = key(1.0, "weight = min(1, loss^(1/temperature)); above 1 evens out, below 1 sharpens")
+    temperature: float = key(1.0, "weight = min(1, loss^(1/temperature)); above 1 weights get more equal, below 1 less")
     cap: float | None = key(None, "most images expected an epoch from one folder of shards; null means no cap")
     examples: int = key(24, "images on each example sheet", least=0)
     out: str | None = key(None, "run folder; null means runs/curate/<digest of settings and scores>", free=True)

@@ -17,28 +17,28 @@ class DenseSettings:
 
     train_images: int = key(600, "training images at most, evenly spaced; their features are kept in memory", least=2)
     test_images: int = key(200, "test images at most, evenly spaced", least=1)
-    epochs: int = key(20, "passes over the training images; the last counts", least=1)
+    epochs: int = key(20, "passes over the training images; the last one is reported", least=1)
     batch: int = key(16, "training images a step", least=2)
     linear_rate: float = key(1e-2, "learning rate of the linear heads (AdamW); published 2e-4")
     dpt_rate: float = key(1e-3, "learning rate of the DPT heads (AdamW); published 1e-4")
     weight_decay: float = key(0.01, "weight decay of the heads")
     widths: str = key("small", "size of the DPT heads: small, base, published (for large encoders)")
-    max_depth: float | None = key(None, "greatest depth that counts [m]; null means 1.25 times the largest of training")
+    max_depth: float | None = key(None, "largest depth to use [m]; null means 1.25 times the largest of training")
 
 
 @dataclass
 class Probe(Hardware):
-    """Say what frozen encoders' features are good for: neighbours, linear probes, depth and segmentation heads."""
+    """Measure frozen features: k-NN, linear probes, depth and segmentation heads."""
 
-    encoder: Any = key(MISSING, "encoder, as load_encoder takes it, or a list of them to compare")
-    images: Any = key(MISSING, "images to learn from, with labels or depth: folder, tar shards, HDF5", free=True)
-    test: Any = key(None, "such images to test on; null holds some of images out", free=True)
+    encoder: Any = key(MISSING, "encoder, as for load_encoder, or a list of them to compare")
+    images: Any = key(MISSING, "training images, with labels or depth: folder, tar shards, HDF5", free=True)
+    test: Any = key(None, "test images of the same kind; null splits images", free=True)
     probes: list[str] = key(
         ["auto"], "knn, linear, depth_linear, depth_dpt, segmentation_linear, segmentation_dpt; auto is knn and linear"
     )
     layers: str = key("last", "blocks to probe: last, or all (Pixio encoders only)")
     val_images: float = key(0.2, "without test: images to test on, a share below 1 or a number")
-    seed: int = key(0, "seed of the held-out choice and of the images that choose the weight decay", least=0)
+    seed: int = key(0, "seed of the split and of the images that the weight decay is chosen on", least=0)
     dense: DenseSettings = field(default_factory=DenseSettings)
     cache: str = key("runs/cache", "folder of the image indexes", free=True)
     out: str | None = key(None, "run folder; null means runs/probe/<digest of settings, images, encoders>", free=True)

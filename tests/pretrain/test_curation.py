@@ -734,7 +734,7 @@ def test_weights_that_fit_no_image_are_refused(shards: Path, model_file: Path) -
         join("elsewhere/c")
     with pytest.raises(DataError, match="the images are in no tar shards"):
         join("procedural:9")
-    with pytest.raises(DataError, match="packed anew"):
+    with pytest.raises(DataError, match="packed again"):
         join("elsewhere/a")
     with pytest.raises(DataError, match="both called a/000"):
         join(["data/a", "twice"])
