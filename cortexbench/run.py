@@ -101,10 +101,8 @@ class RunSpec:
         encoder = Path(self.encoder).stem if self.encoder.endswith((".safetensors", ".pth")) else self.encoder
         policy = "" if self.policy == "mlp" else self.policy
         parts = "-".join(str(each) for each in (self.task, encoder, policy, self.fusion, self.seed) if each != "")
-        custom = (
-            [] if self.policy in ("", "mlp") else [asdict(policy_config(self.policy, self.fusion, self.learning))]
-        )
-        settings = digest(asdict(self)(self.learning), asdict(self.limits), *custom)
+        custom = [] if self.policy in ("", "mlp") else [asdict(policy_config(self.policy, self.fusion, self.learning))]
+        settings = digest(asdict(self), asdict(self.learning), asdict(self.limits), *custom)
         return f"{re.sub(r'[^A-Za-z0-9_]+', '-', parts)}-{settings[:8]}"
 
     @property

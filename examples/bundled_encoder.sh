@@ -37,12 +37,12 @@ pixio-robot pretrain "images=$(list "${photographs[@]}" "${recorded[@]}")" image
   "batch=${batches[0]}" "steps=$first" lr=1e-3 "val_images=$val_images" "${common[@]}" "out=$out/64px"
 
 # 128 px, raw pixels decoded from the class tokens alone: they learn to say what is where.
-pixio-robot pretrain "images=$images" "start=$out/64px" image_size=128 patch=16 mask_block=2 mask_ratio=0.5 cls_only=1 \
+pixio-robot pretrain "images=$images" "init_from=$out/64px" image_size=128 patch=16 mask_block=2 mask_ratio=0.5 cls_only=1 \
   norm_pixels=false "batch=${batches[1]}" "steps=$second" lr=7e-4 warmup=0.05 "crop_scale=[0.5,1.0]" "val_images=$val_images" \
   "${common[@]}" "out=$out/128px"
 
 # 256 px.
-pixio-robot pretrain "images=$images" "start=$out/128px" image_size=256 patch=16 mask_block=2 mask_ratio=0.75 cls_only=1 \
+pixio-robot pretrain "images=$images" "init_from=$out/128px" image_size=256 patch=16 mask_block=2 mask_ratio=0.75 cls_only=1 \
   norm_pixels=false "batch=${batches[2]}" "steps=$third" lr=5e-4 warmup=0.05 "crop_scale=[0.5,1.0]" "val_images=$val_images" \
   "${common[@]}" "out=$out/256px"
 
@@ -51,7 +51,7 @@ pixio-robot render_frames "scenes=[$more]" "frames=$many" render=[fast] keep_app
   "out=$out/more-frames"
 
 # 128 px again, with mask blocks of 4 and a new decoder. Used at 256 px it knows places better than after more steps at that size.
-pixio-robot pretrain "images=$(list "$out/more-frames" "${photographs[@]}" "procedural:$drawn")" "start=$out/256px" image_size=128 \
+pixio-robot pretrain "images=$(list "$out/more-frames" "${photographs[@]}" "procedural:$drawn")" "init_from=$out/256px" image_size=128 \
   patch=16 mask_block=4 mask_ratio=0.5 cls_only=1 norm_pixels=false "batch=${batches[3]}" "steps=$fourth" lr=7e-4 warmup=0.05 \
   "crop_scale=[0.5,1.0]" "val_images=$val_images" "${common[@]}" "out=$out/block4"
 

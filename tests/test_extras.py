@@ -148,12 +148,13 @@ def _scores(folder: Path, engine: str) -> Path:
     from PIL import Image
 
     from pixio_robot.cli import run
-    from pixio_robot.pretrain.commands import Pretrain
     from pixio_robot.pretrain.images.procedural import draw
-    from pixio_robot.pretrain.networks import new_autoencoder, save_autoencoder
+    from pixio_robot.pretrain.networks import AutoencoderConfig, new_autoencoder, save_autoencoder
 
-    settings = Pretrain(encoder="32x2x2", decoder="32x2x2", patch=8, image_size=64)
-    save_autoencoder(folder / "model.safetensors", new_autoencoder(settings), {"mask_ratio": 0.75, "mask_block": 2})
+    config = AutoencoderConfig(encoder="32x2x2", decoder="32x2x2", patch=8, image_size=64)
+    save_autoencoder(
+        folder / "model.safetensors", new_autoencoder(config, seed=0), {"mask_ratio": 0.75, "mask_block": 2}
+    )
     (folder / "data").mkdir(exist_ok=True)
     with tarfile.open(folder / "data/0.tar", "w") as archive:
         for number in range(8):

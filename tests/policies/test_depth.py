@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pixio_robot.policies.runs import load_policy
 
 from pixio_robot import cli
 from pixio_robot.cameras.camera import CameraRequest

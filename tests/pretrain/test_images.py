@@ -284,7 +284,7 @@ def test_videos_are_groups_and_broken_ones_are_left_out(caplog: pytest.LogCaptur
         images = open_images("data", CACHE)
     assert images.groups is not None and images.groups.tolist() == [0, 5, 12]
     assert images.name(6) == "data/b.mp4#1" and "not used: data/c.mp4" in caplog.text
-    with pytest.raises(DataError, match=r"c\.mp4 is no video"):
+    with pytest.raises(DataError, match=r"c\.mp4 is not a decodable video"):
         open_images("data/c.mp4", CACHE)
 
 
@@ -369,7 +369,7 @@ def test_recordings_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_broken_recording_says_so() -> None:
     pytest.importorskip("rosbags")
     Path("a.bag").write_bytes(b"#ROSBAG V2.0\n")
-    with pytest.raises(DataError, match=r"a\.bag is no recording"):
+    with pytest.raises(DataError, match=r"a\.bag is not a readable recording"):
         open_images("a.bag", CACHE)
 
 
@@ -380,11 +380,11 @@ def test_a_broken_recording_says_so() -> None:
         ("nowhere/at/all", DataError, "nor its folder"),
         ("data/empty", DataError, "an empty folder"),
         ("data/texts", DataError, r"holds no images among its files \(2 of txt, 1 of no suffix\)"),
-        ("data/texts/a.txt", DataError, "no file of images"),
+        ("data/texts/a.txt", DataError, "is not an image source"),
         ("data/a.tar.gz", DataError, "unpack it first"),
         ("data/text.tar", DataError, "no whole image"),
         ("data/none.tar", DataError, "no whole image"),
-        ("data/text.hdf5", DataError, "no whole HDF5"),
+        ("data/text.hdf5", DataError, "not a complete HDF5"),
         ("procedural:0", BadInput, "procedural"),
         ("procedural:many", BadInput, "procedural"),
         ("synthetic:1:2", BadInput, "synthetic"),

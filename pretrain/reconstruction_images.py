@@ -1,4 +1,4 @@
-"""Images of what a masked autoencoder sees and makes of it.
+"""Images of a masked autoencoder's input, masked input and prediction.
 
 Shapes: B images, N patches, V visible and M hidden ones, P numbers of a patch.
 """
@@ -10,17 +10,17 @@ from torch import Tensor
 
 from ..encoders.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from .image_grid import draw_grid
-from .mae import Statistics, flat_patches, images_of, patch_statistics
+from .mae import PatchStatistics, flat_patches, images_of, patch_statistics
 from .masking import PatchMask
 
 
-def true_statistics(pixels: Tensor, mask: PatchMask) -> Statistics:
-    """Return each patch's own statistics; for hidden patches they give away part of the answer."""
+def true_statistics(pixels: Tensor, mask: PatchMask) -> PatchStatistics:
+    """Return each patch's own statistics; those of hidden patches leak part of the target."""
     return patch_statistics(_patches(pixels, mask))
 
 
-def visible_statistics(pixels: Tensor, mask: PatchMask) -> Statistics:
-    """Return for hidden patches what the visible ones suggest: their mean, weighted by 1 / distance^2."""
+def visible_statistics(pixels: Tensor, mask: PatchMask) -> PatchStatistics:
+    """Return statistics with those of hidden patches replaced by the visible ones' mean, weighted by 1 / distance^2."""
     truth = true_statistics(pixels, mask)
     rows, columns = mask.grid
     places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float().to(pixels.device)  # (N, 2)
@@ -28,16 +28,16 @@ def visible_statistics(pixels: Tensor, mask: PatchMask) -> Statistics:
     weights = 1 / distance.clamp(min=0.1).square()
     weights = weights / weights.sum(dim=-1, keepdim=True)
     rows_of = mask.visible.unsqueeze(-1)
-    guess = Statistics(*(weights @ each.gather(1, rows_of) for each in truth))
+    guess = PatchStatistics(*(weights @ each.gather(1, rows_of) for each in truth))
     hidden = mask.is_hidden().unsqueeze(-1)
-    return Statistics(*(torch.where(hidden, ours, theirs) for ours, theirs in zip(guess, truth, strict=True)))
+    return PatchStatistics(*(torch.where(hidden, ours, theirs) for ours, theirs in zip(guess, truth, strict=True)))
 
 
 def draw_reconstructions(path: Path, pixels: Tensor, prediction: Tensor, mask: PatchMask, normed: bool) -> None:
-    """Write an image with a column an image and these rows: input, masked input, prediction.
+    """Write an image with one column per image and the rows input, masked input, prediction.
 
-    Where targets were normalised patch by patch, the prediction is shown twice: with statistics guessed from the
-    visible patches, and with the true ones, labelled as such, since those leak brightness and contrast.
+    Where targets were normalised patch by patch, there are two prediction rows: with statistics interpolated from the
+    visible patches, and with the true ones. The latter is labelled, since true statistics leak brightness and contrast.
 
     Args:
         path: a PNG.
@@ -51,11 +51,11 @@ def draw_reconstructions(path: Path, pixels: Tensor, prediction: Tensor, mask: P
     def filled(values: Tensor) -> Tensor:
         return images_of(torch.where(hidden, values, patches), mask.grid)
 
-    rows = {"input": pixels, "what the\nencoder sees": images_of(patches.masked_fill(hidden, 0.0), mask.grid)}
+    rows = {"input": pixels, "visible\npatches": images_of(patches.masked_fill(hidden, 0.0), mask.grid)}
     if normed:
         guess, truth = visible_statistics(pixels, mask), true_statistics(pixels, mask)
         rows["prediction"] = filled(prediction * guess.std + guess.mean)
-        rows["with true patch\nstatistics\n(leaks the answer's\nbrightness)"] = filled(
+        rows["with true patch\nstatistics\n(leak brightness\nof the target)"] = filled(
             prediction * truth.std + truth.mean
         )
     else:
