@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..cameras.camera import Camera
-from ..cameras.faults import FaultInjectingCamera, Faults
 from ..cameras.playback import Playback, RealTimePlayback
 from ..cameras.settings import requested_camera
+from ..cameras.tools.faults import FaultInjectingCamera, Faults
 from ..deploy.runtime.bundle import Manifest
 from ..deploy.runtime.policy import Policy
 from ..errors import BadInput

@@ -13,10 +13,10 @@ import pytest
 
 from pixio_robot.cameras.camera import Camera, CameraRequest, CameraSpec
 from pixio_robot.cameras.capture import Capture
-from pixio_robot.cameras.faults import FaultInjectingCamera, Faults
+from pixio_robot.cameras.drivers.simulated import TaskCamera
 from pixio_robot.cameras.frame import Frame, Intrinsics, rgbd_frame
 from pixio_robot.cameras.playback import Playback, RealTimePlayback
-from pixio_robot.cameras.simulated import TaskCamera
+from pixio_robot.cameras.tools.faults import FaultInjectingCamera, Faults
 from pixio_robot.errors import CameraError, EndOfStream, StaleFrame
 
 SIZE = (24, 32)

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from pixio_robot.cameras.camera import CameraRequest
+from pixio_robot.cameras.drivers.realsense import RealSense
+from pixio_robot.cameras.drivers.realsense_frames import frame_of, realsense_library
 from pixio_robot.cameras.frame import Frame, Intrinsics, metric
 from pixio_robot.cameras.geometry import registered, squared
 from pixio_robot.cameras.lenses import rays
-from pixio_robot.cameras.realsense import RealSense
-from pixio_robot.cameras.realsense_frames import frame_of, realsense_library
 from pixio_robot.cameras.registry import find_camera, recognise
 from pixio_robot.errors import CameraError, DataError, MissingExtra
 

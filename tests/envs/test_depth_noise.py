@@ -11,7 +11,7 @@ import pytest
 import pixio_robot
 from pixio_robot.cameras.camera import CameraRequest, CameraSpec
 from pixio_robot.cameras.frame import Frame, Intrinsics, metric
-from pixio_robot.cameras.recording_writer import RecordingWriter
+from pixio_robot.cameras.recording.writer import RecordingWriter
 from pixio_robot.cameras.registry import find_camera
 from pixio_robot.envs.contract import check_contract
 from pixio_robot.envs.depth_noise import SENSORS, NoisyDepth, depth_sensor, edges
