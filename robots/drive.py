@@ -11,8 +11,8 @@ from typing import Any
 
 from ..action_queue import ActionQueue
 from ..cameras.camera import Camera
-from ..cameras.faults import FaultInjectingCamera, Faults
 from ..cameras.playback import Playback, RealTimePlayback
+from ..cameras.tools.faults import FaultInjectingCamera, Faults
 from ..deploy.load import LoadedSource
 from ..deploy.manifest import Manifest
 from ..deploy.observation import cameras_of

@@ -100,7 +100,7 @@ def _timm(folder: Path) -> None:
 
 
 def _realsense(folder: Path) -> None:
-    from pixio_robot.cameras.realsense_frames import realsense_library
+    from pixio_robot.cameras.drivers.realsense_frames import realsense_library
 
     device = realsense_library().software_device()
     assert device.add_sensor("Depth").get_stream_profiles() is not None

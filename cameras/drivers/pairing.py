@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from .frame import Frame
+from ..frame import Frame
 
 _LATE = 0.25  # largest delay of a frame behind frames with later stamps [s]
 

@@ -4,7 +4,7 @@ import sqlite3
 import struct
 from pathlib import Path
 
-from ..errors import DataError
+from ...errors import DataError
 
 ROS1, SQLITE, MCAP, HDF5 = b"#ROSBAG", b"SQLite format 3\0", b"\x89MCAP0\r\n", b"\x89HDF\r\n\x1a\n"
 _VIDEOS = (b"\x1a\x45\xdf\xa3", b"RIFF", b"OggS", b"\x00\x00\x01")  # Matroska, AVI, Ogg, MPEG

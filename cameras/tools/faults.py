@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..errors import CameraError
-from .camera import Camera, CameraSpec
-from .frame import Frame
+from ...errors import CameraError
+from ..camera import Camera, CameraSpec
+from ..frame import Frame
 
 
 @dataclass(frozen=True)

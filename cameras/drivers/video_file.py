@@ -8,12 +8,12 @@ from typing import Any
 import av
 import numpy as np
 
-from ..errors import DataError
-from .camera import CameraRequest, CameraSpec
+from ...errors import DataError
+from ..camera import CameraRequest, CameraSpec
+from ..frame import Frame, rgbd_frame
+from ..intrinsics_file import intrinsics_for
+from ..playback import Playback
 from .file_types import is_video
-from .frame import Frame, rgbd_frame
-from .intrinsics_file import intrinsics_for
-from .playback import Playback
 
 
 class VideoFile(Playback):

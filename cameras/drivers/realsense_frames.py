@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import CameraError, MissingExtra
-from .camera import CameraSpec
-from .frame import Frame, Intrinsics, metric
+from ...errors import CameraError, MissingExtra
+from ..camera import CameraSpec
+from ..frame import Frame, Intrinsics, metric
 
 _MODELS = {
     "none": "none",

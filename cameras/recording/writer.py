@@ -8,11 +8,11 @@ from typing import Any
 import av
 import numpy as np
 
-from ..errors import BadInput, DataError, UnknownName, closest
-from ..files import replacing
-from .camera import CameraSpec
-from .frame import Frame, Intrinsics, to_sensor_units
-from .recording import CODECS, DEPTH, FORMAT
+from ...errors import BadInput, DataError, UnknownName, closest
+from ...files import replacing
+from ..camera import CameraSpec
+from ..frame import Frame, Intrinsics, to_sensor_units
+from .reader import CODECS, DEPTH, FORMAT
 
 
 class _Track:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CameraError, MissingExtra
-from .camera import Camera, CameraRequest, CameraSpec
-from .frame import Frame, Intrinsics, rgbd_frame
+from ...errors import CameraError, MissingExtra
+from ..camera import Camera, CameraRequest, CameraSpec
+from ..frame import Frame, Intrinsics, rgbd_frame
 
 _UNIT = 0.001  # of its depth [m]
 _STEREO = (640, 400)  # width, height of the stereo pair [px]

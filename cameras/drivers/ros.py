@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ..errors import CameraError, DataError, PixioError, UnknownName, Unreadable, closest
-from ..ros_images import COMPRESSED, RAW, colour_image, depth_image, is_colour, is_depth, open_recording
-from .camera import CameraRequest, CameraSpec
+from ...errors import CameraError, DataError, PixioError, UnknownName, Unreadable, closest
+from ...ros_images import COMPRESSED, RAW, colour_image, depth_image, is_colour, is_depth, open_recording
+from ..camera import CameraRequest, CameraSpec
+from ..frame import Frame, Intrinsics, metric
+from ..playback import Playback
 from .file_types import MCAP, ROS1, SQLITE, is_realsense_recording, starts_with
-from .frame import Frame, Intrinsics, metric
 from .pairing import nearest_pairs
-from .playback import Playback
 
 if TYPE_CHECKING:
     from rosbags.highlevel import AnyReader

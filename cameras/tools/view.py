@@ -13,13 +13,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..errors import BadInput, DataError, MissingExtra
-from ..files import replacing
-from ..progress import stage
-from ..video import VideoWriter, filmstrip
-from .camera import Camera
-from .frame import Frame
-from .geometry import points, registered
+from ...errors import BadInput, DataError, MissingExtra
+from ...files import replacing
+from ...progress import stage
+from ...video import VideoWriter, filmstrip
+from ..camera import Camera
+from ..frame import Frame
+from ..geometry import points, registered
 
 log = logging.getLogger(__name__)
 

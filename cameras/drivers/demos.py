@@ -10,11 +10,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..errors import CameraError, DataError
-from .camera import CameraRequest, CameraSpec
+from ...errors import CameraError, DataError
+from ..camera import CameraRequest, CameraSpec
+from ..frame import Frame, Intrinsics, rgbd_frame
+from ..playback import Playback
 from .file_types import HDF5, starts_with
-from .frame import Frame, Intrinsics, rgbd_frame
-from .playback import Playback
 
 _RATE = 20.0  # steps per second; the layout does not record it
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..errors import CameraError, EndOfStream
-from .camera import Camera, CameraRequest, CameraSpec
-from .frame import Frame, Intrinsics, rgbd_frame
-from .intrinsics_file import intrinsics_for
+from ...errors import CameraError, EndOfStream
+from ..camera import Camera, CameraRequest, CameraSpec
+from ..frame import Frame, Intrinsics, rgbd_frame
+from ..intrinsics_file import intrinsics_for
 
 
 class OpenCV(Camera):

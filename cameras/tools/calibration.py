@@ -13,11 +13,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..errors import BadInput, DataError, PixioError, UnknownName, closest
-from ..files import replacing
-from ..progress import Bar, stage
-from .camera import Camera
-from .frame import Intrinsics
+from ...errors import BadInput, DataError, PixioError, UnknownName, closest
+from ...files import replacing
+from ...progress import Bar, stage
+from ..camera import Camera
+from ..frame import Intrinsics
 
 _MIN_CORNERS = 6  # of a view
 _MIN_VIEWS = 4

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ..errors import DataError, Unreadable
-from .camera import CameraRequest, CameraSpec
-from .frame import Frame, Intrinsics, rgbd_frame
-from .intrinsics_file import intrinsics_for
-from .playback import Playback
+from ...errors import DataError, Unreadable
+from ..camera import CameraRequest, CameraSpec
+from ..frame import Frame, Intrinsics, rgbd_frame
+from ..intrinsics_file import intrinsics_for
+from ..playback import Playback
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _COLOR_FOLDERS = ("color", "rgb", "images")

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .camera import Camera, CameraSpec
-from .frame import Frame
+from ..camera import Camera, CameraSpec
+from ..frame import Frame
 
 _NOISE_FRAMES = 30  # depth maps kept for the noise
 _MIN_RATE = 0.8  # share of the nominal rate

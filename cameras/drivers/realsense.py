@@ -5,12 +5,12 @@ from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import Any
 
-from ..errors import CameraError, DataError
-from .camera import Camera, CameraRequest, CameraSpec
+from ...errors import CameraError, DataError
+from ..camera import Camera, CameraRequest, CameraSpec
+from ..frame import Frame
+from ..playback import Playback
 from .file_types import is_realsense_recording
-from .frame import Frame
 from .pairing import nearest_pairs
-from .playback import Playback
 from .realsense_frames import Stamped, describe, frame_of, on_one_clock, realsense_library, stamped, unit_of
 
 _QUEUE = 4  # frames of a recording that are decoded in advance

@@ -7,11 +7,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import BadInput, CameraError, EndOfStream
-from ..progress import silent, stage
-from ..stopping import Stopping
-from .camera import Camera
-from .recording_writer import RecordingWriter
+from ...errors import BadInput, CameraError, EndOfStream
+from ...progress import silent, stage
+from ...stopping import Stopping
+from ..camera import Camera
+from .writer import RecordingWriter
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from typing import Any
 import av
 import numpy as np
 
-from ..errors import CameraError, DataError
-from .camera import CameraRequest, CameraSpec
-from .frame import Frame, Intrinsics, metric
-from .playback import Playback
+from ...errors import CameraError, DataError
+from ..camera import CameraRequest, CameraSpec
+from ..frame import Frame, Intrinsics, metric
+from ..playback import Playback
 
 CODECS: dict[str, tuple[str, str, str, dict[str, str]]] = {  # file, encoder, its pixels, options
     "h264": ("color.mkv", "libx264rgb", "rgb24", {"qp": "0", "preset": "ultrafast", "mbtree": "0"}),

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..envs.registry import TaskSpec
-from ..envs.rendering import check_rendering
-from ..envs.task import TaskEnv
-from ..errors import BadInput, CameraError, UnknownName
-from .camera import CameraRequest, CameraSpec
-from .frame import Frame, Intrinsics, rgbd_frame
-from .playback import Playback
+from ...envs.registry import TaskSpec
+from ...envs.rendering import check_rendering
+from ...envs.task import TaskEnv
+from ...errors import BadInput, CameraError, UnknownName
+from ..camera import CameraRequest, CameraSpec
+from ..frame import Frame, Intrinsics, rgbd_frame
+from ..playback import Playback
 
 _SIDE = 256  # [px]
 
