@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...command import Command
-from ...config import compose, sweep_jobs
 from ...engine_schemas import EngineSettings
 from ...errors import BadInput
 from ...settings import MISSING, Hardware, key
@@ -142,19 +141,12 @@ def run_train_rl(settings: TrainRL) -> int:
     return 0
 
 
-def sweep_train_rl(overrides: list[str]) -> int:
-    """Train every combination of the overrides' values, and print what became of each run.
-
-    Raises:
-        BadInput: for Hydra's own launchers.
-    """
+def sweep_train_rl(every: list[TrainRL]) -> int:
+    """Train every combination of a sweep, and print what became of each run."""
     from .run import require_learner
     from .sweep import SweepJob, run_sweep
 
-    if hydra := [override for override in overrides if override.startswith("hydra")]:
-        raise BadInput(f"{' '.join(hydra)}: sweeps of train_rl take engine=local, ray or slurm, not Hydra's launchers")
     require_learner()
-    every: list[TrainRL] = [compose("train_rl", job) for job in sweep_jobs(overrides)]
     launch = every[0].launch()
     jobs = [SweepJob(_plan(settings), settings) for settings in every]
     failures = run_sweep(jobs, launch)
