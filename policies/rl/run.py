@@ -130,20 +130,20 @@ class _Run:
             "initial_states": [] if dataset is None else dataset.initial_states,
         }
         self.facts = {"encoder": None if prepared.encoder is None else asdict(prepared.encoder)}
-        self.update_statistics = prepared.normalise and prepared.init is None
+        self.update_statistics = prepared.normalise and prepared.initial is None
         demos = None if dataset is None else demo_transitions(dataset, self.model, plan.cache, cameras)
         self.venv = EmbeddedVecEnv(tasks, self.model)
         shift = plan.replay.shift and self.model.vision.pixels is not None
         options = LearnerOptions(
             normalise=prepared.normalise,
-            warm_start=prepared.init is not None,
+            warm_start=prepared.initial is not None,
             replay=ReplayOptions(demos, plan.replay.demo_ratio, shift),
             seed=plan.seed,
             device=plan.device,
         )
         self.learner = new_learner(plan.algorithm, self.venv, self.model, options)
-        if prepared.init is not None:
-            init_actor(self.learner, prepared.init.model.to(plan.device), f"init={plan.init}")
+        if prepared.initial is not None:
+            init_actor(self.learner, prepared.initial.model.to(plan.device), f"init_from={plan.init_from}")
 
     def train(self, curve: list[EpisodePlan]) -> dict[str, float]:
         """Train to the end, with planned episodes for the learning curve; return seconds spent."""
