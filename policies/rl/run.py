@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,23 +150,32 @@ class _Run:
         """Train to the end, with planned episodes for the learning curve; return seconds spent."""
         from .train import LearnerRun, train
 
-        def measure(step: int) -> dict[str, float]:
-            loaded = LoadedPolicy(self.model, self.provenance, self.training, step)
-            with silent():
-                rows = self.evaluate(loaded, curve, self.plan.out / "curve" / f"{step:09d}", videos=False).rows
-            score, rate = mean_score(row.score for row in rows), success_rate(row.success_last for row in rows)
-            mean_return = float(np.mean([row.episode_return for row in rows]))
-            return {"eval/score": score.value, "eval/success": rate.value, "eval/return": mean_return}
-
-        def save(path: Path, step: int) -> None:
-            first = self.tasks.first_seed
-            seeds = [first, first + self.tasks.episodes_started]
-            training = {**self.training, "seeds": seeds, "environment_steps": step}
-            save_policy(path, self.model, self.provenance, training, step)
-
-        name = self.plan.algorithm.name
-        run = LearnerRun(name, self.plan.schedule, self.plan.out, measure, save, self.update_statistics, self.facts)
+        run = LearnerRun(
+            name=self.plan.algorithm.name,
+            schedule=self.plan.schedule,
+            out=self.plan.out,
+            measure=partial(self._measure, curve),
+            save=self._save,
+            update_statistics=self.update_statistics,
+            facts=self.facts,
+        )
         return train(self.learner, self.venv, self.model, run)
+
+    def _measure(self, curve: list[EpisodePlan], step: int) -> dict[str, float]:
+        """Return score, success rate and mean return of the policy at an environment step, on planned episodes."""
+        loaded = LoadedPolicy(self.model, self.provenance, self.training, step)
+        with silent():
+            rows = self.evaluate(loaded, curve, self.plan.out / "curve" / f"{step:09d}", videos=False).rows
+        score, rate = mean_score(row.score for row in rows), success_rate(row.success_last for row in rows)
+        mean_return = float(np.mean([row.episode_return for row in rows]))
+        return {"eval/score": score.value, "eval/success": rate.value, "eval/return": mean_return}
+
+    def _save(self, path: Path, step: int) -> None:
+        """Write the policy of an environment step, with the seeds of the episodes that trained it."""
+        first = self.tasks.first_seed
+        seeds = [first, first + self.tasks.episodes_started]
+        training = {**self.training, "seeds": seeds, "environment_steps": step}
+        save_policy(path, self.model, self.provenance, training, step)
 
     def evaluate(self, loaded: LoadedPolicy, episodes: list[EpisodePlan], out: Path, videos: bool) -> Evaluation:
         """Run planned episodes."""
