@@ -51,7 +51,7 @@ class TrainRL(Hardware, EngineSettings):
     episode_steps: int | None = key(None, "steps of an episode; null means the task's own", least=1)
     demos: str | None = key(None, "demonstrations to replay too (sac, td3)")
     demo_ratio: float = key(0.5, "share of each batch that comes from demos")
-    init: str | None = key(None, "policy checkpoint that initialises the actor, e.g. of train_bc")
+    init_from: str | None = key(None, "policy checkpoint that initialises the actor, e.g. of train_bc")
     eval_every: int = key(10_000, "environment steps between evaluations of the learning curve", least=1)
     eval_episodes: int = key(
         10, "episodes of each of these evaluations; the best one chooses best.safetensors", least=1
@@ -106,7 +106,7 @@ def _plan(settings: TrainRL) -> "RLPlan":
         render=settings.render,
         horizon=settings.episode_steps,
     )
-    files = [Path(each) for each in (settings.demos, settings.init) if each is not None and Path(each).is_file()]
+    files = [Path(each) for each in (settings.demos, settings.init_from) if each is not None and Path(each).is_file()]
     inputs = " ".join(map(sha256_of, files))
     return RLPlan(
         task=task,
@@ -117,7 +117,7 @@ def _plan(settings: TrainRL) -> "RLPlan":
         replay=ReplaySetup(
             None if settings.demos is None else Path(settings.demos), settings.demo_ratio, settings.shift
         ),
-        init=settings.init,
+        init_from=settings.init_from,
         seed=settings.seed,
         envs=settings.envs,
         processes=design.observes_images if settings.processes is None else settings.processes,
