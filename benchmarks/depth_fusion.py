@@ -12,16 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from pixio_robot.policies.runs import run_collect, run_evaluate, run_train_bc
 
 from pixio_robot.encoders.load import load_encoder, save_encoder
 from pixio_robot.envs.rendering import use_headless_gl
 from pixio_robot.metrics import EpisodeRecord, mcnemar, read_episodes, resampled, success_rate
 from pixio_robot.policies.commands import Collect, Evaluate, TrainBC
-from pixio_robot.policies.runs import run_collect, run_evaluate, run_train_bc
 from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
-from pixio_robot.pretrain.commands import Probe
-from pixio_robot.pretrain.probes.runs import run_probe
-from pixio_robot.pretrain.settings import DenseSettings
+from pixio_robot.pretrain.probes.commands import DenseSettings, Probe, probe_encoders
 
 SIDE = 128  # of the images, for the encoder too [px]
 SENSORS = ("exact", "d435")
@@ -87,7 +85,7 @@ def depth_head(out: Path, plan: Plan) -> Path:
     if not list((folder / "heads").glob("depth_dpt-*.safetensors")):
         images = str(demonstrations(out, plan, "exact"))
         settings = dict(encoder=str(small_encoder(out)), images=images, probes=["depth_dpt"], dense=HEAD, device="cpu")
-        run_probe(Probe(**settings, out=str(folder), cache=str(out / "cache")))
+        probe_encoders(Probe(**settings, out=str(folder), cache=str(out / "cache")))
     return next((folder / "heads").glob("depth_dpt-*.safetensors"))
 
 

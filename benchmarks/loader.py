@@ -57,13 +57,13 @@ def _measure(folder: Path, shards: list[str], what: str) -> Section:
 
 def _ours(folder: Path, shards: list[str], count: int) -> Callable[[], float]:
     from pixio_robot.pretrain.images.sources import open_images
-    from pixio_robot.pretrain.loader import train_batches
+    from pixio_robot.pretrain.loader import Batching, SampleShape, train_batches
     from pixio_robot.pretrain.order import Order, hold_out
 
     images = open_images(shards, folder / "cache")
     split = hold_out(images, 0, seed=0)
     order = Order(split.training, seed=0)
-    batches = train_batches(images, split, order, seed=0, size=(SIZE, SIZE), blocks=16, batch=32)
+    batches = train_batches(images, split, order, Batching(32), SampleShape((SIZE, SIZE), mask_blocks=16), seed=0)
     return lambda: seconds(lambda: list(itertools.islice(batches, count // 32)))
 
 

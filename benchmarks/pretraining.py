@@ -181,7 +181,7 @@ def _serve(pipe: Connection, device: str, case: Case, side: Side, precision: str
     import torch
 
     from pixio_robot.hardware import keep_memory
-    from pixio_robot.pretrain.plan import matmul_peak
+    from pixio_robot.pretrain.cost import matmul_peak
 
     torch.set_num_threads(1)
     if side.kept:
@@ -312,8 +312,8 @@ def _ours(case: Case, pixio: bool) -> "MaskedAutoencoder":
 def _training_flops(case: Case, pixio: bool) -> float:
     import torch
 
+    from pixio_robot.pretrain.cost import training_flops
     from pixio_robot.pretrain.masking import mask_shape
-    from pixio_robot.pretrain.plan import training_flops
 
     with torch.device("meta"):
         model = _ours(case, pixio)

@@ -66,7 +66,7 @@ def run_record(settings: Record) -> int:
     """Record the camera and print the folder."""
     from pathlib import Path
 
-    from .record import record
+    from .recording.record import record
 
     path, frames, missing = record(
         requested_camera(settings), Path(settings.out), settings.color, settings.frames, settings.seconds
@@ -81,7 +81,7 @@ def run_camera_view(settings: CameraView) -> int:
     """Write or stream the view and print its file."""
     from pathlib import Path
 
-    from .view import ViewOptions, view_camera
+    from .tools.view import ViewOptions, view_camera
 
     options = ViewOptions(
         settings.frames, settings.every, settings.strip, settings.register, settings.near, settings.far
@@ -95,8 +95,8 @@ def run_camera_view(settings: CameraView) -> int:
 def run_camera_check(settings: CameraCheck) -> int:
     """Check the camera and print the findings; the status is 0 if it is usable."""
     from ..errors import BadInput
-    from .check import findings, observe, summary
     from .playback import RealTimePlayback
+    from .tools.check import findings, observe, summary
 
     if not 0 <= settings.max_invalid <= 1:
         raise BadInput(f"max_invalid={settings.max_invalid} is a share of the depth, from 0 to 1")
@@ -116,8 +116,8 @@ def run_calibrate(settings: Calibrate) -> int:
     """Write the board to print, or calibrate, write the intrinsics and print the errors."""
     from pathlib import Path
 
-    from .calibration import Board, calibrate_camera, read_poses
     from .intrinsics_file import write_intrinsics
+    from .tools.calibration import Board, calibrate_camera, read_poses
 
     board = Board(settings.columns, settings.rows, settings.square, settings.marker, settings.dictionary)
     if settings.board is not None:

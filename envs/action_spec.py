@@ -6,7 +6,9 @@ import numpy as np
 
 
 class ActionSpec(NamedTuple):
-    """Axes of an action in [-1, 1]. Arrays are (A,), in the axis's own unit.
+    """Axes of an action, in [-1, 1] unless `action_low` and `action_high` say otherwise.
+
+    Arrays are (A,), in the axis's own unit.
 
     The target of a relative axis is its set point plus `scale` times the action; that of an absolute axis is `offset`
     plus `scale` times the action. A relative axis whose set point is always 0 commands an effort, which rests at 0.
@@ -21,6 +23,8 @@ class ActionSpec(NamedTuple):
     high: np.ndarray  # greatest target
     speed: np.ndarray  # largest rate of change of a target [unit/s]; infinite where unknown
     end_effector: tuple[float, float, float] | None = None  # its position when the first three targets are 0 [m]
+    action_low: np.ndarray | None = None  # smallest action; None is -1
+    action_high: np.ndarray | None = None  # largest action; None is 1
 
     def target(self, action: np.ndarray, set_point: np.ndarray) -> np.ndarray:
         """Return the targets (A,) float64 of an action (A,)."""
@@ -29,7 +33,18 @@ class ActionSpec(NamedTuple):
     def action(self, target: np.ndarray, set_point: np.ndarray) -> np.ndarray:
         """Return the action (A,) float32 that has these targets."""
         origin = np.where(self.relative, set_point, self.offset)
-        return np.clip((target - origin) / self.scale, -1, 1).astype(np.float32)
+        return self.clip((target - origin) / self.scale).astype(np.float32)
+
+    def clip(self, action: np.ndarray) -> np.ndarray:
+        """Return the action (A,) within the range of actions."""
+        return np.clip(action, *self.action_range)
+
+    @property
+    def action_range(self) -> tuple[np.ndarray, np.ndarray]:
+        """The least and the greatest action, (A,) each."""
+        ones = np.ones(len(self.names), np.float32)
+        low = -ones if self.action_low is None else self.action_low.astype(np.float32)
+        return low, ones if self.action_high is None else self.action_high.astype(np.float32)
 
     @property
     def meanings(self) -> list[str]:
@@ -39,6 +54,17 @@ class ActionSpec(NamedTuple):
             f"{origin} + {scale:g} a {unit}"
             for origin, scale, unit in zip(origins, self.scale, self.units, strict=True)
         ]
+
+    @classmethod
+    def positions(
+        cls, names: tuple[str, ...], units: tuple[str, ...], low: np.ndarray, high: np.ndarray, speed: np.ndarray
+    ) -> "ActionSpec":
+        """Return absolute axes whose actions are the targets themselves, in the axes' units."""
+        count = len(names)
+        absolute = np.zeros(count, bool)
+        return cls(
+            names, units, np.ones(count), np.zeros(count), absolute, low, high, speed, action_low=low, action_high=high
+        )
 
     @classmethod
     def of(

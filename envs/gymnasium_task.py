@@ -57,7 +57,8 @@ class GymnasiumTask(Task):
         return np.zeros(0, np.float32) if self._proprio is None else np.asarray(self._proprio(self._observation))
 
     def state(self) -> np.ndarray:
-        return np.ravel(gymnasium.spaces.flatten(self.env.observation_space, self._observation)).astype(np.float64)
+        flat: Any = gymnasium.spaces.flatten(self.env.observation_space, self._observation)
+        return np.asarray(flat, np.float64).ravel()
 
     def view(self, camera: str, size: int, render: str) -> CameraView:
         return _RenderedView(self.env, size)

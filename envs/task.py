@@ -172,7 +172,7 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     def __init__(self, task: Task, spec: TaskSpec, render_mode: str | None = None) -> None:
         _check(task, spec)
         self.task, self.task_spec, self.render_mode = task, spec, render_mode
-        self.name, self.observe, self.render_quality = spec.task, tuple(spec.observe), spec.render
+        self.name, self.observe = spec.task, tuple(spec.observe)
         self.horizon = spec.horizon or task.horizon
         self.cameras = tuple(spec.cameras) or task.cameras[:1]
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(task.control_hz)}

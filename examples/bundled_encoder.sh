@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# How an encoder like the bundled one, pixio-robot-ti, is made: examples/bundled_encoder.sh PHOTOS OUT [scale]
-# Its card says what differed.
+# Train an encoder like the bundled one, pixio-robot-ti: examples/bundled_encoder.sh PHOTOS OUT [scale]
+# The model card says what differed.
 #
 # PHOTOS holds CC0 photographs as tar shards, or is "none". Needs the extras metaworld, adroit and dmc, the environment on the
 # path (`. .venv/bin/activate`), and some hours of two cores.
-# Run it again to go on after a stop. With scale=tiny, a minute on toy scenes shows that everything is in place.
+# Run it again to resume. scale=tiny takes a minute on toy scenes and checks the installation.
 set -euo pipefail
 photos=$1 out=$2 scale=${3:-full}
 own=(task=metaworld/assembly task=metaworld/bin-picking) demos=6 val_images=256
@@ -37,12 +37,12 @@ pixio-robot pretrain "images=$(list "${photographs[@]}" "${recorded[@]}")" image
   "batch=${batches[0]}" "steps=$first" lr=1e-3 "val_images=$val_images" "${common[@]}" "out=$out/64px"
 
 # 128 px, raw pixels decoded from the class tokens alone: they learn to say what is where.
-pixio-robot pretrain "images=$images" "start=$out/64px" image_size=128 patch=16 mask_block=2 mask_ratio=0.5 cls_only=1 \
+pixio-robot pretrain "images=$images" "init_from=$out/64px" image_size=128 patch=16 mask_block=2 mask_ratio=0.5 cls_only=1 \
   norm_pixels=false "batch=${batches[1]}" "steps=$second" lr=7e-4 warmup=0.05 "crop_scale=[0.5,1.0]" "val_images=$val_images" \
   "${common[@]}" "out=$out/128px"
 
 # 256 px.
-pixio-robot pretrain "images=$images" "start=$out/128px" image_size=256 patch=16 mask_block=2 mask_ratio=0.75 cls_only=1 \
+pixio-robot pretrain "images=$images" "init_from=$out/128px" image_size=256 patch=16 mask_block=2 mask_ratio=0.75 cls_only=1 \
   norm_pixels=false "batch=${batches[2]}" "steps=$third" lr=5e-4 warmup=0.05 "crop_scale=[0.5,1.0]" "val_images=$val_images" \
   "${common[@]}" "out=$out/256px"
 
@@ -51,7 +51,7 @@ pixio-robot render_frames "scenes=[$more]" "frames=$many" render=[fast] keep_app
   "out=$out/more-frames"
 
 # 128 px again, with mask blocks of 4 and a new decoder. Used at 256 px it knows places better than after more steps at that size.
-pixio-robot pretrain "images=$(list "$out/more-frames" "${photographs[@]}" "procedural:$drawn")" "start=$out/256px" image_size=128 \
+pixio-robot pretrain "images=$(list "$out/more-frames" "${photographs[@]}" "procedural:$drawn")" "init_from=$out/256px" image_size=128 \
   patch=16 mask_block=4 mask_ratio=0.5 cls_only=1 norm_pixels=false "batch=${batches[3]}" "steps=$fourth" lr=7e-4 warmup=0.05 \
   "crop_scale=[0.5,1.0]" "val_images=$val_images" "${common[@]}" "out=$out/block4"
 

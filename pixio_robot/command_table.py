@@ -1,4 +1,4 @@
-"""Which folder's ``commands.py`` has which command; a module is imported when one of its commands is asked for."""
+"""Which folder's ``commands.py`` defines which command. A folder is imported when one of its commands is used."""
 
 from importlib import import_module
 
@@ -18,9 +18,9 @@ _HOMES = {
     "benchmark": "cortexbench",
     "pretrain": "pretrain",
     "distill": "pretrain",
-    "score": "pretrain",
-    "curate": "pretrain",
-    "probe": "pretrain",
+    "score": "pretrain.curation",
+    "curate": "pretrain.curation",
+    "probe": "pretrain.probes",
     "record": "cameras",
     "camera_view": "cameras",
     "camera_check": "cameras",

@@ -37,8 +37,7 @@ def _keys(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
     """Yield key, value and help text of each field of a composed config, nested ones by their dotted name."""
     from omegaconf import DictConfig, OmegaConf
 
-    plain = OmegaConf.to_container(config, throw_on_missing=False)
-    assert isinstance(plain, dict)
+    plain: Any = OmegaConf.to_container(config, throw_on_missing=False)
     for each in fields(OmegaConf.get_type(config)):  # type: ignore[arg-type]
         nested = None if OmegaConf.is_missing(config, each.name) else config[each.name]
         if isinstance(nested, DictConfig) and is_dataclass(OmegaConf.get_type(nested)):
@@ -140,7 +139,7 @@ _EXAMPLES = {
     "camera": "camera=realsense, camera=opencv:0, camera=recording.bag or camera=task:toy/reach",
     "scenes": "scenes=[metaworld,robot.xml]",
     "demos": "demos=runs/demos/toy-reach-25-fast.hdf5 (made by: pixio-robot collect)",
-    "checkpoint": "checkpoint=runs/train_bc/.../checkpoints/bc/last.safetensors",
+    "checkpoint": "checkpoint=runs/train_bc/.../checkpoints/mlp/last.safetensors",
     "bundle": "bundle=runs/export/... (made by: pixio-robot export)",
     "students": "students=[s,ti] or students={small:{size:128x6x4}}",
     "teacher": "teacher=runs/pretrain/.../encoder.safetensors",
@@ -187,14 +186,15 @@ def _chosen_plugins(group: str, default: str, overrides: list[str]) -> set[str]:
 
     if group not in PLUGINS:
         return set()
-    values = [override.partition("=")[2] for override in overrides if override.partition("=")[0] == group]
-    files, found, open_ones = _files(group), set(), [default, *(each for value in values for each in value.split(","))]
+    given = [override.partition("=")[2] for override in overrides if override.partition("=")[0] == group]
+    files, found, open_ones = _files(group), set(), [default, *(each for value in given for each in value.split(","))]
     while open_ones:
         option = open_ones.pop()
         if option in files:
             text = resources.files(CONFIGS).joinpath(group, f"{option}.yaml").read_text(encoding="utf-8")
-            defaults = OmegaConf.create(text).get("defaults", [])
-            open_ones += [each for each in defaults if isinstance(each, str) and each not in (option, "_self_")]
+            content: Any = OmegaConf.to_container(OmegaConf.create(text))
+            defaults = [each for each in content.get("defaults", []) if isinstance(each, str)]
+            open_ones += [each for each in defaults if each not in (option, "_self_")]
         elif option in plugin_names(PLUGINS[group]):
             found.add(option)
     return found

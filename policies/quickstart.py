@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from ..datasets.dataset import Feature, open_dataset
+from ..datasets.dataset import open_dataset
 from ..datasets.token_cache import class_token_cosine
 from ..encoders.encoder import Backbone
 from ..encoders.load import BUNDLED
+from ..envs.features import task_features
 from ..envs.registry import TaskSpec
 from ..envs.rollout import default_width, plan_episodes
 from ..memory import PeakMemory
@@ -140,18 +141,6 @@ def _task(plan: QuickstartPlan) -> TaskSpec:
     env.close()
     own = env.horizon
     return replace(request, horizon=own if plan.episode_steps is None else min(plan.episode_steps, own))
-
-
-def task_features(request: TaskSpec) -> dict[str, Feature]:
-    """Return the features that a task's observations and actions have."""
-    env = replace(request, observe=("proprio",)).make()
-    env.close()
-    task, side = env.task, request.image_size
-    cameras = ["rgb" if camera == env.cameras[0] else f"rgb_{camera}" for camera in env.cameras]
-    features = {key: Feature("image", (side, side, 3), "uint8") for key in cameras}
-    features |= {key.replace("rgb", "depth"): Feature("depth", (side, side), unit="m") for key in cameras}
-    widths = {"proprio": task.proprio_dim, "state": task.state_dim, "action": task.action_dim}
-    return features | {key: Feature("vector", (width,)) for key, width in widths.items()}
 
 
 def _check_settings(plan: QuickstartPlan, request: TaskSpec, backbone: Backbone | None) -> None:

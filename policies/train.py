@@ -21,7 +21,7 @@ from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkp
 from ..errors import BadInput, CheckpointError, DataError, UnknownName, closest
 from ..hardware import combine, seeded, threads
 from ..progress import stage
-from ..run_folder import described, digest
+from ..run_folder import digest
 from ..training.distributed import World, accumulating, distribute
 from ..training.metric_log import MetricLogger
 from ..training.optim import OPTIMIZERS, SCHEDULES, Schedule, clip_gradients, set_lr
@@ -94,7 +94,7 @@ def train_policy(
     training = dict(
         label=plan.label,
         seed=plan.seed,
-        **described(settings),
+        **asdict(settings),
         data=data.fingerprint,
         task=provenance.get("task", ""),
         initial_states=data.dataset.initial_states,
@@ -103,7 +103,7 @@ def train_policy(
     last, best = plan.folder / "last.safetensors", plan.folder / "best.safetensors"
     optimizer = new_optimizer(model, settings, device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None
-    identity = digest(training, model.spec.as_json(), described(model.policy.config), asdict(model.vision.spec))
+    identity = digest(training, model.spec.as_json(), asdict(model.policy.config), asdict(model.vision.spec))
     state = _State(plan.folder / "state.safetensors", identity)
     state.resume(model, optimizer, average)
     kept = {epoch: plan.folder / f"epoch-{epoch:04d}.safetensors" for epoch in plan.keep}
@@ -139,7 +139,7 @@ def train_policy(
                     loss = learner.step(rows, samples, optimizer)
                     if average is not None:
                         average.update_parameters(model)
-                    total += world.mean(loss) * data.targets(rows)
+                    total += world.mean(loss) * data.targets(parts[number].numpy())
             state.train_loss = float(total) / data.targets(order.numpy())
             trained = model
             if average is not None and isinstance(average.module, VisionPolicy):

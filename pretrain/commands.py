@@ -1,11 +1,71 @@
-"""The commands pretrain, distill, score, curate and probe."""
+"""The commands pretrain and distill: their settings and what they do."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..command import Command
+from ..errors import BadInput, UnknownName, closest
 from ..settings import MISSING, Hardware, key
-from .settings import DenseSettings, Training
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..training.distributed import World
+    from .cost import Cluster, CostEstimate
+    from .masking import MaskShape
+    from .networks import AutoencoderConfig
+    from .objective import Objective
+    from .student_specs import StudentDefaults
+    from .train import TrainResult
+    from .train_config import TrainConfig
+    from .training_set import DataConfig, TrainingSet
+
+
+@dataclass
+class Training(Hardware):
+    """Settings that pre-training and distillation share."""
+
+    images: Any = key(
+        MISSING, "folder or file of images, tar shards, HDF5, videos or recordings; or a list of them", free=True
+    )
+    val_images: int = key(256, "validation images, kept out of training, for the loss on fixed masks", least=1)
+    crop_scale: list[float] = key([0.2, 1.0], "least and greatest share of an image's area in a crop")
+    flip: bool = key(False, "mirror half of the crops")
+    shuffle_block: int | None = key(
+        None, "images that are stored and visited together; null is 32 for videos, else 1", least=1
+    )
+    weights: str | None = key(
+        None, "weights.parquet of curate: each epoch draws images by them; null draws all", free=True
+    )
+    batch: int = key(256, "images a step, over all processes", least=1)
+    micro_batch: int | None = key(None, "images a forward pass and process; null means all at once", least=1, free=True)
+    steps: int | None = key(None, "optimiser steps; or set epochs", least=1)
+    epochs: float | None = key(None, "passes over the training images; or set steps")
+    lr: float | None = key(None, "highest learning rate, absolute; or set base_lr")
+    base_lr: float | None = key(None, "highest learning rate for 256 images a step; times batch / 256")
+    warmup: float = key(0.1, "share of the steps in which the learning rate rises")
+    weight_decay: float = key(0.05, "AdamW weight decay, not on biases and norms")
+    beta1: float = key(0.9, "AdamW decay of the gradient's mean")
+    beta2: float = key(0.95, "AdamW decay of the gradient's square")
+    clip: float | None = key(None, "largest gradient norm; null means no clipping", free=True)
+    abort_after: int = key(3, "non-finite steps in a row that end the run", least=1, free=True)
+    seed: int = key(0, "seed of weights, order, crops and masks", least=0)
+    parallel: str = key("auto", "under torchrun: ddp, fsdp, hsdp; auto is ddp below 1e9 parameters", free=True)
+    compile: bool = key(False, "torch.compile each block", free=True)
+    activation_checkpointing: str = key(
+        "none", "blocks whose activations are computed twice to save memory: none, decoder, all", free=True
+    )
+    workers: int = key(
+        1, "processes that read images, for each training process; 0 reads in the training process", least=0, free=True
+    )
+    cache: str = key("runs/cache", "folder of the image indexes", free=True)
+    log_every: int = key(20, "steps between rows of metrics.jsonl", least=1, free=True)
+    valid_every: int = key(200, "steps between validation losses and feature statistics", least=1, free=True)
+    visualize_every: int = key(500, "steps between images of the model's output", least=1, free=True)
+    save_every: int = key(500, "steps between checkpoints", least=1, free=True)
+    keep_last: int = key(2, "latest checkpoints to keep", least=1, free=True)
+    keep_every: int | None = key(None, "also keep checkpoints of steps divisible by this", least=1, free=True)
+    wandb: str | None = key(None, "Weights & Biases project; null means none", free=True)
 
 
 @dataclass
@@ -18,35 +78,35 @@ class Pretrain(Training):
     image_size: int = key(256, "side of the training crops [px]", least=1)
     cls_tokens: int = key(8, "class tokens", least=1)
     drop_path: float = key(0.0, "stochastic depth rate of the last encoder block")
-    positions: str = key("sincos", "first position tables: sincos (shorter plateau), normal (as published)")
-    start: str | None = key(
-        None, "weights to begin with: a run folder of pretrain, its autoencoder, or an encoder; null draws", free=True
+    positions: str = key("sincos", "initial position tables: sincos (shorter plateau), normal (as published)")
+    init_from: str | None = key(
+        None, "initial weights: a run folder of pretrain, its autoencoder, or an encoder; null draws them", free=True
     )
     mask_ratio: float = key(0.75, "share of patches to hide")
     mask_block: int = key(4, "side of the blocks that are hidden together [patches]", least=1)
     norm_pixels: bool = key(True, "normalise each target patch")
-    cls_only: float = key(0.0, "share of the images that are decoded from their class tokens alone; published 0")
-    plan: bool = key(False, "only print what the settings would cost", free=True)
+    cls_only: float = key(0.0, "share of the images that are decoded from their class tokens only; published 0")
+    plan: bool = key(False, "only print an estimate of time and memory", free=True)
     plan_device: str = key(
-        "here", "device to plan for: here, " + ", ".join(("h100", "h200", "a100", "l40s", "rtx4090")), free=True
+        "here", "device to estimate for: here, " + ", ".join(("h100", "h200", "a100", "l40s", "rtx4090")), free=True
     )
-    plan_devices: int = key(1, "number of them", least=1, free=True)
+    plan_devices: int = key(1, "number of these devices", least=1, free=True)
     out: str | None = key(None, "run folder; null means runs/pretrain/<digest of the settings>", free=True)
 
 
 @dataclass
 class Distill(Training):
-    """Train small encoders to give the tokens of a large one, several at once."""
+    """Train small encoders to predict the tokens of a large one, several at once."""
 
     teacher: str = key(MISSING, "encoder, as load_encoder takes it; hf: and timm: models too", free=True)
     students: Any = key(
         MISSING,
-        "sizes ti, s, b, l, h, 1b or WIDTHxDEPTHxHEADS; or {NAME:{size:s,patch:16,image_size:256,start:FILE}, ...}",
+        "sizes ti, s, b, l, h, 1b or WIDTHxDEPTHxHEADS; or {NAME:{size:s,patch:16,image_size:256,init_from:FILE}, ...}",
     )
     patch: int | None = key(None, "side of the students' patches [px]; null is the teacher's, or 16", least=1)
     image_size: int | None = key(None, "side of the students' images [px]; null is the teacher's", least=1)
     cls_tokens: int = key(8, "class tokens of the students", least=1)
-    mask_ratio: float | None = key(None, "patches hidden from a student; null is 0.5 from width 1280 on, else 0")
+    mask_ratio: float | None = key(None, "patches hidden from a student; null is 0.5 from width 1280, else 0")
     mask_block: int = key(4, "side of the blocks that are hidden together [patches]", least=1)
     drop_path: float | None = key(None, "stochastic depth rate; null is 0.4 where patches are hidden, else 0.1")
     projection: str = key("mlp", "between a student's width and the teacher's: mlp (as published), linear, none")
@@ -56,119 +116,271 @@ class Distill(Training):
     out: str | None = key(None, "run folder; null means runs/distill/<digest of the settings>", free=True)
 
 
-@dataclass
-class Score(Hardware):
-    """Score images by masked reconstruction: one Parquet file a tar shard."""
+class PretrainValues(NamedTuple):
+    """The settings of pretrain as values of its parts, checked."""
 
-    images: Any = key(MISSING, "tar shards: folder, file, pattern, or a list of them", free=True)
-    model: str = key(MISSING, "autoencoder.safetensors, or the run folder of pretrain that holds it")
-    masks: int = key(2, "masks an image; its loss is their mean", least=1)
-    mask_ratio: float | None = key(None, "share of patches to hide; null is the model's own")
-    mask_block: int | None = key(None, "side of the masks' blocks [patches]; null is the model's own", least=1)
-    batch: int = key(32, "images a forward pass", least=1)
-    engine: str = key("auto", "auto, local, torchrun, slurm, ray", free=True)
-    workers: int | None = key(None, "processes or Ray actors; null is one a core or GPU", least=1, free=True)
-    readers: int = key(1, "threads of a worker that read and decode ahead", least=1, free=True)
-    out: str | None = key(None, "folder of the scores; null means runs/scores/<digest of the settings>", free=True)
+    network: "AutoencoderConfig"
+    shape: "MaskShape"
+    data: "DataConfig"
+    training: "TrainConfig"
+    cluster: "Cluster"
 
 
-@dataclass
-class Curate:
-    """Turn scores into weights, the probability of drawing each image in an epoch."""
+def pretrain_values(settings: Pretrain) -> PretrainValues:
+    """Check the settings of pretrain before any work.
 
-    scores: str | None = key(None, "folder that score wrote; or give official", free=True)
-    official: str | None = key(None, "root of JSON statistics in Pixio's own format; or give scores", free=True)
-    images: Any = key(None, "the scored shards, for examples in the report; required by official", free=True)
-    entropy: float | None = key(4.5, "colour entropy that images must exceed [bits]; null leaves none out")
-    least_side: int = key(320, "least height and width of an image [px]", least=0)
-    temperature: float = key(1.0, "weight = min(1, loss^(1/temperature)); above 1 evens out, below 1 sharpens")
-    cap: float | None = key(None, "most images expected an epoch from one folder of shards; null means no cap")
-    examples: int = key(24, "images on each example sheet", least=0)
-    out: str | None = key(None, "run folder; null means runs/curate/<digest of settings and scores>", free=True)
-    debug: bool = key(False, "show tracebacks", free=True)
+    Raises:
+        BadInput, UnknownName: naming the setting, its value and what is possible.
+    """
+    from .cost import Cluster
+    from .masking import mask_shape
+    from .networks import AutoencoderConfig
+
+    names = ("encoder", "decoder", "patch", "image_size", "cls_tokens", "drop_path", "positions", "norm_pixels")
+    network = AutoencoderConfig(**{name: getattr(settings, name) for name in names}, init_from=settings.init_from)
+    shape = mask_shape(network.grid, settings.mask_ratio, settings.mask_block)
+    if not 0 <= settings.cls_only <= 1:
+        raise BadInput(f"cls_only={settings.cls_only} is a share of the images; it must lie from 0 to 1")
+    _check_name(settings, "activation_checkpointing", ("none", "decoder", "all"))
+    cluster = Cluster(settings.plan_device, settings.plan_devices)
+    return PretrainValues(network, shape, data_config(settings), train_config(settings), cluster)
 
 
-@dataclass
-class Probe(Hardware):
-    """Say what frozen encoders' features are good for: neighbours, linear probes, depth and segmentation heads."""
+def distill_values(settings: Distill) -> "tuple[StudentDefaults, DataConfig, TrainConfig]":
+    """Check the settings of distill, but for the students', which need the teacher.
 
-    encoder: Any = key(MISSING, "encoder, as load_encoder takes it, or a list of them to compare")
-    images: Any = key(MISSING, "images to learn from, with labels or depth: folder, tar shards, HDF5", free=True)
-    test: Any = key(None, "such images to test on; null holds some of images out", free=True)
-    probes: list[str] = key(
-        ["auto"], "knn, linear, depth_linear, depth_dpt, segmentation_linear, segmentation_dpt; auto is knn and linear"
+    Raises:
+        BadInput, UnknownName: naming the setting, its value and what is possible.
+    """
+    from .student_specs import StudentDefaults
+    from .students import LOSSES, PROJECTIONS, WEIGHTINGS
+
+    _check_name(settings, "activation_checkpointing", ("none", "all"))
+    _check_name(settings, "projection", PROJECTIONS)
+    _check_name(settings, "target", ("raw", "normed"))
+    _check_name(settings, "loss", LOSSES)
+    _check_name(settings, "weighting", WEIGHTINGS)
+    names = ("patch", "image_size", "cls_tokens", "mask_ratio", "mask_block", "drop_path")
+    defaults = StudentDefaults(**{name: getattr(settings, name) for name in names})
+    return defaults, data_config(settings), train_config(settings)
+
+
+def data_config(settings: Training) -> "DataConfig":
+    """Return which images to train on.
+
+    Raises:
+        BadInput: if `images` names no source.
+    """
+    from pathlib import Path
+
+    from .training_set import DataConfig
+
+    weights = None if settings.weights is None else Path(settings.weights)
+    return DataConfig(settings.images, settings.val_images, settings.shuffle_block, weights, Path(settings.cache))
+
+
+def train_config(settings: Training) -> "TrainConfig":
+    """Return how to train.
+
+    Raises:
+        BadInput, UnknownName: naming the setting, its value and what is possible.
+    """
+    from ..run_folder import binding_settings
+    from ..training.metric_log import WandbRun
+    from ..training.optim import peak_lr
+    from .images.crops import Cropping
+    from .loader import Batching
+    from .train_config import Execution, Length, Logging, Optimisation, TrainConfig
+
+    scale = settings.crop_scale
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise BadInput(f"crop_scale={scale} must be two shares of the area, e.g. [0.2,1.0]")
+    cropping = Cropping(scale=(scale[0], scale[1]), flip=settings.flip)
+    names = ("warmup", "weight_decay", "beta1", "beta2", "clip", "abort_after")
+    intervals = ("log_every", "valid_every", "visualize_every", "save_every", "keep_last", "keep_every")
+    wandb = None if settings.wandb is None else WandbRun(settings.wandb, asdict(settings))
+    return TrainConfig(
+        seed=settings.seed,
+        length=Length(settings.steps, settings.epochs),
+        batching=Batching(settings.batch, settings.micro_batch, settings.workers, cropping),
+        optimisation=Optimisation(
+            peak_lr(settings.lr, settings.base_lr, settings.batch), **{name: getattr(settings, name) for name in names}
+        ),
+        execution=Execution(settings.parallel, settings.compile, settings.activation_checkpointing),
+        logging=Logging(**{name: getattr(settings, name) for name in intervals}, wandb=wandb),
+        recorded=binding_settings(settings),
     )
-    layers: str = key("last", "blocks to probe: last, or all (Pixio encoders only)")
-    val_images: float = key(0.2, "without test: images to test on, a share below 1 or a number")
-    seed: int = key(0, "seed of the held-out choice and of the images that choose the weight decay", least=0)
-    dense: DenseSettings = field(default_factory=DenseSettings)
-    cache: str = key("runs/cache", "folder of the image indexes", free=True)
-    out: str | None = key(None, "run folder; null means runs/probe/<digest of settings, images, encoders>", free=True)
 
 
-def _pretrain(command: Pretrain) -> int:
+def run_pretrain(settings: Pretrain) -> int:
+    """Pre-train an encoder, or print what it would cost."""
     from ..report.tables import print_plan
     from ..training.distributed import is_first_process
-    from .runs import run_plan, run_pretrain
 
-    if command.plan:
-        cost = run_plan(command)
+    if settings.plan:
+        cost = pretrain_cost(settings)
         print_plan(cost.rows, cost.assumptions)
         return 0
-    out, result = run_pretrain(command)
+    out, result = pretrain(settings)
     if is_first_process():
         loss = result.numbers["valid/loss"]
         encoder = out / "encoder.safetensors"
-        print(f"{encoder}: held-out loss {loss:.4f} after {result.position.samples} images")
-        print(f"{out / 'report.html'}: curves and reconstructions; load it with encoder={encoder}")
+        print(f"{encoder}: validation loss {loss:.4f} after {result.state.samples} images")
+        print(f"{out / 'report.html'}: curves and reconstructions; load the encoder with encoder={encoder}")
     return 0
 
 
-def _distill(command: Distill) -> int:
+def pretrain(settings: Pretrain) -> "tuple[Path, TrainResult]":
+    """Pre-train an encoder, or resume; return the run folder and where training ended."""
+    import logging
+    from pathlib import Path
+
+    from ..run_folder import settings_digest
+    from ..training.distributed import joined
+    from .networks import init_from_hash, new_autoencoder
+    from .reconstruction import MaskedReconstruction
+    from .results import write_pretrain_result
+    from .training_set import open_training_set
+
+    network, shape, source, config, _ = pretrain_values(settings)
+    with joined(settings.device) as world:
+        _check_batch(config, world)
+        data = open_training_set(source, settings.batch, settings.seed, world)
+        data = data.with_fingerprint(f"{data.fingerprint} {init_from_hash(settings.init_from)}".rstrip())
+        out = Path(settings.out or f"runs/pretrain/{settings_digest(settings, data.fingerprint)}")
+        if world.first:
+            hidden = f"{shape.ratio:.2%} of {shape.patches} patches hidden"
+            logging.getLogger(__name__).info("%s; %s", config.summary(data, world), hidden)
+        objective = MaskedReconstruction(new_autoencoder(network, settings.seed), shape, settings.cls_only)
+        result = _train(settings, objective, data, config, world, out)
+        if world.first and not (out / "result.json").is_file():
+            write_pretrain_result(out, _sources(settings), network, shape, data.split, result)
+    return out, result
+
+
+def pretrain_cost(settings: Pretrain) -> "CostEstimate":
+    """Return what a run of pretrain would cost; trains nothing."""
+    import torch
+
+    from ..hardware import choose_device, choose_precision
+    from ..training.distributed import World, micro_batches
+    from .cost import estimate_cost
+    from .networks import build_autoencoder
+    from .training_set import open_training_set
+
+    network, shape, source, config, cluster = pretrain_values(settings)
+    device = choose_device(settings.device)
+    if settings.steps is None:
+        steps = config.steps(open_training_set(source, settings.batch, settings.seed, World(device)))
+    else:
+        steps = settings.steps
+    micro_batches(settings.batch, settings.micro_batch, cluster.count)
+    precision = "bf16" if cluster.device != "here" else choose_precision(settings.precision, device)
+    if precision == "bf16" and settings.precision == "fp32":
+        raise BadInput(
+            f"the peaks of other devices are known for bf16 only; remove precision=fp32 or plan_device={cluster.device}"
+        )
+    with torch.device("meta"):
+        model = build_autoencoder(network)
+    return estimate_cost(
+        model, shape, config.batching, config.execution, cluster, steps=steps, device=device, precision=precision
+    )
+
+
+def run_distill(settings: Distill) -> int:
+    """Distil a teacher into students."""
     from ..training.distributed import is_first_process
-    from .distill_run import run_distill
 
-    out, result = run_distill(command)
+    out, encoders, result = distill(settings)
     if is_first_process():
-        for encoder in result.encoders:
+        for encoder in encoders:
             print(f"{encoder}: load it with encoder={encoder}")
-        loss = result.trained.numbers["valid/loss"]
-        print(f"{out / 'report.html'}: held-out loss {loss:.4f} after {result.trained.position.samples} images")
+        loss = result.numbers["valid/loss"]
+        print(f"{out / 'report.html'}: validation loss {loss:.4f} after {result.state.samples} images")
     return 0
 
 
-def _score(command: Score) -> int:
-    from .curation.score_run import run_score
+def distill(settings: Distill) -> "tuple[Path, list[Path], TrainResult]":
+    """Distil a teacher into students, or resume; return the run folder, the encoders and where training ended."""
+    import logging
+    from pathlib import Path
 
-    result = run_score(command)
-    reused = f", {result.reused} were there" if result.reused else ""
-    lost = f", {result.unreadable} unreadable" if result.unreadable else ""
-    print(f"{result.out}: scores of {result.shards} shards{reused}; {result.images} images scored{lost}")
-    print(f"weigh them with: pixio-robot curate scores={result.out} images=...")
-    return 0
+    from ..encoders.load import load_encoder
+    from ..run_folder import settings_digest
+    from ..training.distributed import joined
+    from .distillation import Distillation
+    from .images.image_set import fingerprint
+    from .networks import init_from_hash
+    from .results import write_distill_result
+    from .student_specs import blank_students, initialise_students, matches, student_specs
+    from .training_set import open_training_set
+
+    defaults, source, config = distill_values(settings)
+    teacher = load_encoder(settings.teacher)
+    specs = student_specs(settings.students, defaults, teacher)
+    with joined(settings.device) as world:
+        _check_batch(config, world)
+        data = open_training_set(source, settings.batch, settings.seed, world)
+        initial = [init_from_hash(spec.init_from) for spec in specs.values() if spec.init_from]
+        data = data.with_fingerprint(fingerprint([data.fingerprint, teacher.fingerprint(), *initial]))
+        out = Path(settings.out or f"runs/distill/{settings_digest(settings, data.fingerprint)}")
+        if world.first:
+            for line in (config.summary(data, world), *matches(teacher, specs)):
+                logging.getLogger(__name__).info("%s", line)
+        model = blank_students(specs, teacher.token_shape.dim, settings.projection, settings.loss, settings.weighting)
+        initialise_students(model, specs, settings.seed)
+        objective = Distillation(teacher, specs, model, normed=settings.target == "normed")
+        result = _train(settings, objective, data, config, world, out)
+        if world.first and not (out / "result.json").is_file():
+            loss = f"{settings.loss}, tokens weighted {settings.weighting}, {settings.target} targets"
+            write_distill_result(
+                out, _sources(settings), teacher=teacher, specs=specs, loss=loss, split=data.split, result=result
+            )
+    return out, [out / f"{name}.safetensors" for name in specs], result
 
 
-def _curate(command: Curate) -> int:
-    from ..report.tables import print_curation
-    from .curation.curate_run import run_curate
+def _check_batch(config: "TrainConfig", world: "World") -> None:
+    from ..training.distributed import micro_batches
 
-    out, result = run_curate(command)
-    print_curation(out, result)
-    return 0
+    micro_batches(config.batching.batch, config.batching.micro_batch, world.size)
 
 
-def _probe(command: Probe) -> int:
-    from ..report.tables import print_probes
-    from .probes.runs import run_probe
+def _train(
+    settings: Training,
+    objective: "Objective",
+    data: "TrainingSet",
+    config: "TrainConfig",
+    world: "World",
+    out: "Path",
+) -> "TrainResult":
+    """Make the run folder and train, or resume."""
+    from contextlib import nullcontext
 
-    print_probes(*run_probe(command))
-    return 0
+    from ..hardware import choose_precision, keep_memory
+    from ..progress import silent
+    from ..run_folder import open_run
+    from .train import train
+
+    if world.device.type == "cpu":
+        keep_memory()
+    precision = choose_precision(settings.precision, world.device)
+    if world.first:
+        open_run(out, settings, data.fingerprint)
+    world.wait()
+    with nullcontext() if world.first else silent():
+        return train(objective, data, config, precision=precision, world=world, out=out)
+
+
+def _sources(settings: Training) -> str:
+    return ", ".join([settings.images] if isinstance(settings.images, str) else settings.images)
+
+
+def _check_name(settings: Training, key: str, known: tuple[str, ...]) -> None:
+    if (name := getattr(settings, key)) not in known:
+        raise UnknownName(f"no {key} {name!r}; there are: {', '.join(known)}{closest(name, known)}")
 
 
 COMMANDS = {
-    "pretrain": Command(Pretrain, _pretrain, {"recipe": "laptop"}),
-    "distill": Command(Distill, _distill, values={"lr": 0.001, "clip": 1.0}),
-    "score": Command(Score, _score),
-    "curate": Command(Curate, _curate),
-    "probe": Command(Probe, _probe),
+    "pretrain": Command(Pretrain, run_pretrain, {"recipe": "laptop"}),
+    "distill": Command(Distill, run_distill, values={"lr": 0.001, "clip": 1.0}),
 }

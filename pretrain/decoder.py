@@ -90,7 +90,7 @@ class PixelDecoder(nn.Module):
 
         Args:
             tokens: the encoder's normed tokens; patches (B, V, D) in the order of ``mask.visible``.
-            cls_only: (B,) bool, images that are decoded from their class tokens alone; None means none.
+            cls_only: (B,) bool, images that are decoded from their class tokens only; None means none.
 
         Returns:
             (B, N, P), each patch flattened as row, column, channel.

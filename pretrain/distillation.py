@@ -1,6 +1,6 @@
-"""The objective of distillation: one pass of a frozen teacher serves several students (arXiv 2512.15715)."""
+"""The objective of distillation: one forward pass of a frozen teacher trains several students (arXiv 2512.15715)."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,67 +9,47 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..encoders.load import Backbone, save_encoder
-from ..encoders.pixio import PixioEncoder, Tokens
+from ..encoders.pixio import Tokens
 from ..encoders.preprocessing import Preprocessing, preprocess
 from ..training.distributed import unwrapped
+from .cost import BACKWARD, encoder_flops
 from .feature_maps import draw_feature_maps
 from .loader import Batch
-from .masking import MaskShape, PatchMask
+from .masking import PatchMask
 from .monitor import Matrix, Monitor
 from .objective import Objective
-from .plan import BACKWARD, encoder_flops
+from .student_specs import StudentSpec, blank_students
 from .students import Student, Students, on_grid
 
 
-@dataclass(frozen=True)
-class StudentPlan:
-    """What one student is."""
-
-    arguments: dict[str, Any]  # of its `PixioEncoder`
-    shape: MaskShape | None  # how much of an image is hidden from it; None hides nothing
-    start: str | None = None  # weights it begins with, as `take_encoder` takes them; None draws
-
-    @property
-    def size(self) -> int:
-        """Side of its images [px]."""
-        return int(self.arguments["image_size"])
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Its rows and columns of patches."""
-        side = self.size // int(self.arguments["patch"])
-        return side, side
-
-
 class Distillation(Objective):
-    """Students learn a teacher's tokens.
+    """Students learn to predict a teacher's tokens.
 
     Args:
-        teacher: frozen; it is no part of the model, its checkpoints or its gradients.
-        plans: the students, by name.
-        model: freshly initialised, the same in every process.
-        projection: as `Student` takes it.
+        teacher: frozen; not part of the model, its checkpoints or its gradients.
+        specs: the students, by name.
+        model: their networks, freshly initialised, the same in every process.
         normed: whether the targets are the teacher's normed tokens instead of the raw ones.
     """
 
     name = "distill"
 
-    def __init__(
-        self, teacher: Backbone, plans: dict[str, StudentPlan], model: Students, projection: str, normed: bool
-    ) -> None:
-        self.teacher, self.plans, self.model = teacher, plans, model
-        self._projection, self._normed = projection, normed
+    def __init__(self, teacher: Backbone, specs: Mapping[str, StudentSpec], model: Students, normed: bool) -> None:
+        self.teacher, self.specs, self.model = teacher, specs, model
+        self._normed = normed
         self._teacher_numbers: dict[str, float] = {}
         self.wrapped_modules = [student.encoder for student in model.students.values()]
-        blocks = [block for tower in self.wrapped_modules for block in tower.blocks]
-        self.activation_checkpointed = {"none": [], "all": blocks}
-        self.arguments = {name: plan.arguments for name, plan in plans.items()}
-        self._view = teacher.preprocessing._replace(resize="squash", shorter=None)  # so that patches face each other
-        self.size = max(*teacher.preprocessing.size, *(plan.size for plan in plans.values()))
-        self.blocks = max((plan.shape.blocks for plan in plans.values() if plan.shape), default=1)
+        blocks = [block for module in self.wrapped_modules for block in module.blocks]
+        self.checkpointable_blocks = {"none": [], "all": blocks}
+        self.arguments = {name: spec.arguments for name, spec in specs.items()}
+        self._view = teacher.preprocessing._replace(
+            resize="squash", shorter=None
+        )  # so that the patches of teacher and student correspond
+        self.size = max(*teacher.preprocessing.size, *(spec.size for spec in specs.values()))
+        self.mask_blocks = max((spec.shape.blocks for spec in specs.values() if spec.shape), default=1)
         self.flops = _forward_flops(teacher) + BACKWARD * sum(
-            encoder_flops(tower, plan.shape.visible if plan.shape else plan.grid[0] * plan.grid[1])
-            for tower, plan in zip(self.wrapped_modules, plans.values(), strict=True)
+            encoder_flops(module, spec.shape.visible if spec.shape else spec.grid[0] * spec.grid[1])
+            for module, spec in zip(self.wrapped_modules, specs.values(), strict=True)
         )
 
     def losses(self, trained: nn.Module, batch: Batch, device: torch.device) -> dict[str, Tensor]:
@@ -80,23 +60,23 @@ class Distillation(Objective):
     def _per_image(self, trained: nn.Module, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
         targets = self._targets(images)
         visible = {
-            name: PatchMask.from_noise(noise[:, : plan.shape.blocks], plan.shape).visible
-            for name, plan in self.plans.items()
-            if plan.shape
+            name: PatchMask.from_noise(noise[:, : spec.shape.blocks], spec.shape).visible
+            for name, spec in self.specs.items()
+            if spec.shape
         }
-        return trained({name: self._pixels(images, plan) for name, plan in self.plans.items()}, visible, targets)
+        return trained({name: self._pixels(images, spec) for name, spec in self.specs.items()}, visible, targets)
 
     @torch.no_grad()
     def _targets(self, images: Tensor) -> dict[str, Tokens]:
         """Return the teacher's tokens on each student's grid."""
         tokens, grid = self._teach(images, self._normed), self.teacher.token_shape.grid
-        return {name: on_grid(tokens, grid, plan.grid) for name, plan in self.plans.items()}
+        return {name: on_grid(tokens, grid, spec.grid) for name, spec in self.specs.items()}
 
     def _teach(self, images: Tensor, normed: bool) -> Tokens:
         return self.teacher.to(images.device)(preprocess(images, self._view), normed=normed)
 
-    def _pixels(self, images: Tensor, plan: StudentPlan) -> Tensor:
-        return preprocess(images, Preprocessing(size=(plan.size, plan.size)))
+    def _pixels(self, images: Tensor, spec: StudentSpec) -> Tensor:
+        return preprocess(images, Preprocessing(size=(spec.size, spec.size)))
 
     def parts(self, trained: nn.Module) -> list[nn.Module]:
         return list(unwrapped(trained).students.values())
@@ -107,11 +87,11 @@ class Distillation(Objective):
         if len(losses) > 1:
             numbers |= {f"valid/{name}_loss": loss for name, loss in losses.items()}
         cosine: Matrix = []
-        for name, plan in self.plans.items():
+        for name, spec in self.specs.items():
             encoder = unwrapped(trained).students[name].encoder
 
-            def encode(images: Tensor, encoder: Any = encoder, plan: StudentPlan = plan) -> Tokens:
-                return encoder(self._pixels(images, plan))
+            def encode(images: Tensor, encoder: Any = encoder, spec: StudentSpec = spec) -> Tokens:
+                return encoder(self._pixels(images, spec))
 
             found, matrix = monitor.features(encode, name)
             numbers |= found
@@ -120,15 +100,15 @@ class Distillation(Objective):
             self._teacher_numbers, _ = monitor.features(lambda images: self._teach(images, normed=True), "teacher")
         return numbers | self._teacher_numbers, cosine
 
-    def image(self, trained: nn.Module, monitor: Monitor, path: Path, first: bool) -> None:
+    def visualize(self, trained: nn.Module, monitor: Monitor, path: Path, first: bool) -> None:
         images, _ = monitor.shown
         students = unwrapped(trained).students
         targets = self._targets(images)
         rows: dict[str, tuple[Tensor, tuple[int, int]]] = {}
-        for name, plan in self.plans.items():
-            if len(rows) == 0 or plan.grid != self.teacher.token_shape.grid:
-                rows["teacher" if not rows else f"teacher on\n{name}'s grid"] = targets[name].patches, plan.grid
-            rows[name] = students[name](self._pixels(images, plan), None).patches, plan.grid
+        for name, spec in self.specs.items():
+            if len(rows) == 0 or spec.grid != self.teacher.token_shape.grid:
+                rows["teacher" if not rows else f"teacher on\n{name}'s grid"] = targets[name].patches, spec.grid
+            rows[name] = students[name](self._pixels(images, spec), None).patches, spec.grid
         if first:
             shown = {name: (tokens.float().cpu(), grid) for name, (tokens, grid) in rows.items()}
             draw_feature_maps(path, images.cpu(), shown)
@@ -140,16 +120,7 @@ class Distillation(Objective):
             save_encoder(student.encoder, out / f"{name}.safetensors", settings | {"student": name}, step)
 
     def blank(self) -> nn.Module:
-        with torch.device("meta"):
-            return new_students(self.plans, self.teacher.token_shape.dim, self._projection)
-
-
-def new_students(
-    plans: dict[str, StudentPlan], teacher_dim: int, projection: str, loss: str = "cosine", weighting: str = "equal"
-) -> Students:
-    """Return students of these plans."""
-    students = {name: Student(PixioEncoder(**plan.arguments), teacher_dim, projection) for name, plan in plans.items()}
-    return Students(students, loss, weighting)
+        return blank_students(self.specs, self.teacher.token_shape.dim, str(self.model.projection))
 
 
 def _forward_flops(teacher: Backbone) -> float:

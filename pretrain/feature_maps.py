@@ -1,4 +1,4 @@
-"""Images of patch tokens: their three main directions as red, green and blue.
+"""Images of patch tokens: their three principal components as red, green and blue.
 
 Shapes: B images, N patches, D width.
 """
@@ -15,15 +15,15 @@ from .image_grid import draw_grid
 
 
 def draw_feature_maps(path: Path, images: Tensor, rows: dict[str, tuple[Tensor, tuple[int, int]]]) -> None:
-    """Write an image with a column an image: the images, then each row's patch tokens.
+    """Write an image with one column per image: the images, then the patch tokens of each row.
 
-    Colours are the first three principal components of the first row's tokens, of length 1, over all images; the other
-    rows are shown along the same directions and to the same scale.
+    Colours are the first three principal components of the first row's normalised tokens, over all images. The other
+    rows use the same directions and scale.
 
     Args:
         path: a PNG.
         images: (B, H, W, 3) uint8.
-        rows: name to patch tokens (B, N, D) and their grid (rows, columns); D is the same in all.
+        rows: patch tokens (B, N, D) and their grid (rows, columns) by name; D is equal in all.
     """
     drawn: dict[str, np.ndarray] = {"input": images.numpy()}
     view: _View | None = None
@@ -35,7 +35,7 @@ def draw_feature_maps(path: Path, images: Tensor, rows: dict[str, tuple[Tensor, 
 
 
 class _View(NamedTuple):
-    """Three directions among D and the range along each that becomes [0, 1]."""
+    """Three directions of D and the range along each that maps to [0, 1]."""
 
     mean: Tensor  # (D,)
     directions: Tensor  # (D, 3)

@@ -1,4 +1,4 @@
-"""Images in rows and columns, each row with its name."""
+"""Grids of images with named rows."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from ..files import replacing
 
 
 def draw_grid(path: Path, rows: dict[str, np.ndarray], side: float) -> None:
-    """Write an image with a column an image and a row for each name.
+    """Write an image with one column per image and one row per name.
 
     Args:
         path: a PNG.
-        rows: names to (B, H, W, 3) of uint8, or float in [0, 1]; B is the same in all.
-        side: of a cell [inch], at 100 dots each.
+        rows: names to (B, H, W, 3) of uint8, or float in [0, 1]; B is equal in all.
+        side: of a cell [inch], at 100 dots per inch.
     """
     from matplotlib.figure import Figure
 

@@ -1,7 +1,7 @@
-"""Batches for training: what step k holds depends on the seed and k alone, never on workers, ranks or a restart.
+"""Batches for training: the samples of step k depend on the seed and k only, not on workers, ranks or restarts.
 
-A run's samples are numbered from 0 by one counter, the position. Which image a position gets, how it is cropped and
-which noise makes its mask are functions of the position, so that going on with a run takes one integer.
+One counter, the position, numbers a run's samples from 0. The image of a position, its crop and its mask noise are
+functions of seed and position, so one integer is enough to resume a run.
 
 Shapes: B batch, H height, W width, M mask blocks.
 """
@@ -30,34 +30,46 @@ from .order import ImageOrder, Split
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 16  # images tried for one sample before the set counts as broken
-_CROP, _MASK, _HELD_OUT_MASK, _REPLACEMENT = 1, 2, 3, 4  # streams of randomness of one sample
+_CROP, _MASK, _VALIDATION_MASK, _REPLACEMENT = 1, 2, 3, 4  # random streams of one sample
 _SHOWN = 5  # unreadable images that are logged one by one
 
 
 class Batch(NamedTuple):
-    """Samples of one rank."""
+    """A micro-batch of one rank."""
 
     images: Tensor  # (B, H, W, 3) uint8, cropped
-    mask_noise: Tensor  # (B, M) float32 in [0, 1): each sample's own
+    mask_noise: Tensor  # (B, M) float32 in [0, 1)
     indices: Tensor  # (B,) int64, the images that were used
-    unreadable: list[tuple[str, str]]  # name and reason of images that could not be
+    unreadable: list[tuple[str, str]]  # name and reason of images that could not be read
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How samples are cut into batches, and how they are read."""
+
+    batch: int  # samples of an optimiser step, over all ranks
+    micro_batch: int | None = None  # samples of a yielded batch; None is a rank's whole share of a step
+    workers: int = 0  # processes that read and crop; 0 does it in the calling process
+    cropping: Cropping = Cropping()  # range of random crops
+
+
+class SampleShape(NamedTuple):
+    """Sizes of one sample."""
+
+    size: tuple[int, int]  # height and width of the crop [px]
+    mask_blocks: int  # M, numbers of mask noise
 
 
 def train_batches(
     images: ImageSet,
     split: Split,
     order: ImageOrder,
+    batching: Batching,
+    shape: SampleShape,
     *,
     seed: int,
-    size: tuple[int, int],
-    blocks: int,
-    batch: int,
     start: int = 0,
-    micro: int | None = None,
-    rank: int = 0,
-    world: int = 1,
-    workers: int = 0,
-    cropping: Cropping = Cropping(),
+    ranks: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Yield micro-batches of one rank without end.
 
@@ -66,21 +78,16 @@ def train_batches(
         split: which of them are trained on.
         order: in which order; of length `split.training`.
         seed: of crops and masks.
-        size: height and width of the crops [px].
-        blocks: M, numbers of noise a sample.
-        batch: samples of a step, over all ranks.
-        start: the position to begin at; a run that made k steps goes on at ``k * batch``.
-        micro: samples of a yielded batch; None is a rank's whole share of a step.
-        rank, world: which slice of each step is ours.
-        workers: processes that read and crop; 0 does it in this one.
-        cropping: the range of crops.
+        start: position of the first sample; a run that made k steps resumes at ``k * batch``.
+        ranks: rank of this process and number of ranks; each yields its own slice of every step.
 
     Raises:
         BadInput: if ranks or micro-batches do not divide the batch, or the order does not fit the split.
         DataError: if 16 images in a row cannot be read for one sample.
     """
+    (rank, world), batch = ranks, batching.batch
     share = batch // world
-    micro = share if micro is None else micro
+    micro = share if batching.micro_batch is None else batching.micro_batch
     if batch < 1 or batch % world or micro < 1 or share % micro or not 0 <= rank < world or start < 0:
         raise BadInput(
             f"a batch of {batch} cannot be cut into {world} ranks' micro-batches of {micro} (rank {rank}, start "
@@ -88,8 +95,8 @@ def train_batches(
         )
     if order.length != split.training:
         raise BadInput(f"the order is of {order.length} images, the split trains on {split.training}")
-    samples = _Samples(images, split, order, seed % 2**63, size, blocks, cropping)
-    return _batches(samples, _positions(start, batch, share, micro, rank), workers)
+    samples = _Samples(images, split, order, seed % 2**63, shape, batching.cropping)
+    return _batches(samples, _positions(start, batch, share, micro, rank), batching.workers)
 
 
 def _batches(samples: "_Samples", positions: Iterable[np.ndarray], workers: int) -> Iterator[Batch]:
@@ -98,7 +105,7 @@ def _batches(samples: "_Samples", positions: Iterable[np.ndarray], workers: int)
         batch_size=None,  # an item is a whole micro-batch
         sampler=positions,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         worker_init_fn=_begin_worker if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
@@ -117,38 +124,37 @@ def _positions(start: int, batch: int, share: int, micro: int, rank: int) -> Ite
             yield np.arange(first, first + micro)
 
 
-def _as_it_is(item: Any) -> Any:
+def _unchanged(item: Any) -> Any:
     return item
 
 
 def _begin_worker(number: int) -> None:
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(each, signal.SIG_IGN)  # sent to all processes, they are the parent's to handle
+        signal.signal(each, signal.SIG_IGN)  # the parent handles signals that go to all processes
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 
 
 @dataclass(frozen=True)
 class _Samples(Dataset[Batch | PixioError]):
-    """Makes the samples of given positions."""
+    """Makes the samples of positions."""
 
     _images: ImageSet
     _split: Split
     _order: ImageOrder
     _seed: int
-    _size: tuple[int, int]
-    _blocks: int
+    _shape: SampleShape
     _cropping: Cropping
 
     def __getitem__(self, positions: np.ndarray) -> Batch | PixioError:
-        crops = np.empty((len(positions), *self._size, 3), np.uint8)
-        noise = np.empty((len(positions), self._blocks), np.float32)
+        crops = np.empty((len(positions), *self._shape.size, 3), np.uint8)
+        noise = np.empty((len(positions), self._shape.mask_blocks), np.float32)
         indices = self._split.index(self._order.at(positions))
         unreadable: list[tuple[str, str]] = []
         try:
             for row, position in enumerate(positions.tolist()):
                 crops[row], indices[row] = self._crop(position, int(indices[row]), unreadable)
-                noise[row] = self._generator(_MASK, position).random(self._blocks, np.float32)
+                noise[row] = self._generator(_MASK, position).random(self._shape.mask_blocks, np.float32)
         except PixioError as error:
             return error
         return Batch(torch.from_numpy(crops), torch.from_numpy(noise), torch.from_numpy(indices), unreadable)
@@ -157,7 +163,7 @@ class _Samples(Dataset[Batch | PixioError]):
         for attempt in range(_ATTEMPTS):
             try:
                 generator = self._generator(_CROP, position)
-                return random_crop(self._images.read(index), self._size, generator, self._cropping), index
+                return random_crop(self._images.read(index), self._shape.size, generator, self._cropping), index
             except (Unreadable, OSError) as error:
                 unreadable.append((self._images.name(index), str(error)))
             other = self._generator(_REPLACEMENT, position, attempt).integers(round(self._order.epoch_length), size=1)
@@ -169,15 +175,13 @@ class _Samples(Dataset[Batch | PixioError]):
         return np.random.default_rng([self._seed, stream, *parts])
 
 
-def held_out_batch(images: ImageSet, split: Split, *, seed: int, size: tuple[int, int], blocks: int) -> Batch:
-    """Return all images that the held-out loss is measured on: central crops, each with its own fixed noise.
+def validation_batch(images: ImageSet, split: Split, shape: SampleShape, *, seed: int) -> Batch:
+    """Return all images of the validation loss: central crops, each with its own fixed mask noise.
 
     Args:
         images: the set.
         split: which of them are evaluated; those that cannot be read are left out and named.
         seed: of the masks.
-        size: height and width of the crops [px].
-        blocks: M, numbers of noise an image.
 
     Raises:
         DataError: if none can be read.
@@ -186,31 +190,31 @@ def held_out_batch(images: ImageSet, split: Split, *, seed: int, size: tuple[int
     unreadable: list[tuple[str, str]] = []
     for index in split.evaluated.tolist():
         try:
-            crops.append(center_crop(images.read(index), size))
+            crops.append(center_crop(images.read(index), shape.size))
         except (Unreadable, OSError) as error:
             unreadable.append((images.name(index), str(error)))
             continue
-        generator = np.random.default_rng([seed % 2**63, _HELD_OUT_MASK, index])
-        noise.append(generator.random(blocks, np.float32))
+        generator = np.random.default_rng([seed % 2**63, _VALIDATION_MASK, index])
+        noise.append(generator.random(shape.mask_blocks, np.float32))
         indices.append(index)
     if unreadable and not indices:
         name, reason = unreadable[-1]
-        raise DataError(f"none of {len(unreadable)} held-out images can be read; the last: {name}: {reason}")
+        raise DataError(f"none of {len(unreadable)} validation images can be read; the last: {name}: {reason}")
     return Batch(
-        torch.from_numpy(np.stack(crops) if crops else np.zeros((0, *size, 3), np.uint8)),
-        torch.from_numpy(np.stack(noise) if noise else np.zeros((0, blocks), np.float32)),
+        torch.from_numpy(np.stack(crops) if crops else np.zeros((0, *shape.size, 3), np.uint8)),
+        torch.from_numpy(np.stack(noise) if noise else np.zeros((0, shape.mask_blocks), np.float32)),
         torch.tensor(indices, dtype=torch.int64),
         unreadable,
     )
 
 
 class UnreadableLog:
-    """``unreadable.jsonl`` of a run: each image that could not be used once, over all its restarts."""
+    """``unreadable.jsonl`` of a run: one row for each unreadable image, over all restarts."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        whole = [line for line in lines if line.endswith("\n")]  # a crash may cut the last one short
+        whole = [line for line in lines if line.endswith("\n")]  # a crash may leave the last one incomplete
         if len(whole) < len(lines):
             with replacing(path) as temporary:
                 temporary.write_text("".join(whole))
@@ -218,11 +222,11 @@ class UnreadableLog:
 
     @property
     def count(self) -> int:
-        """Return how many images could not be used."""
+        """Return the number of unreadable images."""
         return len(self._names)
 
     def add(self, unreadable: Iterable[tuple[str, str]]) -> None:
-        """Write down names and reasons that are new."""
+        """Write names and reasons that are new."""
         for name, reason in unreadable:
             if name in self._names:
                 continue

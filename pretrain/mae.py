@@ -1,4 +1,4 @@
-"""Masked reconstruction: the encoder sees a quarter of an image, the decoder predicts the rest.
+"""Masked reconstruction: the encoder sees some patches of an image, the decoder predicts the others.
 
 Shapes: B batch, N patches, V visible and M hidden ones, P = 3 * patch^2 numbers of a patch (row, column, channel).
 """
@@ -16,24 +16,24 @@ from .masking import PatchMask
 EPSILON = 1e-6  # on the variance of a patch (He et al. 2021)
 
 
-class Reconstruction(NamedTuple):
-    """What the autoencoder makes of a batch."""
+class AutoencoderOutput(NamedTuple):
+    """Prediction and loss of a batch."""
 
     loss: Tensor  # () fp32, mean of the images' losses
     prediction: Tensor  # (B, N, P); normalised patch by patch where the target is
-    per_image_loss: Tensor  # (B,) fp32, mean over the patches that count; without gradient
+    per_image_loss: Tensor  # (B,) fp32, mean over the predicted patches; without gradient
 
 
 class MaskedAutoencoder(nn.Module):
-    """A Pixio encoder and a pixel decoder, trained to predict what is hidden.
+    """A Pixio encoder and a pixel decoder, trained to predict hidden patches.
 
     Args:
         encoder: reads the visible patches.
-        decoder: of the same patch size and number of class tokens, reading the encoder's width.
+        decoder: with the encoder's patch size, class tokens and width as input.
         norm_pixels: normalise each target patch to mean 0 and variance 1.
 
     Raises:
-        BadInput: if the two do not fit.
+        BadInput: if the two do not match.
     """
 
     def __init__(self, encoder: PixioEncoder, decoder: PixelDecoder, norm_pixels: bool = True) -> None:
@@ -51,7 +51,7 @@ class MaskedAutoencoder(nn.Module):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What rebuilds the network."""
+        """Arguments that rebuild the network."""
         return {
             "encoder": self.encoder.arguments,
             "decoder": self.decoder.arguments,
@@ -59,7 +59,7 @@ class MaskedAutoencoder(nn.Module):
         }
 
     def initialise(self, positions: str = "normal", generator: torch.Generator | None = None) -> None:
-        """Draw fresh weights.
+        """Draw new weights.
 
         Args:
             positions: "normal" draws both position tables as published, "sincos" fills them with 2-D sines and
@@ -71,14 +71,14 @@ class MaskedAutoencoder(nn.Module):
             for part in (self.encoder, self.decoder):
                 sincos_positions_(part.pos_embed, part.cls_tokens)
 
-    def forward(self, pixels: Tensor, mask: PatchMask, cls_only: Tensor | None = None) -> Reconstruction:
-        """Hide, encode, decode, compare.
+    def forward(self, pixels: Tensor, mask: PatchMask, cls_only: Tensor | None = None) -> AutoencoderOutput:
+        """Encode the visible patches, predict all, and return the loss on the hidden ones.
 
         Args:
             pixels: (B, 3, H, W) float as `preprocess` returns them.
             mask: of the images' grid, hiding at least one patch.
-            cls_only: (B,) bool, images that are decoded from their class tokens alone; None means none. Their visible
-                patches count in the loss as the hidden ones do, for the decoder sees neither.
+            cls_only: (B,) bool, images that are decoded from their class tokens only; None means none. Their loss is
+                over visible and hidden patches, since the decoder sees neither.
 
         Raises:
             BadInput: if the mask is of another grid or hides nothing.
@@ -90,14 +90,14 @@ class MaskedAutoencoder(nn.Module):
                 f"the mask is for a grid of {mask.grid[0]}x{mask.grid[1]}, the images have {grid[0]}x{grid[1]}"
             )
         if not mask.hidden.shape[1]:
-            raise BadInput("nothing is hidden, so there is nothing to predict")
+            raise BadInput("the mask hides no patch, so there is nothing to predict")
         prediction = self.decoder(self.encoder(pixels, visible=mask.visible), mask, cls_only)
         per_image = self._errors(prediction, pixels, mask.hidden)
         if cls_only is not None:
             seen = self._errors(prediction, pixels, mask.visible)
             share = mask.visible.shape[1] / prediction.shape[1]
             per_image = torch.where(cls_only, torch.lerp(per_image, seen, share), per_image)
-        return Reconstruction(per_image.mean(), prediction, per_image.detach())
+        return AutoencoderOutput(per_image.mean(), prediction, per_image.detach())
 
     def _errors(self, prediction: Tensor, pixels: Tensor, indices: Tensor) -> Tensor:
         """Return the mean squared error over some patches of each image, (B,) fp32."""
@@ -106,7 +106,7 @@ class MaskedAutoencoder(nn.Module):
         return (prediction.gather(1, rows).float() - target).square().mean(dim=(1, 2))
 
     def target(self, pixels: Tensor, indices: Tensor) -> Tensor:
-        """Return the patches to predict, (B, M, P) fp32 whatever the precision around it.
+        """Return the patches to predict, (B, M, P), in fp32 also under autocast.
 
         Args:
             pixels: (B, 3, H, W).
@@ -119,25 +119,25 @@ class MaskedAutoencoder(nn.Module):
         return (patches - mean) / std
 
 
-class Statistics(NamedTuple):
+class PatchStatistics(NamedTuple):
     """Mean and standard deviation of each patch, (B, M, 1)."""
 
     mean: Tensor
     std: Tensor
 
 
-def patch_statistics(patches: Tensor) -> Statistics:
+def patch_statistics(patches: Tensor) -> PatchStatistics:
     """Return the statistics that targets are normalised with; the variance is unbiased.
 
     Args:
         patches: (B, M, P).
     """
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-    return Statistics(mean, (variance + EPSILON).sqrt())
+    return PatchStatistics(mean, (variance + EPSILON).sqrt())
 
 
 def flat_patches(pixels: Tensor, patch: int, indices: Tensor) -> Tensor:
-    """Cut patches out of images as targets have them, (B, M, P) flattened as row, column, channel.
+    """Return patches of images, (B, M, P) flattened as row, column, channel.
 
     Args:
         pixels: (B, 3, H, W).

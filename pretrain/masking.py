@@ -14,7 +14,7 @@ from ..errors import BadInput
 
 
 class MaskShape(NamedTuple):
-    """How much a mask of given settings hides; the same for every image."""
+    """Sizes of a mask; equal for every image."""
 
     grid: tuple[int, int]  # rows, columns of patches
     block: int  # side of a block [patches]
@@ -33,15 +33,15 @@ class MaskShape(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """The share of patches that is really hidden; whole blocks only."""
+        """Actual share of hidden patches; only whole blocks are hidden."""
         return 1 - self.visible / self.patches
 
 
 def mask_shape(grid: tuple[int, int], ratio: float, block: int) -> MaskShape:
-    """Return how much is hidden when `ratio` of a grid's blocks is asked for; visible blocks are rounded down.
+    """Return the sizes of a mask that hides a `ratio` of a grid's blocks; the number of visible blocks is rounded down.
 
     Raises:
-        BadInput: if the blocks do not tile the grid (naming those that do), or nothing or everything would be hidden.
+        BadInput: if the blocks do not tile the grid (names those that do), or no or all patches would be hidden.
     """
     rows, columns = grid
     divisors = [size for size in range(1, min(grid) + 1) if rows % size == 0 and columns % size == 0]
@@ -53,7 +53,7 @@ def mask_shape(grid: tuple[int, int], ratio: float, block: int) -> MaskShape:
             f"blocks of {block}x{block} patches do not tile a grid of {rows}x{columns}; the nearest that do: {nearest}"
         )
     if not 0 < ratio < 1:
-        raise BadInput(f"mask ratio {ratio} must lie between 0 and 1: some patches are seen and some are predicted")
+        raise BadInput(f"mask ratio {ratio} must lie between 0 and 1: some patches are visible and some are predicted")
     blocks = (rows // block) * (columns // block)
     visible = math.floor(blocks * (1 - ratio) + 1e-9)
     visible = min(visible, blocks - 1)  # a tiny ratio hides one block
@@ -66,9 +66,9 @@ def mask_shape(grid: tuple[int, int], ratio: float, block: int) -> MaskShape:
 
 
 class PatchMask(NamedTuple):
-    """Which patches the encoder sees and which the decoder predicts; row-major indices."""
+    """Visible patches, for the encoder, and hidden ones, for the decoder to predict; row-major indices."""
 
-    visible: Tensor  # (B, V) int64, in the order the encoder takes them
+    visible: Tensor  # (B, V) int64, in the encoder's order
     hidden: Tensor  # (B, M) int64
     grid: tuple[int, int]  # rows, columns
 
@@ -76,13 +76,13 @@ class PatchMask(NamedTuple):
     def random(
         cls, grid: tuple[int, int], ratio: float, block: int, generator: torch.Generator | Sequence[torch.Generator]
     ) -> "PatchMask":
-        """Hide random blocks, one image for each generator, so that an image's mask depends on its own stream alone.
+        """Hide random blocks, with one generator for each image, so that masks do not depend on other images.
 
         Args:
             grid: rows and columns of patches.
             ratio: share of the patches to hide, in (0, 1).
             block: side of a block [patches]; must divide both sides of the grid.
-            generator: one generator an image.
+            generator: one per image.
 
         Raises:
             BadInput: as `mask_shape`.
@@ -94,10 +94,10 @@ class PatchMask(NamedTuple):
 
     @classmethod
     def from_noise(cls, noise: Tensor, shape: MaskShape) -> "PatchMask":
-        """Show the blocks whose noise is lowest, in the order of their noise; row-major inside a block.
+        """Keep the blocks with the lowest noise visible, in the order of their noise; row-major inside a block.
 
         Args:
-            noise: (B, K) one number a block.
+            noise: (B, K), one number per block.
         """
         rows, columns = shape.grid
         size = shape.block

@@ -1,6 +1,6 @@
-"""What is measured beside training, on images it never sees: means of any number, and what features are like.
+"""Metrics on validation images during training: mean losses, and statistics of the encoder's features.
 
-Shapes: F held-out images, K class tokens, D width.
+Shapes: F validation images, K class tokens, D width.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,14 +17,13 @@ from ..errors import DataError
 from ..hardware import autocast
 from ..training.distributed import World
 from .images.image_set import ImageSet
-from .loader import held_out_batch
+from .loader import SampleShape, validation_batch
 from .order import Order, Split
 from .probes.knn import knn_accuracy
 from .probes.thumbnails import thumbnails
-from .settings import Training
 
-BANK = 1000  # labelled training images that vote for the held-out ones
-SHOWN = 8  # images of an image
+BANK = 1000  # labelled training images of the k-NN classifier
+SHOWN = 8  # images of a visualization
 Matrix = list[list[float]]
 
 
@@ -34,35 +33,46 @@ class _Features(NamedTuple):
 
 
 class Monitor:
-    """Images that training never sees, and what encoders make of them; every process takes part, with its slice.
+    """Validation images and metrics on them. Every process evaluates its own slice.
 
     Args:
-        split: says which images are held out, and which are trained on and may vote in the k-NN.
-        size: side of the images [px].
-        blocks: numbers of mask noise an image.
+        images: the set.
+        split: which images are for validation, and which are trained on and may be in the k-NN bank.
+        shape: of a sample.
+        seed: of mask noise and bank.
+        chunk: images of a forward pass.
+        precision: "fp32" or "bf16".
+        world: the processes.
     """
 
     def __init__(
-        self, images: ImageSet, split: Split, settings: Training, size: int, blocks: int, precision: str, world: World
+        self,
+        images: ImageSet,
+        split: Split,
+        shape: SampleShape,
+        *,
+        seed: int,
+        chunk: int,
+        precision: str,
+        world: World,
     ) -> None:
-        self._precision, self._world = precision, world
-        self._chunk = min(settings.micro_batch or 64, 64)
-        self._size, self._blocks, self._seed = (size, size), blocks, settings.seed
-        held = held_out_batch(images, split, seed=self._seed, size=self._size, blocks=blocks)
+        self._precision, self._world, self._chunk = precision, world, chunk
+        self._shape, self._seed = shape, seed
+        held = validation_batch(images, split, shape, seed=seed)
         self.unreadable = held.unreadable
         self._shown = (held.images[:SHOWN], held.mask_noise[:SHOWN])
         self._count = len(held.images)  # F
-        each = -(-self._count // world.size)  # every process takes as many; the last may repeat the first
+        each = -(-self._count // world.size)  # equal slices; the last may repeat the first images
         mine = torch.arange(world.rank * each, (world.rank + 1) * each) % self._count
         self._images, self._noise = held.images[mine], held.mask_noise[mine]
         self._thumbnails = thumbnails(held.images)
-        self._bank: tuple[Tensor, Tensor, Tensor] | None = None  # images, their labels, labels of the held-out
-        if images.labels is not None:
-            self._bank = self._labelled(images, split, held.indices)
+        # images, their labels, labels of the validation images
+        self._bank: tuple[Tensor, Tensor, Tensor] | None = self._labelled(images, split, held.indices)
 
     def _labelled(self, images: ImageSet, split: Split, held: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Return the bank of the k-NN, or None where too few images have labels."""
-        assert images.labels is not None
+        """Return the bank of the k-NN classifier, or None where too few images have labels."""
+        if images.labels is None:
+            return None
         chosen = split.index(Order(split.training, self._seed).at(np.arange(min(BANK, split.training))))
         chosen = np.sort(chosen[images.labels[chosen] >= 0])
         labels = torch.from_numpy(np.asarray(images.labels[held.numpy()])).long()
@@ -70,26 +80,26 @@ class Monitor:
             return None
         voters = Split(len(images), val_images=np.zeros(0, np.int64), evaluated=chosen)
         try:
-            bank = held_out_batch(images, voters, seed=self._seed, size=self._size, blocks=self._blocks)
+            bank = validation_batch(images, voters, self._shape, seed=self._seed)
         except DataError:
             return None
         return bank.images, torch.from_numpy(np.asarray(images.labels[bank.indices.numpy()])).long(), labels
 
     @property
     def shown(self) -> tuple[Tensor, Tensor]:
-        """The few images that images show, (8, S, S, 3) uint8, and their mask noise, on the device."""
+        """The images of visualizations, (8, S, S, 3) uint8, and their mask noise, on the device."""
         images, noise = self._shown
         return images.to(self._world.device), noise.to(self._world.device)
 
     @torch.no_grad()
     def mean(self, values: Callable[[Tensor, Tensor], dict[str, Tensor]]) -> dict[str, float]:
-        """Return the means over the held-out images.
+        """Return means over the validation images.
 
         Args:
-            values: from images (B, S, S, 3) uint8 and mask noise (B, M) to named numbers, (B,) each.
+            values: takes images (B, S, S, 3) uint8 and mask noise (B, M); returns named numbers, (B,) each.
         """
         parts: dict[str, list[Tensor]] = {}
-        with self._plainly():
+        with self._eager():
             for images, noise in zip(self._images.split(self._chunk), self._noise.split(self._chunk), strict=True):
                 for name, each in values(images.to(self._world.device), noise.to(self._world.device)).items():
                     parts.setdefault(name, []).append(each.float())
@@ -99,11 +109,11 @@ class Monitor:
 
     @torch.no_grad()
     def features(self, encode: Callable[[Tensor], Tokens], name: str = "") -> tuple[dict[str, float], Matrix]:
-        """Return what an encoder's features are like, and the cosine between its class tokens, (K, K).
+        """Return statistics of an encoder's features, and the cosine between its class tokens, (K, K).
 
         Args:
-            encode: images (B, S, S, 3) uint8 to normed tokens.
-            name: put before the numbers' last word, where there are several encoders.
+            encode: takes images (B, S, S, 3) uint8, returns normed tokens.
+            name: of the encoder, part of the metrics' names; "" for the only one.
         """
         prefix = f"{name}_" if name else ""
         ours = self._encode(encode, self._images)
@@ -138,14 +148,14 @@ class Monitor:
 
     def _encode(self, encode: Callable[[Tensor], Tokens], images: Tensor) -> _Features:
         parts = []
-        with self._plainly():
+        with self._eager():
             for chunk in images.split(self._chunk):
                 tokens = encode(chunk.to(self._world.device))
                 parts.append(_Features(tokens.cls.float(), tokens.patches.float().mean(dim=1)))
         return _Features(torch.cat([each.cls for each in parts]), torch.cat([each.pooled for each in parts]))
 
     @contextmanager
-    def _plainly(self) -> Iterator[None]:
-        """Compute in the run's precision, without compiling for batch sizes that are not training's."""
+    def _eager(self) -> Iterator[None]:
+        """Compute in the run's precision, without compiling for batch sizes other than training's."""
         with torch.compiler.set_stance("force_eager"), autocast(self._world.device, self._precision):
             yield

@@ -1,4 +1,4 @@
-"""The order in which images are visited, as a pure function of seed, epoch and position; nothing is stored.
+"""The order in which images are visited, a pure function of seed, epoch and position; nothing is stored.
 
 Shapes: P positions, G sequences.
 """
@@ -10,36 +10,36 @@ import numpy as np
 
 from ..errors import BadInput
 
-_ROUNDS = 8  # of the Feistel network; four suffice for large sets, small ones mix less in a round
+_ROUNDS = 8  # of the Feistel network; four are enough for large sets, small ones need more
 _MOST = 2**40  # images
-_HELD_OUT = 0x68656C64  # keeps the held-out draw apart from that of epochs
+_VALIDATION = 0x68656C64  # separates the validation split from the orders of epochs
 
 
 class ImageOrder(Protocol):
-    """Which training image each position of a run gets, a function of the position alone."""
+    """The training image at each position of a run, a function of the position only."""
 
     @property
     def length(self) -> int:
-        """Return how many training images there are."""
+        """Return the number of training images."""
 
     @property
     def epoch_length(self) -> float:
-        """Return how many positions an epoch has; where that varies, the expected number."""
+        """Return the number of positions of an epoch; where that varies, the expected number."""
 
     def at(self, positions: np.ndarray) -> np.ndarray:
-        """Return the numbers of training images at positions, (P,) int64 from and to."""
+        """Return the indices of training images at positions; both (P,) int64."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """Visits `length` images once an epoch, in another order each epoch.
+    """Visits `length` images once an epoch, in a different order each epoch.
 
-    With `block` > 1, images that lie together are visited together: blocks in random order, and the images of `mix`
-    blocks at a time among one another. The last images, too few for a block, come at the end of each epoch.
+    With `block` > 1, images that are stored together are visited together: blocks are in random order, and the images
+    of `mix` blocks at a time are shuffled. The last images, too few for a block, come at the end of each epoch.
 
     Args:
         length: number of images, 1 to 2**40.
-        seed: another seed, another order.
+        seed: of the order.
         block: images that are read together.
         mix: blocks that are shuffled together.
 
@@ -58,11 +58,11 @@ class Order:
 
     @property
     def epoch_length(self) -> float:
-        """Return how many positions an epoch has."""
+        """Return the number of positions of an epoch."""
         return self.length
 
     def at(self, positions: np.ndarray) -> np.ndarray:
-        """Return which images are visited.
+        """Return the images at positions.
 
         Args:
             positions: (P,) int64, numbers of samples since the run began, from 0.
@@ -135,7 +135,7 @@ def keys_of(seed: int, epochs: np.ndarray, branch: np.ndarray | int) -> np.ndarr
 
 
 def scramble(values: np.ndarray) -> np.ndarray:
-    """Scramble 64-bit numbers: a step of SplitMix64 (Steele et al., OOPSLA 2014)."""
+    """Mix the bits of 64-bit numbers: a step of SplitMix64 (Steele et al., OOPSLA 2014)."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
@@ -144,12 +144,12 @@ def scramble(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Split:
-    """Which images are trained on and which are not.
+    """Training and validation images.
 
     Args:
         length: number of images in all.
-        val_images: (n,) int64, sorted: images that training never sees.
-        evaluated: (m,) int64, sorted: those of them that the held-out loss is measured on.
+        val_images: (n,) int64, sorted: images kept out of training.
+        evaluated: (m,) int64, sorted: the subset of them that is evaluated.
     """
 
     length: int
@@ -158,17 +158,17 @@ class Split:
 
     @property
     def training(self) -> int:
-        """Return how many images are trained on."""
+        """Return the number of training images."""
         return self.length - len(self.val_images)
 
     def index(self, numbers: np.ndarray) -> np.ndarray:
-        """Return the images behind numbers of training images, (P,) int64 in [0, training)."""
-        gaps = self.val_images - np.arange(len(self.val_images))  # training images before each held-out one
+        """Return the indices in the set of training images (P,) int64 in [0, training)."""
+        gaps = self.val_images - np.arange(len(self.val_images))  # training images before each validation image
         return numbers + np.searchsorted(gaps, numbers, side="right")
 
 
 class Grouped(Protocol):
-    """What `hold_out` needs to know of a set."""
+    """The part of an image set that `hold_out` uses."""
 
     @property
     def groups(self) -> np.ndarray | None:
@@ -178,11 +178,11 @@ class Grouped(Protocol):
 
 
 def hold_out(images: Grouped, count: int, seed: int) -> Split:
-    """Set images aside, the same for the same set, count and seed.
+    """Choose validation images, a function of set, count and seed.
 
-    Of still images a random choice. Of sequences whole ones, in random order, until there are `count` frames, but
-    never more than half of the sequences nor of the frames; `count` evenly spaced frames of these are evaluated. Of
-    a single sequence the last frames.
+    Still images are chosen at random. Sequences are chosen as a whole, in random order, until there are `count` frames,
+    but never more than half of the sequences or of the frames; `count` evenly spaced frames of them are evaluated. Of a
+    single sequence the last frames are chosen.
 
     Args:
         images: the set.
@@ -193,7 +193,7 @@ def hold_out(images: Grouped, count: int, seed: int) -> Split:
     """
     total = len(images)
     if not 0 <= count <= total // 2:
-        raise BadInput(f"{count} images cannot be held out of {total}: at most half, {total // 2}")
+        raise BadInput(f"{count} images of {total} cannot be validation images: at most half, {total // 2}")
     nothing = np.zeros(0, np.int64)
     if not count:
         return Split(total, nothing, nothing)
@@ -219,5 +219,5 @@ def hold_out(images: Grouped, count: int, seed: int) -> Split:
 
 
 def _shuffled(length: int, count: int, seed: int) -> np.ndarray:
-    keys = keys_of(seed ^ _HELD_OUT, np.zeros(count, np.int64), 0)
+    keys = keys_of(seed ^ _VALIDATION, np.zeros(count, np.int64), 0)
     return permute(np.arange(count), length, keys)

@@ -1,4 +1,4 @@
-"""The objective of pre-training: predict what is hidden."""
+"""The objective of pre-training: predict hidden patches."""
 
 from pathlib import Path
 from typing import Any
@@ -10,23 +10,23 @@ from ..encoders.load import save_encoder
 from ..encoders.pixio import Tokens
 from ..encoders.preprocessing import Preprocessing, preprocess
 from ..training.distributed import unwrapped
+from .cost import training_flops
 from .loader import Batch
 from .mae import MaskedAutoencoder
 from .masking import MaskShape, PatchMask
 from .monitor import Matrix, Monitor
 from .networks import blank_autoencoder, save_autoencoder
 from .objective import Objective
-from .plan import training_flops
-from .reconstruct import draw_reconstructions
+from .reconstruction_images import draw_reconstructions
 
 
-class Reconstruction(Objective):
+class MaskedReconstruction(Objective):
     """Masked reconstruction.
 
     Args:
         model: freshly initialised, the same in every process.
         shape: of the masks.
-        cls_only: share of the images that are decoded from their class tokens alone.
+        cls_only: share of the images that are decoded from their class tokens only.
     """
 
     name = "pretrain"
@@ -34,14 +34,14 @@ class Reconstruction(Objective):
     def __init__(self, model: MaskedAutoencoder, shape: MaskShape, cls_only: float = 0.0) -> None:
         self.model, self.shape, self.cls_only = model, shape, cls_only
         self.wrapped_modules = [model.encoder, model.decoder]
-        encoder, decoder = ([*tower.blocks] for tower in self.wrapped_modules)
-        self.activation_checkpointed = {"none": [], "decoder": decoder, "all": encoder + decoder}
+        encoder, decoder = ([*module.blocks] for module in self.wrapped_modules)
+        self.checkpointable_blocks = {"none": [], "decoder": decoder, "all": encoder + decoder}
         self.arguments = model.arguments
-        self.size, self.blocks = shape.grid[0] * model.encoder.patch, shape.blocks
+        self.size, self.mask_blocks = shape.grid[0] * model.encoder.patch, shape.blocks
         self.flops = training_flops(model, shape)
 
     def losses(self, trained: nn.Module, batch: Batch, device: torch.device) -> dict[str, Tensor]:
-        hiding = self._hiding(batch.mask_noise.to(device, non_blocking=True))
+        hiding = self._masks(batch.mask_noise.to(device, non_blocking=True))
         return {"pixels": trained(self._pixels(batch.images, device), *hiding).loss}
 
     def parts(self, trained: nn.Module) -> list[nn.Module]:
@@ -49,18 +49,18 @@ class Reconstruction(Objective):
 
     def measure(self, trained: nn.Module, monitor: Monitor) -> tuple[dict[str, float], Matrix]:
         def losses(images: Tensor, noise: Tensor) -> dict[str, Tensor]:
-            return {"valid/loss": trained(self._pixels(images, images.device), *self._hiding(noise)).per_image_loss}
+            return {"valid/loss": trained(self._pixels(images, images.device), *self._masks(noise)).per_image_loss}
 
         def encode(images: Tensor) -> Tokens:
             return unwrapped(trained).encoder(self._pixels(images, images.device))
 
-        numbers = monitor.mean(losses)  # first, since FSDP takes what runs first for its root
+        numbers = monitor.mean(losses)  # first, since FSDP takes the first module that runs as its root
         features, cosine = monitor.features(encode)
         return numbers | features, cosine
 
-    def image(self, trained: nn.Module, monitor: Monitor, path: Path, first: bool) -> None:
+    def visualize(self, trained: nn.Module, monitor: Monitor, path: Path, first: bool) -> None:
         images, noise = monitor.shown
-        pixels, (mask, cls_only) = self._pixels(images, images.device), self._hiding(noise)
+        pixels, (mask, cls_only) = self._pixels(images, images.device), self._masks(noise)
         prediction = trained(pixels, mask, cls_only).prediction
         if first:
             mask = mask.to(torch.device("cpu"))
@@ -74,10 +74,10 @@ class Reconstruction(Objective):
     def blank(self) -> nn.Module:
         return blank_autoencoder(self.arguments)
 
-    def _hiding(self, noise: Tensor) -> tuple[PatchMask, Tensor | None]:
-        """Return the images' masks, and which of them, (B,) bool, are decoded from their class tokens alone.
+    def _masks(self, noise: Tensor) -> tuple[PatchMask, Tensor | None]:
+        """Return the masks, and which images are decoded from their class tokens only, (B,) bool.
 
-        Which they are is a function of each one's own noise, as its mask is, and spread as evenly over [0, 1).
+        Both are functions of each image's own noise.
         """
         cls_only = noise.sum(dim=1) % 1 < self.cls_only if self.cls_only else None
         return PatchMask.from_noise(noise, self.shape), cls_only

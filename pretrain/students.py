@@ -1,4 +1,4 @@
-"""Students of a frozen teacher: their networks, and how far their tokens are from the teacher's.
+"""Students of a frozen teacher: their networks, and the loss between their tokens and the teacher's.
 
 Shapes: B batch, K class tokens, N patches, V visible patches, D the teacher's width, E a student's.
 """
@@ -24,7 +24,7 @@ class Student(nn.Module):
     Args:
         encoder: the student itself.
         teacher_dim: D.
-        projection: "mlp" (Linear, LayerNorm, GELU, Linear, as wide inside as the teacher), "linear" or "none".
+        projection: "mlp" (Linear, LayerNorm, GELU, Linear, with the teacher's width inside), "linear" or "none".
 
     Raises:
         BadInput: for "none" between different widths.
@@ -32,7 +32,7 @@ class Student(nn.Module):
 
     def __init__(self, encoder: PixioEncoder, teacher_dim: int, projection: str) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.projection = encoder, projection
         if projection == "none" and encoder.dim != teacher_dim:
             raise BadInput(
                 f"projection=none needs equal widths; the student's is {encoder.dim}, the teacher's {teacher_dim}"
@@ -50,7 +50,7 @@ class Student(nn.Module):
         self.project = nn.Sequential(*layers[projection])
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw fresh weights; position tables begin as 2-D sines and cosines."""
+        """Draw new weights; position tables are initialised with 2-D sines and cosines."""
         self.encoder.initialise(generator)
         sincos_positions_(self.encoder.pos_embed, self.encoder.cls_tokens)
         initialise_layers(self.project, generator)
@@ -62,25 +62,26 @@ class Student(nn.Module):
 
 
 class Students(nn.Module):
-    """Several students side by side; none sees another.
+    """Several independent students.
 
     Args:
-        students: by name.
-        loss, weighting: as `matching_loss` takes them.
+        students: by name; at least one.
+        loss, weighting: as for `matching_loss`.
     """
 
     def __init__(self, students: dict[str, Student], loss: str, weighting: str) -> None:
         super().__init__()
         self.students = nn.ModuleDict(students)
         self.loss, self.weighting = loss, weighting
+        self.projection = next(iter(students.values())).projection
 
     def forward(self, pixels: dict[str, Tensor], visible: dict[str, Tensor], targets: dict[str, Tokens]) -> Any:
         """Return each student's loss for each image, (B,) fp32 by name.
 
         Args:
             pixels: (B, 3, H, W) at each student's own size.
-            visible: (B, V) patches that a student sees; a student that is not named sees all.
-            targets: the teacher's tokens on each student's own grid, all of them.
+            visible: (B, V) visible patches of each student; a student without an entry sees all.
+            targets: all of the teacher's tokens, on each student's own grid.
         """
         losses = {}
         for name, student in self.students.items():
@@ -93,10 +94,10 @@ class Students(nn.Module):
 
 
 def matching_loss(tokens: Tokens, target: Tokens, loss: str = "cosine", weighting: str = "equal") -> Tensor:
-    """Return how far tokens are from their targets, one to one, (B,) fp32.
+    """Return the loss between tokens and their targets, one to one, (B,) fp32.
 
-    The mean over class tokens and the mean over patches count alike, or by their numbers (arXiv 2512.15715, section
-    on distillation: cosine, equal). Where the numbers of class tokens differ, their means are compared.
+    Class tokens and patches have equal weight, or weights by their numbers (arXiv 2512.15715, section on distillation:
+    cosine, equal). Where the numbers of class tokens differ, their means are compared.
 
     Args:
         loss: "cosine" is 1 - cosine similarity; "l1" and "mse" are means over the width.
@@ -120,10 +121,10 @@ def _distance(tokens: Tensor, target: Tensor, loss: str) -> Tensor:
         return (difference.abs() if loss == "l1" else difference.square()).mean(dim=-1)
 
 
-def on_grid(tokens: Tokens, grid: tuple[int, int], wanted: tuple[int, int]) -> Tokens:
-    """Return tokens whose patches lie on another grid, resampled bilinearly (antialiased when it gets coarser)."""
-    if grid == wanted:
+def on_grid(tokens: Tokens, grid: tuple[int, int], target_grid: tuple[int, int]) -> Tokens:
+    """Return tokens with patches resampled to another grid, bilinearly (antialiased for a coarser one)."""
+    if grid == target_grid:
         return tokens
     square = tokens.patches.transpose(1, 2).unflatten(2, grid).float()
-    resized = F.interpolate(square, size=wanted, mode="bilinear", antialias=True, align_corners=False)
+    resized = F.interpolate(square, size=target_grid, mode="bilinear", antialias=True, align_corners=False)
     return Tokens(tokens.cls, resized.flatten(2).transpose(1, 2))

@@ -1,8 +1,8 @@
-"""Training an encoder, by reconstruction or distillation: one plain loop that goes on exactly where it stopped."""
+"""The training loop of pre-training and distillation. A resumed run ends on the weights of an uninterrupted one."""
 
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,20 +10,18 @@ from torch import Tensor
 
 from ..hardware import autocast, seeded
 from ..progress import stage
-from ..run_folder import binding_settings
 from ..stopping import Stopping
 from ..training.distributed import World, accumulating, distribute, micro_batches
 from ..training.guard import Guard
-from ..training.metric_log import MetricLogger, ThroughputMeter, WandbRun
-from ..training.optim import Schedule, clip_gradients, new_optimizer, peak_lr, set_lr, weight_decay_groups
+from ..training.metric_log import MetricLogger, ThroughputMeter
+from ..training.optim import Schedule, clip_gradients, new_optimizer, set_lr, weight_decay_groups
 from ..training.states import States, TrainState, gathered_weights
-from .images.crops import Cropping
-from .images.image_set import ImageSet
-from .loader import Batch, UnreadableLog, train_batches
+from .cost import matmul_peak
+from .loader import Batch, SampleShape, UnreadableLog, train_batches
 from .monitor import Matrix, Monitor
 from .objective import Objective
-from .order import ImageOrder, Split
-from .settings import Training
+from .train_config import TrainConfig
+from .training_set import TrainingSet
 
 log = logging.getLogger(__name__)
 
@@ -32,131 +30,118 @@ log = logging.getLogger(__name__)
 class TrainResult:
     """Where training ended."""
 
-    position: TrainState
-    numbers: dict[str, float]  # the last of each number in the metrics
+    state: TrainState
+    numbers: dict[str, float]  # the last value of each metric
     cosine: list[list[float]]  # between class tokens, (K, K)
 
 
 def train(
-    objective: Objective,
-    images: ImageSet,
-    split: Split,
-    order: ImageOrder,
-    settings: Training,
-    *,
-    steps: int,
-    precision: str,
-    peak_flops: float,
-    inputs: str,
-    world: World,
-    out: Path,
+    objective: Objective, data: TrainingSet, config: TrainConfig, *, precision: str, world: World, out: Path
 ) -> TrainResult:
-    """Train a model and leave checkpoints, metrics, images and encoders in `out`.
+    """Train a model; write checkpoints, metrics, images and encoders into `out`.
 
     Every process of `world` calls this with the same arguments. Order, crops, masks and drop-path noise are functions
     of (seed, step or image), so a stopped run ends on the weights of one that was never stopped.
 
     Args:
         objective: its model freshly initialised, the same in every process.
-        order: in which order they are visited.
-        steps: optimiser steps of the whole run.
+        data: a run resumes with the same files only.
         precision: "fp32" or "bf16".
-        peak_flops: of this device's matrix products [FLOP/s]; metrics give the share that training reaches.
-        inputs: hash of the files that decide what is trained on; a run goes on with the same alone.
 
     Raises:
         Stopped: after SIGTERM or Ctrl-C, once a checkpoint is written.
         DataError: if steps stop being finite, or `out` holds checkpoints of other settings.
     """
-    device, passes = world.device, micro_batches(settings.batch, settings.micro_batch, world.size)
+    device, batching, optimisation, every = world.device, config.batching, config.optimisation, config.logging
+    passes = micro_batches(batching.batch, batching.micro_batch, world.size)
+    steps = config.steps(data)
+    shape = SampleShape((objective.size, objective.size), objective.mask_blocks)
     identity = {
         "network": objective.arguments,
-        "images": inputs,
+        "images": data.fingerprint,
         "steps": steps,
-        "settings": binding_settings(settings),
+        "settings": config.recorded,
     }
-    for block in objective.activation_checkpointed[settings.activation_checkpointing]:
+    for block in objective.checkpointable_blocks[config.execution.activation_checkpointing]:
         block.activation_checkpointing = True
     trained = distribute(
         objective.model.to(device),
         objective.wrapped_modules,
         world,
-        parallel=settings.parallel,
-        compile=settings.compile,
+        parallel=config.execution.parallel,
+        compile=config.execution.compile,
         precision=precision,
         passes=passes,
     )
     parts = objective.parts(trained)
-    optimizer = new_optimizer(
-        weight_decay_groups(trained, settings.weight_decay), "adamw", device, betas=(settings.beta1, settings.beta2)
-    )
-    states = States(out / "checkpoints", world, settings.keep_last, settings.keep_every, identity)
-    position = TrainState()
+    groups = weight_decay_groups(trained, optimisation.weight_decay)
+    optimizer = new_optimizer(groups, "adamw", device, betas=(optimisation.beta1, optimisation.beta2))
+    schedule = Schedule(optimisation.lr, steps, warmup_steps=round(optimisation.warmup * steps))
+    states = States(out / "checkpoints", world, every.keep_last, every.keep_every, identity)
+    state = TrainState()
     if found := states.latest():
-        position = states.load(found, trained, optimizer)
-        log.info("going on from %s", found)
-    guard = Guard(optimizer, device, position.skipped)
-    monitor = Monitor(images, split, settings, objective.size, objective.blocks, precision, world)
+        state = states.load(found, trained, optimizer)
+        log.info("resuming from %s", found)
+    guard = Guard(optimizer, device, state.skipped)
+    chunk = min(batching.micro_batch or 64, 64)
+    monitor = Monitor(data.images, data.split, shape, seed=config.seed, chunk=chunk, precision=precision, world=world)
     unreadable = UnreadableLog(out / ("unreadable.jsonl" if world.first else f"unreadable-{world.rank}.jsonl"))
     unreadable.add(monitor.unreadable if world.first else [])
-    peak = peak_lr(settings.lr, settings.base_lr, settings.batch)
-    schedule = Schedule(peak, steps, warmup_steps=round(settings.warmup * steps))
-    wandb = None if settings.wandb is None else WandbRun(settings.wandb, asdict(settings))
 
     def batches(start: int) -> Iterator[Batch]:
+        """Yield this process's micro-batches from a sample on."""
+        micro = batching.batch // world.size // passes
         return train_batches(
-            images,
-            split,
-            order,
-            seed=settings.seed,
-            size=(objective.size, objective.size),
-            blocks=objective.blocks,
-            batch=settings.batch,
+            data.images,
+            data.split,
+            data.order,
+            replace(batching, micro_batch=micro),
+            shape,
+            seed=config.seed,
             start=start,
-            micro=settings.batch // world.size // passes,
-            rank=world.rank,
-            world=world.size,
-            workers=settings.workers,
-            cropping=Cropping(scale=(settings.crop_scale[0], settings.crop_scale[1]), flip=settings.flip),
+            ranks=(world.rank, world.size),
         )
 
-    def log_row(numbers: dict[str, float]) -> None:
-        logger.write(round(position.samples / order.epoch_length, 6), position.step, numbers)
-
     def measure() -> tuple[dict[str, float], Matrix]:
+        """Return validation metrics and the cosine between class tokens."""
         trained.eval()
         measured = objective.measure(trained, monitor)
         trained.train()
         return measured
 
+    def log_row(numbers: dict[str, float]) -> None:
+        """Write a row of metrics for the present step."""
+        logger.write(round(state.samples / data.order.epoch_length, 6), state.step, numbers)
+
     @torch.no_grad()
-    def draw(path: Path) -> None:
+    def visualize() -> None:
+        """Write an image of the model's output."""
         trained.eval()
         with torch.compiler.set_stance("force_eager"), autocast(device, precision):
-            objective.image(trained, monitor, path, world.first)
+            objective.visualize(trained, monitor, out / "images" / f"step-{state.step:08d}.png", world.first)
         trained.train()
 
     cosine: Matrix = []
     with (
         Stopping() as stopping,
-        MetricLogger(out, objective.name, position.step, wandb=wandb, enabled=world.first) as logger,
+        MetricLogger(out, objective.name, state.step, wandb=every.wandb, enabled=world.first) as logger,
         stage(objective.name, steps) as bar,
     ):
-        bar.advance(position.step)
-        window = ThroughputMeter(settings.batch, world, flops=objective.flops, peak=peak_flops)
-        stream = batches(position.samples)
-        if position.step == 0:
-            with window.paused():
+        bar.advance(state.step)
+        meter = ThroughputMeter(batching.batch, world, flops=objective.flops, peak=matmul_peak(device, precision))
+        stream = batches(state.samples)
+        if state.step == 0:
+            with meter.paused():
                 log_row(measure()[0])
         trained.train()
-        while position.step < steps:
-            set_lr(optimizer, schedule.at(position.step))
+        while state.step < steps:
+            set_lr(optimizer, schedule.at(state.step))
             losses: dict[str, Tensor] = {}
             for number in range(passes):
-                with window.waiting():
+                with meter.waiting():
                     batch = next(stream)
                 with (
-                    seeded(settings.seed, position.step, number, world.rank),
+                    seeded(config.seed, state.step, number, world.rank),
                     accumulating(trained, last=number == passes - 1),
                 ):
                     with autocast(device, precision):
@@ -165,53 +150,54 @@ def train(
                 for name, loss in found_losses.items():
                     losses[name] = losses.get(name, 0.0) + loss.detach() / passes
                 unreadable.add(batch.unreadable)
-            norm = torch.stack([clip_gradients(part.parameters(), settings.clip) for part in parts]).norm()
-            finite = guard.step(norm, position.step)
-            window.add(losses, norm, finite)
-            position.step, position.samples = position.step + 1, position.samples + settings.batch
+            norm = torch.stack([clip_gradients(part.parameters(), optimisation.clip) for part in parts]).norm()
+            finite = guard.step(norm, state.step)
+            meter.add(losses, norm, finite)
+            state.step, state.samples = state.step + 1, state.samples + batching.batch
             bar.advance(1)
 
-            done = position.step == steps
+            done = state.step == steps
             stop = world.any(stopping.asked)
-            if position.step % settings.log_every == 0 or done or stop:
-                numbers = window.close()
-                position.seconds += numbers["time/seconds"]
-                position.skipped = guard.skipped
+            if state.step % every.log_every == 0 or done or stop:
+                numbers = meter.close()
+                state.seconds += numbers["time/seconds"]
+                state.skipped = guard.skipped
                 numbers |= {"train/lr": float(optimizer.param_groups[0]["lr"]), "data/skipped_steps": guard.skipped}
                 log_row(numbers | {"data/unreadable_images": world.total(unreadable.count)})
-                if guard.longest >= settings.abort_after:
-                    again = batches(guard.first_bad * settings.batch)
-                    parts_of_step = [next(again) for _ in range(passes)]
-                    kept = {
-                        name: torch.cat([getattr(each, name) for each in parts_of_step])
-                        for name in ("images", "mask_noise", "indices")
-                    }
-                    guard.abort(kept, [images.name(int(index)) for index in kept["indices"]], out, world)
+                if guard.longest >= optimisation.abort_after:
+                    again = batches(guard.first_bad * batching.batch)
+                    tensors = _joined([next(again) for _ in range(passes)])
+                    names = [data.images.name(int(index)) for index in tensors["indices"]]
+                    guard.abort(tensors, names, out, world)
             valid, image, save = (
-                position.step % every == 0 or done
-                for every in (settings.valid_every, settings.visualize_every, settings.save_every)
+                state.step % interval == 0 or done
+                for interval in (every.valid_every, every.visualize_every, every.save_every)
             )
             if not (valid or image or save or stop):
                 continue
-            with window.paused():
+            with meter.paused():
                 if valid:
                     numbers, cosine = measure()
                     log_row(numbers)
                 if image:
-                    draw(out / "images" / f"step-{position.step:08d}.png")
+                    visualize()
                 if save or stop:
-                    position.skipped = guard.skipped
-                    states.save(trained, optimizer, position)
-                    tensors = gathered_weights(trained, world)
+                    state.skipped = guard.skipped
+                    states.save(trained, optimizer, state)
+                    weights = gathered_weights(trained, world)
                     if world.first:
                         whole = objective.blank()
-                        whole.load_state_dict(tensors, assign=True)
-                        described = binding_settings(settings) | {"samples_seen": position.samples}
-                        objective.save(whole, out, described, position.step)
+                        whole.load_state_dict(weights, assign=True)
+                        objective.save(whole, out, config.recorded | {"samples_seen": state.samples}, state.step)
                 if stop and not done:
                     states.wait()
-                    raise stopping.stopped(position.step, steps)
+                    raise stopping.stopped(state.step, steps)
         states.wait()
-        if not cosine:  # all steps were done by an earlier start
+        if not cosine:  # an earlier start made all steps
             cosine = measure()[1]
-    return TrainResult(position, logger.last, cosine)
+    return TrainResult(state, logger.last, cosine)
+
+
+def _joined(batches: list[Batch]) -> dict[str, Tensor]:
+    """Return the tensors of several micro-batches as one."""
+    return {name: torch.cat([getattr(each, name) for each in batches]) for name in ("images", "mask_noise", "indices")}

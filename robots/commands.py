@@ -1,7 +1,7 @@
 """The command run."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..cameras.settings import CameraSettings
 from ..command import INTERRUPTED, Command
@@ -19,7 +19,9 @@ class Run(CameraSettings):
 
     robot: str = key(MISSING, "task:SUITE/TASK[@CAMERA] (simulated), ros:FILE (ROS 2), or another package's driver")
     camera: str = key("robot", "the policy's first camera: robot (its own), or a camera as in camera_check")
-    cameras: dict[str, str] = key({}, "further cameras of the policy, e.g. {rgb_wrist: opencv:0}; robot's own if unset")
+    cameras: Any = key(  # Hydra adds no keys to a dict with a schema
+        None, "the policy's further cameras, e.g. {rgb_wrist: opencv:0}; null is the robot's own of that name"
+    )
     bundle: str | None = key(None, "folder that pixio-robot export wrote")
     checkpoint: str | None = key(None, "instead of a bundle: a policy checkpoint, run by torch")
     server: str | None = key(None, "instead of a bundle: HOST:PORT of pixio-robot serve, or a ws:// or wss:// address")
@@ -36,7 +38,7 @@ class Run(CameraSettings):
     depth_sensor: str = key("d435", "what a simulated robot's depth is measured with: exact, d435")
     n_action_steps: int | None = key(None, "actions of a chunk that are used; null is all", least=1)
     chunk_blend: float = key(
-        1.0, "weight of a new chunk where an older one planned the same step; 1 replaces, LeRobot's is 0.7", later=True
+        1.0, "weight of a new chunk where an older one planned the same step; 1 replaces, LeRobot's is 0.7"
     )
     limits: str | None = key(None, "file (.json) of limits that narrow the robot's own")
     max_age: float = key(0.2, "oldest frame that the policy may act on [s]")
@@ -93,7 +95,10 @@ def drive_robot(settings: Run, source: "LoadedSource") -> "RunReport":
     if settings.time not in ("real", "stepped"):
         raise BadInput(f"time={settings.time}: there are real, stepped")
     manifest = source.manifest
-    cameras = choose_cameras(manifest, settings.camera, settings.cameras)
+    others = settings.cameras or {}
+    if not isinstance(others, dict) or not all(isinstance(each, str) for pair in others.items() for each in pair):
+        raise BadInput(f"cameras={others!r} is not {{CAMERA: SOURCE}}, e.g. cameras={{rgb_wrist: opencv:0}}")
+    cameras = choose_cameras(manifest, settings.camera, others)
     control = Control(
         Watchdog(settings.max_age, settings.stop_after),
         settings.n_action_steps,

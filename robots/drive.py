@@ -11,8 +11,8 @@ from typing import Any
 
 from ..action_queue import ActionQueue
 from ..cameras.camera import Camera
-from ..cameras.faults import FaultInjectingCamera, Faults
 from ..cameras.playback import Playback, RealTimePlayback
+from ..cameras.tools.faults import FaultInjectingCamera, Faults
 from ..deploy.load import LoadedSource
 from ..deploy.manifest import Manifest
 from ..deploy.observation import cameras_of
@@ -25,7 +25,7 @@ from .clock import Rate
 from .emergency import EmergencyStop
 from .faults import Fault, FaultInjector
 from .fit import check_fit
-from .frame_source import FrameSources, SteppedFrameSource, new_frame_source
+from .frame_source import FrameSource, FrameSources, SteppedFrameSource, new_frame_source
 from .inference import InferenceInStep, InferenceThread
 from .limits import Limits
 from .loop import ControlLoop, LoopTiming, Watchdog
@@ -195,11 +195,11 @@ def _new_camera(source: str, setup: RobotSetup, robot: Robot, stepped: bool) -> 
 def _open_sources(
     cameras: Mapping[str, FaultInjectingCamera], robot: Robot, stepped: bool, stack: ExitStack
 ) -> FrameSources:
-    sources = {}
+    sources: dict[str, FrameSource] = {}
     for name, camera in cameras.items():
-        sources[name] = new_frame_source(camera, robot.clock, stepped)
-        if isinstance(sources[name], SteppedFrameSource):
-            camera.sleep = sources[name].stall
+        sources[name] = source = new_frame_source(camera, robot.clock, stepped)
+        if isinstance(source, SteppedFrameSource):
+            camera.sleep = source.stall
     return stack.enter_context(FrameSources(sources, robot.clock))
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..cameras.faults import FaultInjectingCamera
+from ..cameras.tools.faults import FaultInjectingCamera
 from ..deploy.runtime import RunningPolicy
 from ..errors import BadInput, UnknownName, closest
 from .emergency import EmergencyStop

@@ -10,6 +10,7 @@ from ..errors import BadInput
 from .robot import RobotSpec
 
 log = logging.getLogger(__name__)
+_ROUNDING = 1e-6  # share of its range by which an action may exceed it
 _TOLERANCE = 0.02  # share by which a step may be longer or shorter than in training
 
 
@@ -33,7 +34,7 @@ def check_fit(manifest: Manifest, robot: RobotSpec, cameras: Mapping[str, Camera
             if tensor.shape != (robot.proprio,):
                 raise BadInput(
                     f"the policy expects proprioception of size {tensor.shape[0]}, {robot.name} provides "
-                    f"{robot.proprio}; use a policy that was trained for this robot, or with embedding.proprio=false"
+                    f"{robot.proprio}; use a policy that was trained for this robot, or with observation.proprio=false"
                 )
         else:
             _check_camera(tensor, cameras)
@@ -56,9 +57,16 @@ def _check_actions(manifest: Manifest, robot: RobotSpec) -> None:
             "an action a means something else here than in the policy's training data: %s",
             "; ".join(f"{axis}: {here}, was {there}" for axis, there, here in pairs if here != there),
         )
-    if manifest.action_low and (min(manifest.action_low) < -1 or max(manifest.action_high) > 1):
-        low, high = min(manifest.action_low), max(manifest.action_high)
-        raise BadInput(f"the policy's actions are {low} to {high}, not -1 to 1")
+    lowest, highest = robot.commands.action_range
+    for axis, low, high, least, most in zip(
+        axes, manifest.action_low, manifest.action_high, lowest, highest, strict=True
+    ):
+        room = _ROUNDING * (most - least)
+        if low < least - room or high > most + room:
+            raise BadInput(
+                f"the policy's actions on axis {axis} are {low:g} to {high:g}, {robot.name} takes {least:g} to "
+                f"{most:g}; use a policy that was trained for this robot"
+            )
 
 
 def _check_camera(tensor: TensorSpec, cameras: Mapping[str, CameraSpec]) -> None:

@@ -28,7 +28,7 @@ class FrameSource(Protocol):
 class SteppedFrameSource:
     """`Capture` for stepped time: frames are there at once, and a stall is a time without frames.
 
-    Give `stall` to `cameras.faults.FaultInjectingCamera` as its `sleep`.
+    Give `stall` to `cameras.tools.faults.FaultInjectingCamera` as its `sleep`.
     """
 
     def __init__(self, camera: Camera, clock: Clock) -> None:

@@ -17,7 +17,7 @@ class Interpolation:
     """
 
     def __init__(self, commands: ActionSpec, parts: int) -> None:
-        self.parts = parts
+        self.parts, self._commands = parts, commands
         self._relative = commands.relative
         self._from: np.ndarray | None = None  # the action before
         self._to: np.ndarray | None = None
@@ -49,4 +49,4 @@ class Interpolation:
     def whole(self, sent: list[np.ndarray]) -> np.ndarray:
         """Return the action (A,) that equals a step's commands: sums of relative ones, the last of absolute ones."""
         stacked = np.stack(sent)
-        return np.where(self._relative, np.clip(stacked.sum(0), -1, 1), stacked[-1]).astype(np.float32)
+        return np.where(self._relative, self._commands.clip(stacked.sum(0)), stacked[-1]).astype(np.float32)

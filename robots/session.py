@@ -65,7 +65,8 @@ class SessionPlan:
     @property
     def facts(self) -> dict[str, str]:
         """What the report's table of settings shows."""
-        return {name: str(self.settings.get(name)) for name in ("time", "camera")}
+        shown = {name: self.settings.get(name) for name in ("time", "camera", "cameras")}
+        return {name: str(value) for name, value in shown.items() if value}
 
 
 class Session:
@@ -87,7 +88,7 @@ class Session:
         self.parts = self.out / "episodes"
         self.side = manifest.image_size or SIDE
         self.ticks = self.out / "ticks.jsonl"
-        self.name = "checkpoint" if manifest.target == "torch" else "bundle"
+        self.name = "checkpoint" if plan.settings.get("checkpoint") else "bundle"
         self.report = RunReport(self.out, [])
 
     def run(self, stopping: Stopping) -> RunReport:

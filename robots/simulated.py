@@ -132,7 +132,7 @@ class TaskRobot(Robot):
             raise BadInput(
                 f"{self.spec.name} needs a finite action of {len(self.spec.commands.names)} numbers; got {asked}"
             )
-        sent = np.clip(asked, -1, 1)
+        sent = self.spec.commands.clip(asked)
         if self.stepped:
             self._step(sent)
             return sent

@@ -53,7 +53,7 @@ def _absl_closes_nothing() -> None:
 
 @pytest.fixture(autouse=True)
 def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run every test in a folder of its own, so that none leaves a runs/ behind."""
+    """Run every test in its own empty folder, so that none leaves a runs/ behind."""
     monkeypatch.chdir(tmp_path)
     yield
 
@@ -122,7 +122,7 @@ def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path, to
 
 @pytest.fixture(scope="session")
 def toy_bundle(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path, toy_file: Path) -> Path:
-    """The toy policy as an ONNX bundle that passed the gate on recorded frames."""
+    """The toy policy as an ONNX bundle that was verified on recorded frames."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     out = tmp_path_factory.mktemp("bundle") / "toy"

@@ -99,16 +99,8 @@ def _timm(folder: Path) -> None:
     assert tokens.cls.shape == (1, 1, 192) and tokens.patches.shape == (1, 196, 192)
 
 
-def _lerobot_data(folder: Path) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    parquet.write_table(pa.table({"action": [[0.0, 1.0]], "index": [0]}), folder / "file.parquet")
-    assert parquet.read_table(folder / "file.parquet").column("index").to_pylist() == [0]
-
-
 def _realsense(folder: Path) -> None:
-    from pixio_robot.cameras.realsense_frames import realsense_library
+    from pixio_robot.cameras.drivers.realsense_frames import realsense_library
 
     device = realsense_library().software_device()
     assert device.add_sensor("Depth").get_stream_profiles() is not None
@@ -156,12 +148,13 @@ def _scores(folder: Path, engine: str) -> Path:
     from PIL import Image
 
     from pixio_robot.cli import run
-    from pixio_robot.pretrain.commands import Pretrain
     from pixio_robot.pretrain.images.procedural import draw
-    from pixio_robot.pretrain.networks import new_autoencoder, save_autoencoder
+    from pixio_robot.pretrain.networks import AutoencoderConfig, new_autoencoder, save_autoencoder
 
-    settings = Pretrain(encoder="32x2x2", decoder="32x2x2", patch=8, image_size=64)
-    save_autoencoder(folder / "model.safetensors", new_autoencoder(settings), {"mask_ratio": 0.75, "mask_block": 2})
+    config = AutoencoderConfig(encoder="32x2x2", decoder="32x2x2", patch=8, image_size=64)
+    save_autoencoder(
+        folder / "model.safetensors", new_autoencoder(config, seed=0), {"mask_ratio": 0.75, "mask_block": 2}
+    )
     (folder / "data").mkdir(exist_ok=True)
     with tarfile.open(folder / "data/0.tar", "w") as archive:
         for number in range(8):
@@ -286,7 +279,6 @@ EXERCISES: dict[str, Callable[[Path], None]] = {
     "robomimic": _robomimic,
     "hf": _hf,
     "timm": _timm,
-    "lerobot-data": _lerobot_data,
     "curation": _curation,
     "recordings": _recordings,
     "realsense": _realsense,

@@ -1,4 +1,4 @@
-"""ActionSpec, keys and manifests of README and guides are what the package takes, as a shell would pass them on."""
+"""Commands, keys and manifests of README and guides are what the package takes, as a shell would pass them on."""
 
 import re
 import shlex
@@ -16,8 +16,7 @@ import pixio_robot
 from pixio_robot.cli import compose
 from pixio_robot.config import sweep_jobs
 from pixio_robot.envs.commands import RenderFrames
-from pixio_robot.pretrain.commands import Pretrain
-from pixio_robot.pretrain.runs import check_settings
+from pixio_robot.pretrain.commands import Pretrain, pretrain_values
 from pixio_robot.training.distributed import micro_batches
 
 ROOT = Path(pixio_robot.__file__).resolve().parent.parent
@@ -133,7 +132,7 @@ def test_the_guides_commands_are_accepted(guide: Path) -> None:
     for name, overrides, count in every:
         settings = compose(name, overrides, complete=bool(overrides))
         if isinstance(settings, Pretrain):
-            check_settings(settings)
+            pretrain_values(settings)
             assert micro_batches(settings.batch, settings.micro_batch, count) >= 1
     assert {count for _, _, count in every} >= ({1} if guide.stem == "pretraining" else {8, 16})
 

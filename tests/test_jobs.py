@@ -82,7 +82,7 @@ def test_time_left_is_printed_and_failures_are_named(capsys: pytest.CaptureFixtu
     specs = [JobSpec(Path(f"c{number}"), 1.0, 1.0) for number in range(2)]
     schedule(specs, FakeEngine(failing=("c1",)).start, ResourceBudget(1, 10.0), Console(stderr=True))
     printed = capsys.readouterr().err
-    assert "1/2 cells, about 1 min left; c0: done" in printed and "2/2 cells; c1: FAILED: it broke" in printed
+    assert "1/2 runs, about 1 min left; c0: done" in printed and "2/2 runs; c1: FAILED: it broke" in printed
     assert doctest.testmod(launching).failed == 0
 
 
@@ -90,7 +90,7 @@ def test_time_left_is_printed_and_failures_are_named(capsys: pytest.CaptureFixtu
 def test_a_signal_ends_the_running_jobs(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine(polls=10**9)
     monkeypatch.setattr(time, "sleep", lambda _: os.kill(os.getpid(), number))
-    with pytest.raises(Stopped, match="0 of 3 cells; the same command goes on") as stopped:
+    with pytest.raises(Stopped, match="0 of 3 runs; the same command goes on") as stopped:
         specs = [JobSpec(Path(f"c{each}"), 1.0, 1.0) for each in range(3)]
         schedule(specs, engine.start, ResourceBudget(2, 10.0), QUIET)
     assert engine.stopped == 2 and stopped.value.signal == number

@@ -1,4 +1,4 @@
-"""The files inside a released archive, whether it is a zip, an unpacked folder or one file."""
+"""The files of a released archive: a zip file, an unpacked folder or a single file."""
 
 import json
 import re
@@ -105,7 +105,7 @@ def matching(files: Sequence[ArchiveFile], pattern: str) -> list[tuple[str, Arch
 
 
 def identity(files: Sequence[ArchiveFile]) -> str:
-    """Return what tells files of one content from those of another, wherever they lie."""
+    """Return a digest of the files' contents; it does not depend on where they are."""
     return sha256(json.dumps([(each.size, each.crc()) for each in files]).encode()).hexdigest()[:16]
 
 

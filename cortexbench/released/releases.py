@@ -1,7 +1,9 @@
-"""CortexBench's published demonstrations, as they lie in its four archives: what is where, and what we make of it.
+"""CortexBench's released demonstrations: where each task lies in the four archives, and how its arrays map to ours.
 
-Adroit, DMC and MetaWorld come as one pickle a task, a list of paths; TriFinger as a folder a demonstration with a file
-by ``torch.save``. T steps, A actions, P proprioception. The source's own values are never changed, only read.
+Adroit, DMC and MetaWorld have one pickle for each task, a list of paths. TriFinger has a folder for each demonstration,
+with a file by ``torch.save``. The source's values are only read.
+
+Shapes: T steps, A actions, P proprioception, H, W image.
 """
 
 import re
@@ -22,8 +24,8 @@ from .source_tree import size_of
 Numbered = Sequence[tuple[int, ArchiveFile]]  # files with the numbers of their (first) demonstrations
 
 
-class Reading(NamedTuple):
-    """One demonstration: as released, and what our layout has of it."""
+class ReleasedDemo(NamedTuple):
+    """One demonstration: as released, and the arrays of our layout."""
 
     number: int
     source: dict[str, Any]
@@ -33,12 +35,12 @@ class Reading(NamedTuple):
     success: np.ndarray | None = None  # (T,) bool
 
 
-class Contents(NamedTuple):
-    """What a source holds, opened."""
+class OpenedRelease(NamedTuple):
+    """The demonstrations of a source that is open for reading."""
 
     numbers: list[int]  # of the demonstrations
-    size: int  # that they take uncompressed, at most [bytes]
-    readings: Iterator[Reading]
+    size: int  # uncompressed, at most [bytes]
+    demos: Iterator[ReleasedDemo]
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,15 @@ class PathsRelease:
     env_id: str  # also the file's name
     camera: str
     action_dim: int
-    state_dim: int  # of what the simulator's own observation has
+    state_dim: int  # width of the simulator's own observation
     train: int  # demonstrations that CortexBench trains on
     proprio: str = ""  # its key in env_infos
     proprio_dim: int = 0
-    valid: int | None = None  # all others
+    valid: int | None = None  # of validation; None is all others
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Return the cameras whose images there are, by our names."""
+        """The cameras that were recorded, by our names."""
         return (self.camera,)
 
     def find(self, files: Sequence[ArchiveFile], source: Path) -> Numbered:
@@ -76,7 +78,7 @@ class PathsRelease:
         return [(0, found[0])]
 
     @contextmanager
-    def read(self, files: Numbered, beside: Path) -> Iterator[Contents]:
+    def read(self, files: Numbered, beside: Path) -> Iterator[OpenedRelease]:
         """Open the file; one in a zip archive is unpacked beside a path first.
 
         Raises:
@@ -87,12 +89,12 @@ class PathsRelease:
             paths = read_pickle(path, where=file.name)
             if not isinstance(paths, list) or not paths or not all(isinstance(each, dict) for each in paths):
                 raise DataError(f"{file.name} holds no list of demonstrations, but {_described(paths)}")
-            readings = [self._reading(number, each, file.name) for number, each in enumerate(paths)]
+            demos = [self._demo(number, each, file.name) for number, each in enumerate(paths)]
             numbers, size = list(range(len(paths))), sum(size_of(each) for each in paths)
-            del paths  # the memory of each demonstration is free once it is written
-            yield Contents(numbers, size, (readings.pop(0) for _ in numbers))
+            del paths  # a demonstration's memory is free once it is written
+            yield OpenedRelease(numbers, size, (demos.pop(0) for _ in numbers))
 
-    def _reading(self, number: int, path: dict[str, Any], name: str) -> Reading:
+    def _demo(self, number: int, path: dict[str, Any], name: str) -> ReleasedDemo:
         about = f"demonstration {number} of {name}"
         infos = path["env_infos"] if isinstance(path.get("env_infos"), dict) else {}
         images = _images(path, "images", about)
@@ -109,17 +111,17 @@ class PathsRelease:
         rewards = _per_step(path.get("rewards"), steps)
         success = _per_step(infos.get("success", infos.get("goal_achieved")), steps)
         success = None if success is None else success.astype(bool)
-        return Reading(number, path, _clipped(actions), observations, rewards, success)
+        return ReleasedDemo(number, path, _clipped(actions), observations, rewards, success)
 
 
 @dataclass(frozen=True)
 class TriFingerRelease:
-    """A task of TriFinger: a folder a demonstration. A decision lasts 0.4 s; the last frame has no action."""
+    """A task of TriFinger: a folder for each demonstration. A step lasts 0.4 s; the last frame has no action."""
 
     folder: str
     action_dim: int  # 3 for one finger, 9 for three
-    reach: float  # largest fingertip displacement of a decision [cm]
-    cameras: tuple[str, ...]  # the first is image_60, the second, if any, its last frame: the goal
+    reach: float  # largest fingertip displacement in a step [cm]
+    cameras: tuple[str, ...]  # the first is image_60; the second, if any, is its last frame, the goal
     train = 100
     valid: int | None = 25
     proprio_dim = 9
@@ -140,12 +142,12 @@ class TriFingerRelease:
         return sorted(((int(number), file) for number, file in found), key=lambda each: each[0])
 
     @contextmanager
-    def read(self, files: Numbered, beside: Path) -> Iterator[Contents]:
-        """Open the files; each is read when its turn comes."""
+    def read(self, files: Numbered, beside: Path) -> Iterator[OpenedRelease]:
+        """Open the files; each one is read when it is needed."""
         size = 2 * sum(file.size for _, file in files)
-        yield Contents([number for number, _ in files], size, (self._reading(*each) for each in files))
+        yield OpenedRelease([number for number, _ in files], size, (self._demo(*each) for each in files))
 
-    def _reading(self, number: int, file: ArchiveFile) -> Reading:
+    def _demo(self, number: int, file: ArchiveFile) -> ReleasedDemo:
         source = read_torch_file(file.read(), file.name)
         if not isinstance(source, dict):
             raise DataError(f"{file.name} holds no demonstration, but {_described(source)}")
@@ -158,11 +160,11 @@ class TriFingerRelease:
                 "is it another task's?"
             )
         tips = _array(source, "ft_pos_cur", file.name, (steps + 1, self.proprio_dim))
-        goals = np.broadcast_to(images[-1], images[:-1].shape)  # stored at each step, as collect does
+        goals = np.broadcast_to(images[-1], images[:-1].shape)  # at each step, as `collect` stores it
         views = zip(self.cameras, (images[:-1], goals), strict=False)
         observations: dict[str, np.ndarray | str] = {f"{camera}_image": frames for camera, frames in views}
         observations["proprio"] = tips[:-1].astype(np.float32)
-        return Reading(number, source, _clipped(moved[:steps, : self.action_dim] / self.reach), observations)
+        return ReleasedDemo(number, source, _clipped(moved[:steps, : self.action_dim] / self.reach), observations)
 
 
 Release = PathsRelease | TriFingerRelease
@@ -190,7 +192,7 @@ RELEASES: dict[str, Release] = {
 
 
 def release_of(task: str) -> Release:
-    """Return what is known of a task's released demonstrations.
+    """Return where a task's released demonstrations are and how they are read.
 
     Raises:
         UnknownName: if CortexBench has no such task.
@@ -201,7 +203,7 @@ def release_of(task: str) -> Release:
 
 
 def _array(values: Any, key: str, about: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """Return an array of the source, or say what is there instead."""
+    """Return an array of the source; the error names what is there instead."""
     if key not in values:
         raise DataError(f"{about} has no {key!r}; it has: {', '.join(map(str, values)) or 'nothing'}")
     array = _as_array(values[key])
@@ -221,7 +223,7 @@ def _images(values: Any, key: str, about: str, least: int = 1) -> np.ndarray:
 
 
 def _per_step(values: Any, steps: int) -> np.ndarray | None:
-    """Return a number a step, (T,), where that is what `values` are; whatever they are is kept with the source."""
+    """Return `values` as one number for each step, (T,), or None if they are not that. ``extra`` keeps them anyway."""
     array = _as_array(values if isinstance(values, (np.ndarray, list)) else None)
     return array.reshape(steps) if array.dtype.kind in "biuf" and array.size == steps else None
 

@@ -1,7 +1,7 @@
-"""Nested dictionaries, lists and arrays in HDF5 groups, and back again bit by bit.
+"""Writes nested dictionaries, lists and arrays to HDF5 groups, and reads them bit by bit.
 
-Arrays are datasets under their own names. What is no array says so in an attribute ``kind``; short plain values (text,
-numbers, lists of them) are JSON. Names are percent-quoted where HDF5 would take them for paths.
+Arrays are datasets under their own names. Other values have an attribute ``kind``; short plain values (text,
+numbers, lists of them) are JSON. Names are percent-quoted where HDF5 would read them as paths.
 """
 
 import json
@@ -73,7 +73,7 @@ def get(item: h5py.Group | h5py.Dataset) -> Any:
 
 
 def size_of(value: Any, depth: int = 0) -> int:
-    """Return about how much room a value takes, uncompressed [bytes].
+    """Return about how much space a value takes, uncompressed [bytes].
 
     Raises:
         DataError: for what cannot be kept.

@@ -1,4 +1,4 @@
-"""Heads that turn the tokens of a frozen encoder into a map: depth, or a score for each class.
+"""Heads that predict a map from the tokens of a frozen encoder: depth, or a score for each class.
 
 Shapes: B batch, K class tokens, N = h x w patches, D width, C channels of the map, H x W its size.
 """
@@ -16,11 +16,11 @@ from ..errors import BadInput, UnknownName, closest
 LEAST_DEPTH = 1e-3  # [m]
 HEADS = ("linear", "dpt")
 WIDTHS = {"small": (48, 96, 192, 192), "base": (96, 192, 384, 384), "published": (256, 512, 1024, 1024)}
-FUSED = {"small": 64, "base": 128, "published": 256}  # channels at which the levels meet
+FUSED = {"small": 64, "base": 128, "published": 256}  # channels of the fused levels
 
 
 def dpt_blocks(depth: int) -> list[int]:
-    """Return the blocks that a DPT head reads, at quarters of the depth, 0-based.
+    """Return the blocks that a DPT head reads, one after each quarter of the encoder, 0-based.
 
     >>> dpt_blocks(12), dpt_blocks(24)
     ([2, 5, 8, 11], [5, 11, 17, 23])
@@ -65,7 +65,7 @@ def make_head(kind: str, dim: int, outputs: int = 1, widths: str = "small") -> "
 
 
 def token_map(tokens: Tokens, grid: tuple[int, int]) -> Tensor:
-    """Return each patch token beside the mean class token, (B, 2D, h, w); both normed by the encoder's final norm."""
+    """Concatenate each patch token with the mean class token, (B, 2D, h, w); both are normed."""
     patches = tokens.patches.transpose(1, 2).unflatten(2, grid)
     cls = tokens.cls.mean(dim=1)[:, :, None, None].expand_as(patches)
     return torch.cat([patches, cls], dim=1)
@@ -100,7 +100,7 @@ class LinearHead(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions around which the input passes."""
+    """Two 3x3 convolutions with a residual connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Residual(nn.Module):
 
 
 class DPTHead(nn.Module):
-    """Four blocks' tokens as a pyramid, fused from coarse to fine (Ranftl et al., arXiv:2103.13413), no batch norm.
+    """Tokens of four blocks as a feature pyramid, fused from coarse to fine, without batch norm (arXiv 2103.13413).
 
     Args:
         dim: D.

@@ -61,10 +61,10 @@ class TransformersBaseline(Baseline):
         self.shuffles = config.model_type == "vit_mae"  # unless `read` gives it the order
         if self.shuffles:
             config.mask_ratio = 0.0
-        # transformers norms the tokens of every family but CLIP, where it norms the pooled token alone
+        # transformers norms the tokens of every family except CLIP, where it norms only the pooled token
         self.norms_itself = config.model_type != "clip_vision_model"
         patch = getattr(config, "patch_size", None)
-        if config.model_type == "dinov3_convnext":  # gives a sequence, but is a pyramid that halves at every stage
+        if config.model_type == "dinov3_convnext":  # returns a sequence, but is a pyramid
             patch = 2 ** (len(config.hidden_sizes) + 1)
         self.patch = int(patch[0] if isinstance(patch, list | tuple) else patch or 1)
         self.interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
@@ -112,7 +112,7 @@ class TimmBaseline(Baseline):
         if features.ndim == 4:
             patches = features.permute(0, 3, 1, 2) if self.channels_last else features
             pooled = model.forward_head(features, pre_logits=True).flatten(1) if normed else patches.mean((2, 3))
-            if pooled.shape[1] != patches.shape[1]:  # a head that widens, as MobileNetV3's
+            if pooled.shape[1] != patches.shape[1]:  # a head with more channels, as in MobileNetV3
                 pooled = patches.mean((2, 3))
             return pooled.unsqueeze(1), patches
         if not normed:
@@ -131,11 +131,11 @@ class TimmBaseline(Baseline):
 
 
 def load_transformers(place: str) -> LoadedEncoder:
-    """Load a vision model of transformers from a folder or the hub; of an image-text model the image tower.
+    """Load a vision model of transformers from a folder or the hub; of an image-text model the image encoder.
 
     Raises:
         MissingExtra: if transformers is not installed.
-        CheckpointError: if it cannot be fetched, has no safetensors, lacks weights, or is no vision model.
+        CheckpointError: if it cannot be fetched, has no safetensors, lacks weights, or is not a vision model.
     """
     declare_missing_operators()
     try:
@@ -145,7 +145,7 @@ def load_transformers(place: str) -> LoadedEncoder:
     folder = Path(place).expanduser()
     if not folder.is_dir():
         if not hub.REPOSITORY.fullmatch(place):
-            raise CheckpointError(f"no folder {place!r}, and it is no owner/name on the hub either")
+            raise CheckpointError(f"no folder {place!r}, and it is not an OWNER/NAME on the hub")
         folder = hub.fetch(place)
     require_safetensors(folder)
     try:
@@ -160,7 +160,7 @@ def load_transformers(place: str) -> LoadedEncoder:
                 output_loading_info=True,
                 dtype=torch.float32,
             )
-    except Exception as error:  # transformers raises what its many parts raise
+    except Exception as error:  # transformers raises many types
         raise CheckpointError(
             f"transformers cannot load {folder} ({type(error).__name__}: {error}); code from a model folder is not run"
         ) from error
@@ -168,7 +168,7 @@ def load_transformers(place: str) -> LoadedEncoder:
         raise CheckpointError(f"{folder} holds {type(model).__name__}, which does not take images")
     missing = sorted(report["missing_keys"])
     if any(key.startswith("pooler.") for key in missing):
-        model.pooler = None  # only the class token is read, and random weights would change the fingerprint
+        model.pooler = None  # it is not read, and random weights would change the fingerprint
     if missing := [key for key in missing if not key.startswith("pooler.")]:
         raise CheckpointError(f"{folder} lacks {len(missing)} weights of {type(model).__name__}: {missing[:3]}")
     image_size = getattr(config, "image_size", None) or 224
@@ -214,13 +214,13 @@ def load_timm(name: str, seed: int | None = None) -> LoadedEncoder:
         torch.default_generator.manual_seed(seed or 0)
         try:
             model = timm.create_model(name, pretrained=seed is None, pretrained_cfg_overlay=overlay, num_classes=0)
-        except Exception as error:  # timm raises what its many models raise
+        except Exception as error:  # timm raises many types
             raise CheckpointError(f"timm cannot load {name!r} ({type(error).__name__}: {error})") from error
     config: Any = model.pretrained_cfg
     height, width = config.get("input_size", (3, 224, 224))[1:]
     mode = "squash" if config.get("crop_mode") == "squash" else "crop"
     mean, std = (tuple(config.get(key, default)) for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
-    share = config.get("crop_pct") or 1.0  # of the resized image that the crop keeps
+    share = config.get("crop_pct") or 1.0  # share of the resized image that the crop keeps
     shorter = int(min(height, width) / share) if mode == "crop" and share < 1 else None
     interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
     preprocessing = Preprocessing((height, width), mode, mean, std, shorter, interpolation)

@@ -161,7 +161,7 @@ def _pixio(encoder: Backbone | PixioEncoder) -> tuple[PixioEncoder, Preprocessin
         side = int(encoder.arguments["image_size"])
         return encoder, Preprocessing(size=(side, side)), "trained"
     if not isinstance(encoder.network, PixioEncoder):
-        raise CheckpointError(f"{encoder.name!r} is no Pixio encoder; it stays in its own library's format")
+        raise CheckpointError(f"{encoder.name!r} is not a Pixio encoder; it stays in the format of its library")
     return encoder.network, encoder.preprocessing, encoder.weights
 
 

@@ -119,7 +119,7 @@ def schedule(specs: Sequence[JobSpec], start: Starter, budget: ResourceBudget, c
         try:
             while waiting or running:
                 if stopping.asked:
-                    raise stopped(stopping, done, len(specs), "cells")
+                    raise stopped(stopping, done, len(specs), "runs")
                 while spec := _next(waiting, running, budget):
                     waiting.remove(spec)
                     running[spec] = start(spec.folder, spec.memory)
@@ -132,7 +132,7 @@ def schedule(specs: Sequence[JobSpec], start: Starter, budget: ResourceBudget, c
                     left = (time.monotonic() - began) * sum(each.work for each in (*waiting, *running)) / worked
                     estimate = f", about {duration(left)} left" if waiting or running else ""
                     state = f"FAILED: {why}" if why else "done"
-                    line = f"{done}/{len(specs)} cells{estimate}; {spec.folder.name}: {state}"
+                    line = f"{done}/{len(specs)} runs{estimate}; {spec.folder.name}: {state}"
                     console.print(line, soft_wrap=True, markup=False, highlight=False)
                 if not ended:
                     time.sleep(0.2)

@@ -1,7 +1,7 @@
 """The images of each epoch, drawn by their weights, and the order in which they are visited.
 
-An image is drawn in an epoch if a number that seed, epoch and image decide lies below its weight. Nothing is stored but
-how many images of each chunk are drawn, so a position leads to its image at once, in any process and after any restart.
+An image is drawn in an epoch if a number computed from seed, epoch and image is below its weight. Only the number of
+drawn images of each chunk is stored. The image of a position is found at once, in any process and after any restart.
 
 Shapes: N training images, P positions, C chunks.
 """
@@ -17,33 +17,33 @@ from ...errors import DataError
 from ...files import replacing
 from ..order import Order, keys_of, scramble
 
-CHUNK = 4096  # images; looking one up draws a chunk
-_STRIDE = 256  # chunks that are counted together
-_DRAWS = 0x64726177  # keeps draws apart from orders
+CHUNK = 4096  # images; a look-up draws a whole chunk
+_STRIDE = 256  # chunks counted at a time
+_DRAWS = 0x64726177  # separates random draws from orders
 
 
 def draws(seed: int, epoch: int, hashes: np.ndarray) -> np.ndarray:
-    """Return a number in [0, 1) for every image, (N,) float64, unrelated between seeds, epochs and images.
+    """Return a number in [0, 1) for every image, (N,) float64, independent between seeds, epochs and images.
 
     Args:
-        hashes: (N,) uint64, one an image.
+        hashes: (N,) uint64, one per image.
     """
     (key,) = keys_of(seed ^ _DRAWS, np.array([epoch]), 0)
     return (scramble(scramble(hashes ^ key) ^ key) >> np.uint64(11)) * 2.0**-53
 
 
 def drawn(seed: int, epoch: int, hashes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return which images are drawn, (N,) bool: never at weight 0, always at weight 1."""
+    """Return which images are drawn, (N,) bool: none with weight 0, all with weight 1."""
     return draws(seed, epoch, hashes) < weights
 
 
 class AcceptedOrder:
-    """Visits the images drawn in an epoch once, then those of the next: `Order` over images with weights.
+    """Visits the images drawn in an epoch once, then those of the next epoch: `Order` over weighted images.
 
     Args:
         folder: holds ``hashes.npy`` and ``weights.npy`` of the training images; the counts of epochs are kept there.
         seed: of draws and orders.
-        block, mix: as `Order` has them.
+        block, mix: as in `Order`.
 
     Raises:
         DataError: if less than one image is expected an epoch.
@@ -57,8 +57,8 @@ class AcceptedOrder:
         self.epoch_length = sum(sums)  # expected
         if self.epoch_length < 1:
             raise DataError(
-                f"{self.epoch_length:.3g} images are expected an epoch of {self.length}: their weights are all but 0. "
-                "Look at the report of `pixio-robot curate`; other filters may suit these images"
+                f"{self.epoch_length:.3g} images are expected an epoch of {self.length}: their weights are almost 0. "
+                "Check the report of `pixio-robot curate` and its filters"
             )
         self._epochs: list[int] = []  # where they end, as positions
 
@@ -86,7 +86,7 @@ class AcceptedOrder:
         return result
 
     def epoch(self, number: int) -> np.ndarray:
-        """Return the images drawn in an epoch, in order of their numbers."""
+        """Return the images drawn in an epoch, sorted."""
         parts = [at + np.flatnonzero(self._drawn(number, at, CHUNK)) for at in range(0, self.length, CHUNK)]
         return np.concatenate(parts)
 
@@ -106,7 +106,7 @@ class AcceptedOrder:
         return drawn(self._seed, epoch, self._hashes[part], self._weights[part])
 
     def _ends(self, epoch: int) -> np.ndarray:
-        """Return how many images an epoch draws up to the end of each chunk, (C,) int64; counted once for all."""
+        """Return the number of drawn images up to the end of each chunk, (C,) int64; counted once for all processes."""
         path = self._folder / f"counts-{self._seed}-{epoch}.npy"
         if not path.is_file():
             with FileLock(path.with_suffix(".lock")):
@@ -136,7 +136,7 @@ class AcceptedOrder:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._open()  # pickled, the arrays would be copied
+        self._open()  # not pickled, since that would copy the arrays
 
 
 @lru_cache(maxsize=4)

@@ -1,4 +1,4 @@
-"""How many grey levels an image uses: low for rendered pages, flat images and products on white.
+"""Colour entropy of an image: low for rendered pages, flat graphics and products on white.
 
 Shapes: H height, W width.
 """

@@ -1,4 +1,4 @@
-"""The weights of a set of training images: looked up once by shard and place, and kept in the cache.
+"""The weights of a set of training images: joined once by shard and offset, and kept in the cache.
 
 Shapes: N training images.
 """
@@ -27,20 +27,20 @@ log = logging.getLogger(__name__)
 
 
 class Joined(NamedTuple):
-    """Where the weights of training images lie, and how well they fitted."""
+    """The joined weights of training images."""
 
     folder: Path  # hashes.npy (N,) uint64 and weights.npy (N,) float32, for `AcceptedOrder`
     sha256: str  # of the file of weights
-    missing: int  # images without a weight; they are never drawn
+    missing: int  # images without a weight, which are never drawn
 
 
 def join_weights(images: ImageSet, split: Split, weights: Path, cache: Path) -> Joined:
     """Find the weight of every training image.
 
-    An image and a weight belong together if shard name, offset and size are the same.
+    An image and a weight match if shard name, offset and size are equal.
 
     Args:
-        images: the set; only those of tar shards can have weights.
+        images: the set; only images of tar shards can have weights.
         split: which of them are trained on.
         weights: a file of `pixio-robot curate`.
         cache: folder of all caches.
@@ -54,13 +54,13 @@ def join_weights(images: ImageSet, split: Split, weights: Path, cache: Path) -> 
         names = _names(images)
         if not set(names) & set(file.shards):
             raise DataError(
-                f"{weights} has weights for {_few(file.shards)}; the images are in {_few(names)}. Weights fit shards "
-                "of the same name in a folder of the same name: score and curate these images"
+                f"{weights} has weights for {_few(file.shards)}; the images are in {_few(names)}. Weights are "
+                "matched by the names of shard and folder: score and curate these images"
             )
         val_images = hashlib.sha256(split.val_images.tobytes()).hexdigest()
         folder = cache / "weights" / digest("join-1", images.fingerprint, names, val_images, sha256)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):  # one rank joins, the others wait and find it done
+        with FileLock(folder.with_suffix(".lock")):  # one rank joins, the others wait
             if not folder.is_dir():
                 partial = folder.with_suffix(".partial")
                 shutil.rmtree(partial, ignore_errors=True)
@@ -72,8 +72,8 @@ def join_weights(images: ImageSet, split: Split, weights: Path, cache: Path) -> 
     missing = read_json(folder / "joined.json")["missing"]
     if missing == split.training:
         raise DataError(
-            f"{weights} knows the shards but none of the {missing} images at their places there: the shards were "
-            "packed anew since they were scored; score and curate them again"
+            f"{weights} has the shards but none of the {missing} images at their offsets: the shards were "
+            "packed again since they were scored; score and curate them again"
         )
     return Joined(folder, sha256, missing)
 
@@ -113,13 +113,13 @@ def _names(images: ImageSet) -> list[str]:
         name = next(name for name in names if names.count(name) > 1)
         same = [path for path, each in zip(paths, names, strict=True) if each == name]
         raise DataError(
-            f"{same[0]} and {same[1]} are both called {name}, so their weights cannot be told apart; rename a folder"
+            f"{same[0]} and {same[1]} are both called {name}, so their weights cannot be distinguished; rename a folder"
         )
     return names
 
 
 def _by_shard(images: ImageSet) -> Iterator[tuple[int, np.ndarray, str]]:
-    """Yield for every shard the number of its first image, its places and its name; for other sets one empty name."""
+    """Yield for every shard the index of its first image, its places and its name; for other sets an empty name."""
     begin = 0
     for each in _sets(images):
         if not isinstance(each, TarShards):
@@ -127,7 +127,7 @@ def _by_shard(images: ImageSet) -> Iterator[tuple[int, np.ndarray, str]]:
         else:
             shard, first = each.places["shard"], 0
             for number, path in enumerate(each.shards):
-                end = bisect_right(shard, number, first)  # numpy's own search would copy the mapped column
+                end = bisect_right(shard, number, first)  # NumPy's search would copy the mapped column
                 yield begin + first, each.places[first:end], shard_name(Path(path))
                 first = end
         begin += len(each)

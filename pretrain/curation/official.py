@@ -1,4 +1,4 @@
-"""Statistics in the format that Pixio's own loader reads: a JSON file a tar, made by whatever scored the images.
+"""Statistics in the format of Pixio's own loader: one JSON file per tar shard, from any scorer.
 
 ``<root>/<parent folder>/<stem of the tar>.json`` holds, for the name of each member, its ``mae_loss``,
 ``histogram_score``, ``height`` and ``width``.
@@ -7,7 +7,6 @@
 import json
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ _FIELDS = ("mae_loss", "histogram_score", "height", "width")
 
 
 def official_statistics(shard: Path, root: Path) -> ShardStatistics:
-    """Return the statistics of a shard's images; those without a whole record have the status "no record".
+    """Return the statistics of a shard's images; images with an incomplete record have the status "no record".
 
     Raises:
         DataError: if the JSON file is damaged.
@@ -32,12 +31,8 @@ def official_statistics(shard: Path, root: Path) -> ShardStatistics:
     """
     name = shard_name(shard)
     records = _records(root / f"{name}.json")
-    file = os.open(shard, os.O_RDONLY)
-    try:
-        walk = TarWalk(file)
-        members = [member for member, _ in samples(file, walk)]
-    finally:
-        os.close(file)
+    walk = TarWalk(shard)
+    members = [member for member, _ in samples(walk)]
     numbers = np.array([_numbers(records.get(member.name)) for member in members], np.float64).reshape(-1, len(_FIELDS))
     loss, entropy, height, width = numbers.T
     return ShardStatistics(
@@ -59,7 +54,7 @@ def official_statistics(shard: Path, root: Path) -> ShardStatistics:
 
 def _records(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        log.warning("no records for a shard: %s is not there; none of its images is drawn", path)
+        log.warning("no records for a shard: %s is missing; none of its images is drawn", path)
         return {}
     try:
         records = json.loads(path.read_text())
@@ -67,7 +62,7 @@ def _records(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is not JSON ({error})") from error
     if not isinstance(records, dict):
         raise DataError(
-            f"{path} holds a {type(records).__name__}; wanted is an object: {{member name: {{mae_loss: ...}}}}"
+            f"{path} holds a {type(records).__name__}; expected an object: {{member name: {{mae_loss: ...}}}}"
         )
     return records
 

@@ -1,4 +1,4 @@
-"""Scoring one shard: a pure function of the shard, the autoencoder and the settings, free of any engine.
+"""Scoring of one shard: a pure function of shard, autoencoder and settings, independent of the engine.
 
 Shapes: B images of a batch, S side, K mask blocks, N images of the shard.
 """
@@ -30,14 +30,14 @@ from .statistics import NOT_FINITE, OK, UNREADABLE, ShardStatistics, image_hash,
 
 
 class Scoring(NamedTuple):
-    """What besides the shard decides its scores; written into every sidecar."""
+    """Everything besides the shard that decides its scores; recorded in every sidecar."""
 
     model: str  # `model_hash`
     image_size: int  # side of the central crop, S [px]
     mask_ratio: float
     mask_block: int  # [patches]
-    masks: int  # losses an image, each under its own mask
-    batch: int  # images a forward pass; another number may change the last bits of a loss
+    masks: int  # losses of an image, each with its own mask
+    batch: int  # images a forward pass; may change the last bits of a loss
     precision: str  # "fp32" or "bf16"
     entropy: str = DEFINITION
 
@@ -46,7 +46,7 @@ class _Image(NamedTuple):
     member: Member
     hash: int
     readable: bool
-    width: int  # 0 where not even the header can be read
+    width: int  # 0 where the header cannot be read
     height: int
     entropy: float = float("nan")
 
@@ -59,13 +59,13 @@ def score_shard(
 ) -> ShardStatistics:
     """Score every image of a tar shard.
 
-    An image's masks are functions of its name. On one kind of machine and version of torch the result is the same to
-    the bit: batches are cut along the shard, and one thread computes.
+    An image's masks are functions of its name. Batches are cut along the shard and one thread computes, so on one kind
+    of machine and version of torch the result is bit-identical.
 
     Args:
         shard: an uncompressed tar file.
         model: in evaluation mode, on `device`.
-        readers: threads that read and decode ahead of the network.
+        readers: threads that read and decode ahead.
 
     Raises:
         OSError: if the shard cannot be opened or read.
@@ -75,8 +75,8 @@ def score_shard(
     shape = mask_shape((side, side), scoring.mask_ratio, scoring.mask_block)
     file = os.open(shard, os.O_RDONLY)
     try:
-        walk = TarWalk(file)
-        members = (member for member, _ in samples(file, walk))
+        walk = TarWalk(shard)
+        members = (member for member, _ in samples(walk))
 
         def read(member: Member) -> _Reading:
             return _read(file, member, image_hash(name, member.name), scoring.image_size)
@@ -102,7 +102,7 @@ def score_shard(
 def _ahead(
     read: Callable[[Member], _Reading], members: Iterable[Member], readers: int, most: int
 ) -> Iterator[_Reading]:
-    """Read images in order, up to `most` of them ahead in threads."""
+    """Read images in order, with threads up to `most` images ahead."""
     if readers == 1:
         yield from map(read, members)
         return
@@ -121,7 +121,7 @@ def _read(file: int, member: Member, number: int, side: int) -> _Reading:
     width = height = 0
     try:
         if len(data) < member.size:
-            raise Unreadable("the shard became shorter")
+            raise Unreadable("the shard was shortened meanwhile")
         header = read_header(data)
         height, width = header.shape
         pixels = decode(data, header=header)
@@ -138,7 +138,7 @@ def _losses(
     shape: MaskShape,
     device: torch.device,
 ) -> np.ndarray:
-    """Return the loss of every image, given by its hash and crop, under every mask, (B, masks) float64."""
+    """Return the loss of every image (hash and crop) with every mask, (B, masks) float64."""
     crops = torch.from_numpy(np.stack([crop for _, crop in images])).to(device)
     pixels = preprocess(crops, Preprocessing(size=(scoring.image_size, scoring.image_size)))
     columns = []

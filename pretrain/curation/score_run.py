@@ -1,11 +1,11 @@
-"""What ``pixio-robot score`` does, from its settings to its files."""
+"""Scoring of all tar shards of a set: which are left to do, by which workers, and where the scores go."""
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,7 +16,6 @@ from ...jobs.launch import Launch
 from ...jobs.workers import choose_engine, rank_of, run_shards
 from ...progress import stage
 from ...run_folder import digest
-from ..commands import Score
 from ..mae import MaskedAutoencoder
 from ..masking import mask_shape
 from ..networks import load_autoencoder
@@ -66,33 +65,53 @@ def write_scores(scorer: Scorer, model: MaskedAutoencoder, device: torch.device,
     return ShardResult(str(spec.shard), len(found.key), found.status.count(UNREADABLE), found.cut)
 
 
+@dataclass(frozen=True)
+class ScoreConfig:
+    """How images are scored."""
+
+    masks: int = 2  # of an image; its loss is their mean
+    mask_ratio: float | None = None  # share of patches to hide; None is the model's own
+    mask_block: int | None = None  # side of the masks' blocks [patches]; None is the model's own
+    batch: int = 32  # images a forward pass
+    precision: str = "auto"
+    device: str = "auto"
+    engine: str = "auto"  # who runs the workers
+    workers: int | None = None  # processes or Ray actors; None is one a core or GPU
+    readers: int = 1  # threads of a worker that read and decode ahead
+
+
 @dataclass
 class ScoreResult:
-    """What a process did."""
+    """What one process did."""
 
     out: Path
-    shards: int = 0  # that are its own
-    reused: int = 0  # sidecars that were there
+    shards: int = 0  # assigned to it
+    reused: int = 0  # shards that had scores
     images: int = 0  # scored now
     unreadable: int = 0
     cut: int = 0  # shards
 
 
-def run_score(command: Score) -> ScoreResult:
+def score_images(images: Any, model: Path, config: ScoreConfig, out: Path | None = None) -> ScoreResult:
     """Write a sidecar for every shard that has none.
 
+    Args:
+        images: tar shards, as for `named_shards`.
+        model: an ``autoencoder.safetensors``, or the run folder that holds it.
+        out: folder of the sidecars; None is runs/scores/<digest of what decides the scores>.
+
     Raises:
-        DataError: if sidecars of another model, other settings or another shard are in the way, or shards cannot be
-            read; the others are done by then.
+        DataError: if there are sidecars of another model, other settings or another shard, or shards cannot be read;
+            all other shards are done by then.
     """
     arrow()
-    engine = choose_engine(command.engine)
+    engine = choose_engine(config.engine)
     rank, world = rank_of(engine)
-    shards = named_shards(command.images)
-    device = choose_device(command.device).type
-    file = Path(command.model) / "autoencoder.safetensors" if Path(command.model).is_dir() else Path(command.model)
-    scoring = scoring_of(file, command, choose_precision(command.precision, choose_device(command.device)))
-    result = ScoreResult(Path(command.out or f"runs/scores/{digest(scoring)}"))
+    shards = named_shards(images)
+    device = choose_device(config.device).type
+    file = model / "autoencoder.safetensors" if model.is_dir() else model
+    scoring = scoring_of(file, config, choose_precision(config.precision, choose_device(config.device)))
+    result = ScoreResult(out or Path(f"runs/scores/{digest(scoring)}"))
     specs = []
     for name, shard in list(shards.items())[rank::world]:
         result.shards += 1
@@ -105,7 +124,7 @@ def run_score(command: Score) -> ScoreResult:
     if engine == "ray":  # its workers have another current folder
         file, specs = file.absolute(), [ShardSpec(*(path.absolute() for path in spec)) for spec in specs]
     failed: list[ShardResult] = []
-    scorer, launch = Scorer(str(file), scoring, command.readers), Launch(engine, command.workers, command.readers)
+    scorer, launch = Scorer(str(file), scoring, config.readers), Launch(engine, config.workers, config.readers)
     with stage("score shards", len(specs)) as bar:
         for each in run_shards(specs, scorer.load, device, launch):
             bar.advance(1)
@@ -124,8 +143,8 @@ def run_score(command: Score) -> ScoreResult:
     return result
 
 
-def scoring_of(file: Path, command: Score, precision: str) -> Scoring:
-    """Return what decides the scores, masks as the autoencoder was trained with unless the command says otherwise.
+def scoring_of(file: Path, config: ScoreConfig, precision: str) -> Scoring:
+    """Return what decides the scores; masks that are not set are those the autoencoder was trained with.
 
     Raises:
         CheckpointError: if `file` is missing or no autoencoder.
@@ -133,16 +152,16 @@ def scoring_of(file: Path, command: Score, precision: str) -> Scoring:
     """
     model = load_autoencoder(file)
     trained = load_checkpoint(file, kind="autoencoder").settings
-    ratio = command.mask_ratio if command.mask_ratio is not None else trained.get("mask_ratio")
-    block = command.mask_block if command.mask_block is not None else trained.get("mask_block")
+    ratio = config.mask_ratio if config.mask_ratio is not None else trained.get("mask_ratio")
+    block = config.mask_block if config.mask_block is not None else trained.get("mask_block")
     if ratio is None or block is None:
-        raise BadInput(f"{file} does not say how it was masked; give mask_ratio=0.75 mask_block=4, or what it was")
+        raise BadInput(f"{file} has no record of its masks; give them, e.g. mask_ratio=0.75 mask_block=4")
     side = model.encoder.grid
     mask_shape((side, side), ratio, block)
     if not model.norm_pixels:
-        log.warning("%s predicts raw pixels, so its losses depend on contrast and are not near 0 to 1", file)
+        log.warning("%s predicts raw pixels, so its losses depend on contrast and may lie far outside 0 to 1", file)
     return Scoring(
-        model_hash(model), side * model.encoder.patch, float(ratio), block, command.masks, command.batch, precision
+        model_hash(model), side * model.encoder.patch, float(ratio), block, config.masks, config.batch, precision
     )
 
 

@@ -1,4 +1,4 @@
-"""Images of what curation does: examples of what is seen often, seldom and never, and histograms.
+"""Example sheets of images drawn often, seldom and never, and histograms of a curation.
 
 Shapes: S side of a thumbnail.
 """
@@ -29,9 +29,9 @@ KINDS = {
 
 
 class Example(NamedTuple):
-    """An image to be shown."""
+    """An image of an example sheet."""
 
-    lottery: int  # the lowest are shown
+    hash: int  # the images with the lowest are shown
     shard: str
     offset: int
     size: int
@@ -41,10 +41,10 @@ class Example(NamedTuple):
 
 @dataclass
 class Examples:
-    """A few random images of each kind; which ones, their names decide.
+    """A few random images of each kind, selected by the hashes of their names.
 
     Args:
-        count: how many of each.
+        count: images of each kind.
         low, high: losses of the lowest and the highest tenth.
     """
 
@@ -54,7 +54,7 @@ class Examples:
     found: dict[str, list[Example]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
 
     def add(self, statistics: ShardStatistics, weighed: Weighed) -> None:
-        """Look at one shard."""
+        """Add the images of one shard."""
         drawn = weighed.verdict == 0
         for kind, matches in (
             ("seldom", drawn & (statistics.loss < self.low)),
@@ -77,11 +77,11 @@ class Examples:
             self.found[kind] = heapq.nsmallest(self.count, [*self.found[kind], *rows])
 
     def draw(self, shards: dict[str, Path], folder: Path) -> dict[str, Path]:
-        """Write a sheet a kind, ordered by loss, of those whose shard is at hand.
+        """Write one sheet per kind, ordered by loss, of images whose shard is available.
 
         Args:
             shards: their paths by name.
-            folder: where the sheets go.
+            folder: of the sheets.
 
         Returns:
             The sheets by kind.
@@ -130,7 +130,7 @@ def draw_histograms(path: Path, totals: Totals, threshold: float | None) -> None
     left, right = figure.subplots(1, 2)
     before, after, edges = totals.losses.reshape(-1, 8).sum(1), totals.kept.reshape(-1, 8).sum(1), LOSSES[::8]
     left.stairs(before, edges, fill=True, color="#c9d3df", label="images that pass the filters")
-    left.stairs(after, edges, color="#1f5fa8", label="expected in an epoch, caps apart")
+    left.stairs(after, edges, color="#1f5fa8", label="expected in an epoch, without caps")
     shown = np.flatnonzero(totals.losses)
     left.set_xlim(0, max(1.1, float(LOSSES[shown[-1] + 1])) if len(shown) else 1.1)
     left.set_xlabel("loss")
@@ -140,7 +140,7 @@ def draw_histograms(path: Path, totals: Totals, threshold: float | None) -> None
     if threshold is not None:
         right.axvline(threshold, color="#b23b3b")
     right.set_xlabel(
-        "entropy [bits]; what is left of the line is not drawn" if threshold is not None else "entropy [bits]"
+        "entropy [bits]; images left of the line are not drawn" if threshold is not None else "entropy [bits]"
     )
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)

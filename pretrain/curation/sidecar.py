@@ -1,4 +1,4 @@
-"""One Parquet file a shard: the statistics of its images, whole or absent, the same bytes each time it is written."""
+"""One Parquet file per shard with the statistics of its images; complete or absent, and byte-identical each time."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ _NUMBERS = {  # column, its type in the file and in memory
 
 
 class SidecarHead(NamedTuple):
-    """What a sidecar says of itself."""
+    """Metadata of a sidecar."""
 
     shard: str
     bytes: int  # of the shard
@@ -34,7 +34,7 @@ class SidecarHead(NamedTuple):
 
 
 def sidecar_path(folder: Path, shard: str) -> Path:
-    """Return where the sidecar of a shard lies."""
+    """Return the path of a shard's sidecar."""
     return folder / f"{shard}.parquet"
 
 
@@ -57,10 +57,10 @@ def write_sidecar(path: Path, statistics: ShardStatistics, scoring: Scoring, siz
 
 
 def read_head(path: Path) -> SidecarHead:
-    """Return what a sidecar says of itself.
+    """Return the metadata of a sidecar.
 
     Raises:
-        DataError: if it is none.
+        DataError: if it is not a sidecar.
     """
     _, parquet = arrow()
     return _head(path, _reading(path, parquet.read_schema).metadata)
@@ -70,7 +70,7 @@ def read_sidecar(path: Path) -> ShardStatistics:
     """Return the statistics in a sidecar.
 
     Raises:
-        DataError: if it is none, or damaged.
+        DataError: if it is not a sidecar, or damaged.
     """
     _, parquet = arrow()
     table = _reading(path, parquet.read_table)
@@ -114,5 +114,5 @@ def _head(path: Path, metadata: dict[bytes, bytes] | None) -> SidecarHead:
 
 
 def _text(key: str) -> str:
-    """Return a name without bytes that are no UTF-8, which Parquet refuses; the hash is of the name itself."""
+    """Return a name as valid UTF-8, which Parquet requires; the hash is of the original name."""
     return key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

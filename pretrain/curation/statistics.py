@@ -1,4 +1,4 @@
-"""What is known of the images of one shard, and what shards and images are called.
+"""Statistics of the images of one shard, and the names of shards and images.
 
 Shapes: N images of a shard.
 """
@@ -12,20 +12,20 @@ import numpy as np
 from ...errors import DataError
 from ..images.sources import shard_files
 
-OK, UNREADABLE, NOT_FINITE, NO_RECORD = "ok", "unreadable", "not finite", "no record"  # what became of an image
+OK, UNREADABLE, NOT_FINITE, NO_RECORD = "ok", "unreadable", "not finite", "no record"  # status of an image
 
 
 class ShardStatistics(NamedTuple):
-    """The images of one shard in their order there. Numbers that are not known are NaN, sizes 0."""
+    """The images of one shard in order. Unknown numbers are NaN, unknown sizes 0."""
 
     shard: str  # parent folder/stem
-    masks: int  # that the losses are over; 0 where it is not known
-    cut: bool  # the shard is cut short or damaged; these are the images before that
+    masks: int  # number of masks of the losses; 0 where unknown
+    cut: bool  # the shard is truncated or damaged; these are the images before that place
     key: tuple[str, ...]  # names of the members
     hash: np.ndarray  # (N,) uint64, of shard and key
-    offset: np.ndarray  # (N,) int64, where the image begins in the shard [bytes]
+    offset: np.ndarray  # (N,) int64, of the image in the shard [bytes]
     size: np.ndarray  # (N,) int64 [bytes]
-    width: np.ndarray  # (N,) int32, as seen, the EXIF orientation applied [px]
+    width: np.ndarray  # (N,) int32, with EXIF orientation applied [px]
     height: np.ndarray  # (N,) int32 [px]
     entropy: np.ndarray  # (N,) float64 [bits]
     loss: np.ndarray  # (N,) float64, mean over the masks
@@ -34,12 +34,12 @@ class ShardStatistics(NamedTuple):
 
     @property
     def source(self) -> str:
-        """Return the folder of the shard; shares and caps are counted by it."""
+        """Return the folder of the shard, the unit of shares and caps."""
         return self.shard.rpartition("/")[0]
 
 
 def shard_name(path: Path) -> str:
-    """Return what a shard is called wherever its folder lies.
+    """Return the name of a shard, independent of where its folder is.
 
     >>> shard_name(Path("/data/web/00017.tar"))
     'web/00017'
@@ -63,6 +63,6 @@ def named_shards(source: Any) -> dict[str, Path]:
 
 
 def image_hash(shard: str, key: str) -> int:
-    """Return 64 bits that stand for an image in every draw."""
+    """Return the 64-bit hash of an image that all random draws use."""
     name = f"{shard}/{key}".encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")

@@ -1,4 +1,4 @@
-"""Statistics of all images in constant memory: sums and histograms, shard by shard.
+"""Sums and histograms over all images, added shard by shard in constant memory.
 
 Shapes: N images of a shard.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from .statistics import ShardStatistics
 from .weights import VERDICTS, Weighed
 
-LOSSES = np.linspace(0, 2, 401)  # edges of the histograms; larger losses count as the last
+LOSSES = np.linspace(0, 2, 401)  # edges of the histograms; larger losses go into the last bin
 ENTROPIES = np.linspace(0, 8, 161)  # [bits]
 LOW_CONTRAST = 0.1
 
@@ -30,13 +30,13 @@ class Source:
     logs: float = 0.0  # of weight * log2(weight)
 
     def factor(self, cap: float | None) -> float:
-        """Return what the weights are multiplied with, so that at most `cap` images are expected an epoch."""
+        """Return the factor of the weights with which at most `cap` images are expected an epoch."""
         return 1.0 if cap is None or self.weight <= cap else cap / self.weight
 
 
 @dataclass
 class Totals:
-    """Grows by `add`."""
+    """Sums over shards; see `add`."""
 
     shards: int = 0
     cut: int = 0
@@ -48,7 +48,7 @@ class Totals:
     noise: float = 0.0  # sum over drawable images
 
     def add(self, statistics: ShardStatistics, weighed: Weighed) -> None:
-        """Count one shard."""
+        """Add one shard."""
         self.shards += 1
         self.cut += statistics.cut
         self.verdicts += np.bincount(weighed.verdict, minlength=len(VERDICTS))
@@ -74,17 +74,17 @@ class Totals:
 
     @property
     def images(self) -> int:
-        """Return how many images there are."""
+        """Return the number of images."""
         return sum(each.images for each in self.sources.values())
 
     @property
     def drawable(self) -> int:
-        """Return how many images passed all filters."""
+        """Return the number of images that pass all filters."""
         return sum(each.drawable for each in self.sources.values())
 
     @property
     def contrast(self) -> float:
-        """Return by how much drawable images differ in weight: standard deviation over mean, mask noise taken off."""
+        """Return the relative spread of weights: standard deviation over mean, with the noise of masks subtracted."""
         if not self.drawable:
             return 0.0
         mean = sum(each.weight for each in self.sources.values()) / self.drawable
@@ -113,7 +113,7 @@ class Totals:
         return math.log2(total) - logs / total
 
     def quantile(self, share: float) -> float:
-        """Return the loss below which a share of the drawable images lies, to a bin of the histogram."""
+        """Return a quantile of the drawable images' losses, to the width of a histogram bin."""
         if not self.drawable:
             return 0.0
         number = int(np.searchsorted(np.cumsum(self.losses), share * self.drawable))

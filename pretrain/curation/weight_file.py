@@ -1,4 +1,4 @@
-"""The weights of a set of images: one Parquet file, a row an image, a group of rows a shard.
+"""The weights of a set of images: one Parquet file with one row per image and one row group per shard.
 
 Shapes: N images of a shard.
 """
@@ -20,7 +20,7 @@ _KIND = b"pixio-robot weights 1"
 
 
 class ShardWeights(NamedTuple):
-    """The images of one shard, by the place of their bytes."""
+    """Places and weights of the images of one shard."""
 
     offset: np.ndarray  # (N,) int64 [bytes]
     size: np.ndarray  # (N,) int64 [bytes]
@@ -29,7 +29,7 @@ class ShardWeights(NamedTuple):
 
 
 class WeightWriter:
-    """Appends shards to a file of weights; made by `writing`."""
+    """Appends shards to a file of weights; see `writing`."""
 
     def __init__(self, path: Path) -> None:
         pa, parquet = arrow()
@@ -48,7 +48,7 @@ class WeightWriter:
     def add(self, statistics: ShardStatistics, weight: np.ndarray) -> None:
         """Append the images of a shard with their weights, (N,)."""
         if not len(weight):
-            return  # a group of rows cannot be empty
+            return  # a row group cannot be empty
         columns = [[statistics.shard] * len(weight), statistics.offset, statistics.size, statistics.hash]
         arrays = [*columns, weight.astype(np.float32)]
         table = self._pa.table(
@@ -66,7 +66,7 @@ class WeightWriter:
 
 @contextmanager
 def writing(path: Path) -> Iterator[WeightWriter]:
-    """Yield a writer of a file that is whole or absent."""
+    """Yield a writer of a file that is complete or absent."""
     with replacing(path) as temporary:
         writer = WeightWriter(temporary)
         yield writer
@@ -93,7 +93,7 @@ class WeightFile:
         metadata = self._file.metadata.metadata or {}
         if _KIND not in metadata:
             raise DataError(
-                f"{path} is a Parquet file but holds no weights; wanted is the weights.parquet of `pixio-robot curate`"
+                f"{path} is a Parquet file but holds no weights; use the weights.parquet of `pixio-robot curate`"
             )
         self._groups = {shard: number for number, shard in enumerate(json.loads(metadata[_KIND]))}
 

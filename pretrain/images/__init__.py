@@ -1,1 +1,1 @@
-"""Sources of images, whatever their format, and how encoded bytes become crops."""
+"""Image sources of all formats, decoding and cropping."""

@@ -1,4 +1,4 @@
-"""From images of any size to crops of one size: random ones to train on, central ones to evaluate with.
+"""Crops of one size from images of any size: random crops for training, centre crops for evaluation.
 
 Shapes: H height, W width.
 """
@@ -39,7 +39,7 @@ class Box(NamedTuple):
 def random_box(height: int, width: int, generator: np.random.Generator, cropping: Cropping = Cropping()) -> Box:
     """Draw the box of a random resized crop (Szegedy et al., arXiv:1409.4842).
 
-    Where ten draws do not fit, it is the largest central box of an allowed ratio.
+    If ten draws do not fit, the result is the largest central box of an allowed ratio.
 
     Args:
         height, width: size of the image, at least 1 [px].
@@ -69,7 +69,7 @@ def random_crop(
     Args:
         image: an encoded image, or (H, W, 3) uint8 RGB.
         size: height and width of the result [px].
-        generator: where the box and the flip come from; the same state gives the same crop.
+        generator: of box and flip; the same state gives the same crop.
         cropping: the range of crops.
 
     Returns:
@@ -85,9 +85,9 @@ def random_crop(
 
 
 def center_crop(image: bytes | np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return the largest central part of the shape of `size`, resized to it; (height, width, 3) uint8.
+    """Return the largest central part with the aspect ratio of `size`, resized to it; (height, width, 3) uint8.
 
-    It is the shorter side resized to the size and the centre cut out, in one resampling.
+    This equals a resize of the shorter side and a centre crop, in one resampling.
 
     Raises:
         Unreadable: if the image cannot be decoded.
@@ -115,7 +115,7 @@ def _cropped(image: bytes | np.ndarray, size: tuple[int, int], choose: Callable[
 
 
 def _scaled(box: Box, shape: tuple[int, int], decoded: tuple[int, ...]) -> Box:
-    """Return the box in an image that was decoded smaller, rounded outwards."""
+    """Return the box in an image that was decoded at a reduced size, rounded outwards."""
     if shape == decoded:
         return box
     (top, bottom), (left, right) = (
@@ -132,4 +132,4 @@ def resized(image: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
         return np.ascontiguousarray(part)
     values = torch.from_numpy(np.ascontiguousarray(part)[None]).permute(0, 3, 1, 2)  # channels last: torch's fast path
     values = F.interpolate(values, size=size, mode="bicubic", antialias=True, align_corners=False)
-    return cv2.merge(list(values[0].numpy()))  # torch answers plane by plane, and weaves them ten times slower
+    return cv2.merge(list(values[0].numpy()))  # torch returns planes; OpenCV interleaves them ten times faster

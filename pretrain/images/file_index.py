@@ -1,4 +1,4 @@
-"""What must be known of a large file to read it at random, found once and kept in the cache."""
+"""Indexes of large files for random access, built once and kept in the cache."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -18,13 +18,13 @@ Arrays = dict[str, np.ndarray]
 
 
 def state_of(path: Path) -> list[tuple[str, int, int]]:
-    """Return path, size and time of a file, or of all files of a folder; they tell whether it changed."""
+    """Return path, size and modification time of a file, or of all files of a folder, to detect changes."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     return [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def load(index: Path) -> Arrays:
-    """Return what an index holds."""
+    """Return the arrays of an index."""
     with np.load(index) as archive:
         return dict(archive)
 
@@ -33,21 +33,21 @@ def index_files(files: Sequence[Path], folder: Path, kind: str, build: Callable[
     """Index files that are not indexed yet.
 
     Args:
-        files: what to index; a file that changed since is indexed anew.
-        folder: where indices are kept.
-        kind: the name of this sort of index and its version; part of an index's name.
-        build: makes the index of one file, or raises `DataError`.
+        files: what to index; a changed file is indexed again.
+        folder: where indexes are kept.
+        kind: name and version of this kind of index, part of the file name.
+        build: returns the index of one file, or raises `DataError`.
 
     Returns:
-        For each file its index, for `load`; None for those that cannot be used, which are logged.
+        The index of each file, for `load`; None for files that cannot be used, which are logged.
 
     Raises:
-        DataError: the first reason, if no file can be used.
+        DataError: if no file can be used; the first reason.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found: list[Path | None] = []
     errors: list[DataError] = []
-    with FileLock(folder / f"{kind}.lock"):  # one rank indexes, the others wait and find it done
+    with FileLock(folder / f"{kind}.lock"):  # one rank indexes, the others wait
         indices = [folder / f"{kind}-{digest(state_of(file))}.npz" for file in files]
         missing = sum(not index.is_file() for index in indices)
         with stage(f"index {kind.partition('-')[0]} files", missing) as bar:

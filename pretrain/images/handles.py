@@ -1,4 +1,4 @@
-"""Open files of one process, the last used few. A fork or a trip through pickle starts with none."""
+"""A least-recently-used cache of open files of one process; forks and unpickled copies start empty."""
 
 import os
 from collections import OrderedDict
@@ -10,12 +10,12 @@ Handle = TypeVar("Handle")
 
 
 class Handles(Generic[Key, Handle]):
-    """Opens what is asked for and closes what was not asked for the longest.
+    """Opens files on demand and closes the least recently used.
 
     Args:
-        opener: makes a handle; a module's function, so that it can be pickled.
-        closer: ends one.
-        most: how many stay open.
+        opener: opens a handle; a function of a module, so that it can be pickled.
+        closer: closes a handle.
+        most: number of handles to keep open.
     """
 
     def __init__(self, opener: Callable[[Key], Handle], closer: Callable[[Handle], Any], most: int) -> None:
@@ -26,7 +26,7 @@ class Handles(Generic[Key, Handle]):
 
     def get(self, key: Key) -> Handle:
         """Return the open handle of `key`."""
-        if self._process != os.getpid():  # the parent's position in a file is not ours to move, nor ours to close
+        if self._process != os.getpid():  # never seek or close the parent's files
             self._inherited.append(self._open)
             self._open, self._process = OrderedDict(), os.getpid()
         if key not in self._open:
@@ -38,7 +38,7 @@ class Handles(Generic[Key, Handle]):
         return self._open[key]
 
     def close(self) -> None:
-        """Close all that this process opened."""
+        """Close all handles of this process."""
         while self._open and self._process == os.getpid():
             self._closer(self._open.popitem()[1])
 

@@ -1,4 +1,4 @@
-"""Images in HDF5 files, as robomimic and others store demonstrations: datasets of uint8 (T, H, W, 3).
+"""Images in HDF5 files, such as demonstrations of robomimic: datasets of uint8 (T, H, W, 3).
 
 Shapes: T frames of a dataset, H height, W width.
 """
@@ -20,10 +20,10 @@ _REPEATED = "next_obs"  # robomimic stores every image a second time, one step l
 
 
 class Hdf5Frames(Sequences):
-    """Every frame of every image dataset of HDF5 files, a dataset a group.
+    """Every frame of every image dataset of HDF5 files; each dataset is a group.
 
     Args:
-        root: what names are relative to in the fingerprint.
+        root: folder that names in the fingerprint are relative to.
         files: the HDF5 files; those without images are left out and logged.
         cache: folder of all caches.
 
@@ -70,9 +70,9 @@ def _index(path: Path) -> Arrays:
         with h5py.File(path) as file:
             file.visititems(visit)
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{path} is no whole HDF5 file: {error}") from error
+        raise DataError(f"{path} is not a complete HDF5 file: {error}") from error
     if not found:
-        raise DataError(f"{path} holds no images; wanted are datasets of uint8 (frames, height, width, 3)")
+        raise DataError(f"{path} holds no images; expected datasets of uint8 (frames, height, width, 3)")
     names = sorted(found, key=_natural)
     return {"names": np.array(names), "lengths": np.array([found[name] for name in names])}
 

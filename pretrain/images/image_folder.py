@@ -1,4 +1,4 @@
-"""Folders of image files, labelled by sub-folder where they are sorted into such.
+"""Folders of image files; sub-folders are labels.
 
 Shapes: N images.
 """
@@ -12,7 +12,7 @@ from .image_set import ImageSet, files_fingerprint
 
 
 class ImageFolder(ImageSet):
-    """Image files below a folder. They have labels if all lie in sub-folders and there are two or more of these.
+    """Image files below a folder. They have labels if all are in sub-folders and there are two or more of these.
 
     Args:
         root: the folder.
@@ -23,7 +23,7 @@ class ImageFolder(ImageSet):
         self._root = root
         paths = [file.relative_to(root).as_posix() for file in files]
         names = [path.encode("utf-8", "surrogateescape") for path in paths]
-        self._text = b"".join(names)  # one string, because workers would copy a list item by item
+        self._text = b"".join(names)  # one string, since worker processes would copy a list item by item
         self._ends = np.cumsum([len(name) for name in names])
         self.fingerprint = files_fingerprint(root, files)
         kinds = sorted({path.partition("/")[0] for path in paths})

@@ -1,4 +1,4 @@
-"""What training sees of any source of images: numbered images, perhaps with labels, perhaps in sequences.
+"""Interface of image sources: numbered images, optionally with labels and in sequences.
 
 Shapes: N images, G groups, H height, W width.
 """
@@ -16,10 +16,10 @@ class ImageSet(ABC):
     """Images by number. Sets are safe to pickle and to fork: every process opens its own files."""
 
     labels: np.ndarray | None = None  # (N,) int32, -1 where unknown; None where none is known
-    classes: tuple[str, ...] = ()  # what the labels are called
+    classes: tuple[str, ...] = ()  # names of the labels
     groups: np.ndarray | None = None  # (G + 1,) int64 offsets of sequences of near duplicates; None for still images
-    block: int = 1  # so many neighbours are best read together, for `Order`
-    fingerprint: str  # which images these are: the same for a copy of the files, another when one is added or changed
+    block: int = 1  # number of neighbours that are best read together, for `Order`
+    fingerprint: str  # of the images: equal for a copy of the files, different when one is added or changed
 
     @abstractmethod
     def __len__(self) -> int:
@@ -35,11 +35,11 @@ class ImageSet(ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """Return what a person would call an image: shard:member, path or file#frame."""
+        """Return the display name of an image: shard:member, path or file#frame."""
 
 
 class Sequences(ImageSet):
-    """Images that come in sequences of near duplicates, one group each: clips, demonstrations, recordings.
+    """Images in sequences of near duplicates, one group each: clips, demonstrations, recordings.
 
     Args:
         lengths: of the sequences, each at least 1.
@@ -54,13 +54,13 @@ class Sequences(ImageSet):
         return int(self.groups[-1])
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Return the sequence of an image and its place there."""
+        """Return the sequence of an image and its index there."""
         number = int(np.searchsorted(self.groups, index, side="right")) - 1
         return number, index - int(self.groups[number])
 
 
 class Concatenation(ImageSet):
-    """Several sets one after the other. Labels meet by class name; a still image is a group of its own."""
+    """Several sets in order. Labels are matched by class name; each still image is its own group."""
 
     def __init__(self, sets: Sequence[ImageSet]) -> None:
         self.sets = tuple(sets)
@@ -108,5 +108,5 @@ def fingerprint(parts: Iterable[object]) -> str:
 
 
 def files_fingerprint(root: Path, files: Iterable[Path]) -> str:
-    """Return the fingerprint of files by their paths below `root` and their sizes; times change when data is copied."""
+    """Return a hash of files by paths below `root` and sizes; modification times change when data is copied."""
     return fingerprint((file.relative_to(root).as_posix(), file.stat().st_size) for file in files)

@@ -22,10 +22,10 @@ _OPEN_RECORDINGS = 4
 
 
 class Recordings(Sequences):
-    """Every colour image of recordings, a topic a group. Depth and infrared images are passed over.
+    """Every colour image of recordings; each topic is a group. Depth and infrared images are ignored.
 
     Args:
-        root: what names are relative to in the fingerprint.
+        root: folder that names in the fingerprint are relative to.
         files: the recordings; those without colour images are left out and logged.
         cache: folder of all caches.
 
@@ -63,7 +63,7 @@ class Recordings(Sequences):
                     return colour_image(reader.deserialize(raw, connection.msgtype))
         except (Unreadable, MissingExtra):
             raise
-        except Exception as error:  # a file that is gone too; see `_index`
+        except Exception as error:  # also for a missing file; see `_index`
             raise Unreadable(f"the recording cannot be read here: {error or type(error).__name__}") from error
         raise Unreadable("the recording changed since it was indexed")
 
@@ -86,10 +86,10 @@ def _index(path: Path) -> Arrays:
             reader.close()
     except PixioError:
         raise
-    except Exception as error:  # damage shows in rosbags as whatever its parsers stumble over
-        raise DataError(f"{path} is no recording that can be read: {error or type(error).__name__}") from error
+    except Exception as error:  # rosbags raises many kinds of errors for damaged files
+        raise DataError(f"{path} is not a readable recording: {error or type(error).__name__}") from error
     if not found:
-        raise DataError(f"{path} holds no colour images; wanted are messages of {RAW} or {COMPRESSED}")
+        raise DataError(f"{path} holds no colour images; expected messages of {RAW} or {COMPRESSED}")
     topics = sorted(found)
     return {
         "topics": np.array(topics),

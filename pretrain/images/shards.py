@@ -1,9 +1,9 @@
-"""Tar shards in webdataset's convention, read at random through an index that is made once.
+"""Tar shards in webdataset's convention, with random access by an index that is built once.
 
 A sample is the run of members that share a key, the path up to the first dot of its base name: ``0001.jpg`` beside
-``0001.cls`` or ``0001.json`` with an integer "label". The index is one row an image, ``rows.npy``, memory-mapped from
-a folder of the cache that is named after the shards' paths, sizes and times; shards that did not change are not read
-again for it.
+``0001.cls`` or ``0001.json`` with an integer "label". The index, ``rows.npy``, has one row per image. It is
+memory-mapped from a folder of the cache, whose name is a digest of the shards' paths, sizes and modification times.
+Unchanged shards are not read again.
 
 Shapes: N images.
 """
@@ -29,17 +29,17 @@ from .tar_walk import Member, TarWalk
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
-_KIND = "tar-1"  # another number makes old indices unused
+_KIND = "tar-1"  # change the number to invalidate old indexes
 _ROW = np.dtype([("shard", "<i4"), ("label", "<i4"), ("offset", "<i8"), ("size", "<i8"), ("header", "<i8")])
 _OPEN_SHARDS = 128
-_MOST_CLASSES = 100_000  # larger numbers are something else than classes
+_MOST_CLASSES = 100_000  # larger numbers are not classes
 
 
 class TarShards(ImageSet):
-    """Images of tar files. A shard that is cut short gives the images before the cut.
+    """Images of tar files. A truncated shard provides the images before the truncation.
 
     Args:
-        root: what the shards' names are relative to in the fingerprint.
+        root: folder that names in the fingerprint are relative to.
         shards: their paths.
         cache: folder of all caches; the index goes below ``images``.
 
@@ -71,7 +71,7 @@ class TarShards(ImageSet):
 
     @property
     def places(self) -> np.ndarray:
-        """Return where each image lies, (N,) with the fields shard, offset and size, ordered by shard; mapped."""
+        """Return the place of each image, (N,) with fields shard, offset and size, ordered by shard; memory-mapped."""
         return self._rows
 
     def _map(self) -> None:
@@ -91,8 +91,8 @@ class TarShards(ImageSet):
     def name(self, index: int) -> str:
         shard, _, _, _, header = self._rows[index].item()
         try:
-            member = next(iter(TarWalk(self._files.get(self._shards[shard]), header)), None)
-        except OSError:  # the shard is gone; its image still needs a name
+            member = next(iter(TarWalk(self._shards[shard], header)), None)
+        except OSError:  # the shard is missing; its image still needs a name
             member = None
         return f"{self._shards[shard]}:{member.name if member else f'byte {header}'}"
 
@@ -111,7 +111,7 @@ def _open_shard(path: str) -> int:
 def _nothing(shards: Sequence[Path]) -> str:
     which = str(shards[0]) if len(shards) == 1 else f"the {len(shards)} tar files beside {shards[0]}"
     return (
-        f"no whole image in {which}; wanted are members such as 0001.jpg beside 0001.cls, with a suffix of "
+        f"no whole image in {which}; expected members such as 0001.jpg beside 0001.cls, with a suffix of "
         f"{', '.join(IMAGE_SUFFIXES)} after the first dot of the name, in a plain (not compressed) tar file"
     )
 
@@ -123,7 +123,7 @@ def _class_names(folder: Path, count: int) -> tuple[str, ...]:
 
 
 def _index(shards: Sequence[Path], root: Path) -> Path:
-    """Return the folder of the index of shards, made if it is not there."""
+    """Return the folder of the index of shards; build it if it is missing."""
     folder = root / digest(_KIND, [state_of(shard) for shard in shards])
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
@@ -138,7 +138,7 @@ def _index(shards: Sequence[Path], root: Path) -> Path:
 
 
 def _merge(shards: Sequence[Path], pieces: Sequence[Path], folder: Path) -> None:
-    """Join the shards' indices; they are read twice rather than held together."""
+    """Merge the shards' indexes; they are read twice to save memory."""
     counts, cut, most, state = [], {}, -1, hashlib.sha256()
     for shard, arrays in zip(shards, map(load, pieces), strict=True):
         rows = arrays["rows"]
@@ -163,37 +163,29 @@ def _merge(shards: Sequence[Path], pieces: Sequence[Path], folder: Path) -> None
 
 def _rows_of(shard: Path) -> Arrays:
     """Index one shard: its rows, and whether it is cut short."""
-    file = os.open(shard, os.O_RDONLY)
-    try:
-        walk = TarWalk(file)
-        rows = [(0, label, image.offset, image.size, image.header) for image, label in samples(file, walk)]
-        return {"rows": np.array(rows, _ROW), "cut": np.array(walk.cut)}
-    finally:
-        os.close(file)
+    walk = TarWalk(shard)
+    rows = [(0, label, image.offset, image.size, image.header) for image, label in samples(walk)]
+    return {"rows": np.array(rows, _ROW), "cut": np.array(walk.cut)}
 
 
-def samples(file: int, walk: TarWalk) -> Iterator[tuple[Member, int]]:
-    """Yield the image of every sample that has one, and its label, -1 where there is none.
-
-    Args:
-        file: descriptor of the shard, for the labels.
-        walk: over that shard.
-    """
+def samples(walk: TarWalk) -> Iterator[tuple[Member, int]]:
+    """Yield the image of every sample of a shard that has one, and its label, -1 where there is none."""
     key, image, label = "", None, -1
-    for member in walk:
-        folder, _, base = member.name.rpartition("/")
-        stem, _, suffix = base.partition(".")
-        if key != (key := f"{folder}/{stem}"):
-            if image is not None:
-                yield image, label
-            image, label = None, -1
-        suffix = suffix.lower()
-        if suffix in IMAGE_SUFFIXES and stem:
-            image = image or member
-        elif suffix in ("cls", "json"):
-            label = _label(os.pread(file, member.size, member.offset), suffix, label)
-    if image is not None:
-        yield image, label
+    with open(walk.path, "rb") as file:
+        for member in walk:
+            folder, _, base = member.name.rpartition("/")
+            stem, _, suffix = base.partition(".")
+            if key != (key := f"{folder}/{stem}"):
+                if image is not None:
+                    yield image, label
+                image, label = None, -1
+            suffix = suffix.lower()
+            if suffix in IMAGE_SUFFIXES and stem:
+                image = image or member
+            elif suffix in ("cls", "json"):
+                label = _label(os.pread(file.fileno(), member.size, member.offset), suffix, label)
+        if image is not None:
+            yield image, label
 
 
 def _label(content: bytes, suffix: str, otherwise: int) -> int:

@@ -1,7 +1,7 @@
-"""Where images come from: a source is named by one string, whatever its format.
+"""Image sources by name, of any format.
 
-A folder with any mixture of tar shards, images, HDF5, videos and recordings; one such file; a pattern such as
-``data/train-{000..003}.tar`` or ``data/train-*.tar``; ``procedural[:count[:seed]]``; or ``synthetic[:count]``.
+A source is a folder with any mixture of tar shards, images, HDF5, videos and recordings; one such file; a pattern such
+as ``data/train-{000..003}.tar`` or ``data/train-*.tar``; ``procedural[:count[:seed]]``; or ``synthetic[:count]``.
 """
 
 import logging
@@ -36,12 +36,12 @@ def open_images(source: str | Sequence[str], cache: Path) -> ImageSet:
     """Open one source of images, or several as one set.
 
     Args:
-        source: what is described above; several are joined in the order given.
-        cache: folder of all caches; the places of images in large files are kept below its ``images``.
+        source: as described above; several are joined in the given order.
+        cache: folder of all caches; indexes of large files are kept below its ``images``.
 
     Raises:
         DataError: if a path is missing, holds no images, or holds none that can be used.
-        BadInput: if no source is given, or a generator's numbers make no sense.
+        BadInput: if no source is given, or the numbers of a generator are invalid.
         MissingExtra: for recordings without the package that reads them.
     """
     sources = [source] if isinstance(source, str) else list(source)
@@ -73,7 +73,7 @@ def shard_files(source: str | Sequence[str]) -> list[Path]:
                 "0002.jpg ... (`tar --sort=name -cf shard-000.tar -C folder .`)"
             )
         if len(shards) < len(files):
-            log.warning("%s: %d file(s) that are no tar shards are passed over", text, len(files) - len(shards))
+            log.warning("%s: %d file(s) that are not tar shards are ignored", text, len(files) - len(shards))
         found += shards
     return list(dict.fromkeys(found))
 
@@ -86,7 +86,7 @@ def _open(source: str, cache: Path) -> list[ImageSet]:
 
 
 def _find(source: str) -> tuple[Path, list[Path]]:
-    """Return the files of images that a source names, and the folder they are below."""
+    """Return the common folder of a source's files, and the files."""
     if "{" in source and not os.path.lexists(source):
         files = [Path(each) for each in expand_braces(source)]
         if missing := [str(each) for each in files if not each.exists()]:
@@ -113,13 +113,13 @@ def _find(source: str) -> tuple[Path, list[Path]]:
 
 
 def _of_files(root: Path, files: Sequence[Path], cache: Path) -> list[ImageSet]:
-    """Open files of any kinds, images first; shards are kept apart by folder, since each may name its classes."""
+    """Open files of any kind, images first. Shards are grouped by folder, since each folder may name its classes."""
     by_kind: dict[str, list[Path]] = {kind: [] for kind in _SUFFIXES}
     for file in files:
         kind = "recording" if file.is_dir() else _KINDS.get(_suffix(file))
         if kind is None:
             advice = "; unpack it first" if _suffix(file) in ("gz", "tgz", "zst", "xz", "zip") else ""
-            raise DataError(f"{file} is no file of images{advice}. Images are: {_KNOWN}")
+            raise DataError(f"{file} is not an image source{advice}. Images are: {_KNOWN}")
         by_kind[kind].append(file)
     sets: list[ImageSet] = [ImageFolder(root, by_kind["image"])] if by_kind["image"] else []
     openers: list[tuple[str, Callable[[Path, Sequence[Path], Path], ImageSet]]] = [
@@ -167,7 +167,7 @@ def _made(source: str, kind: str, numbers: Sequence[str]) -> ImageSet:
     defaults = _MADE[kind]
     if len(numbers) > len(defaults) or not all(number.isdecimal() for number in numbers) or numbers[:1] == ["0"]:
         usage = "procedural[:count[:seed]]" if kind == "procedural" else "synthetic[:count]"
-        raise BadInput(f"{source!r} cannot be made; it is {usage} with whole numbers, e.g. {kind}:1000")
+        raise BadInput(f"{source!r} is invalid; write {usage} with whole numbers, e.g. {kind}:1000")
     values = [*map(int, numbers), *defaults[len(numbers) :]]
     return Procedural(*values) if kind == "procedural" else Synthetic(*values)
 
@@ -182,7 +182,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         here = Path(place)
         for name in list(folders):
             real = os.path.realpath(here / name)
-            if name.startswith(".") or real in seen:  # a link may lead back up
+            if name.startswith(".") or real in seen:  # a link may point to a parent folder
                 folders.remove(name)
                 continue
             seen.add(real)
@@ -201,7 +201,7 @@ def _is_recording(folder: Path) -> bool:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return what a shell would make of ``{000..003}`` and ``{a,b}``.
+    """Expand ``{000..003}`` and ``{a,b}`` as a shell does.
 
     >>> expand_braces("{a,b}-{08..10}.tar")
     ['a-08.tar', 'a-09.tar', 'a-10.tar', 'b-08.tar', 'b-09.tar', 'b-10.tar']

@@ -1,7 +1,7 @@
-"""Frames of video files, any of them at any time, through PyAV.
+"""Random access to frames of video files, through PyAV.
 
-A video's index holds the time stamp of each frame in the order of showing and which of them stand alone (key frames);
-reading frame i seeks to the last key frame at or before it and decodes from there.
+A video's index has the time stamp of each frame in display order, and which frames are key frames. To read frame i the
+decoder seeks to the last key frame at or before it and decodes from there.
 
 Shapes: G videos, H height, W width.
 """
@@ -22,14 +22,14 @@ from .image_set import Sequences, files_fingerprint
 
 _OPEN_VIDEOS = 4
 _CHECKED = 32  # frames whose stamps are compared with the packets' [frames]
-ACTIVATIONS_PER_INPUT = 128 * 2**20  # decoded frames kept in each process [bytes]
+_CACHE_BYTES = 128 * 2**20  # of decoded frames in each process
 
 
 class VideoFrames(Sequences):
-    """Every frame of video files, a group each. To read one frame is to decode all since the last key frame.
+    """Every frame of video files; each video is a group. Reading a frame decodes all frames since the last key frame.
 
     Args:
-        root: what names are relative to in the fingerprint.
+        root: folder that names in the fingerprint are relative to.
         files: the videos; those without a usable image are left out and logged.
         cache: folder of all caches.
 
@@ -58,7 +58,9 @@ class VideoFrames(Sequences):
         except (av.FFmpegError, OSError, ValueError) as error:
             self._open.close()
             raise Unreadable(f"the video cannot be decoded here: {error}") from error
-        return np.ascontiguousarray(np.rot90(values, round(image.rotation / 90)))  # as a phone was held
+        return np.ascontiguousarray(
+            np.rot90(values, round(image.rotation / 90))
+        )  # rotation stored in the file, as by phones
 
     def name(self, index: int) -> str:
         video, frame = self.locate(index)
@@ -70,15 +72,15 @@ class VideoFrames(Sequences):
         keys = np.flatnonzero(self._keys[first : first + frame + 1])[::-1]  # the nearest first
         decoder = self._open.get(path)
         key = int(keys[0]) if len(keys) else 0
-        begins = [*keys[:3], 0]  # some containers seek too far: then begin earlier, at last at the front
+        begins = [*keys[:3], 0]  # some containers seek too far; then try earlier frames, at last the first
         if key <= decoder.next <= frame:
-            begins = [decoder.next, *begins]  # go on from where it is
+            begins = [decoder.next, *begins]  # continue from the present frame
         for begin in map(int, begins):
             if begin != decoder.next:
                 decoder.seek(int(stamps[begin]) if begin else None)
             for image in decoder.images:
                 number = _number(stamps, image.pts, decoder.next)
-                if number is None or number < begin:  # it may lean on frames before the key frame
+                if number is None or number < begin:  # it may depend on frames before the key frame
                     continue
                 decoder.next = number + 1
                 self._kept.put((video, number), image)
@@ -87,11 +89,11 @@ class VideoFrames(Sequences):
                 if number > frame:
                     break
             decoder.next = -1
-        raise Unreadable(f"the video has no frame of time stamp {stamps[frame]}")
+        raise Unreadable(f"the video has no frame with time stamp {stamps[frame]}")
 
 
 class _Decoder:
-    """A video file being decoded; `next` is the number of the frame that comes next, or -1."""
+    """A video file being decoded; `next` is the number of the next frame, or -1."""
 
     next: int
     images: Iterator[av.VideoFrame]
@@ -103,11 +105,11 @@ class _Decoder:
     def _reopen(self) -> None:
         self._container = av.open(str(self._path))
         self._stream = self._container.streams.video[0]
-        self._stream.thread_type = "NONE"  # the loader has processes enough
+        self._stream.thread_type = "NONE"  # the loader has enough processes
         self.images, self.next = self._container.decode(self._stream), 0
 
     def seek(self, stamp: int | None) -> None:
-        """Go to the key frame of a time stamp, or to the front."""
+        """Seek to the key frame of a time stamp, or to the first frame."""
         if stamp is None:
             self.close()
             self._reopen()
@@ -121,25 +123,25 @@ class _Decoder:
 
 
 class _Kept:
-    """Decoded frames of this process, the last used, within `ACTIVATIONS_PER_INPUT` bytes; pickled it is empty."""
+    """Most recently used decoded frames of this process, up to `_CACHE_BYTES`; unpickled copies are empty."""
 
     def __init__(self) -> None:
         self._frames: OrderedDict[tuple[int, int], av.VideoFrame] = OrderedDict()
         self._bytes = 0
 
     def get(self, key: tuple[int, int]) -> av.VideoFrame | None:
-        """Return a frame if it is here."""
+        """Return a frame if it is cached."""
         if key in self._frames:
             self._frames.move_to_end(key)
         return self._frames.get(key)
 
     def put(self, key: tuple[int, int], frame: av.VideoFrame) -> None:
-        """Keep a frame and drop the oldest for it."""
+        """Cache a frame and drop the least recently used."""
         if key in self._frames:
             return
         self._frames[key] = frame
         self._bytes += _size(frame)
-        while self._bytes > ACTIVATIONS_PER_INPUT and len(self._frames) > 1:
+        while self._bytes > _CACHE_BYTES and len(self._frames) > 1:
             self._bytes -= _size(self._frames.popitem(last=False)[1])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -162,20 +164,20 @@ def _index(path: Path) -> Arrays:
     try:
         stamps, keys = _from_packets(path)
         seen = list(islice(_from_frames(path), _CHECKED))
-        if [stamp for stamp, _ in seen] != stamps[: len(seen)]:  # AVI does not say when a frame is shown
+        if [stamp for stamp, _ in seen] != stamps[: len(seen)]:  # AVI has no display times
             seen = list(_from_frames(path))
             stamps, keys = [stamp for stamp, _ in seen], [key for _, key in seen]
     except (av.FFmpegError, OSError, IndexError) as error:
-        raise DataError(f"{path} is no video that can be decoded here: {error}") from error
+        raise DataError(f"{path} is not a decodable video: {error}") from error
     if not stamps:
         raise DataError(f"{path} is a video without frames")
     if len({*stamps}) < len(stamps) or None in stamps:
-        raise DataError(f"{path} has frames without a time of their own; write it again: ffmpeg -i {path} new.mp4")
+        raise DataError(f"{path} has frames without a unique time stamp; convert it: ffmpeg -i {path} new.mp4")
     return {"stamps": np.array(stamps, np.int64), "keys": np.array(keys, bool)}
 
 
 def _from_packets(path: Path) -> tuple[list[int | None], list[bool]]:
-    """Return stamps and key frames as the container tells them, without decoding."""
+    """Return time stamps and key frames from the container, without decoding."""
     with av.open(str(path)) as container:
         packets = [
             (packet.pts, packet.is_keyframe)

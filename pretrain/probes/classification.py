@@ -1,4 +1,4 @@
-"""The probes of labelled images: which readings each takes, and the rows it gives.
+"""Probes of labelled images, and the features that each reads.
 
 Shapes: F training and Q test images.
 """
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ...errors import DataError
 from ...metrics import success_rate
 from .features import Features
 from .knn import knn_predict
@@ -23,11 +24,11 @@ class Subject(NamedTuple):
     encoder: str
     weights: str
     layer: int  # the last block; -1 where blocks have no number
-    token: str = "mean"  # what its headline reads
+    token: str = "mean"  # input of the headline
 
 
 class Measured(NamedTuple):
-    """What one probe finds of one subject."""
+    """Results of one probe on one subject."""
 
     rows: list[Row]  # the headline first
     right: Tensor  # (Q,) bool: which test images the headline gets right
@@ -42,14 +43,15 @@ def knn_rows(subject: Subject, training: Features, test: Features, seed: int) ->
 
 
 def linear_rows(subject: Subject, training: Features, test: Features, seed: int) -> Measured:
-    """Fit a linear probe on every reading of the tokens, then on every block that was read."""
+    """Fit a linear probe on every kind of token, then on every block."""
     rows, first = [], None
     readings = zip(_readings(subject, training), _readings(subject, test), strict=True)
     for (layer, token, features), (_, _, queries) in readings:
         right = linear_probe(features, training.labels, queries, seed=seed).predictions == test.labels
         rows.append(_row(subject._replace(layer=layer, token=token), "linear", "accuracy", right))
         first = right if first is None else first
-    assert first is not None
+    if first is None:
+        raise DataError(f"{subject.encoder} has no features to probe")
     return Measured(rows, first)
 
 

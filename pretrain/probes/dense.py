@@ -1,4 +1,4 @@
-"""Losses and measures of dense probes.
+"""Losses and metrics of dense probes.
 
 Shapes: B images, H x W pixels; depth [m], 0 where unknown.
 """
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 class DepthErrors(NamedTuple):
-    """Of each image on its own, over its known pixels; NaN where none is known."""
+    """Errors of each image over its known pixels; NaN where none is known."""
 
     rmse: Tensor  # (B,) [m]
     abs_rel: Tensor  # (B,) mean of |error| / depth
-    delta1: Tensor  # (B,) share of pixels whose ratio to the truth is below 1.25, either way
+    delta1: Tensor  # (B,) share of pixels within a factor of 1.25 of the truth
 
 
 def silog(prediction: Tensor, truth: Tensor, variance: float = 0.5) -> Tensor:
@@ -22,7 +22,7 @@ def silog(prediction: Tensor, truth: Tensor, variance: float = 0.5) -> Tensor:
 
     Args:
         prediction, truth: (B, H, W).
-        variance: lambda; 1 forgives any common factor, 0 none.
+        variance: lambda; with 1 the loss is invariant to a common factor, with 0 not.
     """
     known = truth > 0
     difference = prediction[known].log() - truth[known].log()

@@ -24,7 +24,7 @@ from ..images.tar_walk import Member, TarWalk
 from ..order import hold_out
 
 KINDS = ("depth", "segmentation")
-IGNORED = 255  # the label of pixels that do not count
+IGNORED = 255  # label of pixels without a class
 LAYOUTS = """dense images come as one of
   FILE.hdf5 or a folder of them   data/DEMO/obs/CAMERA_image (T, H, W, 3) uint8 beside CAMERA_depth (T, H, W, 1)
                                   float [m], 0 unknown, or CAMERA_segmentation (T, H, W, 1) integers, 255 ignored
@@ -35,7 +35,7 @@ _OPEN_FILES = 16
 
 
 class Pair(NamedTuple):
-    """One image and what is true of its pixels."""
+    """One image and its target."""
 
     image: np.ndarray  # (H, W, 3) uint8
     target: np.ndarray  # (H, W): float32 depth [m], 0 where unknown; or uint8 labels, 255 where ignored
@@ -45,7 +45,7 @@ class DenseSet(ABC):
     """Images by number, each with its target."""
 
     kind: str  # of KINDS
-    fingerprint: str  # which files these are; of sets that `open_dense` opened
+    fingerprint: str  # of the files; only for sets from `open_dense`
     groups: np.ndarray | None = None  # (G + 1,) int64 offsets of sequences of near duplicates; None for still images
 
     @abstractmethod
@@ -62,7 +62,7 @@ class DenseSet(ABC):
 
 
 class Part(DenseSet):
-    """Some images of a set; of its sequences what is left of them.
+    """Some images of a set, with the remaining parts of its sequences.
 
     Args:
         whole: the set.
@@ -90,11 +90,11 @@ def thinned(images: DenseSet, count: int) -> DenseSet:
 
 
 def split_dense(images: DenseSet, share: float, seed: int) -> tuple[DenseSet, DenseSet]:
-    """Return training and test images: whole sequences are set aside, of a single sequence its end.
+    """Return training and test images. Whole sequences are test images; of a single sequence, its end.
 
     Args:
         images: the set.
-        share: of the images, about so many for the test; above 0, at most 0.5.
+        share: approximate share of test images; above 0, at most 0.5.
         seed: another seed, other images.
 
     Raises:
@@ -117,7 +117,7 @@ def open_dense(source: str | Path, kind: str) -> DenseSet:
 
     Raises:
         UnknownName: for another kind.
-        DataError: if nothing of that kind is there; says what was found.
+        DataError: if there is nothing of that kind; names what was found.
     """
     if kind not in KINDS:
         raise UnknownName(f"no kind {kind!r} of dense images; there are: {', '.join(KINDS)}{closest(kind, KINDS)}")
@@ -203,7 +203,7 @@ def _pairs_of(path: Path, kind: str, seen: set[str]) -> list[list[tuple[str, str
                 if lengths := [(image, target, min(len(file[image]), len(file[target]))) for image, target in places]:
                     found.append(lengths)
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{path} is no whole HDF5 file: {error}") from error
+        raise DataError(f"{path} is not a complete HDF5 file: {error}") from error
     return found
 
 
@@ -252,7 +252,7 @@ class DenseShards(DenseSet):
         for shard in shards:
             images: dict[str, Member] = {}
             targets: dict[str, Member] = {}
-            for member in TarWalk(self._files.get(shard)):
+            for member in TarWalk(shard):
                 folder, _, base = member.name.rpartition("/")
                 stem, _, ending = base.partition(".")
                 seen.add(ending)
@@ -266,7 +266,7 @@ class DenseShards(DenseSet):
         if not self._rows:
             endings = ", ".join(f".{each}" for each in sorted(seen)[:6]) or "nothing"
             raise DataError(f"{_what(shards)}: no image beside a .{suffix} but only {endings}; {LAYOUTS}")
-        if any(folders):  # a sequence may go on in the next shard
+        if any(folders):  # a sequence may continue in the next shard
             order = sorted(range(len(folders)), key=lambda row: _natural(folders[row]))
             self._rows, folders = [self._rows[row] for row in order], [folders[row] for row in order]
         self.groups = _by_folder(folders)

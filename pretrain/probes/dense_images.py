@@ -1,4 +1,4 @@
-"""Images of dense probes: image, truth, prediction and error side by side."""
+"""Images of dense probes: image, target, prediction and error in rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +9,11 @@ import numpy as np
 from ...files import replacing
 from .dense_data import IGNORED, DenseSet
 
-_SHOWN = 6  # test images in an image
+_SHOWN = 6  # test images in a figure
 
 
 def draw_dense(test: DenseSet, predictions: Sequence[np.ndarray], kind: str, title: str, path: Path) -> None:
-    """Draw some test images, their truth, what was predicted and the error, with colour bars for depth [m]."""
+    """Draw some test images, their targets, predictions and errors, with colour bars for depth [m]."""
     from matplotlib.figure import Figure
 
     chosen = np.unique(np.linspace(0, len(test) - 1, min(_SHOWN, len(test))).round().astype(int))
@@ -28,14 +28,14 @@ def draw_dense(test: DenseSet, predictions: Sequence[np.ndarray], kind: str, tit
         low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
         wrong = [error[np.isfinite(error)] for error in errors]
         most = float(np.percentile(np.concatenate(wrong), 99)) if known.size else 1.0
-        looks = [("viridis", low, high), ("viridis", low, high), ("magma", 0.0, max(most, 1e-6))]
+        styles = [("viridis", low, high), ("viridis", low, high), ("magma", 0.0, max(most, 1e-6))]
         label = "depth [m]"
     else:
         truths = [np.where(pair.target != IGNORED, pair.target, np.nan) for pair in pairs]
         errors = [
             np.where(np.isnan(truth), np.nan, guess != truth) for guess, truth in zip(guesses, truths, strict=True)
         ]
-        looks = [("tab20", -0.5, 19.5), ("tab20", -0.5, 19.5), ("magma", 0.0, 1.0)]
+        styles = [("tab20", -0.5, 19.5), ("tab20", -0.5, 19.5), ("magma", 0.0, 1.0)]
         truths, guesses = [truth % 20 for truth in truths], [guess % 20 for guess in guesses]
         label = "class"
     for row, (name, maps) in enumerate(
@@ -49,7 +49,7 @@ def draw_dense(test: DenseSet, predictions: Sequence[np.ndarray], kind: str, tit
             if row == 0:
                 axis.imshow(_small(values))
             else:
-                cmap, least, greatest = looks[row - 1]
+                cmap, least, greatest = styles[row - 1]
                 shown = axis.imshow(values, cmap=cmap, vmin=least, vmax=greatest, interpolation="nearest")
         axes[row, 0].set_ylabel(name)
         if shown is not None and (kind == "depth" or row < 3):

@@ -1,4 +1,4 @@
-"""Dense probes from encoder to rows: training, errors with intervals, baselines, the head file and an image.
+"""Dense probes: a trained head's errors with intervals, baselines, the head's file and an image.
 
 Shapes: n test images, U units that are resampled, C classes, H x W pixels.
 """
@@ -16,13 +16,12 @@ import torch
 from ...depth.estimator import DepthEstimator, DepthHead, save_depth
 from ...encoders.load import Backbone
 from ...errors import BadInput, DataError, UnknownName, closest
-from ..commands import Probe
-from ..settings import DenseSettings
 from .dense import depth_errors
 from .dense_data import IGNORED, DenseSet, open_dense, split_dense, thinned
 from .dense_images import draw_dense
-from .dense_training import blocks_of, encode, nearest, predict, train_head
-from .labelled import held_out_count
+from .dense_training import HeadTraining, blocks_of, encode, nearest, predict, train_head
+from .features import Compute
+from .labelled import ProbeImages
 from .rows import Row
 
 log = logging.getLogger(__name__)
@@ -38,29 +37,29 @@ _LONGEST = 256  # side of the baselines' maps [px]
 
 
 class DenseSplit(NamedTuple):
-    """What a head learns from and what it is tested on."""
+    """Training and test images of one kind."""
 
     kind: str
     training: DenseSet
     test: DenseSet
-    fingerprint: str  # which images these are
+    fingerprint: str  # of the images
 
 
-def open_dense_split(command: Probe, kind: str) -> DenseSplit:
-    """Open the images of a command that have depth or labels for every pixel; split them where there is no `test`.
+def open_dense_split(sources: ProbeImages, kind: str) -> DenseSplit:
+    """Open images with depth or labels for every pixel, and split them where there is no `test`.
 
     Raises:
         BadInput: for a list of sources, or if `val_images` is out of range.
         DataError: if nothing of that kind is there.
     """
-    for name, source in (("images", command.images), ("test", command.test)):
+    for name, source in (("images", sources.images), ("test", sources.test)):
         if not isinstance(source, str | None):
-            raise BadInput(f"{name}={source}: probes of {kind} take one source, a file or a folder, and no list")
-    images = open_dense(command.images, kind)
-    if command.test is None:
-        share = held_out_count(command, len(images)) / len(images)
-        return DenseSplit(kind, *split_dense(images, share, command.seed), images.fingerprint)
-    test = open_dense(command.test, kind)
+            raise BadInput(f"{name}={source}: probes of {kind} take one source, a file or a folder, not a list")
+    images = open_dense(sources.images, kind)
+    if sources.test is None:
+        share = sources.test_count(len(images)) / len(images)
+        return DenseSplit(kind, *split_dense(images, share, sources.seed), images.fingerprint)
+    test = open_dense(sources.test, kind)
     return DenseSplit(kind, images, test, f"{images.fingerprint} {test.fingerprint}")
 
 
@@ -69,24 +68,22 @@ def dense_rows(
     probe: str,
     train: DenseSet,
     test: DenseSet,
-    settings: DenseSettings,
+    settings: HeadTraining,
     out: Path | None = None,
-    device: torch.device = torch.device("cpu"),
-    precision: str = "fp32",
+    compute: Compute = Compute(),
     seed: int = 0,
 ) -> list[Row]:
     """Train a head on a frozen encoder and return its errors on the test images.
 
-    Intervals are 95 % percentile bootstraps over whatever `unit` says of the test images.
+    Intervals are 95 % percentile bootstraps over test images or sequences, see `unit`.
 
     Args:
-        backbone: the encoder; moved to `device`.
+        backbone: the encoder; moved to the device of `compute`.
         probe: a name of `PROBES`.
-        train, test: of one kind, no sequence in both, as `split_dense` gives them.
+        train, test: of one kind, no sequence in both, as from `split_dense`.
         settings: of the training.
         out: folder for ``heads/PROBE-ENCODER.safetensors`` (depth) and ``images/PROBE-ENCODER.png``.
-        device: to encode and train on.
-        precision: of the encoder.
+        compute: device of encoder and head, and precision of the encoder.
         seed: of the head, the order and the resampling.
 
     Raises:
@@ -94,6 +91,7 @@ def dense_rows(
         BadInput: if the sets are of another kind, or the encoder has no blocks for a DPT head.
         DataError: if no pixel of the training or of the test images is known.
     """
+    device, precision = compute
     kind, head = _kinds(probe, train, test)
     train, test = thinned(train, settings.train_images), thinned(test, settings.test_images)
     blocks = blocks_of(backbone, head)
@@ -122,10 +120,10 @@ def dense_rows(
     return rows
 
 
-def baseline_rows(kind: str, train: DenseSet, test: DenseSet, settings: DenseSettings, seed: int = 0) -> list[Row]:
-    """Return what is known without seeing the test images: the training median, and that of every pixel.
+def baseline_rows(kind: str, train: DenseSet, test: DenseSet, settings: HeadTraining, seed: int = 0) -> list[Row]:
+    """Return the errors of two predictions without an encoder: the training median, and the median of each pixel.
 
-    Of classes it is the most frequent one. With a fixed camera the map of every pixel is strong.
+    For segmentation they are the most frequent classes. With a fixed camera the map of each pixel is a strong baseline.
 
     Args:
         kind: "depth" or "segmentation".
@@ -144,7 +142,7 @@ def baseline_rows(kind: str, train: DenseSet, test: DenseSet, settings: DenseSet
         counts = np.stack([(targets == each).sum(0) for each in range(classes)])
         single, every = int(counts.sum((1, 2)).argmax()), counts.argmax(0)
         every = np.where(counts.max(0) > 0, every, single)
-        names = ("commonest class", "commonest class of each pixel")
+        names = ("most frequent class", "most frequent class of each pixel")
     else:
         truths = _in_range(truths, settings)
         targets = np.where(targets <= (settings.max_depth or np.inf), targets, 0)
@@ -163,7 +161,7 @@ def baseline_rows(kind: str, train: DenseSet, test: DenseSet, settings: DenseSet
 
 
 def unit(test: DenseSet) -> str:
-    """Return what intervals resample: "sequences" where there are several, else "images"."""
+    """Return the resampled unit of intervals: "sequences" where there are several, else "images"."""
     return "sequences" if test.groups is not None and len(test.groups) > 2 else "images"
 
 
@@ -177,7 +175,7 @@ def slug(name: str) -> str:
 
 
 def confusion(prediction: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
-    """Count pixels by true and predicted class, (C, C) int64; ignored ones not."""
+    """Count pixels by true and predicted class, (C, C) int64, without ignored pixels."""
     counted = truth != IGNORED
     pairs = truth[counted].astype(np.int64) * classes + prediction[counted].astype(np.int64)
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
@@ -263,11 +261,11 @@ def _depth_measured(
 
 
 def _units(count: int, groups: np.ndarray | None) -> np.ndarray:
-    """Return where each resampled unit begins."""
+    """Return the index of the first image of each resampled unit."""
     return np.arange(count) if groups is None or len(groups) <= 2 else groups[:-1]
 
 
-def _in_range(truths: Sequence[np.ndarray], settings: DenseSettings) -> list[np.ndarray]:
+def _in_range(truths: Sequence[np.ndarray], settings: HeadTraining) -> list[np.ndarray]:
     most = settings.max_depth or np.inf
     return [np.where(truth <= most, truth, 0).astype(np.float32) for truth in truths]
 

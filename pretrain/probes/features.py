@@ -1,6 +1,6 @@
-"""Frozen features of labelled images, every reading a probe wants in one pass.
+"""Frozen features of labelled images: every kind that a probe reads, in one pass.
 
-Shapes: n images asked for, F of them that can be read, B batch, K class tokens, D width, L blocks, P patches.
+Shapes: n images, F of them readable, B batch, K class tokens, D width, L blocks, P patches.
 """
 
 import logging
@@ -25,10 +25,17 @@ log = logging.getLogger(__name__)
 _PIXELS = (64, 64)  # crop that thumbnails are made from [px]
 
 
-class Features(NamedTuple):
-    """What an encoder makes of a part's images."""
+class Compute(NamedTuple):
+    """Where encoders run, and in which precision."""
 
-    kept: Tensor  # (n,) bool, which images could be read; the others have no row below
+    device: torch.device = torch.device("cpu")
+    precision: str = "fp32"  # "fp32" or "bf16"
+
+
+class Features(NamedTuple):
+    """An encoder's features of a part's images."""
+
+    kept: Tensor  # (n,) bool, which images are readable; the others have no row below
     labels: Tensor  # (F,) int64
     raw: Tensor  # (F, D) mean of the last block's class tokens, before the final norm
     cls: Tensor  # (F, K, D) class tokens after it
@@ -46,11 +53,11 @@ class _Readings(NamedTuple):
 
 
 @torch.no_grad()
-def encode(backbone: Backbone, part: Part, *, layers: bool, device: torch.device, precision: str) -> Features:
+def encode(backbone: Backbone, part: Part, *, layers: bool, compute: Compute) -> Features:
     """Return the features of a part, on the CPU in fp32.
 
-    Images have their shorter side resized and are cropped to the centre, at the size of the encoder's preprocessing,
-    whether it squashes or cuts a margin elsewhere: every encoder sees the same part of an image.
+    Images are resized by their shorter side and centre-cropped to the size of the encoder's preprocessing, also where
+    that preprocessing squashes or crops differently, so every encoder sees the same part of an image.
 
     Args:
         layers: read the class tokens of every block, which only Pixio encoders give.
@@ -58,6 +65,7 @@ def encode(backbone: Backbone, part: Part, *, layers: bool, device: torch.device
     Raises:
         DataError: if no image can be read.
     """
+    device, precision = compute
     backbone = backbone.to(device)
     preprocessing = backbone.preprocessing
 
@@ -70,7 +78,7 @@ def encode(backbone: Backbone, part: Part, *, layers: bool, device: torch.device
 
 
 def pixel_features(part: Part) -> Features:
-    """Return thumbnails as if they were the one class token of an encoder."""
+    """Return thumbnails in place of a single class token."""
 
     def read(images: Tensor) -> _Readings:
         small = thumbnails(images)
@@ -119,7 +127,7 @@ def _collect(
 
 
 def _batches(part: Part, size: tuple[int, int], batch: int) -> Iterator[tuple[int, list[np.ndarray], list[bool]]]:
-    """Yield the place of each batch, its readable crops, and which those are."""
+    """Yield the first index of each batch, its readable crops, and a flag for each image."""
     for begin in range(0, len(part.indices), batch):
         crops: list[np.ndarray] = []
         readable = []

@@ -1,4 +1,4 @@
-"""One image of what probes measured: headlines of all encoders side by side, then tokens, then blocks."""
+"""Figure of a probe run: headlines of all encoders, then tokens, then blocks."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOURS = ("#1f5fa8", "#c26a1b", "#2f8a5b", "#8a4fa3", "#b23b3b", "#5b6b7b", "#a88a1f", "#3aa0a8")
-_PIXELS = "#9aa5b1"  # references are no encoders
+_PIXELS = "#9aa5b1"  # for references without an encoder
 
 
 def draw_probes(path: Path, rows: Sequence[Row]) -> None:
@@ -48,8 +48,8 @@ def draw_probes(path: Path, rows: Sequence[Row]) -> None:
         grid = parts[band].subgridspec(1, columns)
         for column, (probe, metric) in enumerate(panels[band * columns : (band + 1) * columns]):
             axis = figure.add_subplot(grid[column])
-            asked = (probe, f"{probe.split('_')[0]}_baseline")
-            chosen = {row.encoder: row for row in heads if row.probe in asked and row.metric == metric}
+            pair = (probe, f"{probe.split('_')[0]}_baseline")
+            chosen = {row.encoder: row for row in heads if row.probe in pair and row.metric == metric}
             better = ", lower is better" if lower_is_better(metric) else ""
             _headline(axis, f"{probe}, {metric}{better}", chosen, names, colours)
             axis.set_yticks(range(len(names)), [labels[name] if column == 0 else "" for name in names])
@@ -64,7 +64,7 @@ def draw_probes(path: Path, rows: Sequence[Row]) -> None:
 
 
 def short_names(rows: Iterable[Row]) -> list[str]:
-    """Return what to call each encoder where room is short: the end of a path; the whole where ends are alike."""
+    """Return a short name of each encoder: the end of its path, or the whole path where ends are equal."""
     weights = {row.encoder: row.weights for row in rows}
     ends = ["/".join(Path(name).parts[-2:]) for name in weights]
     short = [end if ends.count(end) == 1 else name for name, end in zip(weights, ends, strict=True)]
@@ -106,7 +106,7 @@ def _tokens(
         if row.encoder == "pixels":
             axis.axhline(row.value, color=_PIXELS, linestyle="--", label="pixels")
     axis.set_xticks(range(len(tokens)), [f"token {token}" if token.isdecimal() else token for token in tokens])
-    axis.set_title("linear, accuracy of what it reads", fontsize=10, loc="left")
+    axis.set_title("linear, accuracy by token", fontsize=10, loc="left")
     _clean(axis, "y")
     _legend(axis)
 

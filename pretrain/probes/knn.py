@@ -1,4 +1,4 @@
-"""What frozen features are good for, read without training.
+"""k-NN classification on frozen features.
 
 Shapes: F features of a bank, Q queries, D width, M numbers of neighbours.
 """
@@ -15,7 +15,7 @@ _MOST = 2**26  # similarities at once
 def knn_predict(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, neighbours: Sequence[int], temperature: float = 0.07
 ) -> Tensor:
-    """Return the labels that weighted nearest neighbours vote for, (M, Q) int64.
+    """Return the labels by weighted votes of the nearest neighbours, (M, Q) int64.
 
     Votes weigh exp(cosine / temperature) (Wu et al. 2018, with DINO's values).
 
@@ -23,7 +23,7 @@ def knn_predict(
         bank: (F, D), compared by cosine.
         bank_labels: (F,) int64, from 0.
         queries: (Q, D).
-        neighbours: how many vote, M numbers; at most F do.
+        neighbours: M numbers of voters, each at most F.
     """
     bank, classes = F.normalize(bank.float(), dim=1), int(bank_labels.max()) + 1
     parts = []

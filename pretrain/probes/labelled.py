@@ -1,23 +1,49 @@
-"""Labelled images to learn from and to test on, the same for every encoder.
+"""Labelled training and test images of probes, the same for every encoder.
 
 Shapes: n images of a part.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import BadInput, DataError
-from ..commands import Probe
 from ..images.image_set import ImageSet
 from ..images.sources import open_images
 from ..order import hold_out
 
 _ADVICE = (
-    "labelled are folders with a sub-folder for each class, tar shards with a .cls beside each image, and "
+    "labelled sources are folders with a sub-folder for each class, tar shards with a .cls beside each image, and "
     "'procedural'; images with depth are for probes=[depth_linear,depth_dpt]"
 )
+
+
+@dataclass(frozen=True)
+class ProbeImages:
+    """Sources of the images that probes are trained and tested on."""
+
+    images: Any  # to train on, as for `open_images`
+    test: Any = None  # to test on; None splits `images`
+    val_images: float = 0.2  # without `test`: images to test on, a share below 1 or a number
+    seed: int = 0  # of the split
+    cache: Path = Path("runs/cache")  # of the image indexes
+
+    def test_count(self, total: int) -> int:
+        """Return how many of `total` images to test on.
+
+        Raises:
+            BadInput: if `val_images` is out of range.
+        """
+        value = self.val_images
+        count = round(value * total) if 0 < value < 1 else value
+        if count != int(count) or not 1 <= count <= total // 2:
+            raise BadInput(
+                f"val_images={value:g} of {total} images: give a share up to 0.5 or a whole number up to {total // 2}, "
+                "or separate test images: test=..."
+            )
+        return int(count)
 
 
 class Part(NamedTuple):
@@ -29,32 +55,32 @@ class Part(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """What a probe learns from and what it is tested on."""
+    """Training and test images."""
 
     training: Part
     test: Part
     classes: tuple[str, ...]
-    fingerprint: str  # which images these are
+    fingerprint: str  # of the images
 
 
-def open_labelled(command: Probe) -> Labelled:
-    """Open the images of a command, and split them where there is no `test`.
+def open_labelled(sources: ProbeImages) -> Labelled:
+    """Open images with labels, and split them where there is no `test`.
 
     Raises:
         DataError: if labels are missing, or test images are of classes that no training image has.
         BadInput: if there are too few classes or images, or `val_images` is out of range.
     """
-    images = open_images(command.images, Path(command.cache))
-    _require_labels(images, f"images={command.images}")
-    if command.test is None:
-        count = held_out_count(command, len(images))
-        split = hold_out(images, count, command.seed)
+    images = open_images(sources.images, sources.cache)
+    _require_labels(images, f"images={sources.images}")
+    if sources.test is None:
+        count = sources.test_count(len(images))
+        split = hold_out(images, count, sources.seed)
         training = _part(images, np.setdiff1d(np.arange(len(images)), split.val_images), images.classes)
         test = _part(images, split.evaluated, images.classes)
         fingerprint = images.fingerprint
     else:
-        others = open_images(command.test, Path(command.cache))
-        _require_labels(others, f"test={command.test}")
+        others = open_images(sources.test, sources.cache)
+        _require_labels(others, f"test={sources.test}")
         _require_known(images, others)
         training = _part(images, np.arange(len(images)), images.classes)
         test = _part(others, np.arange(len(others)), images.classes)
@@ -63,13 +89,13 @@ def open_labelled(command: Probe) -> Labelled:
     if len(seen) < 2 or not len(test.indices):
         raise BadInput(
             f"{len(training.indices)} labelled training images of {len(seen)} classes and {len(test.indices)} labelled "
-            "test images: two classes and one test image are needed, at least"
+            "test images: at least two classes and one test image are needed"
         )
     if len(lacking := np.setdiff1d(test.labels, seen)):
         names = ", ".join(images.classes[label] for label in lacking[:5].tolist())
         raise DataError(
             f"test images are of {len(lacking)} class(es) that no training image has: {names}; give training images "
-            "of them, leave these test images out, or hold out fewer or others (val_images=, seed=)"
+            "of them, leave these test images out, or test on fewer or others (val_images=, seed=)"
         )
     return Labelled(training, test, images.classes, fingerprint)
 
@@ -85,24 +111,8 @@ def _require_known(images: ImageSet, others: ImageSet) -> None:
     if lacking := [name for name in used if name not in images.classes]:
         raise DataError(
             f"test images are of {len(lacking)} class(es) that no training image has: {', '.join(lacking[:5])}; "
-            f"training images are of: {', '.join(images.classes[:10])}. Classes meet by name"
+            f"training images are of: {', '.join(images.classes[:10])}. Classes are matched by name"
         )
-
-
-def held_out_count(command: Probe, total: int) -> int:
-    """Return how many images to set aside.
-
-    Raises:
-        BadInput: if `val_images` is out of range.
-    """
-    value = command.val_images
-    count = round(value * total) if 0 < value < 1 else value
-    if count != int(count) or not 1 <= count <= total // 2:
-        raise BadInput(
-            f"val_images={value:g} of {total} images: give a share up to 0.5 or a whole number up to {total // 2}, "
-            "or test images of their own: test=..."
-        )
-    return int(count)
 
 
 def _part(images: ImageSet, indices: np.ndarray, classes: tuple[str, ...]) -> Part:

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on frozen features, weight decay chosen on a held-out part of the training ones.
+"""Multinomial logistic regression on frozen features; weight decay is chosen on a part of the training features.
 
 Shapes: F training features, Q test features, D width, C classes.
 """
@@ -15,23 +15,23 @@ DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)  # times the squared weights, beside the mean 
 
 
 class LinearProbe(NamedTuple):
-    """What the regression says of the test features."""
+    """Predictions for the test features."""
 
     predictions: Tensor  # (Q,) int64
-    decay: float  # the weight decay that was chosen
+    decay: float  # chosen weight decay
 
 
 def linear_probe(
     features: Tensor, labels: Tensor, queries: Tensor, *, seed: int, decays: Sequence[float] = DECAYS, steps: int = 100
 ) -> LinearProbe:
-    """Fit on training features and predict the test features' labels; these take no part in any choice.
+    """Fit on training features and predict the labels of test features, which are not used for any choice.
 
     Args:
         features: (F, D); standardised by their own mean and deviation.
         labels: (F,) int64, from 0.
         queries: (Q, D).
-        seed: of the fifth of the training features that chooses the weight decay.
-        steps: most iterations of L-BFGS.
+        seed: selects the fifth of the training features that the weight decay is chosen on.
+        steps: maximum number of L-BFGS iterations.
     """
     mean, std = features.mean(0), features.std(0).clamp(min=1e-6)
     features, queries = (features - mean) / std, (queries - mean) / std

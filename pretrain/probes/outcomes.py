@@ -1,4 +1,4 @@
-"""Which test images each headline gets right, kept for paired tests between encoders: ``outcomes/`` of a run folder."""
+"""Correctness of each test image, for paired tests between encoders: ``outcomes/`` of a run folder."""
 
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +14,7 @@ from .rows import Row, headlines
 
 
 def keep_outcomes(out: Path, encoder: str, probe: str, kept: np.ndarray, right: np.ndarray) -> None:
-    """Write what a headline makes of each test image, int8: 1 right, 0 wrong, -1 not readable."""
+    """Write the correctness of a headline on each test image, int8: 1 right, 0 wrong, -1 unreadable."""
     outcomes = np.full(len(kept), -1, np.int8)
     outcomes[kept] = right
     with replacing(_file(out, encoder, probe)) as temporary, temporary.open("wb") as file:

@@ -1,4 +1,4 @@
-"""What a probe run says of its rows: ``result.json``, from which its report is made."""
+"""``result.json`` of a probe run, from which its report is made."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -7,38 +7,44 @@ from typing import Any
 import numpy as np
 
 from ...report.curves import number
-from ..commands import Probe
 from .classification import PROBES
 from .dense_data import thinned
 from .dense_runs import PROBES as DENSE_PROBES
 from .dense_runs import DenseSplit, slug, unit
-from .labelled import Labelled
+from .dense_training import HeadTraining
+from .labelled import Labelled, ProbeImages
 from .outcomes import comparisons
 from .rows import Row, headlines, lower_is_better
 
 
 def probe_result(
-    command: Probe, labelled: Labelled | None, dense: Sequence[DenseSplit], rows: list[Row], out: Path
+    sources: ProbeImages,
+    settings: HeadTraining,
+    labelled: Labelled | None,
+    dense: Sequence[DenseSplit],
+    rows: list[Row],
+    out: Path,
 ) -> dict[str, Any]:
-    """Return what ``result.json`` holds.
+    """Return the content of ``result.json``.
 
     Args:
-        command: the settings.
-        labelled, dense: the images, where they were asked about.
-        rows: all that was measured, in the order of the tables.
+        sources: where the images come from.
+        settings: of dense heads.
+        labelled, dense: the images, where probes need them.
+        rows: all measurements, in the order of the tables.
         out: the run folder.
     """
     heads, paired = headlines(rows), comparisons(out, rows)
     files = [(row, f"{row.probe}-{slug(row.encoder)}") for row in heads if row.probe in DENSE_PROBES]
     estimators = [f"heads/{name}.safetensors" for row, name in files if DENSE_PROBES[row.probe][0] == "depth"]
-    facts = _labelled_facts(command, labelled) if labelled else {}
+    facts = _labelled_facts(labelled, held_out=sources.test is None) if labelled else {}
     for split in dense:
-        facts |= _dense_facts(command, split)
+        facts |= _dense_facts(split, settings, held_out=sources.test is None)
     if estimators:
-        facts["depth heads, for pixio_robot.load_depth"] = ", ".join(estimators)
+        facts["depth heads for pixio_robot.load_depth"] = ", ".join(estimators)
     return {
         "title": "probes of frozen features",
-        "task": str(command.images) + (f", test {command.test}" if command.test is not None else ""),
+        "task": str(sources.images) + (f", test {sources.test}" if sources.test is not None else ""),
         "facts": facts,
         "notes": [*_against_references(heads), *_lost(labelled, rows), *_many(paired)],
         "tables": {"Headlines": _table(heads), "Paired comparisons": paired, "All": _table(rows)},
@@ -56,26 +62,26 @@ def probe_result(
     }
 
 
-def _labelled_facts(command: Probe, labelled: Labelled) -> dict[str, str]:
+def _labelled_facts(labelled: Labelled, held_out: bool) -> dict[str, str]:
     counts, classes = np.bincount(labelled.test.labels), len(np.unique(labelled.training.labels))
     return {
-        "learned from": f"{len(labelled.training.indices)} images of {classes} classes",
-        "tested on": f"{len(labelled.test.indices)} images" + (", held out" if command.test is None else ""),
-        "always guessing the commonest class": f"{counts.max() / counts.sum():.3f}",
+        "trained on": f"{len(labelled.training.indices)} images of {classes} classes",
+        "tested on": f"{len(labelled.test.indices)} images" + (", held out" if held_out else ""),
+        "accuracy of the most frequent class": f"{counts.max() / counts.sum():.3f}",
     }
 
 
-def _dense_facts(command: Probe, split: DenseSplit) -> dict[str, str]:
+def _dense_facts(split: DenseSplit, settings: HeadTraining, held_out: bool) -> dict[str, str]:
     training, test = (
         thinned(images, most)
-        for images, most in ((split.training, command.dense.train_images), (split.test, command.dense.test_images))
+        for images, most in ((split.training, settings.train_images), (split.test, settings.test_images))
     )
     resampled = unit(test)
     units = len(test) if resampled == "images" or test.groups is None else len(test.groups) - 1
     return {
-        f"{split.kind} learned from": f"{len(training)} of {len(split.training)} images",
+        f"{split.kind} trained on": f"{len(training)} of {len(split.training)} images",
         f"{split.kind} tested on": f"{len(test)} of {len(split.test)} images"
-        + (", held out" if command.test is None else "")
+        + (", held out" if held_out else "")
         + f"; intervals resample {units} {resampled} and are not paired between encoders",
     }
 
@@ -95,18 +101,18 @@ def _against_references(heads: Sequence[Row]) -> list[str]:
 
 
 def _reference_of(row: Row) -> tuple[str, str]:
-    """Return the encoder and the probe of the row to beat."""
+    """Return encoder and probe of the reference row."""
     if row.probe in PROBES:
         return "pixels", row.probe
     kind = row.probe.split("_")[0]
-    return ("median" if kind == "depth" else "commonest class") + " of each pixel", f"{kind}_baseline"
+    return ("median" if kind == "depth" else "most frequent class") + " of each pixel", f"{kind}_baseline"
 
 
 def _lost(labelled: Labelled | None, rows: Sequence[Row]) -> list[str]:
     if labelled is None:
         return []
     lost = len(labelled.test.indices) - min(row.count for row in rows if row.probe in PROBES)
-    return [f"{lost} test images cannot be read and are left out; so are training images that cannot."] if lost else []
+    return [f"{lost} test images are unreadable and left out, as are unreadable training images."] if lost else []
 
 
 def _many(paired: Sequence[dict[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What probes measured, one row a number: ``probe.jsonl`` of a run folder."""
+"""Results of probes, one row per number: ``probe.jsonl`` of a run folder."""
 
 import json
 from collections.abc import Iterable
@@ -12,11 +12,11 @@ from ...files import replacing
 class Row:
     """One measured number with its 95 % interval. The first row of an encoder and probe is its headline."""
 
-    encoder: str  # as `load_encoder` takes it; "pixels" for the reference without an encoder
+    encoder: str  # as for `load_encoder`; "pixels" for the reference without an encoder
     weights: str  # "trained" or "random"; "none" without an encoder
     probe: str  # knn, linear, ...
     layer: int  # 0-based block; -1 without one
-    token: str  # "mean", "0" to "7", "concat", "patches", ...: what the probe reads
+    token: str  # "mean", "0" to "7", "concat", "patches", ...: input of the probe
     metric: str  # "accuracy", "accuracy@20", "rmse [m]", ...
     value: float
     low: float
@@ -38,7 +38,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Add rows to ``probe.jsonl``, all or none: what a probe finds of an encoder is there as a whole."""
+    """Add rows to ``probe.jsonl``, all or none, so results of a probe and an encoder are never partial."""
     before = path.read_text() if path.is_file() else ""
     with replacing(path) as temporary:
         temporary.write_text(before + "".join(json.dumps(asdict(row)) + "\n" for row in rows))

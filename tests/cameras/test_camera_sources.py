@@ -15,14 +15,14 @@ import pytest
 
 from pixio_robot import plugins
 from pixio_robot.cameras.camera import Camera, CameraRequest, CameraSpec
+from pixio_robot.cameras.drivers.pairing import nearest_pairs
+from pixio_robot.cameras.drivers.simulated import TaskCamera
 from pixio_robot.cameras.frame import Frame, Intrinsics, metric, rgbd_frame
 from pixio_robot.cameras.geometry import crop, registered, resize, squared
 from pixio_robot.cameras.intrinsics_file import read_intrinsics, write_intrinsics
-from pixio_robot.cameras.pairing import nearest_pairs
 from pixio_robot.cameras.playback import RealTimePlayback
-from pixio_robot.cameras.recording_writer import RecordingWriter
+from pixio_robot.cameras.recording.writer import RecordingWriter
 from pixio_robot.cameras.registry import drivers, find_camera, recognise
-from pixio_robot.cameras.simulated import TaskCamera
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.envs.registry import TaskSpec, make
 from pixio_robot.errors import (

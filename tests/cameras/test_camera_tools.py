@@ -15,18 +15,18 @@ import pytest
 
 from pixio_robot import cli
 from pixio_robot.cameras import registry
-from pixio_robot.cameras.calibration import Board, calibrate, hand_eye, select_evenly
 from pixio_robot.cameras.camera import CameraRequest, CameraSpec
-from pixio_robot.cameras.check import Finding, Measurements, depth_noise, findings
 from pixio_robot.cameras.commands import Record
+from pixio_robot.cameras.drivers.simulated import TaskCamera
 from pixio_robot.cameras.frame import Frame, Intrinsics, rgbd_frame
 from pixio_robot.cameras.intrinsics_file import read_intrinsics
 from pixio_robot.cameras.playback import RealTimePlayback
-from pixio_robot.cameras.recording_writer import RecordingWriter
+from pixio_robot.cameras.recording.writer import RecordingWriter
 from pixio_robot.cameras.registry import find_camera
 from pixio_robot.cameras.settings import requested_camera
-from pixio_robot.cameras.simulated import TaskCamera
-from pixio_robot.cameras.view import colourised, depth_span
+from pixio_robot.cameras.tools.calibration import Board, calibrate, hand_eye, select_evenly
+from pixio_robot.cameras.tools.check import Finding, Measurements, depth_noise, findings
+from pixio_robot.cameras.tools.view import colourised, depth_span
 from pixio_robot.errors import BadInput, DataError, PixioError
 from pixio_robot.video import read_video
 

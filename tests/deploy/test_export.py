@@ -1,4 +1,4 @@
-"""Export: one program that acts as the eager policy does, whatever it looks at, in a bundle that says what it is."""
+"""Export: the program acts as the eager policy for all kinds of observations, and the bundle describes itself."""
 
 import importlib.util
 import json
@@ -146,7 +146,7 @@ def test_pixels_are_those_of_preprocess(size: tuple[int, int], preprocessing: Pr
 
 
 @pytest.mark.parametrize("code", ["inverse", "log", "metres", "colours"])
-def test_depth_is_coded_as_for_training(code: str) -> None:
+def test_exported_depth_encoding_equals_training(code: str) -> None:
     depth = np.stack([each["depth"] for each in _episode(2)])
     depth[0, :8] = 1.0
     images = DepthImages(code, 0.25, 4.0)(torch.from_numpy(depth)).numpy()
@@ -224,7 +224,7 @@ def test_int8_for_tensorrt_is_symmetric(tiny: Backbone, tmp_path: Path) -> None:
     assert scaled and {each.dtype for each in scaled} == {np.dtype(np.int8)}
 
 
-def test_a_bundle_is_whole_reused_and_told_apart(
+def test_a_bundle_is_complete_reused_and_not_overwritten(
     toy_bundle: Path, toy_checkpoint: Path, toy_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = Manifest.read(toy_bundle)
@@ -246,7 +246,7 @@ def test_a_bundle_is_whole_reused_and_told_apart(
     assert not [each for each in toy_bundle.parent.iterdir() if each.name != "toy"], "nothing half-written is left"
 
 
-def test_a_policy_of_a_robots_demonstrations_keeps_its_axes_and_its_rate(
+def test_a_policy_trained_on_a_robot_recording_keeps_axes_and_rate(
     toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its task is no simulation, so the recording is asked."""
@@ -311,7 +311,7 @@ def _recorded(file: Path, frames: int) -> list[dict[str, np.ndarray]]:
         (["encoder=random:ti", "demos=DEMOS", "image_size=128"], "holds 'rgb' of shape (256, 256, 3)"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_in_words(
+def test_impossible_exports_are_refused(
     words: list[str], message: str, toy_checkpoint: Path, toy_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [each.replace("CHECKPOINT", str(toy_checkpoint)).replace("DEMOS", str(toy_file)) for each in words]
@@ -319,7 +319,7 @@ def test_what_cannot_be_exported_is_refused_in_words(
     assert message in capsys.readouterr().err and not Path("runs").exists()
 
 
-def test_tensorrt_is_built_where_it_is(toy_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_tensorrt_is_explained(toy_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if importlib.util.find_spec("tensorrt"):
         pytest.skip("TensorRT is installed")
     assert cli.run(["export", f"checkpoint={toy_checkpoint}", "target=tensorrt", "verify=false"]) == 1

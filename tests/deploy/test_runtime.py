@@ -1,4 +1,4 @@
-"""The runtime: without torch, without a growing memory, with a history that begins where an episode does."""
+"""The runtime: needs no torch, allocates no memory per step, and starts its history with each episode."""
 
 import json
 import re
@@ -38,7 +38,9 @@ def _actions(policy: RunningPolicy, frames: list[Observation]) -> np.ndarray:
     return np.stack([policy.act(each) for each in frames])
 
 
-def test_it_acts_as_the_eager_policy(runtime: Runtime, toy_checkpoint: Path, frames: list[Observation]) -> None:
+def test_the_runtime_acts_as_the_eager_policy(
+    runtime: Runtime, toy_checkpoint: Path, frames: list[Observation]
+) -> None:
     eager = EagerPolicy.load(toy_checkpoint)
     for episode in (frames[:6], frames[4:]):
         expected = _actions(eager, episode)
@@ -58,7 +60,7 @@ def test_sessions_share_a_program_and_no_history(runtime: Runtime, frames: list[
     assert not np.array_equal(runtime.act(frames[5]), other.act(frames[5])), "the past counts"
 
 
-def test_what_it_returns_stays(runtime: Runtime, frames: list[Observation]) -> None:
+def test_returned_actions_are_copies(runtime: Runtime, frames: list[Observation]) -> None:
     runtime.reset()
     first = runtime.act(frames[0])
     kept = first.copy()
@@ -66,7 +68,7 @@ def test_what_it_returns_stays(runtime: Runtime, frames: list[Observation]) -> N
     assert np.array_equal(first, kept)
 
 
-def test_steps_take_no_memory(runtime: Runtime, frames: list[Observation]) -> None:
+def test_steps_allocate_no_memory(runtime: Runtime, frames: list[Observation]) -> None:
     _actions(runtime, frames)
     tracemalloc.start()
     try:
@@ -104,7 +106,7 @@ assert "torch" not in sys.modules
 """
 
 
-def test_it_needs_no_torch(runtime: Runtime, toy_bundle: Path, frames: list[Observation]) -> None:
+def test_the_runtime_needs_no_torch(runtime: Runtime, toy_bundle: Path, frames: list[Observation]) -> None:
     np.savez("frames.npz", **{key: np.stack([each[key] for each in frames[:4]]) for key in frames[0]})
     command = [sys.executable, "-c", WITHOUT_TORCH, str(toy_bundle), "frames.npz"]
     outcome = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -125,7 +127,7 @@ def test_it_needs_no_torch(runtime: Runtime, toy_bundle: Path, frames: list[Obse
         ({"proprio": [0.0, 0.0, 0.0]}, "got list"),
     ],
 )
-def test_wrong_observations_are_refused_in_words(
+def test_wrong_observations_are_refused(
     change: dict[str, object], message: str, runtime: Runtime, frames: list[Observation]
 ) -> None:
     before = _actions(runtime, frames[:2])

@@ -1,4 +1,4 @@
-"""The gate: passes what is the eager policy, and catches what is not."""
+"""Verification: passes programs that equal the eager policy, and detects those that do not."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def _rows(outcomes: list[bool], scores: list[float] | None = None) -> list[Episo
     ("lost", "gained", "passes"),
     [(0, 0, True), (5, 1, True), (5, 5, True), (6, 0, False), (8, 1, False), (0, 9, True), (30, 24, False)],
 )
-def test_a_drop_that_matters_fails(lost: int, gained: int, passes: bool) -> None:
+def test_a_significant_drop_fails(lost: int, gained: int, passes: bool) -> None:
     """Of 100 episodes; more than 5 points fewer, or McNemar's p below 0.05."""
     eager = [True] * 50 + [False] * 50
     ours = [False] * lost + [True] * (50 - lost) + [True] * gained + [False] * (50 - gained)
@@ -63,7 +63,7 @@ def test_a_drop_that_matters_fails(lost: int, gained: int, passes: bool) -> None
     assert f"{lost} lost and {gained} gained" in words and "100 episodes show a drop from 6 points on" in words
 
 
-def test_scores_are_compared_where_there_is_no_success() -> None:
+def test_scores_are_compared_if_there_is_no_success() -> None:
     rng = np.random.default_rng(0)
     eager = rng.uniform(40, 60, 60)
     for change, passes in ((0.0, True), (-1.0, False), (-9.0, False)):
@@ -86,7 +86,7 @@ def test_int8_needs_episodes_that_can_show_something() -> None:
 
 
 @pytest.mark.parametrize("precision", list(TOLERANCES))
-def test_figures_are_what_they_say(precision: str) -> None:
+def test_measured_errors_are_correct(precision: str) -> None:
     rng = np.random.default_rng(0)
     tokens, noise = rng.normal(size=(2, 20, 8, 32))
     noise *= np.linalg.norm(tokens) / np.linalg.norm(noise)
@@ -105,39 +105,39 @@ def test_figures_are_what_they_say(precision: str) -> None:
     assert not verification.passed
 
 
-def test_frames_come_from_demonstrations_and_from_recordings(
+def test_comparison_frames_come_from_demonstrations_and_recordings(
     toy_file: Path, toy_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Stretches of one demonstration each."""
+    """Each clip is part of one demonstration."""
     loaded = load_policy(toy_checkpoint)
-    ports = [TensorSpec("rgb", (256, 256, 3), "uint8"), TensorSpec("proprio", (3,), "float32")]
+    tensors = [TensorSpec("rgb", (256, 256, 3), "uint8"), TensorSpec("proprio", (3,), "float32")]
     demos = DemoSet(toy_file)
-    gate, calibration = (read_recorded(str(toy_file), ports, 32, shift) for shift in (0.5, 0.0))
-    assert gate.frames == calibration.frames == 32 and gate.actions is not None
-    felt = demos.read("proprio")
+    comparison, calibration = (read_recorded(str(toy_file), tensors, 32, shift) for shift in (0.5, 0.0))
+    assert comparison.frames == calibration.frames == 32 and comparison.actions is not None
+    proprio = demos.read("proprio")
     ends = set(np.cumsum(demos.lengths).tolist())
-    for recorded in (gate, calibration):
-        for stretch in recorded.clips:
-            wanted = np.stack([each["proprio"] for each in stretch])
-            begins = [row for row in range(len(felt) - 7) if np.array_equal(felt[row : row + 8], wanted)]
-            assert any(not ends & set(range(row + 1, row + 8)) for row in begins)
-    rows = np.flatnonzero((felt == gate.clips[1][3]["proprio"]).all(1))
-    assert any(np.array_equal(gate.actions[8 + 3], demos.read("actions")[row]) for row in rows)
-    firsts = [[each[0]["proprio"].tolist() for each in recorded.clips] for recorded in (gate, calibration)]
+    for recorded in (comparison, calibration):
+        for clip in recorded.clips:
+            wanted = np.stack([each["proprio"] for each in clip])
+            first_rows = [row for row in range(len(proprio) - 7) if np.array_equal(proprio[row : row + 8], wanted)]
+            assert any(not ends & set(range(row + 1, row + 8)) for row in first_rows)
+    rows = np.flatnonzero((proprio == comparison.clips[1][3]["proprio"]).all(1))
+    assert any(np.array_equal(comparison.actions[8 + 3], demos.read("actions")[row]) for row in rows)
+    firsts = [[each[0]["proprio"].tolist() for each in recorded.clips] for recorded in (comparison, calibration)]
     assert firsts[0] != firsts[1], "int8 is not judged on what it was calibrated on"
 
     folder = tmp_path / "recording"
     words = ["camera=task:toy/reach", "width=64", "frames=9", "render=fast", "depth=false", f"out={folder}"]
     assert cli.run(["record", *words]) == 0
-    recorded = read_recorded(str(folder), ports, 8, 0.0, loaded)
+    recorded = read_recorded(str(folder), tensors, 8, 0.0, loaded)
     assert recorded.frames == 8 and recorded.actions is None
     assert recorded.clips[0][0]["rgb"].shape == (256, 256, 3) and recorded.clips[0][0]["rgb"].std() > 1
     assert all(each["proprio"].any() for each in recorded.clips[0]), "recorded from a task, which knows it"
     with pytest.raises(BadInput, match="which an encoder alone is compared on"):
-        read_recorded(str(folder), ports, 8, 0.0)
+        read_recorded(str(folder), tensors, 8, 0.0)
 
 
-def test_nothing_compared_is_no_pass() -> None:
+def test_an_empty_comparison_does_not_pass() -> None:
     assert not Verification("fp32").passed
 
 
@@ -154,7 +154,7 @@ def _encoder(path: Path, outliers: bool) -> Path:
 
 
 @pytest.mark.parametrize("target", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
-def test_the_gate_catches_int8_that_outliers_break(
+def test_verification_refuses_int8_that_outliers_break(
     target: str, toy_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same network, precision and calibration; large channels leave the others few of the 256 levels."""
@@ -175,7 +175,7 @@ def test_the_gate_catches_int8_that_outliers_break(
     assert Manifest.read("False").precision == "int8"
 
 
-def test_verify_catches_a_program_that_was_changed(
+def test_verify_detects_a_changed_program(
     toy_bundle: Path, toy_checkpoint: Path, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A bundle whose hashes are right and whose weights are not."""

@@ -238,7 +238,7 @@ def test_keys_that_do_not_fit_are_named(encoder: PixioEncoder, tmp_path: Path, c
 @pytest.mark.parametrize("arguments", [{}, {"encoder": {"dim": 24}, "preprocessing": {}, "weights": "trained"}])
 def test_a_file_that_does_not_explain_itself_is_refused(tmp_path: Path, arguments: dict[str, Any]) -> None:
     save_checkpoint(tmp_path / "x.safetensors", Checkpoint("encoder", {"x": torch.zeros(1)}, arguments))
-    with pytest.raises(CheckpointError, match=r"how its encoder is built|describes no encoder"):
+    with pytest.raises(CheckpointError, match=r"how its encoder is built|does not describe an encoder"):
         load_encoder(tmp_path / "x.safetensors")
 
 
@@ -278,7 +278,7 @@ def test_an_official_file_of_unknown_size_lists_the_sizes(encoder: PixioEncoder,
 @pytest.mark.parametrize("content", [{"x": torch.zeros(1)}, [torch.zeros(1)], {"model": {"x": 1}}, torch.zeros(1)])
 def test_a_pth_of_something_else_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=r"no Pixio encoder|no state dict"):
+    with pytest.raises(CheckpointError, match=r"not a Pixio encoder|not a state dict"):
         load_encoder(tmp_path / "other.pth")
 
 
@@ -401,8 +401,8 @@ def edit(path: Path, **changes: Any) -> None:
         ({"model_type": "dinov2"}, "'hf:.*pixio'"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"image_size": [64, 32]}, "not square"),
-        ({"hidden_size": 25}, "describes no encoder"),
-        ({"hidden_size": "wide"}, "describes no encoder"),
+        ({"hidden_size": 25}, "does not describe an encoder"),
+        ({"hidden_size": "wide"}, "does not describe an encoder"),
         ({"num_hidden_layers": 3}, "12 keys missing"),
         ({"num_hidden_layers": 1}, "12 keys unexpected"),
     ],
@@ -528,8 +528,8 @@ def test_a_hub_name_is_fetched_and_read(encoder: PixioEncoder, tmp_path: Path, m
 HUB_ERRORS = {
     "GatedRepoError": (403, r"is gated: accept its licence at https://huggingface\.co/facebook/pixio-vitb16.*HF_TOKEN"),
     "RepositoryNotFoundError": (404, "no such repository"),
-    "LocalEntryNotFoundError": (None, "out of reach.*give their folder"),
-    "OfflineModeIsEnabled": (None, "out of reach.*give their folder"),
+    "LocalEntryNotFoundError": (None, "out of reach.*use their folder"),
+    "OfflineModeIsEnabled": (None, "out of reach.*use their folder"),
     "HFValidationError": (None, "no such repository"),
     "HfHubHTTPError": (500, "the hub answered 500"),
 }
@@ -549,7 +549,7 @@ def test_every_failure_of_the_hub_is_one_message(case: str, monkeypatch: pytest.
         request = None
 
     def fail(*_: Any, **__: Any) -> str:
-        raise kind("told so") if status is None else kind("told so", response=Response())
+        raise kind("refused") if status is None else kind("refused", response=Response())
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(CheckpointError, match=message):
@@ -591,7 +591,7 @@ def test_only_pixio_is_saved_and_exported(tmp_path: Path) -> None:
     backbone = Backbone(Other(nn.Linear(1, 1)), "other", PREPROCESSING)
     assert backbone.token_shape == TokenShape(1, (64, 96), 3)
     for write in (save_encoder, export_transformers):
-        with pytest.raises(CheckpointError, match="no Pixio encoder"):
+        with pytest.raises(CheckpointError, match="not a Pixio encoder"):
             write(backbone, tmp_path / "x")
 
 

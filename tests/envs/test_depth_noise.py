@@ -11,7 +11,7 @@ import pytest
 import pixio_robot
 from pixio_robot.cameras.camera import CameraRequest, CameraSpec
 from pixio_robot.cameras.frame import Frame, Intrinsics, metric
-from pixio_robot.cameras.recording_writer import RecordingWriter
+from pixio_robot.cameras.recording.writer import RecordingWriter
 from pixio_robot.cameras.registry import find_camera
 from pixio_robot.envs.contract import check_contract
 from pixio_robot.envs.depth_noise import SENSORS, NoisyDepth, depth_sensor, edges
@@ -39,7 +39,7 @@ def _wall(distance: float, shape: tuple[int, int] = (120, 160)) -> np.ndarray:
 
 
 @pytest.mark.parametrize("distance", [0.5, 1.0, 2.0, 4.0])
-def test_errors_are_even_in_disparity(distance: float) -> None:
+def test_errors_are_uniform_in_disparity(distance: float) -> None:
     """Noise and steps grow with the square of the distance: sigma z^2 / (f b)."""
     camera = NoisyDepth(replace(D435, edge_share=1e-9, hole_share=1e-9), D435.focal, 0)
     seen = np.stack([camera.measure(_wall(distance)) for _ in range(20)])
@@ -53,7 +53,7 @@ def test_errors_are_even_in_disparity(distance: float) -> None:
     )
 
 
-def test_holes_are_zero_and_stay_and_flicker() -> None:
+def test_holes_are_zero_persist_and_flicker() -> None:
     camera = NoisyDepth(replace(D435, hole_share=0.1), D435.focal, 1)
     seen = np.stack([camera.measure(_wall(1.2)) for _ in range(12)])
     inner = seen[:, :, 40:] == 0
@@ -65,7 +65,7 @@ def test_holes_are_zero_and_stay_and_flicker() -> None:
     assert np.array_equal(frames[0], frames[2])
 
 
-def test_the_second_camera_is_blind_on_the_left_and_behind_near_things() -> None:
+def test_the_left_border_and_occlusions_are_invalid() -> None:
     exact = _wall(2.0)
     exact[40:80, 80:120] = 0.5
     seen = NoisyDepth(QUIET, D435.focal, 0).measure(exact)
@@ -76,7 +76,7 @@ def test_the_second_camera_is_blind_on_the_left_and_behind_near_things() -> None
     assert (seen[:30, 40:] > 0).all(), "nothing is hidden where nothing stands before it"
 
 
-def test_what_is_nothing_stays_nothing_and_the_range_ends() -> None:
+def test_background_and_distances_out_of_range_are_invalid() -> None:
     exact = np.array([[0.0, 0.1, 1.0, 20.0]] * 40, np.float32).repeat(8, 1)
     seen = NoisyDepth(replace(QUIET, focal=10.0, baseline=0.05), 10.0, 0).measure(exact)
     assert (seen[:, :8] == 0).all() and (seen[:, 8:16] == 0).all() and (seen[:, 24:] == 0).all()
@@ -84,7 +84,7 @@ def test_what_is_nothing_stays_nothing_and_the_range_ends() -> None:
     assert edges(np.zeros((9, 9), np.float32), 2).sum() == 0
 
 
-def test_a_task_can_have_the_sensor() -> None:
+def test_a_task_can_use_the_sensor() -> None:
     settings = dict(observe=("rgb", "depth"), image_size=64, render="fast", horizon=5)
     exact, noisy = (make("toy/reach", depth_sensor=name, **settings) for name in ("exact", "d435"))  # type: ignore[arg-type]
     first, again = noisy.reset(seed=3)[0]["depth"], noisy.reset(seed=3)[0]["depth"]
@@ -109,7 +109,7 @@ def test_a_task_can_have_the_sensor() -> None:
 
 
 @pytest.mark.parametrize("task", ["metaworld/hammer", "dmc/reacher_easy", "adroit/pen", "trifinger/reach_cube"])
-def test_every_suite_can_have_the_sensor(task: str) -> None:
+def test_every_suite_can_use_the_sensor(task: str) -> None:
     if task not in installed():
         pytest.skip(f"needs the extra of {task.split('/')[0]}")
     env = make(task, observe=("rgb", "depth"), image_size=48, render="fast", depth_sensor="d435")
@@ -166,7 +166,7 @@ def test_frames_that_show_no_such_noise_are_refused(noise_fit: ModuleType) -> No
         noise_fit.fit_sensor(seen, known, D435.baseline, replace(D435, step=1))
 
 
-def test_the_sensor_errs_as_the_real_camera_does(noise_fit: ModuleType, real_recording: str) -> None:
+def test_the_sensor_has_the_errors_of_the_real_camera(noise_fit: ModuleType, real_recording: str) -> None:
     with find_camera(real_recording, CameraRequest(color=False)) as camera:
         frames = list(camera)
     known, depths = frames[0].depth_intrinsics, np.stack([frame.depth for frame in frames if frame.depth is not None])

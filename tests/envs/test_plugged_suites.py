@@ -120,7 +120,7 @@ def test_what_a_task_does_not_declare_is_refused(suite: ModuleType) -> None:
 
 def test_a_task_without_calibration_is_a_camera_without_intrinsics(suite: ModuleType) -> None:
     request = CameraRequest(width=32, depth=False)
-    camera = pytest.importorskip("pixio_robot.cameras.simulated").TaskCamera("theirs/point", request)
+    camera = pytest.importorskip("pixio_robot.cameras.drivers.simulated").TaskCamera("theirs/point", request)
     with camera:
         frame = camera.read()
     assert frame.rgb.shape == (32, 32, 3) and frame.intrinsics is None and frame.camera_to_world is None

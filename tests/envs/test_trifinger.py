@@ -151,7 +151,7 @@ def test_kinematics_and_gravity_are_pinocchio_s() -> None:
 
 
 @needs_trifinger
-def test_starts_lie_where_they_should(reaching: TaskEnv) -> None:
+def test_initial_states_are_in_their_range(reaching: TaskEnv) -> None:
     ups = set()
     for seed in range(12):
         reaching.reset(seed=seed)
@@ -219,7 +219,7 @@ def _check_cube_is_at(place: np.ndarray, image: np.ndarray, env: TaskEnv) -> Non
 
 
 @needs_trifinger
-def test_the_expert_does_what_it_is_commanded(moving: TaskEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_expert_reaches_the_commanded_position(moving: TaskEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its score for the commanded position, which differs slightly from the goal."""
     commanded: list[np.ndarray] = []
     draw = trifinger.TriFinger._draw_goal
@@ -272,7 +272,7 @@ def test_another_process_gives_the_same_bits(moving: TaskEnv) -> None:
 
 
 @needs_trifinger
-def test_environments_do_not_disturb_each_other(reaching: TaskEnv) -> None:
+def test_environments_are_independent(reaching: TaskEnv) -> None:
     alone = _fingerprint(reaching, 6)
     other = make("trifinger/reach_cube", observe=("rgb",), image_size=32)
     other.reset(seed=9)
@@ -313,7 +313,7 @@ def test_a_missing_extra_says_what_to_install(package: str, monkeypatch: pytest.
 
 
 @needs_trifinger
-def test_render_frames_refuses_what_is_not_mujoco_s() -> None:
+def test_render_frames_refuses_tasks_without_a_mujoco_model() -> None:
     from pixio_robot.envs.scenes import open_scene
 
     with pytest.raises(BadInput, match="not simulated by MuJoCo"):

@@ -31,25 +31,26 @@ from pixio_robot.cli import run
 from pixio_robot.config import compose
 from pixio_robot.errors import BadInput, CheckpointError, DataError, MissingExtra, PixioError, Stopped, UnknownName
 from pixio_robot.jobs.workers import SHARD_ENGINES
-from pixio_robot.pretrain.commands import Curate, Pretrain, Score
+from pixio_robot.pretrain.commands import Pretrain, pretrain, pretrain_values
 from pixio_robot.pretrain.curation import score_run
 from pixio_robot.pretrain.curation.accepted_order import CHUNK, AcceptedOrder, drawn, draws
-from pixio_robot.pretrain.curation.curate_run import run_curate
+from pixio_robot.pretrain.curation.commands import Curate, Score, compute_scores, compute_weights
 from pixio_robot.pretrain.curation.entropy import colour_entropy
 from pixio_robot.pretrain.curation.joined import join_weights
 from pixio_robot.pretrain.curation.official import official_statistics
 from pixio_robot.pretrain.curation.score import Scoring, model_hash, score_shard
-from pixio_robot.pretrain.curation.score_run import run_score, scoring_of
+from pixio_robot.pretrain.curation.score_run import ScoreConfig, scoring_of
 from pixio_robot.pretrain.curation.sidecar import read_head, read_sidecar
 from pixio_robot.pretrain.curation.statistics import NO_RECORD, NOT_FINITE, OK, UNREADABLE, ShardStatistics
 from pixio_robot.pretrain.curation.weight_file import WeightFile
-from pixio_robot.pretrain.curation.weights import VERDICTS, Policy, weigh
+from pixio_robot.pretrain.curation.weights import VERDICTS, WeightRule, weigh
 from pixio_robot.pretrain.images.procedural import draw
 from pixio_robot.pretrain.images.sources import open_images
-from pixio_robot.pretrain.loader import train_batches
+from pixio_robot.pretrain.loader import Batching, SampleShape, train_batches
+from pixio_robot.pretrain.mae import MaskedAutoencoder
 from pixio_robot.pretrain.networks import load_autoencoder, new_autoencoder, save_autoencoder
 from pixio_robot.pretrain.order import hold_out
-from pixio_robot.pretrain.runs import run_pretrain
+from pixio_robot.pretrain.training_set import order_of, split_images
 
 needs_arrow = pytest.mark.skipif(find_spec("pyarrow") is None, reason="needs the extra curation")
 SMALL = Pretrain(
@@ -70,6 +71,10 @@ SMALL = Pretrain(
     valid_every=6,
     visualize_every=6,
 )
+
+
+def network(seed: int = 0) -> MaskedAutoencoder:
+    return new_autoencoder(pretrain_values(SMALL).network, seed)
 
 
 def encoded(image: np.ndarray, suffix: str = ".png") -> bytes:
@@ -112,7 +117,7 @@ def statistics(loss: list[float], **columns: Any) -> ShardStatistics:
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An autoencoder that learned for a moment: enough for flat frames to be easier than others."""
     path = tmp_path_factory.mktemp("model") / "autoencoder.safetensors"
-    save_autoencoder(path, new_autoencoder(SMALL), {"mask_ratio": 0.75, "mask_block": 2})
+    save_autoencoder(path, network(), {"mask_ratio": 0.75, "mask_block": 2})
     return path
 
 
@@ -149,7 +154,7 @@ def order_in(folder: Path, weights: np.ndarray, seed: int = 0) -> AcceptedOrder:
 
 @pytest.mark.parametrize("loss", [0.0, 0.02, 0.37, 0.8, 0.999, 1.0, 1.7])
 def test_an_image_is_drawn_as_often_as_its_loss_says(loss: float) -> None:
-    (weight,) = weigh(statistics([loss]), Policy()).weight
+    (weight,) = weigh(statistics([loss]), WeightRule()).weight
     hashes = np.random.default_rng(0).integers(0, 2**64, 1000, np.uint64, endpoint=False)
     hits = sum(int(drawn(3, epoch, hashes, np.full(1000, weight)).sum()) for epoch in range(100))
     share = min(1.0, loss)
@@ -158,8 +163,8 @@ def test_an_image_is_drawn_as_often_as_its_loss_says(loss: float) -> None:
 
 def test_temperature_evens_out_and_sharpens() -> None:
     losses = [0.25, 0.5, 1.0, 2.0]
-    assert weigh(statistics(losses), Policy(temperature=2)).weight == pytest.approx([0.5, 0.5**0.5, 1, 1])
-    assert weigh(statistics(losses), Policy(temperature=0.5)).weight == pytest.approx([0.0625, 0.25, 1, 1])
+    assert weigh(statistics(losses), WeightRule(temperature=2)).weight == pytest.approx([0.5, 0.5**0.5, 1, 1])
+    assert weigh(statistics(losses), WeightRule(temperature=0.5)).weight == pytest.approx([0.0625, 0.25, 1, 1])
 
 
 # 2. An epoch's images depend on seed, epoch and image alone.
@@ -184,8 +189,8 @@ def test_a_position_leads_to_the_same_image_however_it_is_asked(tmp_path: Path) 
 @needs_arrow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 7 worker")  # torch's, where there are fewer cores
 def test_training_draws_the_same_images_for_any_workers_ranks_and_restart(shards: Path, model_file: Path) -> None:
-    run_score(score(model_file))
-    run_curate(curate(temperature=0.2))
+    compute_scores(score(model_file))
+    compute_weights(curate(temperature=0.2))
     images = open_images("data", Path("cache"))
     split = hold_out(images, 4, seed=0)
     joined = join_weights(images, split, Path("curated/weights.parquet"), Path("cache"))
@@ -193,8 +198,8 @@ def test_training_draws_the_same_images_for_any_workers_ranks_and_restart(shards
     assert joined.missing == 0 and order.length == split.training
 
     def indices(start: int, steps: int, rank: int = 0, world: int = 1, workers: int = 0) -> list[list[int]]:
-        options = dict(seed=5, size=(32, 32), blocks=16, batch=14)
-        stream = train_batches(images, split, order, start=start, rank=rank, world=world, workers=workers, **options)  # type: ignore[arg-type]
+        batching, shape = Batching(14, workers=workers), SampleShape((32, 32), mask_blocks=16)
+        stream = train_batches(images, split, order, batching, shape, seed=5, start=start, ranks=(rank, world))
         try:
             return [batch.indices.tolist() for batch in islice(stream, steps)]
         finally:
@@ -217,13 +222,13 @@ def test_training_draws_the_same_images_for_any_workers_ranks_and_restart(shards
 
 @needs_arrow
 def test_every_engine_writes_the_same_bytes(shards: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_score(score(model_file))
-    run_score(score(model_file, out="readers", readers=3))
-    run_score(score(model_file, out="turned", images=["data/b", "data/a/001.tar", "data/a/000.tar"]))
+    compute_scores(score(model_file))
+    compute_scores(score(model_file, out="readers", readers=3))
+    compute_scores(score(model_file, out="turned", images=["data/b", "data/a/001.tar", "data/a/000.tar"]))
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "3")
-        run_score(score(model_file, out="ranks"))
+        compute_scores(score(model_file, out="ranks"))
     assert files("scores") == files("readers") == files("turned") == files("ranks")
     assert set(files("scores")) == {"a/000.parquet", "a/001.parquet", "b/002.parquet", "b/003.parquet"}
 
@@ -235,9 +240,9 @@ def test_every_engine_writes_the_same_bytes(shards: Path, model_file: Path, monk
 def test_processes_and_actors_write_the_same_bytes(engine: str, shards: Path, model_file: Path) -> None:
     if engine == "ray":
         pytest.importorskip("ray.data")
-    run_score(score(model_file))
+    compute_scores(score(model_file))
     try:
-        result = run_score(score(model_file, out="other", engine=engine, workers=2))
+        result = compute_scores(score(model_file, out="other", engine=engine, workers=2))
     finally:
         if engine == "ray":
             import ray
@@ -276,7 +281,7 @@ def test_entropy_is_what_can_be_worked_out_by_hand() -> None:
     frame = draw(0, 6)
     shuffled = np.random.default_rng(0).permutation(frame.reshape(-1, 3)).reshape(frame.shape)
     assert colour_entropy(shuffled) == pytest.approx(colour_entropy(frame))
-    at_the_edge = weigh(statistics([1, 1, 1], entropy=np.array([4.5, 4.5000001, 4.4])), Policy())
+    at_the_edge = weigh(statistics([1, 1, 1], entropy=np.array([4.5, 4.5000001, 4.4])), WeightRule())
     assert [VERDICTS[each] for each in at_the_edge.verdict] == ["few colours", "drawn", "few colours"]
 
 
@@ -300,7 +305,7 @@ def test_both_sides_count_and_as_the_image_is_seen(model_file: Path) -> None:
         (44, 40),
         (30, 48),
     ]
-    verdicts = [VERDICTS[each] for each in weigh(found, Policy(least_side=40)).verdict]
+    verdicts = [VERDICTS[each] for each in weigh(found, WeightRule(least_side=40)).verdict]
     assert verdicts == ["too small", "too small", "drawn", "too small"]
 
 
@@ -325,7 +330,7 @@ def test_unreadable_images_have_a_status_and_cut_shards_say_so(model_file: Path)
     assert found.status == (OK,) * 3 + (UNREADABLE,) * 3 + (OK,) * 3 and not found.cut
     assert np.isnan(found.loss[3:6]).all() and np.isfinite(found.loss[[0, 1, 2, 6, 7, 8]]).all()
     assert found.width[5] == 48  # its header is whole
-    assert (weigh(found, Policy(None, 0)).weight[3:6] == 0).all()
+    assert (weigh(found, WeightRule(None, 0)).weight[3:6] == 0).all()
     content = shard.read_bytes()
     cut = pack("a/1.tar", [])
     cut.write_bytes(content[: int(found.offset[-1]) + 10])
@@ -341,7 +346,7 @@ def test_a_loss_that_is_not_finite_has_a_status(model_file: Path) -> None:
         model.decoder.blocks[0].mlp.fc1.weight.fill_(float("nan"))
     scoring = Scoring(model_hash(model), 32, 0.75, 2, 2, 4, "fp32")
     found = score_shard(pack("a/0.tar", frames(2)), model, scoring, torch.device("cpu"))
-    assert found.status == (NOT_FINITE,) * 2 and (weigh(found, Policy(None, 0)).weight == 0).all()
+    assert found.status == (NOT_FINITE,) * 2 and (weigh(found, WeightRule(None, 0)).weight == 0).all()
 
 
 @needs_arrow
@@ -353,11 +358,11 @@ def test_missing_duplicate_and_unreadable_images_are_counted(
         "data/a/0.tar",
         [*good[:8], ("bad.png", b"no"), ("x/y.png", good[8][1]), ("z.cls", b"1"), ("x/y.png", good[9][1])],
     )
-    run_score(score(model_file))
+    compute_scores(score(model_file))
     pack("data/a/1.tar", frames(5, seed=9))  # came later
-    _, result = run_curate(curate(images="data"))
+    _, result = compute_weights(curate(images="data"))
     numbers = result["numbers"]
-    assert numbers["images"] == 11 and numbers["unreadable, or without a finite loss"] == 1
+    assert numbers["images"] == 11 and numbers["unreadable or without a finite loss"] == 1
     assert numbers["same name twice in a shard"] == 1 and numbers["shards without scores"] == 1
     assert numbers["drawable"] == 9 and "1 shards have no statistics" in caplog.text
     images = open_images("data", Path("cache"))
@@ -375,7 +380,7 @@ def test_missing_duplicate_and_unreadable_images_are_counted(
 def test_a_job_stopped_between_shards_goes_on_to_the_same_bytes(
     shards: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_score(score(model_file, out="whole"))
+    compute_scores(score(model_file, out="whole"))
     original, done = score_run.write_scores, []
 
     def stopping(*arguments: Any) -> score_run.ShardResult:
@@ -386,11 +391,11 @@ def test_a_job_stopped_between_shards_goes_on_to_the_same_bytes(
 
     monkeypatch.setattr(score_run, "write_scores", stopping)
     with pytest.raises(Stopped, match="stopped by SIGTERM after 2 of 4 shards"):
-        run_score(score(model_file))
+        compute_scores(score(model_file))
     assert len(files("scores")) == 2 and files("scores").items() <= files("whole").items()
-    result = run_score(score(model_file))
+    result = compute_scores(score(model_file))
     assert (result.reused, result.images) == (2, 16) and files("scores") == files("whole")
-    assert run_score(score(model_file)).reused == 4
+    assert compute_scores(score(model_file)).reused == 4
 
 
 @needs_arrow
@@ -408,13 +413,13 @@ def test_processes_finish_the_shards_under_way_when_stopped(model_file: Path) ->
     assert process.returncode == 143 and "stopped by SIGTERM after" in said, said
     done = files("scores")
     assert 0 < len(done) < 30 and all(name.endswith(".parquet") for name in done)
-    assert run_score(score(model_file)).reused == len(done)
+    assert compute_scores(score(model_file)).reused == len(done)
 
 
 @needs_arrow
 @pytest.mark.slow
 def test_a_killed_job_leaves_whole_sidecars_and_no_process(shards: Path, model_file: Path) -> None:
-    run_score(score(model_file, out="whole"))
+    compute_scores(score(model_file, out="whole"))
     words = ["score", "images=data", f"model={model_file}", "out=scores", "batch=5", "workers=2", "device=cpu"]
     command = [sys.executable, "-m", "pixio_robot", *words]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -423,7 +428,7 @@ def test_a_killed_job_leaves_whole_sidecars_and_no_process(shards: Path, model_f
         process.kill()
     found = {name: content for name, content in files("scores").items() if name.endswith(".parquet")}
     assert found and found.items() <= files("whole").items()
-    run_score(score(model_file))
+    compute_scores(score(model_file))
     again = {name: content for name, content in files("scores").items() if not name.endswith(".tmp")}
     assert again == files("whole")
 
@@ -448,7 +453,7 @@ def test_official_statistics_give_the_official_stream() -> None:
     file.write_text(json.dumps(records))
     found = official_statistics(shard, Path("json"))
     assert found.status.count(NO_RECORD) == 2
-    weight = weigh(found, Policy()).weight
+    weight = weigh(found, WeightRule()).weight
     for _ in range(20):
         uniform = generator.random(200)
         ours = [key for key, hit in zip(found.key, uniform < weight, strict=True) if hit]
@@ -474,7 +479,7 @@ def test_official_statistics_become_weights_too(shards: Path) -> None:
         path = Path(f"json/{name}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({f"{number:04d}.png": record for number in range(count)}))
-    out, result = run_curate(Curate(official="json", images="data", out="curated"))
+    out, result = compute_weights(Curate(official="json", images="data", out="curated"))
     numbers = result["numbers"]
     assert (numbers["images"], numbers["drawable"], numbers["without a record"]) == (36, 27, 9)
     assert numbers["expected images an epoch"] == 13.5 and numbers["shards without scores"] == 1
@@ -505,7 +510,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         visualize_every=250,
         log_every=50,
     )
-    run_pretrain(settings)
+    pretrain(settings)
     return folder / "run"
 
 
@@ -545,7 +550,7 @@ def encoded_as(number: int, image: np.ndarray) -> tuple[str, bytes]:
 def test_easy_images_are_drawn_less_and_pages_not_at_all(trained: Path) -> None:
     found = {kind: scored(pack(f"{kind}/0.tar", members), trained, masks=4) for kind, members in mixture()}
     loss = {kind: float(each.loss.mean()) for kind, each in found.items()}
-    share = {kind: float(weigh(each, Policy(least_side=0)).weight.mean()) for kind, each in found.items()}
+    share = {kind: float(weigh(each, WeightRule(least_side=0)).weight.mean()) for kind, each in found.items()}
     assert loss["flat"] < 0.2 < loss["scene"] and loss["gradient"] < 0.9 * loss["scene"]
     assert loss["page"] > loss["scene"] or loss["page"] > 0.8  # hard to reconstruct: loss alone would favour pages
     assert share["flat"] == 0 and share["page"] == 0
@@ -562,8 +567,8 @@ def test_easy_images_are_drawn_less_and_pages_not_at_all(trained: Path) -> None:
 def test_the_report_equals_a_recount(cap: float | None, shards: Path, model_file: Path) -> None:
     flat = [(f"flat{number}.png", encoded(np.full((48, 48, 3), 9, np.uint8))) for number in range(3)]
     pack("data/b/004.tar", [*frames(5, seed=8), *flat, ("bad.png", b"no"), ("tiny.png", encoded(draw(9, 1, 20)))])
-    run_score(score(model_file))
-    out, result = run_curate(curate(entropy=2.0, least_side=32, temperature=0.5, cap=cap))
+    compute_scores(score(model_file))
+    out, result = compute_weights(curate(entropy=2.0, least_side=32, temperature=0.5, cap=cap))
     rows = []
     for path in sorted(Path("scores").rglob("*.parquet")):
         each = read_sidecar(path)
@@ -576,7 +581,7 @@ def test_the_report_equals_a_recount(cap: float | None, shards: Path, model_file
     weights = np.array([row[-1] * factor[row[0]] for row in rows])
     positive = weights[weights > 0]
     numbers = result["numbers"]
-    assert numbers["images"] == len(rows) == 46 and numbers["unreadable, or without a finite loss"] == 1
+    assert numbers["images"] == len(rows) == 46 and numbers["unreadable or without a finite loss"] == 1
     assert numbers["left out for few colours"] == sum(row[1] == OK and row[2] <= 2 for row in rows) >= 3
     assert numbers["left out for a short side"] == sum(row[1] == OK and row[2] > 2 and row[3] < 32 for row in rows) == 1
     assert numbers["drawable"] == len(positive)
@@ -601,16 +606,16 @@ def test_the_report_equals_a_recount(cap: float | None, shards: Path, model_file
 
 @needs_arrow
 def test_curation_repeats_and_shows_examples(shards: Path, model_file: Path) -> None:
-    run_score(score(model_file))
-    out, _ = run_curate(curate(images="data", temperature=0.3, entropy=6.0))
+    compute_scores(score(model_file))
+    out, _ = compute_weights(curate(images="data", temperature=0.3, entropy=6.0))
     before = files("curated")
     assert {"images/seldom.png", "images/often.png", "images/few-colours.png"} <= set(before)
     page = (out / "report.html").read_text()
     assert "Sources" in page and page.count("data:image/png") >= 4 and "Reconstructions" not in page
-    run_curate(curate(images="data", temperature=0.3, entropy=6.0))
+    compute_weights(curate(images="data", temperature=0.3, entropy=6.0))
     assert files("curated") == before
     with pytest.raises(DataError, match=r"temperature 0\.3 instead of 1\.0"):
-        run_curate(curate(images="data", entropy=6.0))
+        compute_weights(curate(images="data", entropy=6.0))
 
 
 @needs_arrow
@@ -623,8 +628,8 @@ def test_weights_that_hardly_differ_are_said_to(shards: Path, caplog: pytest.Log
         path = Path(f"json/{name}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(records))
-    _, result = run_curate(Curate(official="json", images="data/a", out="curated"))
-    assert result["numbers"]["contrast of the weights"] < 0.1 and "hardly differ" in caplog.text
+    _, result = compute_weights(Curate(official="json", images="data/a", out="curated"))
+    assert result["numbers"]["contrast of the weights"] < 0.1 and "almost equal" in caplog.text
 
 
 @needs_arrow
@@ -636,7 +641,7 @@ def test_masks_do_not_count_as_contrast() -> None:
     masked = truth[:, None] + 0.1 * generator.standard_normal((5000, 2))
     each = statistics(masked.mean(1).tolist(), spread=masked.std(1, ddof=1), hash=np.arange(5000, dtype=np.uint64))
     totals = Totals()
-    totals.add(each, weigh(each, Policy()))
+    totals.add(each, weigh(each, WeightRule()))
     assert totals.contrast < 0.03 < masked.mean(1).std() / 0.7
 
 
@@ -644,56 +649,55 @@ def test_masks_do_not_count_as_contrast() -> None:
 def test_a_run_with_weights_trains_on_what_is_drawn_and_goes_on(
     shards: Path, model_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_score(score(model_file, images="data/a"))
-    run_curate(curate(temperature=0.5))
+    compute_scores(score(model_file, images="data/a"))
+    compute_weights(curate(temperature=0.5))
     settings = replace(SMALL, images="data", weights="curated/weights.parquet")
-    out, whole = run_pretrain(replace(settings, out="whole"))
+    out, whole = pretrain(replace(settings, out="whole"))
     assert "training images have no weight and are never drawn" in caplog.text
-    run_pretrain(replace(settings, out="longer", steps=None, epochs=2.0))
+    pretrain(replace(settings, out="longer", steps=None, epochs=2.0))
     images = open_images("data", Path("cache"))
     order, _ = pretrain_order(images, settings)
     expected = math.ceil(2 * order.epoch_length / 8)
-    assert json.loads(Path("longer/result.json").read_text())["position"]["step"] == expected
+    assert json.loads(Path("longer/result.json").read_text())["train_state"]["step"] == expected
     Path("moved").mkdir()
     Path("curated/weights.parquet").rename("moved/w.parquet")
-    again, reused = run_pretrain(replace(settings, out="whole", weights="moved/w.parquet"))
-    assert again == out and reused.position == whole.position
-    run_curate(curate(cap=4.0, out="other"))
+    again, reused = pretrain(replace(settings, out="whole", weights="moved/w.parquet"))
+    assert again == out and reused.state == whole.state
+    compute_weights(curate(cap=4.0, out="other"))
     with pytest.raises(DataError, match="other inputs"):
-        run_pretrain(replace(settings, out="whole", weights="other/weights.parquet"))
+        pretrain(replace(settings, out="whole", weights="other/weights.parquet"))
     with pytest.raises(DataError, match="other inputs"):
-        run_pretrain(replace(settings, out="whole", weights=None))
+        pretrain(replace(settings, out="whole", weights=None))
 
 
 def pretrain_order(images: Any, settings: Pretrain) -> Any:
-    from pixio_robot.pretrain.runs import order_of, split_images
-
-    return order_of(images, split_images(images, settings), settings)
+    split = split_images(images, settings.val_images, settings.seed)
+    return order_of(images, split, pretrain_values(settings).data, settings.batch, settings.seed)
 
 
 @needs_arrow
 def test_scores_of_other_settings_are_refused_by_name(shards: Path, model_file: Path) -> None:
-    run_score(score(model_file))
+    compute_scores(score(model_file))
     with pytest.raises(DataError, match="masks 2 instead of 3"):
-        run_score(score(model_file, masks=3))
+        compute_scores(score(model_file, masks=3))
     other = Path("other.safetensors")
-    save_autoencoder(other, new_autoencoder(replace(SMALL, seed=1)), {"mask_ratio": 0.75, "mask_block": 2})
+    save_autoencoder(other, network(seed=1), {"mask_ratio": 0.75, "mask_block": 2})
     with pytest.raises(DataError, match=r"model '\w+' instead of '\w+'"):
-        run_score(score(other))
+        compute_scores(score(other))
     pack("data/a/000.tar", frames(9))
     with pytest.raises(DataError, match=r"a shard of \d+ bytes instead of"):
-        run_score(score(model_file))
-    run_score(score(model_file, images="data/b", masks=3, out="scores/more"))
+        compute_scores(score(model_file))
+    compute_scores(score(model_file, images="data/b", masks=3, out="scores/more"))
     with pytest.raises(DataError, match="different models or settings"):
-        run_curate(curate())
+        compute_weights(curate())
     head = read_head(Path("scores/a/001.parquet"))
-    assert head.scoring == scoring_of(model_file, score(model_file), "fp32") and not head.cut
+    assert head.scoring == scoring_of(model_file, ScoreConfig(batch=5), "fp32") and not head.cut
 
 
 @needs_arrow
 def test_weights_that_fit_no_image_are_refused(shards: Path, model_file: Path) -> None:
-    run_score(score(model_file))
-    run_curate(curate())
+    compute_scores(score(model_file))
+    compute_weights(curate())
     weights = Path("curated/weights.parquet")
 
     def join(source: Any, file: Path = weights) -> None:
@@ -707,7 +711,7 @@ def test_weights_that_fit_no_image_are_refused(shards: Path, model_file: Path) -
         join("elsewhere/c")
     with pytest.raises(DataError, match="the images are in no tar shards"):
         join("procedural:9")
-    with pytest.raises(DataError, match="packed anew"):
+    with pytest.raises(DataError, match="packed again"):
         join("elsewhere/a")
     with pytest.raises(DataError, match="both called a/000"):
         join(["data/a", "twice"])
@@ -724,11 +728,11 @@ def test_wrong_inputs_are_answered_in_words(
     Path("photos").mkdir()
     Path("photos/one.png").write_bytes(frames(1)[0][1])
     Path("bare.safetensors").write_bytes(b"")
-    save_autoencoder(Path("unsaid.safetensors"), new_autoencoder(SMALL), {})
+    save_autoencoder(Path("unsaid.safetensors"), network(), {})
     for command, error, words in (
         (score(Path("nowhere")), CheckpointError, "no file nowhere"),
         (score(tiny_file), CheckpointError, "kind 'encoder'; a 'autoencoder' is needed"),
-        (score(Path("unsaid.safetensors")), BadInput, "give mask_ratio"),
+        (score(Path("unsaid.safetensors")), BadInput, "give them, e.g. mask_ratio"),
         (score(model_file, images="photos"), DataError, "no tar shard; pack them"),
         (score(model_file, images="procedural:8"), DataError, "is computed, not stored in tar shards"),
         (score(model_file, images="nowhere"), DataError, "no images at nowhere"),
@@ -737,9 +741,9 @@ def test_wrong_inputs_are_answered_in_words(
         (score(model_file, engine="torchrun"), BadInput, "torchrun did not start this"),
     ):
         with pytest.raises(error, match=words):
-            run_score(command)
+            compute_scores(command)
     assert not Path("scores").exists()
-    run_score(score(model_file))
+    compute_scores(score(model_file))
     for wrong, words in (
         (curate(scores="nowhere"), "no scores in nowhere"),
         (curate(scores=None), "give either scores="),
@@ -748,13 +752,13 @@ def test_wrong_inputs_are_answered_in_words(
         (curate(scores=None, official="json", images="data"), "no folder json"),
         (curate(temperature=0.0), "temperature=0.0 must be positive"),
         (curate(cap=-1.0), "cap=-1.0 must be a positive"),
-        (curate(least_side=320), r"nothing would be drawn of 36 images \(36 too small\)"),
+        (curate(least_side=320), r"no image would be drawn of 36 \(36 too small\)"),
     ):
         with pytest.raises(PixioError, match=words):
-            run_curate(wrong)
+            compute_weights(wrong)
     Path("scores/a/000.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="damaged or no Parquet file"):
-        run_curate(curate())
+        compute_weights(curate())
 
 
 @needs_arrow
@@ -770,7 +774,7 @@ def test_a_shard_that_cannot_be_read_does_not_cost_the_others(
 
     monkeypatch.setattr(score_run, "score_shard", failing)
     with pytest.raises(DataError, match=r"1 of 4 shards could not be scored, e\.g\. data/a/001\.tar"):
-        run_score(score(model_file))
+        compute_scores(score(model_file))
     assert len(files("scores")) == 3
 
 
@@ -806,6 +810,6 @@ def test_the_guide_names_what_there_is() -> None:
 
 def test_without_the_extra_it_is_named(shards: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    for work in (lambda: run_score(score(model_file)), lambda: run_curate(curate())):
+    for work in (lambda: compute_scores(score(model_file)), lambda: compute_weights(curate())):
         with pytest.raises(MissingExtra, match=r"pixio-robot\[curation\]"):
             work()

@@ -18,15 +18,15 @@ from pixio_robot.encoders.load import Backbone, load_encoder, save_encoder
 from pixio_robot.encoders.pixio import PixioEncoder
 from pixio_robot.encoders.preprocessing import Preprocessing
 from pixio_robot.errors import BadInput, CheckpointError, DataError, UnknownName
-from pixio_robot.pretrain.commands import Probe
-from pixio_robot.pretrain.probes import runs
+from pixio_robot.pretrain.probes import measure
+from pixio_robot.pretrain.probes.commands import DenseSettings, Probe, probe_encoders
 from pixio_robot.pretrain.probes.dense_data import DenseSet, Pair, open_dense, split_dense, thinned
 from pixio_robot.pretrain.probes.dense_runs import baseline_rows, class_ious, confusion, dense_rows, interval, unit
+from pixio_robot.pretrain.probes.dense_training import HeadTraining
 from pixio_robot.pretrain.probes.rows import read_rows
-from pixio_robot.pretrain.settings import DenseSettings
 from pixio_robot.video import VideoWriter
 
-FAST = DenseSettings(train_images=64, test_images=16, epochs=12, batch=8, dpt_rate=1e-3)
+FAST = HeadTraining(train_images=64, test_images=16, epochs=12, batch=8, dpt_rate=1e-3)
 EXAMPLE = Path(pixio_robot.__file__).resolve().parent.parent / "examples" / "depth_from_video.py"
 
 
@@ -146,7 +146,7 @@ def test_a_linear_head_segments_brightness(backbone: Backbone) -> None:
 
 def test_the_same_seed_gives_the_same_numbers(backbone: Backbone) -> None:
     train, test = split_dense(Shades(), 0.2, seed=0)
-    brief = DenseSettings(epochs=2, train_images=32, test_images=8)
+    brief = HeadTraining(epochs=2, train_images=32, test_images=8)
     first, second = (dense_rows(backbone, "depth_linear", train, test, brief) for _ in range(2))
     assert first == second
 
@@ -157,7 +157,7 @@ def test_unknown_pixels_do_not_matter(backbone: Backbone) -> None:
             image, target = super().read(index)
             return Pair(image, np.where(target == 0, 90, target).astype(np.float32))
 
-    bounded = DenseSettings(epochs=2, train_images=32, test_images=8, max_depth=2.0)
+    bounded = HeadTraining(epochs=2, train_images=32, test_images=8, max_depth=2.0)
     clean, wild = (
         dense_rows(backbone, "depth_linear", *split_dense(images, 0.2, seed=0), bounded)
         for images in (Shades(hole=0.3), Wild(hole=0.3))
@@ -185,7 +185,7 @@ def test_wrong_inputs_are_told_once_and_clearly(backbone: Backbone, tmp_path: Pa
 
 def test_a_head_refuses_another_encoder_and_the_example_reads_a_video(backbone: Backbone, tmp_path: Path) -> None:
     train, test = split_dense(Shades(40), 0.25, seed=0)
-    dense_rows(backbone, "depth_linear", train, test, DenseSettings(epochs=1), tmp_path)
+    dense_rows(backbone, "depth_linear", train, test, HeadTraining(epochs=1), tmp_path)
     head = next((tmp_path / "heads").glob("*"))
     other = PixioEncoder(dim=32, depth=4, heads=2, patch=8, image_size=32)
     with pytest.raises(CheckpointError, match="has the weights"):
@@ -231,7 +231,7 @@ def test_a_run_compares_encoders_and_repeats_itself_and_reuses_what_it_has(
         dense=DenseSettings(train_images=20, test_images=12, epochs=1),
         out=str(tmp_path / "run"),
     )
-    out, result = runs.run_probe(command)
+    out, result = probe_encoders(command)
     rows = read_rows(out / "probe.jsonl")
     measured = {(row.encoder, row.probe) for row in rows}
     assert measured == {(name, probe) for name in names for probe in command.probes} | {
@@ -261,8 +261,8 @@ def test_a_run_compares_encoders_and_repeats_itself_and_reuses_what_it_has(
         trained.append((backbone.name, probe))
         return dense_rows(backbone, probe, *more)
 
-    monkeypatch.setattr(runs, "dense_rows", counted)
-    _, again = runs.run_probe(command)
+    monkeypatch.setattr(measure, "dense_rows", counted)
+    _, again = probe_encoders(command)
     assert trained == [lost] and again == result
 
 
@@ -281,5 +281,5 @@ def test_what_has_no_depth_is_refused_before_anything_is_written(tmp_path: Path)
         (dict(val_images=0.7), BadInput, "share up to 0.5 or a whole number up to 30"),
     ):
         with pytest.raises(error, match=message):
-            runs.run_probe(Probe(**(good | wrong)))
+            probe_encoders(Probe(**(good | wrong)))
     assert not (tmp_path / "run").exists()

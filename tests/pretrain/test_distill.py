@@ -15,16 +15,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pixio_robot.encoders.load import load_encoder, save_encoder
+from pixio_robot.encoders.load import Backbone, load_encoder, save_encoder
 from pixio_robot.encoders.pixio import PixioEncoder, Tokens
 from pixio_robot.errors import BadInput, CheckpointError, PixioError, Stopped, UnknownName
 from pixio_robot.pretrain import train
-from pixio_robot.pretrain.commands import Distill, Pretrain
-from pixio_robot.pretrain.distill_run import check_distill, initialised, matches, run_distill, student_plans
+from pixio_robot.pretrain.commands import Distill, Pretrain, distill, distill_values, pretrain
 from pixio_robot.pretrain.distillation import Distillation
 from pixio_robot.pretrain.loader import Batch
-from pixio_robot.pretrain.runs import run_pretrain
-from pixio_robot.pretrain.students import matching_loss, on_grid
+from pixio_robot.pretrain.student_specs import StudentSpec, blank_students, initialise_students, matches, student_specs
+from pixio_robot.pretrain.students import Students, matching_loss, on_grid
 from pixio_robot.training.guard import Guard
 
 
@@ -77,9 +76,17 @@ def random_batch(size: int, blocks: int = 16) -> Batch:
 
 def objective_of(command: Distill) -> Distillation:
     backbone = load_encoder(command.teacher)
-    plans = student_plans(command, backbone)
-    model = initialised(command, plans, backbone.token_shape.dim)
-    return Distillation(backbone, plans, model, command.projection, normed=command.target == "normed")
+    specs = specs_of(command, backbone)
+    return Distillation(backbone, specs, students_of(command, specs, 48), normed=command.target == "normed")
+
+
+def specs_of(command: Distill, backbone: Backbone) -> dict[str, StudentSpec]:
+    return student_specs(command.students, distill_values(command)[0], backbone)
+
+
+def students_of(command: Distill, specs: dict[str, StudentSpec], teacher_dim: int) -> Students:
+    model = blank_students(specs, teacher_dim, command.projection, command.loss, command.weighting)
+    return initialise_students(model, specs, command.seed)
 
 
 @pytest.mark.parametrize("loss", ["cosine", "l1", "mse"])
@@ -88,7 +95,7 @@ def test_a_student_that_starts_as_its_teacher_has_no_loss(teacher: str, loss: st
     """Without projection, on the same normed tokens; hidden patches change what the student sees, so it has some."""
     command = small(
         teacher,
-        students={"twin": {"size": "48x2x2", "mask_ratio": hidden, "mask_block": 2, "start": teacher}},
+        students={"twin": {"size": "48x2x2", "mask_ratio": hidden, "mask_block": 2, "init_from": teacher}},
         projection="none",
         target="normed",
         loss=loss,
@@ -125,12 +132,12 @@ def test_masked_students_are_compared_patch_by_patch_with_the_same_places(teache
     command = small(teacher, students={"a": {"size": "48x2x2", "mask_ratio": 0.5, "mask_block": 1}}, projection="none")
     objective = objective_of(command)
     batch = random_batch(32)
-    plan = objective.plans["a"]
-    assert plan.shape is not None and plan.shape.visible == 8
+    spec = objective.specs["a"]
+    assert spec.shape is not None and spec.shape.visible == 8
     whole = objective._targets(batch.images)["a"]
     visible = batch.mask_noise.argsort(dim=1, stable=True)[:, :8]
     chosen = whole.patches.gather(1, visible.unsqueeze(-1).expand(-1, -1, 48))
-    tokens = objective.model.students["a"](objective._pixels(batch.images, plan), visible)
+    tokens = objective.model.students["a"](objective._pixels(batch.images, spec), visible)
     expected = matching_loss(tokens, Tokens(whole.cls, chosen)).mean()
     found = objective.losses(objective.model, batch, torch.device("cpu"))["a"]
     assert torch.allclose(found, expected, atol=1e-6)
@@ -149,7 +156,7 @@ def test_a_grid_is_resampled_in_place() -> None:
 
 def test_students_of_other_widths_depths_and_grids_learn_at_once(teacher: str) -> None:
     students = {"a": {"size": "32x2x2"}, "b": {"size": "16x1x2", "patch": 16, "image_size": 64}}
-    out, result = run_distill(small(teacher, students=students))
+    out, _, result = distill(small(teacher, students=students))
     for name in students:
         encoder = load_encoder(out / f"{name}.safetensors")
         assert encoder.weights == "trained" and encoder.token_shape.cls == 8
@@ -157,7 +164,7 @@ def test_students_of_other_widths_depths_and_grids_learn_at_once(teacher: str) -
     logged = {name for row in rows for name in row}
     assert {"train/a_loss", "train/b_loss", "valid/a_loss", "features/a_effective_rank"} <= logged
     assert {"class_tokens/teacher_knn_accuracy", "pixels/knn_accuracy"} <= logged
-    assert result.trained.numbers["valid/loss"] < rows[0]["valid/loss"]
+    assert result.numbers["valid/loss"] < rows[0]["valid/loss"]
     page = (out / "report.html").read_text()
     assert "teacher" in page and "4x4" in page and "data:image/png;base64," in page
 
@@ -165,8 +172,8 @@ def test_students_of_other_widths_depths_and_grids_learn_at_once(teacher: str) -
 def test_a_student_beside_another_of_its_size_equals_one_alone(teacher: str) -> None:
     """The same crops, its own gradients, its own clipping."""
     changes: dict[str, Any] = {"clip": 0.01, "steps": 4}
-    run_distill(small(teacher, students={"a": {"size": "32x2x2"}, "b": {"size": "16x1x2"}}, **changes))
-    run_distill(small(teacher, students={"a": {"size": "32x2x2"}}, out="alone", **changes))
+    distill(small(teacher, students={"a": {"size": "32x2x2"}, "b": {"size": "16x1x2"}}, **changes))
+    distill(small(teacher, students={"a": {"size": "32x2x2"}}, out="alone", **changes))
     assert difference("run/a.safetensors", "alone/a.safetensors") < 1e-6
 
 
@@ -181,14 +188,14 @@ def test_the_teacher_stays_as_it_is(teacher: str) -> None:
 
 
 def test_distillation_brings_a_student_near(teacher: str) -> None:
-    _, result = run_distill(small(teacher, steps=60, lr=3e-3, valid_every=60, save_every=60, log_every=20))
+    _, _, result = distill(small(teacher, steps=60, lr=3e-3, valid_every=60, save_every=60, log_every=20))
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    assert rows[0]["valid/loss"] > 0.5 and result.trained.numbers["valid/loss"] < 0.4
+    assert rows[0]["valid/loss"] > 0.5 and result.numbers["valid/loss"] < 0.4
 
 
 def test_a_stopped_run_ends_on_the_same_weights(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     students = {"a": {"size": "32x2x2", "drop_path": 0.3}, "b": {"size": "16x1x2", "mask_ratio": 0.5, "mask_block": 2}}
-    run_distill(small(teacher, students=students, micro_batch=4))
+    distill(small(teacher, students=students, micro_batch=4))
     original = Guard.step
 
     def stopping_step(self: Guard, norm: Tensor, step: int) -> Tensor:
@@ -198,15 +205,15 @@ def test_a_stopped_run_ends_on_the_same_weights(teacher: str, monkeypatch: pytes
 
     monkeypatch.setattr(train.Guard, "step", stopping_step)
     with pytest.raises(Stopped):
-        run_distill(small(teacher, students=students, micro_batch=4, out="stopped"))
+        distill(small(teacher, students=students, micro_batch=4, out="stopped"))
     monkeypatch.setattr(train.Guard, "step", original)
-    run_distill(small(teacher, students=students, micro_batch=4, out="stopped"))
+    distill(small(teacher, students=students, micro_batch=4, out="stopped"))
     for name in students:
         assert difference(f"run/{name}.safetensors", f"stopped/{name}.safetensors") == 0
 
 
 def test_a_run_that_died_goes_on_from_its_checkpoint(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_distill(small(teacher))
+    distill(small(teacher))
     original = Guard.step
 
     def dying_step(self: Guard, norm: Tensor, step: int) -> Tensor:
@@ -216,10 +223,10 @@ def test_a_run_that_died_goes_on_from_its_checkpoint(teacher: str, monkeypatch: 
 
     monkeypatch.setattr(train.Guard, "step", dying_step)
     with pytest.raises(RuntimeError, match="power cut"):
-        run_distill(small(teacher, out="died", save_every=2))
+        distill(small(teacher, out="died", save_every=2))
     monkeypatch.setattr(train.Guard, "step", original)
     assert list(Path("died/checkpoints").glob("step-*")) and not Path("died/result.json").exists()
-    run_distill(small(teacher, out="died", save_every=2))
+    distill(small(teacher, out="died", save_every=2))
     assert difference("run/a.safetensors", "died/a.safetensors") == 0
 
 
@@ -265,18 +272,18 @@ def test_two_processes_learn_what_one_does(teacher: str, parallel: str) -> None:
 
 def test_large_students_see_half_and_small_ones_all(teacher: str) -> None:
     command = small(teacher, students=["h", "ti"], image_size=64, drop_path=None, mask_block=2)
-    plans = student_plans(command, load_encoder(teacher))
-    assert plans["h"].shape is not None and plans["h"].shape.ratio == 0.5 and plans["ti"].shape is None
-    assert plans["h"].arguments["drop_path"] == 0.4 and plans["ti"].arguments["drop_path"] == 0.1
+    specs = specs_of(command, load_encoder(teacher))
+    assert specs["h"].shape is not None and specs["h"].shape.ratio == 0.5 and specs["ti"].shape is None
+    assert specs["h"].arguments["drop_path"] == 0.4 and specs["ti"].arguments["drop_path"] == 0.1
 
 
 def test_the_log_says_how_tokens_meet(teacher: str) -> None:
     command = small(teacher, students={"a": {"size": "32x2x2", "cls_tokens": 1, "patch": 16}}, image_size=64)
     backbone = load_encoder(teacher)
-    (line,) = matches(backbone, student_plans(command, backbone))
+    (line,) = matches(backbone, specs_of(command, backbone))
     assert "one to one on 4x4" in line and "mean of 1 class tokens to the mean of the teacher's 8" in line
     other = small(teacher, students={"a": {"size": "32x2x2", "patch": 8, "image_size": 64}})
-    (line,) = matches(backbone, student_plans(other, backbone))
+    (line,) = matches(backbone, specs_of(other, backbone))
     assert "4x4 patches resampled to 8x8" in line
 
 
@@ -300,8 +307,8 @@ def test_the_log_says_how_tokens_meet(teacher: str) -> None:
 def test_impossible_settings_are_refused_before_any_work(teacher: str, changes: dict[str, Any], words: str) -> None:
     command = small(teacher, **changes)
     with pytest.raises((BadInput, UnknownName), match=words):
-        check_distill(command)
-        student_plans(command, load_encoder(teacher))
+        distill_values(command)
+        specs_of(command, load_encoder(teacher))
 
 
 def test_a_student_starts_from_a_run_of_pretrain(teacher: str) -> None:
@@ -321,43 +328,43 @@ def test_a_student_starts_from_a_run_of_pretrain(teacher: str) -> None:
         mask_block=2,
         out="first",
     )
-    run_pretrain(settings)
-    command = small(teacher, students={"a": {"size": "48x2x2", "start": "first", "patch": 16, "image_size": 32}})
-    plans = student_plans(command, load_encoder(teacher))
-    student = initialised(command, plans, 48).students["a"].encoder.state_dict()  # type: ignore[union-attr]
+    pretrain(settings)
+    command = small(teacher, students={"a": {"size": "48x2x2", "init_from": "first", "patch": 16, "image_size": 32}})
+    specs = specs_of(command, load_encoder(teacher))
+    student = students_of(command, specs, 48).students["a"].encoder.state_dict()  # type: ignore[union-attr]
     given = weights("first/encoder.safetensors")
     for name in ("blocks.1.mlp.fc1.weight", "cls_token"):
         assert torch.equal(student[name], given[name]), name
     assert student["patch_embed.proj.weight"].shape[-1] == 16 and student["pos_embed"].shape[1] == 8 + 4
-    assert "first weights of first" in matches(load_encoder(teacher), plans)[0]
+    assert "initial weights of first" in matches(load_encoder(teacher), specs)[0]
 
 
 def test_first_weights_of_another_network_are_refused(teacher: str) -> None:
     with pytest.raises(CheckpointError, match="depth 2, not 1"):
-        run_distill(small(teacher, students={"a": {"size": "48x1x2", "start": teacher}}))
+        distill(small(teacher, students={"a": {"size": "48x1x2", "init_from": teacher}}))
 
 
 def test_a_run_does_not_go_on_from_other_first_weights(teacher: str, tmp_path: Path) -> None:
     start = tmp_path / "start.safetensors"
     shutil.copy(teacher, start)
-    command = small(teacher, students={"a": {"size": "48x2x2", "start": str(start)}}, steps=4)
-    run_distill(command)
+    command = small(teacher, students={"a": {"size": "48x2x2", "init_from": str(start)}}, steps=4)
+    distill(command)
     save_encoder(PixioEncoder(dim=48, depth=2, heads=2, patch=8, image_size=32), start)
     with pytest.raises(PixioError, match="run"):
-        run_distill(command)
+        distill(command)
 
 
 def test_widths_must_be_equal_without_projection(teacher: str) -> None:
     with pytest.raises(BadInput, match="equal widths"):
-        run_distill(small(teacher, projection="none"))
+        distill(small(teacher, projection="none"))
 
 
 def test_another_teacher_is_refused(teacher: str, tmp_path: Path) -> None:
-    run_distill(small(teacher, steps=4))
+    distill(small(teacher, steps=4))
     encoder = PixioEncoder(dim=48, depth=2, heads=2, patch=8, image_size=32)
     save_encoder(encoder, tmp_path / "other.safetensors")
     with pytest.raises(PixioError, match="run"):
-        run_distill(small(str(tmp_path / "other.safetensors"), steps=4))
+        distill(small(str(tmp_path / "other.safetensors"), steps=4))
 
 
 def test_a_baseline_teaches_too(tmp_path: Path) -> None:
@@ -374,7 +381,7 @@ def test_a_baseline_teaches_too(tmp_path: Path) -> None:
     command = small(
         f"hf:{tmp_path / 'dino'}", students={"a": {"size": "16x1x2", "patch": 16, "image_size": 64}}, steps=12, lr=3e-3
     )
-    out, result = run_distill(command)
+    out, _, result = distill(command)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert result.trained.numbers["valid/loss"] < rows[0]["valid/loss"]
+    assert result.numbers["valid/loss"] < rows[0]["valid/loss"]
     assert load_encoder(out / "a.safetensors").token_shape.grid == (4, 4)

@@ -119,6 +119,29 @@ def test_links_folders_and_large_sizes_are_stepped_over() -> None:
     assert _values(open_images("a.tar", CACHE)) == [1]
 
 
+def test_sparse_files_and_sizes_beyond_the_end_are_no_images() -> None:
+    path = _shard(Path("a.tar"), 0, 3, label=False)
+    header = 2 * 1024  # of the third image, each has one block of content
+    content = bytearray(path.read_bytes())
+
+    def changed(place: int, value: bytes) -> Path:
+        block = bytearray(content[header : header + 512])
+        block[place : place + len(value)] = value
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+        return _written(Path("a.tar"), content[:header] + block + content[header + 512 :])
+
+    assert _values(open_images(str(changed(156, b"S")), CACHE)) == [0, 1]
+    images = open_images(str(changed(124, b"00007777777\0")), CACHE)
+    assert _values(images) == [0, 1] and images.name(1) == "a.tar:0001.png"
+    assert _values(open_images(str(changed(124, b"\xff" * 12)), CACHE)) == [0, 1]  # a size below 0
+
+
+def _written(path: Path, content: bytes | bytearray) -> Path:
+    path.write_bytes(content)
+    return path
+
+
 def test_brace_patterns_stand_for_files() -> None:
     for number in range(3):
         _shard(Path(f"data/train-{number:03d}.tar"), 10 * number, 4)
@@ -261,7 +284,7 @@ def test_videos_are_groups_and_broken_ones_are_left_out(caplog: pytest.LogCaptur
         images = open_images("data", CACHE)
     assert images.groups is not None and images.groups.tolist() == [0, 5, 12]
     assert images.name(6) == "data/b.mp4#1" and "not used: data/c.mp4" in caplog.text
-    with pytest.raises(DataError, match=r"c\.mp4 is no video"):
+    with pytest.raises(DataError, match=r"c\.mp4 is not a decodable video"):
         open_images("data/c.mp4", CACHE)
 
 
@@ -346,7 +369,7 @@ def test_recordings_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_broken_recording_says_so() -> None:
     pytest.importorskip("rosbags")
     Path("a.bag").write_bytes(b"#ROSBAG V2.0\n")
-    with pytest.raises(DataError, match=r"a\.bag is no recording"):
+    with pytest.raises(DataError, match=r"a\.bag is not a readable recording"):
         open_images("a.bag", CACHE)
 
 
@@ -357,11 +380,11 @@ def test_a_broken_recording_says_so() -> None:
         ("nowhere/at/all", DataError, "nor its folder"),
         ("data/empty", DataError, "an empty folder"),
         ("data/texts", DataError, r"holds no images among its files \(2 of txt, 1 of no suffix\)"),
-        ("data/texts/a.txt", DataError, "no file of images"),
+        ("data/texts/a.txt", DataError, "is not an image source"),
         ("data/a.tar.gz", DataError, "unpack it first"),
         ("data/text.tar", DataError, "no whole image"),
         ("data/none.tar", DataError, "no whole image"),
-        ("data/text.hdf5", DataError, "no whole HDF5"),
+        ("data/text.hdf5", DataError, "not a complete HDF5"),
         ("procedural:0", BadInput, "procedural"),
         ("procedural:many", BadInput, "procedural"),
         ("synthetic:1:2", BadInput, "synthetic"),

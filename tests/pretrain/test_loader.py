@@ -17,7 +17,14 @@ from pixio_robot.errors import BadInput, DataError
 from pixio_robot.pretrain.images.crops import Cropping
 from pixio_robot.pretrain.images.image_set import ImageSet
 from pixio_robot.pretrain.images.sources import open_images
-from pixio_robot.pretrain.loader import Batch, UnreadableLog, held_out_batch, train_batches
+from pixio_robot.pretrain.loader import (
+    Batch,
+    Batching,
+    SampleShape,
+    UnreadableLog,
+    train_batches,
+    validation_batch,
+)
 from pixio_robot.pretrain.order import Order, hold_out
 
 
@@ -39,10 +46,12 @@ def _steps(images: ImageSet, first: int, last: int, **options: Any) -> list[Batc
     """Return the micro-batches of steps `first` to `last` of 8 samples."""
     split = hold_out(images, 4, seed=0)
     order = Order(split.training, seed=7, block=4)
-    options = {"seed": 3, "size": (16, 16), "blocks": 6, "batch": 8, **options}
-    each = options["batch"] // options.get("world", 1)
-    many = (last - first) * each // (options.get("micro") or each)
-    stream = train_batches(images, split, order, start=8 * first, **options)
+    options = {"seed": 3, "batch": 8, "ranks": (0, 1), "micro_batch": None, "workers": 0, **options}
+    seed, ranks = options.pop("seed"), options.pop("ranks")
+    each = options["batch"] // ranks[1]
+    many = (last - first) * each // (options["micro_batch"] or each)
+    shape = SampleShape((16, 16), mask_blocks=6)
+    stream = train_batches(images, split, order, Batching(**options), shape, seed=seed, start=8 * first, ranks=ranks)
     try:
         return list(islice(stream, many))
     finally:
@@ -68,14 +77,14 @@ def test_steps_are_the_same_for_any_workers_micro_batches_and_restart(images: Im
     assert frames.shape == (48, 16, 16, 3) and frames.dtype == torch.uint8
     assert noise.shape == (48, 6) and noise.dtype == torch.float32 and indices.dtype == torch.int64
     assert _same(whole, _steps(images, 0, 6, workers=2))
-    assert _same(whole, _steps(images, 0, 6, micro=2))
-    assert _same(whole, [*_steps(images, 0, 2), *_steps(images, 2, 6, workers=2, micro=4)])
+    assert _same(whole, _steps(images, 0, 6, micro_batch=2))
+    assert _same(whole, [*_steps(images, 0, 2), *_steps(images, 2, 6, workers=2, micro_batch=4)])
     assert _same(whole, _steps(images, 0, 3, batch=16))
 
 
 def test_ranks_share_a_step(images: ImageSet) -> None:
     whole = _steps(images, 0, 3)
-    ranks = [_steps(images, 0, 3, rank=rank, world=2, micro=2) for rank in range(2)]
+    ranks = [_steps(images, 0, 3, ranks=(rank, 2), micro_batch=2) for rank in range(2)]
     for step in range(3):
         together = ranks[0][2 * step : 2 * step + 2] + ranks[1][2 * step : 2 * step + 2]
         assert _same([whole[step]], together)
@@ -117,8 +126,8 @@ def test_a_set_of_broken_images_is_an_error(workers: int) -> None:
         DataError, match=r"16 images in a row cannot be read; the last: data/b.tar:\d+.jpg: .*cut short"
     ):
         _steps(broken, 0, 1, workers=workers)
-    with pytest.raises(DataError, match="none of 4 held-out images"):
-        held_out_batch(broken, hold_out(broken, 4, seed=0), seed=0, size=(8, 8), blocks=4)
+    with pytest.raises(DataError, match="none of 4 validation images"):
+        validation_batch(broken, hold_out(broken, 4, seed=0), SampleShape((8, 8), 4), seed=0)
 
 
 def test_a_text_file_among_images_is_replaced() -> None:
@@ -128,7 +137,7 @@ def test_a_text_file_among_images_is_replaced() -> None:
     Path("data/x.jpg").write_text("I am no image")
     images = open_images("data", Path("cache"))
     split = hold_out(images, 0, seed=0)
-    stream = train_batches(images, split, Order(7, 0), seed=0, size=(4, 4), blocks=2, batch=7)
+    stream = train_batches(images, split, Order(7, 0), Batching(7), SampleShape((4, 4), 2), seed=0)
     batch = next(stream)
     assert [name for name, _ in batch.unreadable] == ["data/x.jpg"] and "no image" in batch.unreadable[0][1]
     assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.indices)
@@ -137,14 +146,14 @@ def test_a_text_file_among_images_is_replaced() -> None:
 
 def test_held_out_images_are_always_the_same(images: ImageSet) -> None:
     split = hold_out(images, 8, seed=0)
-    one = held_out_batch(images, split, seed=0, size=(8, 12), blocks=4)
+    one = validation_batch(images, split, SampleShape((8, 12), 4), seed=0)
     assert one.images.shape[1:] == (8, 12, 3) and _same(
-        [one], [held_out_batch(images, split, seed=0, size=(8, 12), blocks=4)]
+        [one], [validation_batch(images, split, SampleShape((8, 12), 4), seed=0)]
     )
     assert set(one.indices.tolist()) == set(split.evaluated.tolist()) - {5, 6}
     fewer = hold_out(images, 4, seed=0)
     assert np.isin(fewer.evaluated, split.evaluated).all()
-    part = held_out_batch(images, fewer, seed=0, size=(8, 12), blocks=4)
+    part = validation_batch(images, fewer, SampleShape((8, 12), 4), seed=0)
     rows = [one.indices.tolist().index(index) for index in part.indices.tolist()]
     assert torch.equal(part.mask_noise, one.mask_noise[rows])  # an image keeps its mask
 
@@ -161,19 +170,19 @@ def test_workers_may_be_forked_or_spawned() -> None:
 
 
 def test_impossible_cuts_are_refused(images: ImageSet) -> None:
-    for options in ({"world": 3}, {"micro": 3}, {"rank": 2, "world": 2}, {"micro": 16}):
+    for options in ({"ranks": (0, 3)}, {"micro_batch": 3}, {"ranks": (2, 2)}, {"micro_batch": 16}):
         with pytest.raises(BadInput, match="multiple of ranks"):
             _steps(images, 0, 1, **options)
     split = hold_out(images, 4, seed=0)
     with pytest.raises(BadInput, match="the order is of 3 images"):
-        train_batches(images, split, Order(3, 0), seed=0, size=(8, 8), blocks=4, batch=8)
+        train_batches(images, split, Order(3, 0), Batching(8), SampleShape((8, 8), 4), seed=0)
 
 
 def test_whole_images_come_through_unchanged() -> None:
     images = open_images("synthetic:8", Path("cache"))
     split = hold_out(images, 0, seed=0)
     whole = Cropping(scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    stream = train_batches(images, split, Order(8, 0), seed=0, size=(256, 256), blocks=2, batch=8, cropping=whole)
+    stream = train_batches(images, split, Order(8, 0), Batching(8, cropping=whole), SampleShape((256, 256), 2), seed=0)
     batch = next(stream)
     for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
         assert np.array_equal(image.numpy(), images.read(index))

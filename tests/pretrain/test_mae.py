@@ -7,11 +7,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pixio_robot.encoders.pixio import PRESETS, PixioEncoder
 from pixio_robot.errors import BadInput, UnknownName
+from pixio_robot.pretrain.cost import decoder_flops, encoder_flops, training_flops
 from pixio_robot.pretrain.decoder import DECODERS, PixelDecoder, sincos_positions_
 from pixio_robot.pretrain.mae import MaskedAutoencoder, images_of
 from pixio_robot.pretrain.masking import PatchMask, mask_shape
-from pixio_robot.pretrain.plan import decoder_flops, encoder_flops, training_flops
-from pixio_robot.pretrain.reconstruct import true_statistics, visible_statistics
+from pixio_robot.pretrain.reconstruction_images import true_statistics, visible_statistics
 
 
 def small(norm_pixels: bool = True, **changes: int) -> MaskedAutoencoder:
@@ -247,7 +247,7 @@ def test_parts_that_do_not_fit_are_refused() -> None:
     model = small()
     with pytest.raises(BadInput, match="grid of 2x2, the images have 4x4"):
         model(noise(1, 3, 32, 32), PatchMask.random((2, 2), 0.5, 1, torch.Generator()))
-    with pytest.raises(BadInput, match="nothing is hidden"):
+    with pytest.raises(BadInput, match="hides no patch"):
         model(noise(1, 3, 32, 32), PatchMask.none((4, 4)))
 
 

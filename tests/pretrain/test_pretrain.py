@@ -21,11 +21,11 @@ from pixio_robot.encoders.load import load_encoder
 from pixio_robot.encoders.token_statistics import class_token_cosine, effective_rank, mean_off_diagonal
 from pixio_robot.errors import BadInput, CheckpointError, DataError, Stopped, UnknownName
 from pixio_robot.pretrain import train
-from pixio_robot.pretrain.commands import Pretrain
+from pixio_robot.pretrain.commands import Pretrain, pretrain, pretrain_cost, pretrain_values
+from pixio_robot.pretrain.mae import MaskedAutoencoder
 from pixio_robot.pretrain.masking import PatchMask
 from pixio_robot.pretrain.networks import load_autoencoder, new_autoencoder
 from pixio_robot.pretrain.probes.knn import knn_accuracy
-from pixio_robot.pretrain.runs import check_settings, run_plan, run_pretrain
 from pixio_robot.training.guard import Guard
 from pixio_robot.training.optim import weight_decay_groups
 
@@ -59,6 +59,10 @@ def small(**changes: object) -> Pretrain:
     return replace(settings, **changes)  # type: ignore[arg-type]
 
 
+def new_network(**changes: object) -> MaskedAutoencoder:
+    return new_autoencoder(pretrain_values(small(**changes)).network, seed=0)
+
+
 def weights(out: Path | str) -> dict[str, Tensor]:
     return load_file(Path(out) / "encoder.safetensors")
 
@@ -74,7 +78,7 @@ def rows(out: Path | str) -> list[dict[str, float]]:
 
 
 def test_a_run_leaves_what_a_user_needs() -> None:
-    out, _ = run_pretrain(small(out="run"))
+    out, _ = pretrain(small(out="run"))
     encoder = load_encoder(out / "encoder.safetensors")
     assert encoder.token_shape.cls == 8 and encoder.weights == "trained" and encoder.preprocessing.size == (64, 64)
     whole = load_autoencoder(out)
@@ -85,14 +89,14 @@ def test_a_run_leaves_what_a_user_needs() -> None:
     assert {"features/class_token_cosine", "features/effective_rank", "pixels/knn_accuracy"} <= logged
     assert all(np.isfinite(value) for row in rows(out) for value in row.values() if not isinstance(value, str))
     page = (out / "report.html").read_text()
-    assert "data:image/png;base64," in page and "leaks" not in page and "held-out loss" in page.lower()
+    assert "data:image/png;base64," in page and "leaks" not in page and "validation loss" in page.lower()
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"step-00000004", "step-00000008"}
     assert not (out / "unreadable.jsonl").exists() and list((out / "tensorboard").rglob("events*"))
 
 
 def test_the_seed_decides_everything() -> None:
     for name, changes in (("one", {}), ("two", {}), ("other", {"seed": 1})):
-        run_pretrain(small(out=name, drop_path=0.3, **changes))
+        pretrain(small(out=name, drop_path=0.3, **changes))
     assert difference("one", "two") == 0 < difference("one", "other")
 
 
@@ -100,7 +104,7 @@ def test_the_seed_decides_everything() -> None:
 def test_a_run_that_was_stopped_ends_on_the_same_weights(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropped paths, accumulation, workers and an epoch's end among them."""
     settings = small(drop_path=0.3, micro_batch=4, workers=workers, steps=10)
-    run_pretrain(replace(settings, out="whole"))
+    pretrain(replace(settings, out="whole"))
     original = train.Guard.step
     calls = []
 
@@ -112,37 +116,40 @@ def test_a_run_that_was_stopped_ends_on_the_same_weights(workers: int, monkeypat
 
     monkeypatch.setattr(train.Guard, "step", stopping_step)
     with pytest.raises(Stopped, match="SIGTERM after step 6 of 10"):
-        run_pretrain(replace(settings, out="parts"))
+        pretrain(replace(settings, out="parts"))
     monkeypatch.setattr(train.Guard, "step", original)
     assert "step-00000006" in {path.name for path in Path("parts/checkpoints").iterdir()}
-    run_pretrain(replace(settings, out="parts"))
+    pretrain(replace(settings, out="parts"))
     assert difference("whole", "parts") == 0
     assert [row["step"] for row in rows("parts")] == [row["step"] for row in rows("whole")]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_settings_that_say_how_fast_change_nothing() -> None:
-    run_pretrain(small(out="one"))
-    run_pretrain(small(out="two", activation_checkpointing="all", workers=2, log_every=3, keep_last=1))
+    pretrain(small(out="one"))
+    pretrain(small(out="two", activation_checkpointing="all", workers=2, log_every=3, keep_last=1))
     assert difference("one", "two") == 0
-    run_pretrain(small(out="three", micro_batch=2))
+    pretrain(small(out="three", micro_batch=2))
     assert difference("one", "three") < 5e-5
 
 
 def test_a_run_begins_with_given_weights_at_another_size() -> None:
-    first, _ = run_pretrain(small(steps=40, out="first"))
-    begun = new_autoencoder(small(start=str(first), image_size=128, patch=8))
+    first, _ = pretrain(small(steps=40, out="first"))
+    started = new_network(init_from=str(first), image_size=128, patch=8)
     source = load_autoencoder(first)
     kept = {name for name in source.state_dict() if not name.endswith("pos_embed")}
-    assert all(torch.equal(begun.state_dict()[name], source.state_dict()[name]) for name in kept)
-    assert begun.encoder.pos_embed.shape[1] == 8 + 16 * 16
-    again = begun.encoder.positions(8, 8)  # sixteen rows and columns thinned to eight
+    assert all(torch.equal(started.state_dict()[name], source.state_dict()[name]) for name in kept)
+    assert started.encoder.pos_embed.shape[1] == 8 + 16 * 16
+    again = started.encoder.positions(8, 8)  # sixteen rows and columns thinned to eight
     assert torch.nn.functional.cosine_similarity(again, source.encoder.pos_embed, dim=-1).mean() > 0.9
 
 
 def test_a_run_begins_with_given_weights_at_another_patch() -> None:
-    first, _ = run_pretrain(small(steps=40, out="first"))
-    source, begun = load_autoencoder(first), new_autoencoder(small(start=str(first), image_size=128, patch=16))
+    first, _ = pretrain(small(steps=40, out="first"))
+    source, started = (
+        load_autoencoder(first),
+        new_network(init_from=str(first), image_size=128, patch=16),
+    )
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     larger = torch.nn.functional.interpolate(pixels, scale_factor=2, mode="bilinear")
     # patch by patch enlarging is exact; across patches' borders bilinear resizing mixes neighbours a little
@@ -150,53 +157,53 @@ def test_a_run_begins_with_given_weights_at_another_patch() -> None:
     enlarged = torch.nn.functional.interpolate(apart, scale_factor=2, mode="bilinear").reshape(2, 3, 8, 8, 16, 16)
     exact = enlarged.transpose(3, 4).reshape(2, 3, 128, 128)
     with torch.inference_mode():
-        before, after, near = source.encoder(pixels), begun.encoder(exact), begun.encoder(larger)
+        before, after, near = source.encoder(pixels), started.encoder(exact), started.encoder(larger)
         assert torch.allclose(before.cls, after.cls, atol=1e-4) and torch.allclose(
             before.patches, after.patches, atol=1e-4
         )
         assert torch.nn.functional.cosine_similarity(before.patches, near.patches, dim=-1).mean() > 0.9
         mask = PatchMask.random((8, 8), 0.75, 2, [torch.Generator().manual_seed(seed) for seed in (0, 1)])
         small_patch = source.decoder(source.encoder(pixels, visible=mask.visible), mask).reshape(-1, 8, 8, 3)
-        large_patch = begun.decoder(begun.encoder(exact, visible=mask.visible), mask).reshape(-1, 16, 16, 3)
+        large_patch = started.decoder(started.encoder(exact, visible=mask.visible), mask).reshape(-1, 16, 16, 3)
     wanted = torch.nn.functional.interpolate(small_patch.permute(0, 3, 1, 2), scale_factor=2, mode="bilinear")
     assert torch.allclose(large_patch, wanted.permute(0, 2, 3, 1), atol=1e-4)
 
 
 def test_given_weights_shorten_the_way() -> None:
-    first, _ = run_pretrain(small(steps=120, lr=3e-3, out="first"))
+    first, _ = pretrain(small(steps=120, lr=3e-3, out="first"))
     losses = {}
     for name, start in (("fresh", None), ("whole", str(first)), ("encoder", f"{first}/encoder.safetensors")):
-        out, _ = run_pretrain(small(start=start, out=name))
+        out, _ = pretrain(small(init_from=start, out=name))
         losses[name] = next(row["valid/loss"] for row in rows(out) if row["step"] == 0)
     assert losses["whole"] < 0.95 * losses["fresh"] and losses["whole"] < losses["encoder"]
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
-    first, _ = run_pretrain(small(steps=2, out="first"))
+    first, _ = pretrain(small(steps=2, out="first"))
     with pytest.raises(CheckpointError, match="dim 32, not 64"):
-        run_pretrain(small(start=str(first), encoder="64x2x2"))
+        pretrain(small(init_from=str(first), encoder="64x2x2"))
     with pytest.raises(CheckpointError, match="no file"):
-        run_pretrain(small(start="nowhere/autoencoder.safetensors"))
-    run_pretrain(small(start=str(first), out="second"))
-    run_pretrain(small(steps=3, seed=1, out="other"))
+        pretrain(small(init_from="nowhere/autoencoder.safetensors"))
+    pretrain(small(init_from=str(first), out="second"))
+    pretrain(small(steps=3, seed=1, out="other"))
     with pytest.raises(DataError, match="other"):
-        run_pretrain(small(start="other", out="second"))
+        pretrain(small(init_from="other", out="second"))
 
 
 def test_a_finished_run_is_reused() -> None:
-    _, first = run_pretrain(small(out="run"))
+    _, first = pretrain(small(out="run"))
     before = Path("run", "encoder.safetensors").stat().st_mtime_ns
-    _, again = run_pretrain(small(out="run"))
+    _, again = pretrain(small(out="run"))
     assert Path("run", "encoder.safetensors").stat().st_mtime_ns == before
     assert again.numbers["valid/loss"] == first.numbers["valid/loss"]
 
 
 def test_a_run_killed_before_its_report_gets_one() -> None:
-    run_pretrain(small(out="run"))
+    pretrain(small(out="run"))
     for name in ("report.html", "result.json"):
         (Path("run") / name).unlink()
-    run_pretrain(small(out="run"))
-    assert "Held-out loss" in Path("run/report.html").read_text()
+    pretrain(small(out="run"))
+    assert "Validation loss" in Path("run/report.html").read_text()
 
 
 def test_a_checkpoint_that_gets_no_name_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,20 +215,20 @@ def test_a_checkpoint_that_gets_no_name_ends_the_run(monkeypatch: pytest.MonkeyP
         original(old, new)
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(CheckpointError, match=r"could not be given its name.*input/output error"):
-        run_pretrain(small(out="run"))
+    with pytest.raises(CheckpointError, match=r"could not be renamed.*input/output error"):
+        pretrain(small(out="run"))
 
 
 def test_checkpoints_are_thinned() -> None:
-    run_pretrain(small(out="run", save_every=1, keep_last=2, keep_every=3))
+    pretrain(small(out="run", save_every=1, keep_last=2, keep_every=3))
     kept = sorted(int(path.name[5:]) for path in Path("run/checkpoints").iterdir())
     assert kept == [3, 6, 7, 8]
 
 
 def test_other_settings_are_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    run_pretrain(small(out="run"))
+    pretrain(small(out="run"))
     with pytest.raises(DataError, match="encoder '32x2x2' instead of '64x2x2'"):
-        run_pretrain(small(out="run", encoder="64x2x2"))
+        pretrain(small(out="run", encoder="64x2x2"))
     words = ["pretrain", "images=procedural:64", "lr=0.001", "out=run", *WORDS, "mask_ratio=0.5"]
     assert run(words) == 1
     assert "mask_ratio 0.75 instead of 0.5" in capsys.readouterr().err
@@ -236,25 +243,25 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
 
     for number in range(20):
         write(f"{number}.png")
-    run_pretrain(small(out="run", images="photos", val_images=4))
+    pretrain(small(out="run", images="photos", val_images=4))
     write("more.png")
     with pytest.raises(DataError, match="files that it reads have changed"):
-        run_pretrain(small(out="run", images="photos", val_images=4))
+        pretrain(small(out="run", images="photos", val_images=4))
 
 
 def test_a_damaged_checkpoint_is_named() -> None:
-    run_pretrain(small(out="run", steps=6))
+    pretrain(small(out="run", steps=6))
     last = Path("run/checkpoints/step-00000006")
     for file in last.glob("*.distcp"):
         file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="step-00000006 cannot be read"):
-        run_pretrain(small(out="run", steps=6))
+        pretrain(small(out="run", steps=6))
 
 
 def test_what_a_killed_write_left_is_cleared_away() -> None:
     left = Path("run/checkpoints/.step-00000004")
     left.mkdir(parents=True)
-    run_pretrain(small(out="run"))
+    pretrain(small(out="run"))
     assert not left.exists() and Path("run/checkpoints/step-00000004/state.json").is_file()
 
 
@@ -266,7 +273,7 @@ def test_unreadable_images_are_counted_and_listed(tmp_path: Path) -> None:
     for number in range(24):
         cv2.imwrite(str(folder / f"{number:02d}.png"), np.full((80, 80, 3), 10 * number, np.uint8))
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no image")
-    _, result = run_pretrain(small(out="run", images=str(folder), steps=12, val_images=2))
+    _, result = pretrain(small(out="run", images=str(folder), steps=12, val_images=2))
     listed = [json.loads(line) for line in Path("run/unreadable.jsonl").read_text().splitlines()]
     assert [Path(each["name"]).name for each in listed] == ["broken.jpg"]
     assert result.numbers["data/unreadable_images"] == 1
@@ -284,8 +291,8 @@ class Poisoned(train.Guard):
 def test_a_step_that_is_not_finite_is_skipped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "Guard", Poisoned)
     monkeypatch.setattr(Poisoned, "bad", (2, 5))
-    out, result = run_pretrain(small(out="run"))
-    assert result.position.skipped == 2 and rows(out)[-2]["data/skipped_steps"] == 2
+    out, result = pretrain(small(out="run"))
+    assert result.state.skipped == 2 and rows(out)[-2]["data/skipped_steps"] == 2
     assert all(bool(torch.isfinite(each).all()) for each in weights(out).values())
 
 
@@ -293,7 +300,7 @@ def test_several_in_a_row_end_the_run_and_keep_the_images(monkeypatch: pytest.Mo
     monkeypatch.setattr(train, "Guard", Poisoned)
     monkeypatch.setattr(Poisoned, "bad", (4, 5, 6, 7))
     with pytest.raises(DataError, match=r"4 steps in a row were not finite, from step 4;.*clip"):
-        run_pretrain(small(out="run"))
+        pretrain(small(out="run"))
     kept = load_file("run/nonfinite-step-00000004-rank-0.safetensors")
     assert kept["images"].shape == (8, 64, 64, 3)
     assert list(Path("run/checkpoints").iterdir()) == [Path("run/checkpoints/step-00000004")]
@@ -303,7 +310,7 @@ def test_several_in_a_row_end_the_run_and_keep_the_images(monkeypatch: pytest.Mo
 
 
 def test_vectors_do_not_decay_and_tables_do() -> None:
-    model = new_autoencoder(small())
+    model = new_network()
     decayed, others = (group["params"] for group in weight_decay_groups(model, 0.05))
     names = {id(each): name for name, each in model.named_parameters()}
     assert {names[id(each)].rpartition(".")[2] for each in others} == {"bias", "weight"}
@@ -317,7 +324,7 @@ def test_vectors_do_not_decay_and_tables_do() -> None:
         ({"mask_ratio": 0.0}, "between 0 and 1"),
         ({"mask_ratio": 1.0}, "between 0 and 1"),
         ({"mask_block": 3}, "nearest that do: 2 or 4"),
-        ({"image_size": 60}, "take 56 or 64"),
+        ({"image_size": 60}, "use 56 or 64"),
         ({"steps": None}, "set exactly one"),
         ({"epochs": 2.0}, "set exactly one"),
         ({"decoder": "33x2x2"}, "multiple of 4"),
@@ -335,7 +342,7 @@ def test_vectors_do_not_decay_and_tables_do() -> None:
 )
 def test_impossible_settings_are_refused_before_any_work(changes: dict[str, object], words: str) -> None:
     with pytest.raises((BadInput, UnknownName), match=words):
-        check_settings(small(**changes))
+        pretrain_values(small(**changes))
 
 
 @pytest.mark.parametrize("recipe", ["laptop", "ti", "s", "b", "h-in21k", "5b-web"])
@@ -343,21 +350,21 @@ def test_every_recipe_makes_sense(recipe: str) -> None:
     from pixio_robot.cli import compose
 
     settings = compose("pretrain", ["images=procedural", f"recipe={recipe}", "plan=true"])
-    assert check_settings(settings).ratio == 0.75
-    rows_, assumptions = run_plan(replace(settings, plan_device="h100")).rows, run_plan(settings).assumptions
+    assert pretrain_values(settings).shape.ratio == 0.75
+    rows_, assumptions = pretrain_cost(replace(settings, plan_device="h100")).rows, pretrain_cost(settings).assumptions
     said = dict(rows_)
-    assert {"training", "memory in all", "speed", "time"} <= said.keys() and len(assumptions) >= 4
-    assert float(said["memory in all"].split()[0]) > 0
+    assert {"training", "memory in total", "speed", "time"} <= said.keys() and len(assumptions) >= 4
+    assert float(said["memory in total"].split()[0]) > 0
 
 
 def test_the_published_settings_cost_what_the_reference_says() -> None:
     from pixio_robot.cli import compose
 
-    said = dict(run_plan(compose("pretrain", ["images=x", "recipe=h-in21k", "plan_device=h100"])).rows)
+    said = dict(pretrain_cost(compose("pretrain", ["images=x", "recipe=h-in21k", "plan_device=h100"])).rows)
     assert "631.0 M" in said["encoder"] and "5,259,264,000 images" in said["length"] and "2.36e+21" in said["training"]
     for devices in (8, 256):  # inside nodes of 8
         sharded = ["images=x", "recipe=5b-web", "plan_device=h100", f"plan_devices={devices}"]
-        assert "11.1 GB" in dict(run_plan(compose("pretrain", sharded)).rows)["memory: weights and optimiser"]
+        assert "11.1 GB" in dict(pretrain_cost(compose("pretrain", sharded)).rows)["memory: weights and optimiser"]
 
 
 # what is measured
@@ -406,7 +413,7 @@ def test_256_samples_are_learned() -> None:
         save_every=150,
         out="run",
     )
-    _, result = run_pretrain(settings)
+    _, result = pretrain(settings)
     assert result.numbers["train/loss"] < 0.75
 
 
@@ -429,7 +436,7 @@ def launch(out: str, *words: str, restarts: int = 0, wait: bool = True) -> "subp
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp", pytest.param("hsdp", marks=pytest.mark.slow)])
 def test_two_processes_learn_what_one_does(parallel: str) -> None:
     """With gradients summed over two passes before they are exchanged, an odd held-out count, and `cls_only`."""
-    out, _ = run_pretrain(small(out="one", val_images=7, cls_only=0.5))
+    out, _ = pretrain(small(out="one", val_images=7, cls_only=0.5))
     launch("two", f"parallel={parallel}", "micro_batch=2", "val_images=7", "cls_only=0.5")
     assert difference("one", "two") < 5e-5
     ours, theirs = ([row["train/loss"] for row in rows(each) if "train/loss" in row] for each in (out, "two"))
@@ -438,13 +445,13 @@ def test_two_processes_learn_what_one_does(parallel: str) -> None:
     import shutil
 
     shutil.rmtree("two/checkpoints/step-00000008")
-    run_pretrain(small(out="two", parallel=parallel, val_images=7, cls_only=0.5))
+    pretrain(small(out="two", parallel=parallel, val_images=7, cls_only=0.5))
     assert difference("one", "two") < 5e-5
 
 
 @pytest.mark.slow
 def test_a_run_outlives_the_death_of_a_process() -> None:
-    run_pretrain(small(out="one", steps=40))
+    pretrain(small(out="one", steps=40))
     process = launch("two", "steps=40", restarts=2, wait=False)
     deadline = time.monotonic() + 60
     while not Path("two/checkpoints/step-00000008").is_dir() and time.monotonic() < deadline:
@@ -454,7 +461,7 @@ def test_a_run_outlives_the_death_of_a_process() -> None:
             child.kill()
             break
     _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0 and "going on from" in errors, errors
+    assert process.returncode == 0 and "resuming from" in errors, errors
     assert difference("one", "two") < 1e-3  # rounding, grown over 40 steps
 
 

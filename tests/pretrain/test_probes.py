@@ -13,14 +13,13 @@ from pixio_robot.encoders.pixio import PixioEncoder
 from pixio_robot.encoders.preprocessing import Preprocessing
 from pixio_robot.errors import BadInput, DataError, UnknownName
 from pixio_robot.metrics import mcnemar, success_rate
-from pixio_robot.pretrain.commands import Probe
 from pixio_robot.pretrain.images.image_set import Sequences
 from pixio_robot.pretrain.probes import labelled as labelled_module
-from pixio_robot.pretrain.probes import runs
-from pixio_robot.pretrain.probes.classification import Subject, knn_rows, linear_rows
+from pixio_robot.pretrain.probes.classification import PROBES, Subject, knn_rows, linear_rows
+from pixio_robot.pretrain.probes.commands import Probe, probe_encoders
 from pixio_robot.pretrain.probes.dense import depth_errors, silog
-from pixio_robot.pretrain.probes.features import Features, encode
-from pixio_robot.pretrain.probes.labelled import Part, open_labelled
+from pixio_robot.pretrain.probes.features import Compute, Features, encode
+from pixio_robot.pretrain.probes.labelled import Part, ProbeImages, open_labelled
 from pixio_robot.pretrain.probes.linear import linear_probe
 from pixio_robot.pretrain.probes.rows import read_rows
 
@@ -102,10 +101,9 @@ def test_paired_tests_and_intervals_are_the_known_ones() -> None:
 def test_one_pass_reads_what_the_encoder_gives_and_passes_damaged_images_over(tmp_path: Path) -> None:
     folder = _paint(tmp_path / "data", count=3)
     (folder / "red" / "01.png").write_bytes(b"no image")
-    command = Probe(encoder="tiny", images=str(folder), test=str(folder))
-    part = open_labelled(command).training
+    part = open_labelled(ProbeImages(str(folder), test=str(folder))).training
     backbone = _backbone()
-    features = encode(backbone, part, layers=True, device=torch.device("cpu"), precision="fp32")
+    features = encode(backbone, part, layers=True, compute=Compute())
     names = ["/".join(Path(part.images.name(index)).parts[-2:]) for index in part.indices.tolist()]
     assert [name for name, kept in zip(names, features.kept.tolist(), strict=True) if not kept] == ["red/01.png"]
     assert features.cls.shape == (8, 4, 32) and features.layers.shape == (8, 3, 32) and len(features.labels) == 8
@@ -122,7 +120,7 @@ def test_a_run_finds_colours_and_repeats_itself_and_reuses_what_it_has(
 ) -> None:
     folder = _paint(tmp_path / "data")
     command = Probe(encoder=encoders, images=str(folder), val_images=0.25, layers="all")
-    out, result = runs.run_probe(command)
+    out, result = probe_encoders(command)
     rows = read_rows(out / "probe.jsonl")
     assert {(row.encoder, row.probe) for row in rows} == {
         (name, probe) for name in [*encoders, "pixels"] for probe in ("knn", "linear")
@@ -132,21 +130,21 @@ def test_a_run_finds_colours_and_repeats_itself_and_reuses_what_it_has(
     assert len(result["tables"]["Paired comparisons"]) == 6 and result["tables"]["Headlines"][0]["weights"] == "random"
     assert (out / "figure.png").stat().st_size > 10_000 and "Paired comparisons" in (out / "report.html").read_text()
 
-    again, _ = runs.run_probe(Probe(**(vars(command) | {"out": "elsewhere"})))
+    again, _ = probe_encoders(Probe(**(vars(command) | {"out": "elsewhere"})))
     assert (again / "probe.jsonl").read_bytes() == (out / "probe.jsonl").read_bytes()
 
     lines = (out / "probe.jsonl").read_text().splitlines(keepends=True)
     kept = [line for line, row in zip(lines, rows, strict=True) if (row.encoder, row.probe) != (encoders[1], "linear")]
     (out / "probe.jsonl").write_text("".join(kept))
     measured: list[tuple[str, str]] = []
-    for probe, function in dict(runs.PROBES).items():
+    for probe, function in dict(PROBES).items():
 
         def counted(subject, *more, probe=probe, function=function):  # type: ignore[no-untyped-def]
             measured.append((subject.encoder, probe))
             return function(subject, *more)
 
-        monkeypatch.setitem(runs.PROBES, probe, counted)
-    runs.run_probe(command)
+        monkeypatch.setitem(PROBES, probe, counted)
+    probe_encoders(command)
     assert measured == [(encoders[1], "linear")] and read_rows(out / "probe.jsonl") == rows
 
 
@@ -164,19 +162,19 @@ def test_held_out_images_share_no_sequence_with_training(monkeypatch: pytest.Mon
     clips = Clips([7] * 20)
     clips.labels = (np.arange(140) % 2).astype(np.int32)
     monkeypatch.setattr(labelled_module, "open_images", lambda *_: clips)
-    split = open_labelled(Probe(encoder="any", images="clips", val_images=30))
+    split = open_labelled(ProbeImages("clips", val_images=30))
 
     def sequences(part: Part) -> set[int]:
         return {clips.locate(index)[0] for index in part.indices.tolist()}
 
     assert len(split.test.indices) == 30 and not sequences(split.training) & sequences(split.test)
-    other = open_labelled(Probe(encoder="any", images="clips", val_images=30, seed=1))
+    other = open_labelled(ProbeImages("clips", val_images=30, seed=1))
     assert sequences(other.test) != sequences(split.test)
 
 
 def test_labels_meet_by_the_names_of_classes(tmp_path: Path) -> None:
     training = _paint(tmp_path / "training", count=2)
-    split = open_labelled(Probe(encoder="a", images=str(training), test=str(_paint(tmp_path / "t", ("green", "red")))))
+    split = open_labelled(ProbeImages(str(training), test=str(_paint(tmp_path / "t", ("green", "red")))))
     for part in (split.training, split.test):
         names = [Path(part.images.name(index)).parent.name for index in part.indices.tolist()]
         assert [split.classes[label] for label in part.labels.tolist()] == names
@@ -191,7 +189,7 @@ def test_what_cannot_be_probed_is_refused_in_one_message(tmp_path: Path, encoder
         (flat / file.name).write_bytes(file.read_bytes())
     good = dict(encoder=encoders[0], images=training, test=training)
     for wrong, error, message in (
-        (dict(images=str(flat)), DataError, "2 images of images=.*have no labels.*labelled are"),
+        (dict(images=str(flat)), DataError, "2 images of images=.*have no labels.*labelled sources are"),
         (dict(test=str(flat)), DataError, "of test=.*have no labels"),
         (dict(test=test), DataError, "1 class.* that no training image has: blue.*red, *green|green, *red"),
         (
@@ -206,7 +204,7 @@ def test_what_cannot_be_probed_is_refused_in_one_message(tmp_path: Path, encoder
         (dict(test=None, val_images=0.9), BadInput, "share up to 0.5 or a whole number up to 2"),
     ):
         with pytest.raises(error, match=message):
-            runs.run_probe(Probe(**(good | wrong)))
+            probe_encoders(Probe(**(good | wrong)))
 
 
 def test_a_linear_probe_separates_what_is_separable_and_guesses_on_noise() -> None:

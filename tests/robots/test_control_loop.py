@@ -1,4 +1,4 @@
-"""The whole loop on the toy: an RGB-D policy reaches the ball, faults end as documented, what is recorded teaches."""
+"""The control loop on the toy task: an RGB-D policy succeeds, faults are handled, recordings train the next policy."""
 
 import json
 import os
@@ -118,7 +118,7 @@ def _ticks(out: Path, episode: int) -> list[dict[str, Any]]:
     return [tick for tick in read_ticks(out / "ticks.jsonl") if tick["episode"] == episode]
 
 
-def test_a_policy_on_rgbd_frames_reaches_the_ball_and_the_recording_teaches_the_next(tmp_path: Path) -> None:
+def test_an_rgbd_policy_succeeds_and_its_recording_trains_another(tmp_path: Path) -> None:
     report = _run(tmp_path / "run", episodes=2)
     assert sum(row.success_last for row in report.rows) == 2 and report.endings["success"] == 2
     assert report.demos is not None
@@ -138,13 +138,13 @@ def test_a_policy_on_rgbd_frames_reaches_the_ball_and_the_recording_teaches_the_
     env = demos.request.make()
     observation, info = env.reset(seed=demos.seeds[0])
     assert info["initial_state_hash"] == demos.starts[0]
-    for action, felt in zip(sent, proprio, strict=True):
-        assert np.array_equal(observation["proprio"], felt)
+    for action, expected in zip(sent, proprio, strict=True):
+        assert np.array_equal(observation["proprio"], expected)
         observation, *_, info = env.step(action)
     env.close()
     assert info["success"]
     # it trains a policy that runs in its place
-    words = [f"demos={report.demos}", "policy.epochs=1", "device=cpu", "embedding.depth=late", "out=next"]
+    words = [f"demos={report.demos}", "training.epochs=1", "device=cpu", "observation.depth=late", "out=next"]
     assert cli.run(["train_bc", "encoder=cnn", *words]) == 0
     words = ["robot=task:toy/reach@top", "checkpoint=next/checkpoints/cnn/last.safetensors", "depth_sensor=exact"]
     assert cli.run(["run", *words, "time=stepped", "steps=5", "out=again"]) == 0
@@ -153,7 +153,7 @@ def test_a_policy_on_rgbd_frames_reaches_the_ball_and_the_recording_teaches_the_
     assert "Timeline" in page and "100%" in page and "data:image/png" in page
 
 
-def test_every_fault_ends_as_documented(tmp_path: Path) -> None:
+def test_injected_faults_lead_to_the_documented_handling(tmp_path: Path) -> None:
     faults = ["stall@0:0.3:0.4", "stall@1:0.3:3", "nan@2:0.3", "late@3:0.3:0.3", "late@4:0.3:3", "estop@5:0.5"]
     report = _run(tmp_path, episodes=8, steps=40, faults=faults)
     rows = json.loads((tmp_path / "result.json").read_text())["tables"]["Injected faults"]
@@ -184,7 +184,7 @@ def test_every_fault_ends_as_documented(tmp_path: Path) -> None:
     assert not (tmp_path / "estop.json").exists()
 
 
-def test_chunks_are_carried_out_and_asked_for_when_they_run_out(tmp_path: Path) -> None:
+def test_chunks_are_executed_and_requested_when_needed(tmp_path: Path) -> None:
     single, chunked = Reacher(), Reacher(chunk=5)
     _run(tmp_path / "single", single, episodes=1)
     report = _run(tmp_path / "chunked", chunked, replace(MANIFEST, horizon=5), episodes=1)
@@ -200,7 +200,7 @@ def test_chunks_are_carried_out_and_asked_for_when_they_run_out(tmp_path: Path) 
     assert report.rows[0].success_last and merged.calls == 15, "asked when half is left"
 
 
-def test_a_chunk_is_not_played_to_its_end_behind_a_dead_camera(tmp_path: Path) -> None:
+def test_a_chunk_is_not_executed_to_its_end_when_the_camera_is_gone(tmp_path: Path) -> None:
     faults = ["stall@0:0.3:10"]
     report = _run(tmp_path, Reacher(chunk=50), replace(MANIFEST, horizon=50), episodes=1, steps=48, faults=faults)
     assert report.endings == {"watchdog": 1}
@@ -210,7 +210,7 @@ def test_a_chunk_is_not_played_to_its_end_behind_a_dead_camera(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", [InferenceInStep, InferenceThread])
-def test_the_first_observation_of_an_episode_resets_the_policy_however_late_it_comes(
+def test_a_late_first_observation_of_an_episode_resets_the_policy(
     kind: type[InferenceInStep | InferenceThread], tmp_path: Path
 ) -> None:
     class Resets(Reacher):
@@ -228,7 +228,7 @@ def test_the_first_observation_of_an_episode_resets_the_policy_however_late_it_c
     assert policy.resets == 3, "when it was made, and once an episode"
 
 
-def test_an_episode_does_not_begin_while_the_last_one_is_thought_about(tmp_path: Path) -> None:
+def test_an_episode_does_not_start_while_inference_of_the_last_one_runs(tmp_path: Path) -> None:
     with _loop(Reacher(seconds=0.3), tmp_path, InferenceThread, Watchdog(startup_timeout=0.05)) as loop:
         loop.inference.submit(InferenceRequest({}, 0, 0.0, True))
         with pytest.raises(RobotError, match="still computing"):
@@ -236,7 +236,7 @@ def test_an_episode_does_not_begin_while_the_last_one_is_thought_about(tmp_path:
 
 
 @pytest.mark.parametrize("error", [RemoteError("no answer"), ValueError("out of memory")])
-def test_an_error_keeps_the_record_of_what_came_before(error: Exception, tmp_path: Path) -> None:
+def test_steps_before_an_error_are_recorded(error: Exception, tmp_path: Path) -> None:
     class Breaking(Reacher):
         def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
             if self.calls == 7:
@@ -245,7 +245,7 @@ def test_an_error_keeps_the_record_of_what_came_before(error: Exception, tmp_pat
             return super().act(observation)
 
     remote = isinstance(error, RemoteError)
-    if remote:  # the next episode connects anew
+    if remote:  # the next episode connects again
         endings = _run(tmp_path, Breaking(), episodes=3, steps=5).endings
         assert endings["remote"] == 1 and endings.total() == 3
     else:
@@ -263,7 +263,7 @@ def test_an_error_keeps_the_record_of_what_came_before(error: Exception, tmp_pat
     assert again.endings.total() == (0 if remote else 2) and len(DemoSet(tmp_path / "demos.hdf5").names) == 3
 
 
-def test_a_torn_line_of_ticks_is_no_obstacle(tmp_path: Path) -> None:
+def test_an_incomplete_line_of_ticks_is_ignored(tmp_path: Path) -> None:
     _run(tmp_path, episodes=1, steps=3, record=False)
     with (tmp_path / "ticks.jsonl").open("a") as file:
         file.write('{"episode": 0, "num')
@@ -271,7 +271,7 @@ def test_a_torn_line_of_ticks_is_no_obstacle(tmp_path: Path) -> None:
     assert len(read_ticks(tmp_path / "ticks.jsonl")) == 3 == len((tmp_path / "ticks.jsonl").read_text().splitlines())
 
 
-def test_a_recording_with_gaps_is_not_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recording_with_lost_steps_is_in_no_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add = EpisodeRecording.add
 
     def slow(self: EpisodeRecording, moment: StepRecord) -> None:
@@ -283,7 +283,7 @@ def test_a_recording_with_gaps_is_not_learned_from(tmp_path: Path, monkeypatch: 
     assert report.endings == {"success": 1} and DemoSet(report.demos or "").members("train") == []
 
 
-def test_limits_change_what_is_sent_and_the_report_says_so(tmp_path: Path) -> None:
+def test_limits_change_the_sent_action_and_are_reported(tmp_path: Path) -> None:
     limits = tmp_path / "limits.json"
     limits.write_text('{"velocity": {"x": 0.1, "y": 0.1, "z": 0.1}}')
     report = _run(tmp_path / "slow", episodes=1, limits=str(limits))
@@ -295,7 +295,7 @@ def test_limits_change_what_is_sent_and_the_report_says_so(tmp_path: Path) -> No
         _run(tmp_path / "slow", episodes=1)
 
 
-def test_what_does_not_fit_is_refused_before_anything_moves(tmp_path: Path) -> None:
+def test_a_policy_or_setting_that_does_not_fit_is_refused_before_anything_moves(tmp_path: Path) -> None:
     four = replace(MANIFEST, action_low=[-1.0] * 4, action_high=[1.0] * 4)
     for manifest, settings, words in (
         (four, {}, "takes 3"),
@@ -331,7 +331,7 @@ def test_commands_between_policy_steps_are_interpolated(tmp_path: Path) -> None:
     assert demos.lengths[0] * 2 == len(ticks) and demos.environment["robot"]["control_hz"] == pytest.approx(10)
 
 
-def test_asked_to_stop_it_stops_and_goes_on_later(tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
     class Interrupting(Reacher):
         def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
             if self.calls == 40:
@@ -348,14 +348,14 @@ def test_asked_to_stop_it_stops_and_goes_on_later(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", ["metaworld", "dmc", "adroit", "trifinger"])
-def test_a_task_of_each_suite_is_a_robot(suite: str, tmp_path: Path) -> None:
+def test_a_task_of_each_suite_can_be_driven(suite: str, tmp_path: Path) -> None:
     if not (tasks := [name for name in installed() if name.startswith(f"{suite}/")]):
         pytest.skip(f"{suite} is not installed")
     with TaskRobot(tasks[0], RobotRequest(stepped=True, image_size=SIDE)) as robot:
         spec = robot.spec
         width, rate = len(spec.commands.names), spec.control_hz or 1
-        felt = robot.observation_features
-        assert {key: value.shape for key, value in robot.get_observation().items()} == felt
+        features = robot.observation_features
+        assert {key: value.shape for key, value in robot.get_observation().items()} == features
 
     class Idle:
         def reset(self) -> None:
@@ -374,7 +374,7 @@ def test_a_task_of_each_suite_is_a_robot(suite: str, tmp_path: Path) -> None:
     assert all(tick["state"] == "run" and not tick["reasons"] for tick in ticks)
 
 
-def test_a_policy_that_breaks_stops_the_robot(tmp_path: Path) -> None:
+def test_an_error_in_the_policy_stops_the_robot(tmp_path: Path) -> None:
     class Broken(Reacher):
         def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
             if self.calls == 5:
@@ -398,7 +398,7 @@ def test_a_policy_that_breaks_stops_the_robot(tmp_path: Path) -> None:
         assert loop.run(0, 3, 2)[1].why == "end" and stops
 
 
-def test_in_real_time_the_beat_is_kept_whatever_inference_does(tmp_path: Path) -> None:
+def test_slow_inference_does_not_delay_ticks_in_real_time(tmp_path: Path) -> None:
     """Laws that hold on a busy machine too: inference longer than a period delays no tick by its length."""
     report = _run(tmp_path, Reacher(seconds=0.12), time="real", episodes=1, steps=30, faults=["estop@0:1.2"])
     ticks = _ticks(tmp_path, 0)
@@ -410,7 +410,7 @@ def test_in_real_time_the_beat_is_kept_whatever_inference_does(tmp_path: Path) -
     assert all(tick["age"] > 0.12 for tick in ran[1:]), "what was computed from it took that long"
 
 
-def test_in_real_time_a_recording_plays_at_its_own_pace(tmp_path: Path) -> None:
+def test_a_recording_plays_at_its_own_speed_in_real_time(tmp_path: Path) -> None:
     seen = ["camera=task:toy/reach@top", "width=64", "height=64", "frames=40", f"out={tmp_path / 'seen'}"]
     assert cli.run(["record", *seen]) == 0
     out = tmp_path / "run"
@@ -418,7 +418,7 @@ def test_in_real_time_a_recording_plays_at_its_own_pace(tmp_path: Path) -> None:
     assert sum(tick["state"] == "run" for tick in _ticks(out, 0)) >= 5, "not all its frames at once, at the first"
 
 
-def test_in_stepped_time_a_recording_ages_by_the_robots_clock(tmp_path: Path) -> None:
+def test_frames_of_a_recording_age_by_the_robots_clock_in_stepped_time(tmp_path: Path) -> None:
     seen = ["camera=task:toy/reach@top", "width=64", "height=64", "frames=12", f"out={tmp_path / 'seen'}"]
     assert cli.run(["record", *seen]) == 0
     _run(tmp_path / "run", camera=str(tmp_path / "seen"), episodes=1, steps=8)
@@ -427,7 +427,7 @@ def test_in_stepped_time_a_recording_ages_by_the_robots_clock(tmp_path: Path) ->
         _run(tmp_path / "long", camera=str(tmp_path / "seen"), episodes=1, steps=30)
 
 
-def test_what_was_missed_is_counted(tmp_path: Path) -> None:
+def test_missed_deadlines_and_dropped_actions_are_counted(tmp_path: Path) -> None:
     policy = Reacher(chunk=4, seconds=0.12)
     report = _run(
         tmp_path, policy, replace(MANIFEST, horizon=4), time="real", episodes=1, steps=25, faults=["late@0:0.4:0.3"]
@@ -517,7 +517,6 @@ def test_the_watchdog_stops_when_one_of_two_cameras_is_gone(tmp_path: Path) -> N
 
 def test_a_chunk_is_not_executed_to_its_end_while_one_of_two_cameras_is_gone(tmp_path: Path) -> None:
     policy = TwoCameras()
-    policy.chunk = 50
     faults = ["stall.rgb_front@0:0.3:10"]
     report = _run(tmp_path, policy, replace(TWO, horizon=50), episodes=1, steps=48, faults=faults)
     assert report.endings == {"watchdog": 1}
@@ -534,6 +533,7 @@ def test_cameras_that_do_not_fit_the_policy_are_refused(tmp_path: Path) -> None:
     for manifest, settings, error, words in (
         (TWO, {"camera": "recording"}, BadInput, r"give cameras=\{rgb_front: SOURCE\}"),
         (TWO, {"cameras": {"rgb_wrist": "opencv:0"}}, UnknownName, "names 'rgb_wrist'.*: rgb, rgb_front"),
+        (TWO, {"cameras": ["opencv:0"]}, BadInput, "is not {CAMERA: SOURCE}"),
         (TWO, {"cameras": {"rgb_front": "task:toy/reach"}}, BadInput, "another simulation"),
         (TWO, {"cameras": {"rgb_front": "robot:side"}}, UnknownName, "no camera .*side"),
         (TWO, {"faults": ["stall.rgb_side@0:1"]}, UnknownName, "no camera 'rgb_side' to stall.*rgb, rgb_front"),
@@ -588,7 +588,7 @@ def test_frames_of_several_cameras_are_as_old_as_the_oldest() -> None:
     assert second.is_new_after(first) and not second.is_new_after(second)
 
 
-def test_at_the_start_of_an_episode_no_camera_shows_what_was_before() -> None:
+def test_frames_from_before_an_episode_are_not_used() -> None:
     clock = SteppedClock()
     sources = FrameSources({"rgb": _Listed(clock, [0.2]), "rgb_wrist": _Listed(clock, [0.01, 0.3])}, clock)
     assert sources.fresh(0.05, since=0.1, strict=True) is None and sources.missing == ["rgb", "rgb_wrist"]

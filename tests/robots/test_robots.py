@@ -1,4 +1,4 @@
-"""Limits hold whatever is asked, the stop latches, the beat never catches up, and what does not fit is refused."""
+"""Robots: limits are enforced, the emergency stop latches, the rate is kept, and what does not fit is refused."""
 
 import json
 import signal
@@ -42,7 +42,14 @@ JOINTS = ActionSpec(  # two joints sent to places, and a gripper driven by an ef
     np.array([1.5, 2.0, 1.0]),
     np.array([2.0, 3.0, np.inf]),
 )
-KINDS = pytest.mark.parametrize("commands", [REACH, JOINTS], ids=["relative", "absolute"])
+ARM = ActionSpec.positions(  # actions are positions, as in third-party data
+    ("base", "shoulder", "wrist"),
+    ("rad", "rad", "rad"),
+    np.array([-2.5, 0.0, -1.0]),
+    np.array([2.5, 2.0, 1.0]),
+    np.array([2.0, 3.0, 1.0]),
+)
+KINDS = pytest.mark.parametrize("commands", [REACH, JOINTS, ARM], ids=["relative", "absolute", "positions"])
 
 
 class _Still(Robot):
@@ -78,7 +85,7 @@ def _free(commands: ActionSpec, **changes: Any) -> Limits:
 
 
 @KINDS
-def test_whatever_is_asked_what_is_sent_stays_within_limits(commands: ActionSpec) -> None:
+def test_sent_actions_stay_within_limits_for_any_request(commands: ActionSpec) -> None:
     rng = np.random.default_rng(0)
     box = (np.array([-0.1, -0.15, 0.1]), np.array([0.15, 0.1, 0.3])) if commands.end_effector else None
     step = 0.6 * np.minimum(commands.speed * PERIOD, 1.0)
@@ -93,7 +100,8 @@ def test_whatever_is_asked_what_is_sent_stays_within_limits(commands: ActionSpec
         before = robot.get_observation()
         decision = guard.apply(asked, before)
         seen |= set(decision.reasons)
-        assert np.isfinite(decision.action).all() and np.abs(decision.action).max() <= 1
+        low, high = commands.action_range
+        assert np.isfinite(decision.action).all() and (low <= decision.action).all() and (decision.action <= high).all()
         robot.send_action(decision.action)
         moved = np.abs(robot.at - before["positions"])[np.array(commands.units) != "1"]
         most = np.minimum(limits.velocity * PERIOD, limits.step)[np.array(commands.units) != "1"]
@@ -119,7 +127,7 @@ def test_a_safe_action_passes_bit_for_bit(commands: ActionSpec) -> None:
         robot.send_action(decision.action)
 
 
-def test_a_hold_changes_nothing_and_efforts_rest() -> None:
+def test_a_hold_keeps_positions_and_zeroes_efforts() -> None:
     robot = _Still(JOINTS)
     guard = SafetyFilter(JOINTS, _free(JOINTS), PERIOD, robot.clock)
     robot.send_action(guard.apply(np.array([0.05, 0.1, 0.7]), robot.get_observation()).action)
@@ -130,7 +138,7 @@ def test_a_hold_changes_nothing_and_efforts_rest() -> None:
     assert robot.at[2] == 0
 
 
-def test_commands_in_quick_succession_go_no_faster() -> None:
+def test_quick_commands_respect_the_velocity_limit() -> None:
     """The limit is one of velocity, not of change a command."""
     robot = _Still(REACH)
     limits = _free(REACH, velocity=np.full(3, 0.1))
@@ -143,7 +151,7 @@ def test_commands_in_quick_succession_go_no_faster() -> None:
     assert (robot.at - begin <= 0.1 * (PERIOD + 20 * 0.01) + 1e-6).all()
 
 
-def test_from_outside_its_limits_nothing_moves_by_itself_and_nothing_further_out() -> None:
+def test_an_axis_outside_its_limits_moves_only_inwards() -> None:
     robot = _Still(REACH)
     robot.at = np.array([0.19, 0.0, 0.0])
     limits = _free(REACH, high=np.full(3, 0.18), low=np.full(3, -0.18))
@@ -164,7 +172,7 @@ def _refused(tmp_path: Path, robot: _Still, kind: type[PixioError], words: str) 
         assert not robot.sent and robot.stops == before + 1
 
 
-def test_a_joint_found_outside_its_range_is_not_thrown_into_it(tmp_path: Path) -> None:
+def test_a_joint_outside_its_range_is_refused_instead_of_jumping(tmp_path: Path) -> None:
     """An absolute action reaches no further than the range, so that even a hold would be a jump."""
     robot = _Still(JOINTS)
     robot.at[0] = -1.5 - 0.05 * 3
@@ -177,15 +185,15 @@ def test_a_joint_found_outside_its_range_is_not_thrown_into_it(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("axis", ["set_point", "positions"])
-def test_where_nobody_knows_where_a_joint_is_nothing_is_sent(axis: str, tmp_path: Path) -> None:
+def test_an_unknown_joint_position_is_refused(axis: str, tmp_path: Path) -> None:
     class Blind(_Still):
         def get_observation(self) -> dict[str, np.ndarray]:
             return super().get_observation() | {axis: np.array([0.0, np.nan, 0.0])}
 
-    _refused(tmp_path, Blind(JOINTS), RobotError, "does not tell where axis elbow is")
+    _refused(tmp_path, Blind(JOINTS), RobotError, "the position of axis elbow is unknown")
 
 
-def test_tasks_say_in_units_what_their_actions_do() -> None:
+def test_action_specs_of_tasks_predict_their_targets() -> None:
     for name in ("toy/reach", "metaworld/drawer-open"):
         if name.startswith("metaworld"):
             pytest.importorskip("metaworld")
@@ -203,7 +211,7 @@ def test_tasks_say_in_units_what_their_actions_do() -> None:
         env.close()
 
 
-def test_the_stop_latches_until_somebody_resets_it(tmp_path: Path) -> None:
+def test_the_emergency_stop_latches_until_reset(tmp_path: Path) -> None:
     robot, stop = _Still(REACH), EmergencyStop(tmp_path / "estop.json")
     safe = SafeRobot(robot, _free(REACH), PERIOD, stop)
     safe.send_action(np.zeros(3))
@@ -222,7 +230,9 @@ def test_the_stop_latches_until_somebody_resets_it(tmp_path: Path) -> None:
         safe.hold()
 
 
-def test_the_stop_can_be_pressed_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_emergency_stop_file_does_not_depend_on_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     stop = EmergencyStop(Path("runs/estop.json"))
     monkeypatch.chdir("/")
@@ -230,7 +240,7 @@ def test_the_stop_can_be_pressed_from_anywhere(tmp_path: Path, monkeypatch: pyte
     assert stop.latched and str(tmp_path / "runs/estop.json") in str(stop.path)
 
 
-def test_a_lost_terminal_asks_to_stop_unless_it_shall_be_ignored() -> None:
+def test_a_lost_terminal_requests_a_stop_unless_sighup_is_ignored() -> None:
     with Stopping() as stopping:
         signal.raise_signal(signal.SIGHUP)
         assert stopping.asked
@@ -243,7 +253,7 @@ def test_a_lost_terminal_asks_to_stop_unless_it_shall_be_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_the_beat_is_kept_and_never_caught_up_with() -> None:
+def test_the_rate_is_kept_and_missed_ticks_are_not_caught_up() -> None:
     clock = SteppedClock()
     beat = Rate(clock, 0.1)
     times = []
@@ -255,7 +265,7 @@ def test_the_beat_is_kept_and_never_caught_up_with() -> None:
     assert (beat.ticks, beat.misses, beat.resyncs) == (8, 2, 1)
 
 
-def test_the_walls_clock_waits() -> None:
+def test_the_wall_clock_waits() -> None:
     clock = WallClock()
     beat = Rate(clock, 0.01)
     begin = clock.now()
@@ -264,7 +274,7 @@ def test_the_walls_clock_waits() -> None:
     assert 0.05 <= clock.now() - begin < 2
 
 
-def test_ways_between_targets_are_straight_and_whole_steps_add_up() -> None:
+def test_interpolation_is_linear_and_parts_add_up() -> None:
     ways = Interpolation(JOINTS, 4)
     actions = np.random.default_rng(0).uniform(-1, 1, (3, 3)).astype(np.float32)
     last = None
@@ -280,7 +290,7 @@ def test_ways_between_targets_are_straight_and_whole_steps_add_up() -> None:
         last = action
 
 
-def test_after_an_action_that_is_no_number_the_way_goes_on() -> None:
+def test_interpolation_continues_after_a_nan_action() -> None:
     ways, sent = Interpolation(JOINTS, 2), []
     for action in ([np.nan] * 3, [0.0] * 3, [np.nan] * 3, [0.2] * 3):
         ways.aim(np.array(action, np.float32))
@@ -288,7 +298,7 @@ def test_after_an_action_that_is_no_number_the_way_goes_on() -> None:
     np.testing.assert_allclose(sent, [[np.nan] * 2, [0, 0], [np.nan] * 2, [0.1, 0.2]], atol=1e-6)
 
 
-def test_a_thread_thinks_about_one_thing_and_its_errors_arrive() -> None:
+def test_an_inference_thread_takes_one_request_and_returns_errors() -> None:
     class Odd:
         def reset(self) -> None:
             self.count = 0
@@ -323,7 +333,7 @@ def _manifest(**changes: Any) -> Manifest:
     return Manifest(**{**known, **changes})
 
 
-def test_what_does_not_fit_is_refused_in_words() -> None:
+def test_check_fit_refuses_with_a_clear_message() -> None:
     robot = RobotSpec("arm", "test", REACH, 3, 20.0)
     camera = CameraSpec("cam", "test", True, (48, 64), None, 30.0)
     assert check_fit(_manifest(), robot, {"rgb": camera}, 20.0) == 1
@@ -337,6 +347,7 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
             r"actions have size 4, arm takes 3 \(x, y",
         ),
         (_manifest(action_names=["z", "y", "x"]), robot, 20.0, "actions are z, y, x, arm takes x, y, z"),
+        (_manifest(action_high=[1.0, 1.5, 1.0]), robot, 20.0, "on axis y are -1 to 1.5, arm takes -1 to 1"),
         (_manifest(kind="encoder"), robot, 20.0, "encoder alone"),
         (_manifest(), replace(robot, proprio=7), 20.0, "expects proprioception of size 3, arm provides 7"),
         (
@@ -359,7 +370,7 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
             check_fit(manifest, spec, {"rgb": camera}, rate)
 
 
-def test_actions_that_mean_something_else_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_actions_with_another_meaning_cause_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     robot = RobotSpec("arm", "test", REACH, 3, 20.0)
     camera = CameraSpec("cam", "test", True, (48, 64), None, 30.0)
     check_fit(_manifest(action_meanings=REACH.meanings), robot, {"rgb": camera}, 20.0)
@@ -376,16 +387,16 @@ def test_limits_from_a_file_only_narrow(tmp_path: Path) -> None:
     assert narrow.low.tolist() == [-0.1, -0.2, -0.2] and narrow.high.tolist() == [0.2] * 3
     assert narrow.velocity[1] == 0.2 and narrow.step[2] == 0.01 and narrow.workspace is not None
     narrow.check(REACH, "arm", True)
-    with pytest.raises(BadInput, match="does not know where its hand is"):
+    with pytest.raises(BadInput, match="does not know its end-effector position"):
         narrow.check(REACH, "arm", False)
     free = REACH._replace(high=np.array([0.2, np.inf, 0.2]))
     with pytest.raises(BadInput, match=r"arm has no position limit for axis 'y' \[m\].*limits=FILE"):
         Limits.of(free).check(free, "arm", True)
     for text, kind, words in (
-        ("{", DataError, "no JSON"),
+        ("{", DataError, "not JSON"),
         ('{"position": {"w": [0, 1]}}', UnknownName, "no axis 'w'"),
         ('{"speed": {"x": 1}}', UnknownName, "no limit 'speed'"),
-        ('{"position": {"x": 3}}', DataError, "no number or pair"),
+        ('{"position": {"x": 3}}', DataError, "not a number or pair"),
         ('{"workspace": [1, 2]}', DataError, "workspace"),
         ('{"workspace": [[0, 0, NaN], [1, 1, 1]]}', DataError, "workspace"),
         ('{"velocity": {"x": NaN}}', DataError, "nan limits nothing"),
@@ -402,7 +413,7 @@ def test_limits_from_a_file_only_narrow(tmp_path: Path) -> None:
         Limits.of(REACH).narrowed(path, REACH).check(REACH, "arm", True)
 
 
-def test_a_robot_that_does_not_exist_lists_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_robot_lists_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownName, match=r"drivers are ros, task.*; did you mean 'task'"):
         find_robot("tusk:toy/reach")
     with pytest.raises(UnknownName, match="robot=task:toy/reach"):
@@ -434,7 +445,7 @@ def _load(entry: metadata.EntryPoint) -> Any:
     return _Third
 
 
-def test_planned_faults_are_read() -> None:
+def test_faults_are_parsed() -> None:
     assert Fault.parse("late@0:0.5") == Fault("late", 0, 0.5, 0.5)
     assert Fault.parse("stall.rgb_wrist@0:1:2") == Fault("stall", 0, 1.0, 2.0, "rgb_wrist")
     with pytest.raises(UnknownName, match="no fault 'stal'; did you mean 'stall'"):
@@ -453,3 +464,18 @@ def test_robots_need_no_torch() -> None:
     )
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert outcome.returncode == 0, outcome.stderr
+
+
+def test_actions_in_the_units_of_the_data_are_targets() -> None:
+    robot = RobotSpec("arm", "test", ARM, 3, 20.0)
+    camera = {"rgb": CameraSpec("cam", "test", True, (48, 64), None, 30.0)}
+    fits = _manifest(action_low=[-2.5, 0.0, -1.0], action_high=[2.5, 2.0, 1.0])
+    assert check_fit(fits, robot, camera, 20.0) == 1
+    with pytest.raises(BadInput, match=r"on axis shoulder are -1 to 1, arm takes 0 to 2"):
+        check_fit(_manifest(), robot, camera, 20.0)
+    target = np.array([2.25, 1.5, -0.75])
+    assert np.array_equal(ARM.target(target, np.zeros(3)), target) and np.array_equal(
+        ARM.action(target, target), target
+    )
+    assert ARM.clip(np.array([9.0, -9.0, 0.5])).tolist() == [2.5, 0.0, 0.5]
+    assert ARM.meanings[0] == "0 + 1 a rad"
