@@ -346,7 +346,7 @@ def test_recordings_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_broken_recording_says_so() -> None:
     pytest.importorskip("rosbags")
     Path("a.bag").write_bytes(b"#ROSBAG V2.0\n")
-    with pytest.raises(DataError, match=r"a\.bag is not a readable recording"):
+    with pytest.raises(DataError, match=r"a\.bag is no recording"):
         open_images("a.bag", CACHE)
 
 
