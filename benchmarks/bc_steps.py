@@ -82,8 +82,10 @@ class Ours:
     def __init__(
         self, folder: Path, demos: "DemoSet", tokens: np.ndarray, frames: str, settings: "PolicySettings"
     ) -> None:
+        from pixio_robot.policies.embedding import Embedder
+
         from pixio_robot.datasets.token_cache import TokenCache
-        from pixio_robot.policies.embedding import Embedder, TokenShape
+        from pixio_robot.encoders.pixio import TokenShape
         from pixio_robot.policies.settings import EmbeddingSettings
 
         folder.mkdir()
@@ -98,7 +100,6 @@ class Ours:
     def fused(self) -> np.ndarray:
         """Return the embedding of all frames without proprioception, (F, E) float32."""
         import torch
-
         from pixio_robot.policies.embedding import frame_indices
 
         history = frame_indices(self.demos.frame_starts, self.embedder.history)  # (F, T)
@@ -107,7 +108,6 @@ class Ours:
     def turn(self) -> Step:
         """Train from nothing; return the time of one step."""
         import torch
-
         from pixio_robot.policies.bc import train_bc
         from pixio_robot.policies.visuomotor import EncoderIdentity
 

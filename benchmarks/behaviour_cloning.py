@@ -10,12 +10,12 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from pixio_robot.policies.runs import run_evaluate, run_train_bc
 
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.metrics import EpisodeRecord, mcnemar, read_episodes, resampled, success_rate
 from pixio_robot.policies.collect import collect
 from pixio_robot.policies.commands import Evaluate, TrainBC
-from pixio_robot.policies.runs import run_evaluate, run_train_bc
 from pixio_robot.policies.settings import PolicySettings
 
 TASKS = ("button-press-topdown", "hammer", "assembly", "bin-picking")
@@ -30,7 +30,7 @@ def run_cell(out: Path, task: str, encoder: str, seed: int, envs: int) -> None:
         return
     name, _, fusion = encoder.partition("+")
     command = TrainBC(demos=str(out / f"{task}.hdf5"), encoder=name, seed=seed, out=str(cell))
-    command.cache, command.embedding.fusion = str(out / "cache"), fusion or "mean"
+    command.cache, command.policy.fusion = str(out / "cache"), fusion or "mean"
     if encoder == "cnn":
         command.policy = END_TO_END
     _, result = run_train_bc(command)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyrealsense2 as rs
 
-from pixio_robot.cameras.frame import counted, metric
+from pixio_robot.cameras.frame import metric, to_sensor_units
 from pixio_robot.cameras.geometry import points, registered, resize_depth, squared
 from pixio_robot.cameras.registry import find_camera
 from pixio_robot.envs.depth_noise import SENSORS, NoisyDepth
@@ -27,7 +27,7 @@ def main() -> None:
     with find_camera(sys.argv[1]) as camera:
         frame = camera.read()
     assert frame.depth is not None and frame.unit is not None
-    depth, sent = frame.depth, counted(frame.depth, frame.unit)
+    depth, sent = frame.depth, to_sensor_units(frame.depth, frame.unit)
     together = registered(frame)
     assert together.depth is not None and together.intrinsics is not None
     whole, known, small = together.depth, together.intrinsics, resize_depth(depth, 224, 224)

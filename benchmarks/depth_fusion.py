@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from pixio_robot.policies.runs import run_collect, run_evaluate, run_train_bc
 
 from pixio_robot.encoders.load import load_encoder, save_encoder
 from pixio_robot.envs.rendering import use_headless_gl
 from pixio_robot.metrics import EpisodeRecord, mcnemar, read_episodes, resampled, success_rate
 from pixio_robot.policies.commands import Collect, Evaluate, TrainBC
-from pixio_robot.policies.runs import run_collect, run_evaluate, run_train_bc
 from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
 from pixio_robot.pretrain.probes.commands import DenseSettings, Probe, probe_encoders
 

@@ -34,7 +34,7 @@ def moments_of(name: str) -> tuple[np.ndarray, np.ndarray]:
             task.reset(rng)
             for _ in range(rng.integers(0, 70)):
                 task.step(np.clip(task.expert_action() + rng.normal(0, 0.3, task.action_dim), -1, 1))
-            images.append(view.rgb(task.data))
+            images.append(view.rgb())
             places.append(task.privileged_state()[OBJECT].copy())
         view.close()
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""SAC with the encoder outside of the learner against SAC with it as stable-baselines3's features extractor.
+"""SAC with the encoder outside of the learner against SAC with the encoder as features extractor.
 
-Theirs is what stable-baselines3's guide to custom extractors gives: a frozen encoder in a `BaseFeaturesExtractor`,
-images in the replay buffer. Child processes run this file again: nothing heavy above the functions.
+The other side follows stable-baselines3's guide to custom extractors: a frozen encoder in a `BaseFeaturesExtractor`,
+images in the replay buffer. Child processes run this file again, so heavy imports are inside the functions.
 """
 
 import argparse
@@ -23,7 +23,7 @@ CAPACITY = 1000  # steps of the buffers whose memory is compared
 
 def measure() -> Section:
     """Learn the same number of steps both ways, in turns, and fill a buffer both ways."""
-    logging.getLogger("pixio_robot").setLevel(logging.ERROR)  # random weights are what we want here
+    logging.getLogger("pixio_robot").setLevel(logging.ERROR)  # no warning of random weights
     ours, theirs = _ours(), _theirs()
     for model in (ours, theirs):
         model.learn(WARMUP, log_interval=None)
@@ -61,7 +61,7 @@ def measure() -> Section:
         f"{TASK}, one environment in this process, images of {SIDE} px, {ENCODER} frozen, one frame and "
         f"proprioception, mean of the class tokens, 2 x 256, one gradient step of {BATCH} an environment step. Ours: "
         "`EmbeddedVecEnv`, tokens in the buffer. Theirs: stable-baselines3's SAC with the encoder as features "
-        "extractor, images in the buffer. Peak memory is each in a process of its own, everything it loads included.",
+        "extractor, images in the buffer. Peak memory: a separate process for each, all that it loads included.",
         rows=rows,
     )
 
@@ -71,26 +71,22 @@ def _megabytes(size: float) -> str:
 
 
 def _ours() -> Any:
-    import torch
-
     from pixio_robot.encoders.load import load_encoder
+    from pixio_robot.envs.features import task_features
     from pixio_robot.envs.registry import TaskSpec
-    from pixio_robot.policies.agent import Perception
-    from pixio_robot.policies.bc import new_policy
+    from pixio_robot.policies.build import PolicyDesign, build_policy
     from pixio_robot.policies.rl.embedded_env import EmbeddedVecEnv
-    from pixio_robot.policies.rl.learner import head_settings, new_learner
+    from pixio_robot.policies.rl.learner import LearnerOptions, actor_config, new_learner
     from pixio_robot.policies.rl.settings import AlgorithmSettings
     from pixio_robot.policies.rl.task_vec_env import TaskVecEnv
-    from pixio_robot.policies.settings import EmbeddingSettings
+    from pixio_robot.policies.settings import ObservationSettings
 
-    backbone, cpu = load_encoder(ENCODER), torch.device("cpu")
     settings = AlgorithmSettings(batch=BATCH, buffer=CAPACITY, warmup=WARMUP, normalise=False)
-    widths = {"actions": 3, "proprio": 3}
-    embedding = EmbeddingSettings(frames="single")
-    policy = new_policy(backbone.token_shape, embedding, widths, head_settings(settings, False), 0)
-    tasks = TaskVecEnv(TaskSpec(TASK, image_size=SIDE, render="fast"), 1, 0, processes=False)
-    venv = EmbeddedVecEnv(tasks, Perception(policy, backbone, "fp32", cpu))
-    return new_learner(settings, venv, policy, normalise=False, seed=0, device=cpu)
+    design = PolicyDesign(ENCODER, actor_config(settings), ObservationSettings(steps=1))
+    task = TaskSpec(TASK, image_size=SIDE, render="fast")
+    model = build_policy(design, task_features(task), ("rgb",), load_encoder(ENCODER), seed=0)
+    venv = EmbeddedVecEnv(TaskVecEnv(task, 1, 0, processes=False), model)
+    return new_learner(settings, venv, model, LearnerOptions(normalise=False))
 
 
 def _theirs() -> Any:
@@ -147,7 +143,7 @@ def _hold(name: str) -> dict[str, float]:
             part[:] = np.ones(1, part.dtype)  # pages that were never written do not count
         size = sum(part.nbytes for part in [*parts, buffer.actions, buffer.rewards, buffer.dones, buffer.timeouts])
         weights = sum(each.numel() * each.element_size() for each in model.policy.parameters())
-        time.sleep(1.0)  # it looks twice a second
+        time.sleep(1.0)  # memory is sampled twice a second
         model.env.close()
     return {"buffer": size, "peak": memory.megabytes, "weights": weights}
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from pixio_robot.deploy.runtime.runtime import Runtime
+from pixio_robot.deploy.load import LoadedSource
+from pixio_robot.deploy.runtime import Runtime
 from pixio_robot.progress import silent
-from pixio_robot.robots.commands import Run
-from pixio_robot.robots.runs import run_robot
+from pixio_robot.robots.commands import Run, drive_robot
 
 EVERY = 5.0  # between two looks at memory [s]
 STEPS = 50  # of an episode of toy/reach, at 20 a second
@@ -51,7 +51,7 @@ def main() -> None:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     with silent():
-        report = run_robot(command, runtime.card, runtime, "soak")
+        report = drive_robot(command, LoadedSource(runtime.manifest, runtime, "soak"))
     over.set()
     watcher.join()
     times, memory = np.array(rows).T

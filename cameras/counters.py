@@ -1,4 +1,4 @@
-"""What happened to the frames of a live camera, and which of them are good."""
+"""Counters of a live camera's frames, and the filter that rejects bad ones."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -6,41 +6,41 @@ from dataclasses import dataclass, field
 from .camera import CameraSpec
 from .frame import Frame
 
-_REMEMBERED = 10_000  # ages and skews kept for percentiles [frames]
+_REMEMBERED = 10_000  # ages and skews that are kept for percentiles
 _STALL = 3.0  # frame periods without a frame that count as a stall
-_RESTART = 1.0  # a camera whose clock falls back by more began anew [s]
+_RESTART = 1.0  # a camera whose clock goes back by more than this was restarted [s]
 
 
 @dataclass
 class Counters:
-    """What happened to the frames of a `Capture` so far."""
+    """Counters of the frames of a `Capture` so far."""
 
-    received: int = 0  # frames that the camera gave
-    published: int = 0  # those that went into the slot
-    unseen: int = 0  # published, but replaced before anybody asked
-    missing: int = 0  # numbers the camera left out
+    received: int = 0  # frames from the camera
+    published: int = 0  # frames that became the latest frame
+    unseen: int = 0  # published, but replaced before they were requested
+    missing: int = 0  # numbers that the camera skipped
     skewed: int = 0  # rejected: colour and depth too far apart in time
     incomplete: int = 0  # rejected: colour or depth missing
-    repeated: int = 0  # rejected: not newer than the one before
+    repeated: int = 0  # rejected: not newer than the previous frame
     not_finite: int = 0  # frames with NaN or infinite depth; those pixels became invalid
-    stalls: int = 0  # times that frames came late
+    stalls: int = 0  # late frames
     failures: int = 0  # errors of the camera
-    reconnects: int = 0  # times that it was opened again
-    stale: int = 0  # requests refused because the newest frame was too old
+    reconnects: int = 0  # times that the camera was opened again
+    stale: int = 0  # requests refused because the latest frame was too old
     skews: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))  # of received frames [s]
-    ages: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))  # when handed out [s]
+    ages: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))  # when returned [s]
 
     def faults(self) -> str:
-        """Return in words what went wrong, such as "3 missing, 1 skewed"; empty if nothing did."""
+        """Return the faults as text, such as "3 missing, 1 skewed"; empty if there are none."""
         names = ("missing", "skewed", "incomplete", "repeated", "not_finite", "stalls", "failures", "stale")
         return ", ".join(f"{count} {name}" for name in names if (count := getattr(self, name)))
 
 
-class Gate:
-    """Counts the frames of one camera, and tells which are good.
+class FrameFilter:
+    """Counts the frames of one camera and rejects repeated, incomplete and skewed ones.
 
     Args:
-        counters: to add to.
+        counters: the counters to increase.
         spec: of the camera.
         max_skew: colour and depth further apart are rejected [s]; None is half a frame period, or 25 ms.
     """
@@ -50,16 +50,16 @@ class Gate:
         if max_skew is None:
             max_skew = 0.5 / spec.fps if spec.fps else 0.025
         self._max_skew = max_skew
-        self.begin_anew()
+        self.reset()
 
-    def begin_anew(self) -> None:
-        """Forget the frame before, since an opened camera may begin its numbers and times again."""
+    def reset(self) -> None:
+        """Forget the previous frame; a camera that was opened again may restart its numbers and times."""
         self._last_sequence: int | None = None
         self._last_sensor: float | None = None
         self._last_arrival: float | None = None
 
-    def passes(self, frame: Frame, finite: bool) -> bool:
-        """Count a frame and return whether it is new and whole; `finite` is whether its depth was."""
+    def accepts(self, frame: Frame, finite: bool) -> bool:
+        """Count a frame and return whether it is new and complete; `finite` is whether its depth was finite."""
         counted = self.counters
         counted.received += 1
         self._count_times(frame)
@@ -78,7 +78,7 @@ class Gate:
         self._last_arrival = frame.arrival_time
 
     def _is_repeated(self, frame: Frame) -> bool:
-        """Return whether it is not newer than the one before; else remember it."""
+        """Return whether the frame is not newer than the previous one; if it is newer, keep its number and time."""
         if self._last_sequence is not None and self._last_sensor is not None:
             back = self._last_sensor - frame.sensor_time
             if frame.sequence <= self._last_sequence and 0 <= back < _RESTART:
@@ -87,7 +87,7 @@ class Gate:
         return False
 
     def _is_pair(self, frame: Frame) -> bool:
-        """Return whether it has what the camera promised, near enough in time; count it if not."""
+        """Return whether the frame has colour and depth as specified, with a small skew; count it if not."""
         counted, spec = self.counters, self._spec
         if (spec.color_size and frame.rgb is None) or (spec.depth_size and frame.depth is None):
             counted.incomplete += 1

@@ -1,4 +1,4 @@
-"""What a camera gives: a colour image, depth in metres with its validity, and the geometry and times of both.
+"""The frames of a camera: a colour image, depth in metres with its validity, and the geometry and times of both.
 
 Shapes: H height, W width of the colour image; h, w of the depth map.
 """
@@ -11,14 +11,14 @@ import numpy as np
 
 from ..errors import BadInput
 
-NEAREST, FARTHEST = 1e-3, 1e3  # what a sensor reports beyond is no distance [m]
+NEAREST, FARTHEST = 1e-3, 1e3  # values outside this range are invalid [m]
 
 
 class Intrinsics(NamedTuple):
     """A pinhole camera with lens distortion; pixel (0, 0) is the centre of the top left pixel.
 
     `model` is "none", "opencv" (Brown-Conrady, 4, 5 or 8 coefficients in OpenCV's order k1 k2 p1 p2 k3 k4 k5 k6) or
-    "inverse_brown_conrady", which RealSense uses for colour: its polynomial leads from distorted to straight points.
+    "inverse_brown_conrady", which RealSense uses for colour: its polynomial maps distorted to undistorted points.
     """
 
     width: int  # [px]
@@ -37,67 +37,67 @@ class Intrinsics(NamedTuple):
 
     @property
     def distorted(self) -> bool:
-        """Whether lines are bent: a model with coefficients other than 0."""
+        """Whether there is distortion: a model with coefficients other than 0."""
         return self.model != "none" and any(self.coefficients)
 
     @classmethod
     def from_matrix(cls, matrix: np.ndarray, width: int, height: int) -> "Intrinsics":
-        """Make intrinsics without distortion of K, (3, 3) [px]."""
+        """Return intrinsics without distortion from K, (3, 3) [px]."""
         fx, fy, cx, cy = (float(matrix[at]) for at in ((0, 0), (1, 1), (0, 2), (1, 2)))
         return cls(width, height, fx, fy, cx, cy)
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One moment of a camera. Depth is 0 where it is not valid, and nowhere else.
+    """One frame of a camera. Depth is 0 where it is invalid, and nowhere else.
 
-    Frames as they come from a sensor have depth in the depth camera's own geometry; `geometry.registered` brings it
-    into the colour camera's, and only then a frame can be cropped and resized.
+    Frames of a sensor have depth in the depth camera's geometry; `geometry.registered` transforms it to the colour
+    camera's. A frame must be registered before it is cropped or resized.
     """
 
     rgb: np.ndarray | None  # (H, W, 3) uint8
     depth: np.ndarray | None  # (h, w) float32 along the optical axis [m]
     valid: np.ndarray | None  # (h, w) bool, with depth
-    intrinsics: Intrinsics | None  # of the colour image; None where nobody knows them
+    intrinsics: Intrinsics | None  # of the colour image; None if unknown
     depth_intrinsics: Intrinsics | None = None
     depth_to_color: np.ndarray | None = None  # (4, 4) from points in the depth camera to the colour camera [m]
-    unit: float | None = None  # of the sensor's integers [m]; None where it measures in metres
+    unit: float | None = None  # of the sensor's integers [m]; None if it measures in metres
     camera_to_world: np.ndarray | None = None  # (4, 4) of the colour camera, axes right, down, forward [m]
-    sensor_time: float = 0.0  # of the colour image (of depth, if there is no colour), on the camera's clock [s]
+    sensor_time: float = 0.0  # of the colour image (of depth without colour), on the camera's clock [s]
     depth_time: float | None = None  # of the depth map, on the same clock [s]
-    arrival_time: float = 0.0  # when it came here, on `time.monotonic`'s clock [s]
-    sequence: int = 0  # counts what the camera sent, so gaps can be seen
-    starts: bool = False  # the first of an episode, where a source has episodes
-    proprio: np.ndarray | None = None  # (P,) float32 what the robot felt, where a source knows
+    arrival_time: float = 0.0  # when it was received, on `time.monotonic`'s clock [s]
+    sequence: int = 0  # number given by the camera; gaps are lost frames
+    is_first: bool = False  # of an episode, if the source has episodes
+    proprio: np.ndarray | None = None  # (P,) float32, if the source has it
 
     @property
     def skew(self) -> float:
-        """Return how far colour and depth are apart in time [s]; 0 where one of them is missing."""
+        """Return the time between colour and depth [s]; 0 if one of them is missing."""
         if self.rgb is None or self.depth is None or self.depth_time is None:
             return 0.0
         return abs(self.sensor_time - self.depth_time)
 
     @property
     def is_registered(self) -> bool:
-        """Whether depth lies in the colour image's geometry (true of a frame with only one of them)."""
+        """Whether depth is in the colour image's geometry; true for a frame with only one of them."""
         if self.rgb is None or self.depth is None:
             return True
         same_place = self.depth_to_color is not None and np.array_equal(self.depth_to_color, np.eye(4))
         return same_place and self.rgb.shape[:2] == self.depth.shape and self.intrinsics == self.depth_intrinsics
 
     def age(self, now: float | None = None) -> float:
-        """Return how long ago it arrived [s]; `now` is on `time.monotonic`'s clock."""
+        """Return the time since it arrived [s]; `now` is on `time.monotonic`'s clock."""
         return (time.monotonic() if now is None else now) - self.arrival_time
 
     def copy(self) -> "Frame":
-        """Return a frame whose arrays belong to nobody else."""
+        """Return a frame with copies of the arrays."""
         arrays = (None if each is None else each.copy() for each in (self.rgb, self.depth, self.valid))
         rgb, depth, valid = arrays
         return replace(self, rgb=rgb, depth=depth, valid=valid)
 
 
 def metric(values: np.ndarray, unit: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Turn what a sensor gives into metres and validity.
+    """Convert a sensor's depth to metres and validity.
 
     Args:
         values: (h, w) integers in `unit`, or floats [m].
@@ -105,7 +105,7 @@ def metric(values: np.ndarray, unit: float | None = None) -> tuple[np.ndarray, n
 
     Returns:
         depth (h, w) float32 [m], 0 where invalid, and valid (h, w) bool. Zeros, negative values, NaN, infinities, the
-        largest 16-bit number (which several sensors send for "too far") and what lies outside 1 mm to 1 km are invalid.
+        largest 16-bit number (which several sensors send for "too far") and values outside 1 mm to 1 km are invalid.
 
     Raises:
         BadInput: if the array has another shape or type, or integers come without a unit.
@@ -126,15 +126,15 @@ def metric(values: np.ndarray, unit: float | None = None) -> tuple[np.ndarray, n
     return depth, valid
 
 
-def counted(depth: np.ndarray, unit: float) -> np.ndarray:
-    """Return the sensor's integers again, (h, w) uint16: `metric(counted(depth, unit), unit)` is `depth`.
+def to_sensor_units(depth: np.ndarray, unit: float) -> np.ndarray:
+    """Return the sensor's integers, (h, w) uint16, so that `metric(to_sensor_units(depth, unit), unit)` is `depth`.
 
     Args:
-        depth: (h, w) float32 that `metric` gave [m].
+        depth: (h, w) float32 as returned by `metric` [m].
         unit: of the integers [m].
 
     Raises:
-        BadInput: if a distance does not fit.
+        BadInput: if a distance does not fit into 16 bits.
     """
     steps = np.rint(depth / np.float32(unit))
     if steps.size and (steps.max() >= 65535 or steps.min() < 0):
@@ -150,13 +150,13 @@ def rgbd_frame(
     sensor_time: float = 0.0,
     sequence: int = 0,
     camera_to_world: np.ndarray | None = None,
-    starts: bool = False,
+    is_first: bool = False,
 ) -> Frame:
-    """Return a frame that arrives now, of a camera whose depth lies in its colour image.
+    """Return a frame that arrives now, of a camera whose depth is registered to colour.
 
     Args:
         rgb: (H, W, 3) uint8.
-        depth: (H, W), as `metric` takes it.
+        depth: (H, W), as for `metric`.
         unit: of depth in integers [m].
     """
     metres, valid = (None, None) if depth is None else metric(depth, unit)
@@ -173,15 +173,15 @@ def rgbd_frame(
         depth_time=None if depth is None else sensor_time,
         arrival_time=time.monotonic(),
         sequence=sequence,
-        starts=starts,
+        is_first=is_first,
     )
 
 
 def check_size(what: str, values: np.ndarray, intrinsics: Intrinsics) -> None:
-    """Refuse a map (h, w) whose size is not that of its intrinsics.
+    """Refuse a map (h, w) whose size differs from its intrinsics.
 
     Raises:
-        BadInput: naming both.
+        BadInput: with both sizes.
     """
     if values.shape[:2] != (intrinsics.height, intrinsics.width):
         raise BadInput(

@@ -1,4 +1,4 @@
-"""Depth between cameras and sizes: points, registration to colour, crops and resizes that keep intrinsics true.
+"""Points of a depth map, registration to colour, and crops and resizes that keep intrinsics correct.
 
 Shapes: H, W of the colour image; h, w of the depth map; n points.
 """
@@ -15,7 +15,7 @@ from .frame import Frame, Intrinsics, check_size, metric
 from .lenses import rays
 from .registration import register
 
-_LEAST_SHARE = 0.5  # of valid depth under a resized pixel, for it to be valid
+_MIN_VALID = 0.5  # share of valid depth under a resized pixel that makes it valid
 
 
 def points(depth: np.ndarray, intrinsics: Intrinsics) -> np.ndarray:
@@ -25,7 +25,7 @@ def points(depth: np.ndarray, intrinsics: Intrinsics) -> np.ndarray:
         depth: (h, w) along the optical axis [m], 0 where invalid.
 
     Raises:
-        BadInput: if the intrinsics are of another size.
+        BadInput: if the intrinsics have another size.
     """
     check_size("depth", depth, intrinsics)
     return (_grid(intrinsics) * depth[..., None]).astype(np.float32)
@@ -43,19 +43,23 @@ def registered(frame: Frame) -> Frame:
     """Return the frame with its depth in the colour image's geometry.
 
     Raises:
-        BadInput: if the two cameras' geometry is not known.
+        BadInput: if the geometry of the two cameras is unknown.
     """
     if frame.is_registered:
         return frame
-    assert frame.depth is not None
-    if frame.intrinsics is None or frame.depth_intrinsics is None or frame.depth_to_color is None:
+    if (
+        frame.depth is None
+        or frame.intrinsics is None
+        or frame.depth_intrinsics is None
+        or frame.depth_to_color is None
+    ):
         known = {
             "the colour camera's intrinsics": frame.intrinsics,
             "the depth camera's intrinsics": frame.depth_intrinsics,
             "the pose of one camera to the other": frame.depth_to_color,
         }
         missing = ", ".join(name for name, value in known.items() if value is None)
-        raise BadInput(f"depth cannot be brought into the colour image: the source does not tell {missing}")
+        raise BadInput(f"depth cannot be registered to the colour image: the source does not provide {missing}")
     depth = register(frame.depth, frame.depth_intrinsics, frame.intrinsics, frame.depth_to_color)
     return replace(
         frame, depth=depth, valid=depth > 0, depth_intrinsics=frame.intrinsics, depth_to_color=np.eye(4), unit=None
@@ -63,10 +67,10 @@ def registered(frame: Frame) -> Frame:
 
 
 def crop(frame: Frame, top: int, left: int, height: int, width: int) -> Frame:
-    """Cut a part out of a registered frame.
+    """Return a part of a registered frame.
 
     Raises:
-        BadInput: if the frame is not registered, or the part is not inside.
+        BadInput: if the frame is not registered, or the part is not inside it.
     """
     full = _size(frame)
     if top < 0 or left < 0 or height < 1 or width < 1 or top + height > full[0] or left + width > full[1]:
@@ -81,7 +85,7 @@ def crop(frame: Frame, top: int, left: int, height: int, width: int) -> Frame:
 
 
 def resize(frame: Frame, height: int, width: int) -> Frame:
-    """Resize a registered frame: colour over areas where it shrinks, depth as `resize_depth` says.
+    """Resize a registered frame: colour by area averaging when it shrinks, depth by `resize_depth`.
 
     Raises:
         BadInput: if the frame is not registered.
@@ -92,7 +96,7 @@ def resize(frame: Frame, height: int, width: int) -> Frame:
     down, across = height / full[0], width / full[1]
     kind = cv2.INTER_AREA if down <= 1 and across <= 1 else cv2.INTER_LINEAR
     return _changed(
-        replace(frame, unit=None),  # a mean of the sensor's integers is none of them
+        replace(frame, unit=None),  # means of the sensor's integers are no integers
         None if frame.rgb is None else cv2.resize(frame.rgb, (width, height), interpolation=kind),
         None if frame.depth is None else resize_depth(frame.depth, height, width),
         lambda known: known._replace(
@@ -107,17 +111,17 @@ def resize(frame: Frame, height: int, width: int) -> Frame:
 
 
 def squared(frame: Frame, side: int) -> Frame:
-    """Return the largest central square of a registered frame at `side` px, which is what policies see."""
+    """Return the largest central square of a registered frame, resized to `side` [px]; the input of policies."""
     height, width = _size(frame)
     least = min(height, width)
     return resize(crop(frame, (height - least) // 2, (width - least) // 2, least, least), side, side)
 
 
 def resize_depth(depth: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize a depth map (h, w) [m], with the mean of the pixels under each new one that `metric` calls valid.
+    """Resize a depth map (h, w) [m]: each new pixel is the mean of the valid pixels under it, by the rules of `metric`.
 
-    Where fewer than half of them are valid the new one is invalid, so holes neither shrink nor leave ghosts: no
-    distance is smaller or larger than the valid ones it stands for.
+    A new pixel with fewer than half of them valid is invalid. So holes keep their size, and every distance lies between
+    the valid distances that it was computed from.
     """
     if depth.shape == (height, width):
         return depth
@@ -126,7 +130,7 @@ def resize_depth(depth: np.ndarray, height: int, width: int) -> np.ndarray:
     depth, known = metric(depth)
     share = cv2.resize(known.astype(np.float32), (width, height), interpolation=kind)
     total = cv2.resize(depth, (width, height), interpolation=kind)
-    valid = share >= _LEAST_SHARE - 1e-4
+    valid = share >= _MIN_VALID - 1e-4
     return np.divide(total, share, out=np.zeros_like(total), where=valid)
 
 
@@ -148,5 +152,5 @@ def _size(frame: Frame) -> tuple[int, int]:
         raise BadInput("depth must be registered to colour before a frame is cropped or resized; call registered()")
     known = frame.rgb if frame.rgb is not None else frame.depth
     if known is None:
-        raise BadInput("the frame holds neither colour nor depth")
+        raise BadInput("the frame has neither colour nor depth")
     return int(known.shape[0]), int(known.shape[1])

@@ -1,4 +1,4 @@
-"""``camera.json``: intrinsics of a camera that does not know its own, written by `pixio-robot calibrate`."""
+"""``camera.json``: intrinsics for a camera without its own, written by `pixio-robot calibrate`."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ NAME = "camera.json"
 
 
 def write_intrinsics(path: Path, intrinsics: Intrinsics, **details: Any) -> None:
-    """Write intrinsics with further details, whole or not at all."""
+    """Write intrinsics and further details, completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps({**intrinsics._asdict(), **details}, indent=1))
 
@@ -21,10 +21,10 @@ def read_intrinsics(path: Path, size: tuple[int, int] | None = None) -> Intrinsi
     """Return the intrinsics in a file.
 
     Args:
-        size: height and width of the images they are for; a calibration at another size of the same shape is scaled.
+        size: height and width of the images; a calibration at another size with the same aspect ratio is scaled.
 
     Raises:
-        DataError: if the file is missing or something else, or its images have another shape.
+        DataError: if the file is missing or has other contents, or its images have another aspect ratio.
     """
     try:
         values = json.loads(path.read_text())
@@ -32,15 +32,15 @@ def read_intrinsics(path: Path, size: tuple[int, int] | None = None) -> Intrinsi
         model, coefficients = values.get("model", "none"), tuple(map(float, values.get("coefficients", ())))
         known = Intrinsics(int(values["width"]), int(values["height"]), fx, fy, cx, cy, model, coefficients)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} holds no intrinsics ({error}); make them with: pixio-robot calibrate") from error
+        raise DataError(f"{path} has no intrinsics ({error}); create them with: pixio-robot calibrate") from error
     if size is None or size == (known.height, known.width):
         return known
     height, width = size
     scale = width / known.width
     if abs(height / known.height - scale) > 0.01 * scale:
         raise DataError(
-            f"{path} is for images of {known.width}x{known.height}, these are {width}x{height}: another shape, so "
-            "another part of the sensor; calibrate at this size"
+            f"{path} is for images of {known.width}x{known.height}, these are {width}x{height}: another aspect ratio, "
+            "so another part of the sensor; calibrate at this size"
         )
     return known._replace(
         width=width,
@@ -53,11 +53,11 @@ def read_intrinsics(path: Path, size: tuple[int, int] | None = None) -> Intrinsi
 
 
 def intrinsics_for(
-    asked: str | None, size: tuple[int, int], folder: Path | None = None, fallback: Intrinsics | None = None
+    path: str | None, size: tuple[int, int], folder: Path | None = None, fallback: Intrinsics | None = None
 ) -> Intrinsics | None:
-    """Return the intrinsics of a source without: those asked for, or ``camera.json`` in its folder, or `fallback`."""
-    if asked is not None:
-        return read_intrinsics(Path(asked), size)
+    """Return intrinsics for a source without its own: from `path`, or ``camera.json`` in its folder, or `fallback`."""
+    if path is not None:
+        return read_intrinsics(Path(path), size)
     if folder is not None and (folder / NAME).is_file():
         return read_intrinsics(folder / NAME, size)
     return fallback

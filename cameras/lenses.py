@@ -1,4 +1,4 @@
-"""From pixels to where they look and back, through lenses that bend.
+"""Rays of pixels and projection of points, with lens distortion.
 
 Shapes: n points.
 """
@@ -10,39 +10,39 @@ from .frame import Intrinsics
 
 
 def rays(intrinsics: Intrinsics, pixels: np.ndarray) -> np.ndarray:
-    """Return where pixels look, (n, 2): x/z and y/z of the points they see.
+    """Return the rays of pixels, (n, 2): x/z and y/z of the points that they show.
 
     Args:
         pixels: (n, 2) columns and rows [px].
     """
-    bent = (pixels - (intrinsics.cx, intrinsics.cy)) / (intrinsics.fx, intrinsics.fy)
+    distorted = (pixels - (intrinsics.cx, intrinsics.cy)) / (intrinsics.fx, intrinsics.fy)
     if not intrinsics.distorted:
-        return bent
+        return distorted
     if intrinsics.model == "inverse_brown_conrady":
-        return _brown_conrady(bent, intrinsics.coefficients)
+        return _brown_conrady(distorted, intrinsics.coefficients)
     criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-10)
     coefficients = np.array(intrinsics.coefficients)
-    return cv2.undistortPointsIter(bent[:, None], np.eye(3), coefficients, np.eye(3), np.eye(3), criteria)[:, 0]
+    return cv2.undistortPointsIter(distorted[:, None], np.eye(3), coefficients, np.eye(3), np.eye(3), criteria)[:, 0]
 
 
 def project(intrinsics: Intrinsics, points: np.ndarray) -> np.ndarray:
     """Return the pixels (n, 2) [px] of points (n, 3) [m] in front of the camera."""
-    straight = points[:, :2] / points[:, 2:]
+    undistorted = points[:, :2] / points[:, 2:]
     if intrinsics.distorted and intrinsics.model == "inverse_brown_conrady":
-        bent = straight.copy()
-        for _ in range(20):  # the fixed point of bent = straight - what bending adds
-            bent = straight - (_brown_conrady(bent, intrinsics.coefficients) - bent)
-        straight = bent
+        distorted = undistorted.copy()
+        for _ in range(20):  # fixed point iteration: distorted = undistorted - displacement
+            distorted = undistorted - (_brown_conrady(distorted, intrinsics.coefficients) - distorted)
+        undistorted = distorted
     elif intrinsics.distorted:
-        ones = np.column_stack([straight, np.ones(len(straight))])
+        ones = np.column_stack([undistorted, np.ones(len(undistorted))])
         coefficients, none = np.array(intrinsics.coefficients), np.zeros(3)
-        straight = cv2.projectPoints(ones, none, none, np.eye(3), coefficients)[0][:, 0]
-    scale, centre = np.array([[intrinsics.fx, intrinsics.fy], [intrinsics.cx, intrinsics.cy]], straight.dtype)
-    return straight * scale + centre
+        undistorted = cv2.projectPoints(ones, none, none, np.eye(3), coefficients)[0][:, 0]
+    scale, centre = np.array([[intrinsics.fx, intrinsics.fy], [intrinsics.cx, intrinsics.cy]], undistorted.dtype)
+    return undistorted * scale + centre
 
 
 def _brown_conrady(points: np.ndarray, coefficients: tuple[float, ...]) -> np.ndarray:
-    """Bend points (n, 2); D. C. Brown, "Decentering distortion of lenses", 1966, in OpenCV's order."""
+    """Distort points (n, 2); D. C. Brown, "Decentering distortion of lenses", 1966, in OpenCV's order."""
     k1, k2, p1, p2, k3 = (*coefficients, 0.0)[:5]
     x, y = points[:, 0], points[:, 1]
     squared = x * x + y * y

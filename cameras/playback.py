@@ -1,10 +1,11 @@
-"""What recorded and simulated sources share: frames one after the other, an end, and the pace of a real camera."""
+"""The base of recorded and simulated sources, and playback in real time."""
 
 import abc
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import ClassVar
 
 from ..errors import CameraError, EndOfStream
 from .camera import Camera, CameraRequest, CameraSpec
@@ -12,27 +13,27 @@ from .frame import Frame
 
 
 class Playback(Camera):
-    """A recorded source. A subclass opens its files in `start`, yields frames, and describes them.
+    """A recorded source. A subclass opens its files in `start`, yields frames in `frames`, and describes them.
 
-    Arrival is the moment of reading. Frames are counted, also through repetitions; a source whose frames carry the
-    camera's own numbers (`numbered`) keeps those, so that what the camera dropped can be seen.
+    The arrival time of a frame is the time of reading. Frames are counted, also across repetitions. A source whose
+    frames have the camera's own numbers (`numbered`) keeps these, so that dropped frames are visible.
 
     Args:
-        request: `repeat` begins again at the end.
+        request: with `repeat` the recording restarts at its end.
     """
 
     numbered = False
-    follows: tuple[str, ...] = ()  # which of width, height and fps it gives as asked
+    adjustable: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, request: CameraRequest) -> None:
         self.request = request
         self._spec: CameraSpec | None = None
         self._frames: Iterator[Frame] | None = None
-        self._reading = threading.Lock()  # nobody closes what a frame is being made of
-        self.closing = False  # tells a subclass that waits for frames to end
+        self._reading = threading.Lock()  # `close` waits until a frame is complete
+        self.closing = False  # a subclass that waits for frames checks it
         self._count = 0  # frames given
-        self._behind = 0  # numbers used by earlier repetitions
-        self._newest = -1
+        self._offset = 0  # numbers used by earlier repetitions
+        self._latest = -1
 
     @abc.abstractmethod
     def start(self) -> CameraSpec:
@@ -40,11 +41,11 @@ class Playback(Camera):
 
     @abc.abstractmethod
     def frames(self) -> Iterator[Frame]:
-        """Yield the frames from the beginning."""
+        """Yield the frames from the first one."""
 
     @abc.abstractmethod
     def stop(self) -> None:
-        """Close the files; harmless when they are closed."""
+        """Close the files; does nothing if they are closed."""
 
     def open(self) -> None:
         if self._frames is None:
@@ -53,7 +54,7 @@ class Playback(Camera):
             except BaseException:
                 self.stop()
                 raise
-            self._count, self._behind, self._newest, self.closing = 0, 0, -1, False
+            self._count, self._offset, self._latest, self.closing = 0, 0, -1, False
             self._frames = self.frames()
 
     def read(self) -> Frame:
@@ -67,16 +68,16 @@ class Playback(Camera):
         if self.closing:
             raise CameraError("the camera was closed")
         if frame is None and self.request.repeat and self._count:
-            self._behind = self._newest + 1
+            self._offset = self._latest + 1
             self.stop()
             self.start()
             self._frames = self.frames()
             frame = next(self._frames, None)
         if frame is None:
             raise EndOfStream(f"{self.spec.name} has no more frames after {self._count}")
-        self._newest = self._behind + frame.sequence if self.numbered else self._count
+        self._latest = self._offset + frame.sequence if self.numbered else self._count
         self._count += 1
-        return replace(frame, sequence=self._newest, arrival_time=time.monotonic())
+        return replace(frame, sequence=self._latest, arrival_time=time.monotonic())
 
     def close(self) -> None:
         self.closing = True
@@ -88,11 +89,11 @@ class Playback(Camera):
 
 
 class RealTimePlayback(Camera):
-    """A recorded source at its own pace, which drops what nobody reads in time, as a live camera does.
+    """Plays a recorded source in real time and drops frames that are not read in time, as a live camera does.
 
     Args:
-        camera: the source; it must give sensor times.
-        clock, sleep: of `time`; tests give their own.
+        camera: the source; its frames must have sensor times.
+        clock, sleep: as in `time`; tests replace them.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class RealTimePlayback(Camera):
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._camera, self._clock, self._sleep = camera, clock, sleep
-        self._begin: float | None = None  # on our clock, of sensor time 0
+        self._begin: float | None = None  # on our clock, at sensor time 0
         self._waiting: Frame | None = None  # read ahead
         self._last = 0.0
 
@@ -119,7 +120,7 @@ class RealTimePlayback(Camera):
         now = self._clock()
         if self._begin is None or frame.sensor_time < self._last:  # the first, or a repetition
             self._begin = now - frame.sensor_time
-        while self._begin + frame.sensor_time < now:  # late: is there a newer one that is due?
+        while self._begin + frame.sensor_time < now:  # late: look for a newer frame that is due
             try:
                 newer = self._camera.read()
             except EndOfStream:

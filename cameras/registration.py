@@ -1,4 +1,4 @@
-"""Depth drawn as another camera would have measured it: what brings a depth camera's map into the colour image.
+"""Registration: a depth camera's map, rendered from the viewpoint of the colour camera.
 
 Shapes: H, W of the other camera's image; h, w of the depth map.
 """
@@ -13,21 +13,21 @@ from .lenses import project, rays
 
 _NEAREST = 1e-6  # nearer than this is behind the camera [m]
 _WIDEST = 16  # the largest square that one depth pixel fills in the colour image [px]
-_RIM = _WIDEST + 1  # around the image while it is drawn; takes what falls outside, so that no pass must look [px]
-_BLOCK = 16 * 1024  # depth pixels that are projected at a time
-_SAMPLE = 4096  # depth pixels that say how large they are in the colour image, about
-_STEP = 16  # between depth pixels that say whether they can be in view [px]
+_RIM = _WIDEST + 1  # border of the image while it is rendered; receives pixels outside, so no pass checks bounds [px]
+_BLOCK = 16 * 1024  # depth pixels that are projected in one step
+_SAMPLE = 4096  # approximate number of depth pixels that measure the pixel size in the colour image
+_STEP = 16  # distance between the depth pixels that are tested for being in view [px]
 
 
 def register(depth: np.ndarray, source: Intrinsics, target: Intrinsics, transform: np.ndarray) -> np.ndarray:
-    """Draw depth as another camera would have measured it, the nearest surface in front.
+    """Render depth as another camera would measure it; the nearest surface wins.
 
-    Each depth pixel fills the rectangle between its projected corners, so that an image of finer pixels has no seams.
-    What the depth camera did not see stays 0.
+    Each depth pixel fills the rectangle between its projected corners, so an image of smaller pixels has no gaps. What
+    the depth camera did not observe stays 0.
 
     Args:
-        depth: (h, w) [m]; what `metric` calls invalid is not drawn.
-        source, target: intrinsics of the depth camera and of the other.
+        depth: (h, w) [m]; what `metric` treats as invalid is ignored.
+        source, target: intrinsics of the depth camera and of the other camera.
         transform: (4, 4) from points in the depth camera to points in the other [m].
 
     Returns:
@@ -38,31 +38,31 @@ def register(depth: np.ndarray, source: Intrinsics, target: Intrinsics, transfor
     """
     check_size("depth", depth, source)
     depth = metric(np.ascontiguousarray(depth, np.float32))[0]
-    looks, shift = _corner_rays(source, target, np.ascontiguousarray(transform, float).tobytes())
-    part = _in_view(looks, shift, depth, target)
-    looks, depth = looks[:, :, part[0], part[1]], depth[part]
+    corner_rays, shift = _corner_rays(source, target, np.ascontiguousarray(transform, float).tobytes())
+    part = _in_view(corner_rays, shift, depth, target)
+    corner_rays, depth = corner_rays[:, :, part[0], part[1]], depth[part]
     if not depth.size:
         return np.zeros((target.height, target.width), np.float32)
     some = max(int((depth.size / _SAMPLE) ** 0.5), 1)
-    drawing = _Drawing(target, *_rectangles(looks[..., ::some, ::some], shift, depth[::some, ::some], target)[:2])
+    drawing = _Drawing(target, *_rectangles(corner_rays[..., ::some, ::some], shift, depth[::some, ::some], target)[:2])
     step = max(_BLOCK // depth.shape[1], 1)
-    for begin in range(0, len(depth), step):  # so few at a time that they stay in the processor's cache
+    for begin in range(0, len(depth), step):  # blocks that fit into the processor's cache
         rows = np.s_[begin : begin + step]
-        drawing.add(*_rectangles(looks[:, :, rows], shift, depth[rows], target))
+        drawing.add(*_rectangles(corner_rays[:, :, rows], shift, depth[rows], target))
     return drawing.finished()
 
 
-def _in_view(looks: np.ndarray, shift: np.ndarray, depth: np.ndarray, target: Intrinsics) -> tuple[slice, slice]:
-    """Return the rows and columns of the depth map outside which nothing can be in the other image.
+def _in_view(corner_rays: np.ndarray, shift: np.ndarray, depth: np.ndarray, target: Intrinsics) -> tuple[slice, slice]:
+    """Return the rows and columns of the depth map that can be visible in the other image.
 
-    Along a ray, between the nearest depth and infinity, a point moves in one direction; so the two ends tell, and for
-    every few pixels. Lenses that bend are not looked at: all of their pixels may be in view.
+    Between the nearest depth and infinity, the projection of a ray is a line segment, so testing its two ends is
+    enough; a grid of pixels is tested. With lens distortion all pixels are assumed to be in view.
     """
     everything = slice(0, depth.shape[0]), slice(0, depth.shape[1])
     nearest = cv2.minMaxLoc(depth, mask=(depth > 0).astype(np.uint8))[0]  # 0 if there is none
     if target.distorted or nearest <= 0:
         return everything
-    grid = looks[0, :, ::_STEP, ::_STEP]
+    grid = corner_rays[0, :, ::_STEP, ::_STEP]
     ends = np.stack([grid, grid + shift[:, None, None] / nearest])
     if (ends[:, 2] <= _NEAREST).any():
         return everything
@@ -78,15 +78,15 @@ def _in_view(looks: np.ndarray, shift: np.ndarray, depth: np.ndarray, target: In
 
 
 class _Drawing:
-    """An image of rectangles, the nearest in front.
+    """A depth image made of rectangles; the nearest one wins.
 
-    Almost all are of the same size or one pixel larger, since depth pixels are alike. Of these only the first pixel is
-    drawn, and once more moved on by what they are larger, all at once; an erosion, the least of what lies above and
-    left, fills the rest.
+    Almost all rectangles have the same size or are one pixel larger. Of these only the four corners of the excess are
+    written, vectorised; an erosion, the minimum over the pixels above and left, fills the rest. Other rectangles are
+    filled pixel by pixel.
 
     Args:
-        target: of the image.
-        rows, columns: where the first and the other corners of a sample of the rectangles are.
+        target: intrinsics of the image.
+        rows, columns: both corners of a sample of the rectangles.
     """
 
     def __init__(self, target: Intrinsics, rows: np.ndarray, columns: np.ndarray) -> None:
@@ -98,10 +98,10 @@ class _Drawing:
         self._odd: list[np.ndarray] = []
 
     def add(self, rows: np.ndarray, columns: np.ndarray, far: np.ndarray) -> None:
-        """Draw rectangles from corner to corner; the arguments are written to.
+        """Add rectangles; the arguments are overwritten.
 
         Args:
-            rows, columns: of both corners, counted from the outer edge of the rim, (2, ...) float32 [px].
+            rows, columns: of both corners, measured from the outer edge of the rim, (2, ...) float32 [px].
             far: distances, (...) float32.
         """
         np.floor(rows, out=rows)
@@ -130,7 +130,7 @@ class _Drawing:
             np.minimum.at(image, places.ravel(), far)
 
     def finished(self) -> np.ndarray:
-        """Return the image without its rim, float32, 0 where nothing was drawn."""
+        """Return the image without its rim, float32, 0 where there is no rectangle."""
         if self.down or self.right:
             kernel, last = np.ones((self.down + 1, self.right + 1), np.uint8), (self.right, self.down)
             cv2.erode(self._image, kernel, self._image, last, 1, cv2.BORDER_CONSTANT, np.inf)
@@ -140,7 +140,7 @@ class _Drawing:
         return np.where(inner < np.inf, inner, np.float32(0))
 
     def _draw_odd(self, image: np.ndarray) -> None:
-        """Draw rectangles of other sizes, pixel by pixel."""
+        """Fill rectangles of other sizes, pixel by pixel."""
         top, bottom, left, right, far = np.concatenate(self._odd, axis=1)
         (down, below), (across, beside) = (
             (np.clip(np.minimum(*pair), 0, most).astype(int), np.minimum(abs(pair[1] - pair[0]), _WIDEST - 1))
@@ -154,28 +154,28 @@ class _Drawing:
 
 
 def _usual(spans: np.ndarray) -> int:
-    """Return the span that, with the next larger one, is the most frequent."""
+    """Return the span that is the most frequent together with the next larger one."""
     counts = np.bincount(np.minimum(spans, _WIDEST - 2).astype(int).ravel(), minlength=2)
     return int((counts[:-1] + counts[1:]).argmax())
 
 
 def _rectangles(
-    looks: np.ndarray, shift: np.ndarray, depth: np.ndarray, target: Intrinsics
+    corner_rays: np.ndarray, shift: np.ndarray, depth: np.ndarray, target: Intrinsics
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return where depth pixels are in the other image, from corner to corner.
+    """Return the corners of depth pixels in the other image.
 
     Args:
-        looks: (2, 3, h, w) and shift: (3,), as `_corner_rays` gives them.
+        corner_rays: (2, 3, h, w) and shift: (3,), from `_corner_rays`.
         depth: (h, w) float32 [m], 0 where invalid.
 
     Returns:
-        rows and columns of both corners, counted from the outer edge of the rim, (2, h, w) float32 [px]; distances,
+        rows and columns of both corners, measured from the outer edge of the rim, (2, h, w) float32 [px]; distances,
         (h, w) float32 [m], infinite if invalid or behind the camera.
     """
     inverse = depth / np.maximum(depth * depth, np.float32(_NEAREST**2))  # 0 where invalid
     places, far = np.empty((2, 2, *depth.shape), np.float32), np.zeros_like(inverse)
     moved = [each * inverse for each in shift]
-    for number, corner in enumerate(looks):
+    for number, corner in enumerate(corner_rays):
         x, y = places[1, number], places[0, number]
         z = corner[2] + moved[2]
         far += z
@@ -196,10 +196,10 @@ def _rectangles(
 
 @lru_cache(maxsize=8)
 def _corner_rays(source: Intrinsics, target: Intrinsics, pose: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Return where upper left and lower right corners of all pixels look, (2, 3, h, w), and the shift, (3,); float32.
+    """Return rays of the upper left and lower right corners of all pixels, (2, 3, h, w), and the shift, (3,); float32.
 
-    In the other camera's axes; without distortion also multiplied by its matrix, so that a division gives pixels,
-    counted from the outer edge of the rim.
+    They are in the other camera's axes. Without distortion they are also multiplied by its matrix, so a division gives
+    pixels, measured from the outer edge of the rim.
 
     Args:
         pose: the bytes of the (4, 4) transform.
@@ -210,8 +210,8 @@ def _corner_rays(source: Intrinsics, target: Intrinsics, pose: bytes) -> tuple[n
     if not target.distorted:
         matrix = target.matrix
         matrix[:2, 2] += 0.5 + _RIM
-    half = 0.5 - 1e-3  # pixels that only touch are not shared
-    looks = [np.column_stack([rays(source, pixels + away), np.ones(len(pixels))]).T for away in (-half, half)]
-    turned = np.stack([matrix @ transform[:3, :3] @ each for each in looks])
-    turned = turned.reshape(2, 3, source.height, source.width)
-    return turned.astype(np.float32), (matrix @ transform[:3, 3]).astype(np.float32)
+    half = 0.5 - 1e-3  # so that neighbours do not overlap
+    corner_rays = [np.column_stack([rays(source, pixels + offset), np.ones(len(pixels))]).T for offset in (-half, half)]
+    rotated = np.stack([matrix @ transform[:3, :3] @ each for each in corner_rays])
+    rotated = rotated.reshape(2, 3, source.height, source.width)
+    return rotated.astype(np.float32), (matrix @ transform[:3, 3]).astype(np.float32)

@@ -1,1 +1,1 @@
-"""CortexBench: suites, tasks, seeds and encoders as independent cells, run anywhere, joined into one table."""
+"""CortexBench: every suite, task, encoder and seed is an independent run; all of them give one table."""

@@ -1,32 +1,54 @@
-"""From what was asked to cells: names are checked, encoders looked at, what cannot run is said before anything does."""
+"""From a request to runs. Names are checked, encoders are loaded once, and what cannot run is reported, all before the
+first run starts.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..datasets.robomimic import DemoSet
-from ..encoders.load import WITHOUT_ENCODER, load_encoder
-from ..envs.dapg import load_dapg
-from ..envs.registry import installed
-from ..errors import BadInput, DataError, MissingExtra, UnknownName, closest
-from ..files import sha256_of
-from ..policies.embedding import Embedder, TokenShape
+from ..datasets.dataset import Feature, camera_keys, open_dataset
+from ..encoders.load import WITHOUT_ENCODER, Backbone, load_encoder
+from ..encoders.pixio import TokenShape
+from ..errors import BadInput, MissingExtra, UnknownName, closest
+from ..plugins import find_plugin
+from ..policies.build import build_policy
 from ..policies.settings import FUSIONS
-from .cell import EXPERT, Paths, RunSpec
-from .commands import Benchmark
-from .protocol import BUDGETS, COLUMNS, HAS_PROPRIO, SMOKE_SUITE, SUITES, TASKS, protocol_of
-
-DAPG = "https://github.com/aravindr93/hand_dapg"  # where Adroit's experts are
-ADROIT = (
-    f"Adroit's demonstrations need its published experts ({DAPG}, Apache-2.0): add experts=FOLDER with pen-v0.pickle "
-    "and relocate-v0.pickle, or experts={adroit/pen: FILE, ...}; or demos=FOLDER with demonstrations that you have"
+from .protocol import (
+    BEST_CHECKPOINT,
+    BOTH,
+    BUDGETS,
+    HAS_PROPRIO,
+    PROTOCOLS,
+    SUITES,
+    TASKS,
+    protocol_of,
 )
+from .run import EXPERT, Method, Paths, RunSpec
+from .sources import ADROIT, Skipped, Sources, find_paths, source_of
 
 
 @dataclass(frozen=True)
-class Vision:
-    """What is known of an encoder without running it."""
+class BenchmarkRequest:
+    """What a benchmark covers: every combination of tasks, encoders, policies, fusions and seeds."""
+
+    tasks: Any = "all"  # as `task_names` takes them
+    encoders: Sequence[str] = ()
+    policies: Sequence[str] = ("mlp",)
+    fusions: Sequence[str] = ("mean",)
+    seeds: Sequence[int] | None = None  # None is the budget's
+    budget: str = "smoke"
+    protocol: str = BOTH
+    precision: str = "fp32"
+    horizon: int = 1  # actions predicted at once
+    demos: str | None = None  # folder of demonstrations
+    experts: Any = None  # folder of Adroit's experts, or files by task
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """What the estimates need to know of an encoder."""
 
     weights: str  # fingerprint
     parameters: int
@@ -34,81 +56,102 @@ class Vision:
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """What was asked for and cannot be run."""
-
-    task: str
-    policy: str
-    why: str
-
-
-def grouped(skipped: Sequence[Skipped]) -> list[Skipped]:
-    """Return one entry for tasks of a suite that are left out for the same reason.
-
-    >>> grouped([Skipped("dmc/a", "none", "no"), Skipped("dmc/b", "none", "no"), Skipped("dmc/b", "state", "no")])[0]
-    Skipped(task='dmc/a, b', policy='none', why='no')
-    """
-    found: dict[tuple[str, str, str], list[str]] = {}
-    for each in skipped:
-        suite, name = each.task.split("/")
-        found.setdefault((suite, each.policy, each.why), []).append(name)
-    return [Skipped(f"{suite}/{', '.join(names)}", policy, why) for (suite, policy, why), names in found.items()]
-
-
-@dataclass(frozen=True)
 class Grid:
-    """What a benchmark consists of."""
+    """The runs of a benchmark."""
 
-    cells: list[tuple[RunSpec, Paths]]
+    runs: list[tuple[RunSpec, Paths]]
     skipped: list[Skipped]
-    visions: dict[str, Vision]  # by encoder
+    encoders: dict[str, EncoderInfo]  # by name
 
 
-def make_grid(command: Benchmark, root: Path) -> Grid:
-    """Return all cells; those of different tasks follow each other, so that few wait for the same demonstrations.
+def make_grid(request: BenchmarkRequest, root: Path) -> Grid:
+    """Return all runs. Neighbours are of different tasks, so that few wait for the same demonstrations.
+
+    Args:
+        root: folder of the benchmark.
 
     Raises:
-        UnknownName: for a suite, task, encoder, fusion, budget or protocol that does not exist.
+        UnknownName: for a suite, task, encoder, policy, fusion, budget or protocol that does not exist.
         MissingExtra: if the packages of all suites asked for are missing.
-        BadInput: if nothing is left to run.
+        BadInput: if a policy cannot be built on an encoder, or nothing is left to run.
     """
-    for what, name, known in (("budget", command.budget, BUDGETS), ("protocol", command.protocol, COLUMNS)):
+    _check_names(request)
+    tasks = task_names(request.tasks)
+    methods = list_methods(request)
+    encoders = dict.fromkeys(each.encoder for each in methods if _is_loaded(each.encoder))
+    infos = {name: _inspect(name, [_spec(request, tasks[0], each) for each in methods]) for name in encoders}
+    skipped: list[Skipped] = []
+    paths = find_paths(Sources(request.demos, request.experts, request.device), tasks, root, skipped)
+    hashes = {task: {expert: source_of(each, expert) for expert in (True, False)} for task, each in paths.items()}
+    seeds = list(dict.fromkeys(request.seeds or BUDGETS[request.budget].seeds))
+    runs = []
+    for method in methods:
+        why = _why_unbuildable(_spec(request, tasks[0], method), None) if method.encoder in WITHOUT_ENCODER else ""
+        possible = []
+        for task, place in paths.items():
+            if reason := why or _why_not(task, method.encoder, place, request.protocol):
+                skipped.append(Skipped(task, str(method), reason))
+            else:
+                possible.append(task)
+        for seed in seeds[:1] if method.encoder == EXPERT else seeds:
+            for task in possible:
+                weights = infos[method.encoder].weights if method.encoder in infos else ""
+                source = hashes[task][method.encoder == EXPERT]
+                spec = replace(_spec(request, task, method), seed=seed, weights=weights, source=source)
+                runs.append((spec, paths[task]))
+    if not runs:
+        raise _nothing(skipped)
+    return Grid(runs, skipped, infos)
+
+
+def list_methods(request: BenchmarkRequest) -> list[Method]:
+    """Return the rows of the table: every encoder or baseline with every policy and, where both have them, fusion."""
+    found = []
+    for encoder in dict.fromkeys(map(_absolute, request.encoders)):
+        if encoder == EXPERT:
+            found.append(Method(encoder, "", ""))
+            continue
+        for policy in request.policies:
+            has_fusion = "fusion" in {each.name for each in fields(find_plugin("policies", policy).Config)}
+            fusions = request.fusions if has_fusion and _is_loaded(encoder) else [""]
+            found += [Method(encoder, policy, fusion) for fusion in fusions]
+    return list(dict.fromkeys(found))
+
+
+def _is_loaded(encoder: str) -> bool:
+    return encoder not in (*WITHOUT_ENCODER, EXPERT)
+
+
+def _spec(request: BenchmarkRequest, task: str, method: Method) -> RunSpec:
+    """Return a run of a task and method without seed, weights and source."""
+    return RunSpec(
+        task,
+        method.encoder,
+        method.fusion,
+        0,
+        request.budget,
+        request.protocol,
+        request.precision,
+        method.policy,
+        request.horizon,
+    )
+
+
+def _check_names(request: BenchmarkRequest) -> None:
+    for what, name, known in (("budget", request.budget, BUDGETS), ("protocol", request.protocol, PROTOCOLS)):
         if name not in known:
             raise UnknownName(f"no {what} {name!r}{closest(name, known)}; there are: {', '.join(known)}")
-    tasks = task_names(command.tasks)
-    for name in command.fusions:
+    for name in request.fusions:
         if name not in FUSIONS:
             raise UnknownName(f"no fusion {name!r}{closest(name, FUSIONS)}; there are: {', '.join(FUSIONS)}")
-    if not command.encoders or not command.fusions:
-        raise BadInput("encoders= and fusions= each need at least one name")
-    encoders = [_absolute(name) for name in dict.fromkeys(command.encoders)]
-    visions = {name: inspect_encoder(name) for name in encoders if name not in (*WITHOUT_ENCODER, EXPERT)}
-    for vision in visions.values():
-        for fusion in command.fusions:
-            Embedder(
-                vision.tokens, replace(protocol_of(tasks[0]).embedding, fusion=fusion), 0
-            )  # refuses what cannot be
-    skipped: list[Skipped] = []
-    places = _places(tasks, command, root, skipped)
-    seeds = command.seeds or list(BUDGETS[command.budget].seeds)
-    cells = []
-    for encoder in encoders:
-        for fusion in command.fusions if encoder in visions else [""]:
-            runs = [task for task in places if _can_run(task, encoder, places[task], command.protocol, skipped)]
-            for seed in seeds[:1] if encoder == EXPERT else dict.fromkeys(seeds):
-                for task in runs:
-                    weights = visions[encoder].weights if encoder in visions else ""
-                    file = places[task].expert if encoder == EXPERT else places[task].demos or places[task].expert
-                    source = sha256_of(Path(file)) if file else ""
-                    settings = (command.budget, command.protocol, command.precision, weights, source)
-                    cells.append((RunSpec(task, encoder, fusion, seed, *settings), places[task]))
-    if not cells:
-        raise _nothing(skipped)
-    return Grid(cells, skipped, visions)
+    for name in request.policies:
+        find_plugin("policies", name)
+    if not request.encoders or not request.fusions or not request.policies:
+        raise BadInput("encoders=, policies= and fusions= each need at least one name")
 
 
 def task_names(asked: Any) -> list[str]:
-    """Return tasks by name: all of CortexBench's 14, of a suite, or single ones.
+    """Return tasks by name: all of CortexBench's 14, those of a suite, or single ones.
 
     >>> task_names(["trifinger", "dmc/walker_walk", "trifinger/reach_cube"])
     ['trifinger/reach_cube', 'trifinger/move_cube', 'dmc/walker_walk']
@@ -132,112 +175,65 @@ def task_names(asked: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def inspect_encoder(name: str) -> Vision:
-    """Return what there is to know of an encoder, by loading it."""
+def _inspect(name: str, specs: Sequence[RunSpec]) -> EncoderInfo:
+    """Load an encoder, check that the policies of `specs` can be built on it, and return what is known of it.
+
+    Raises:
+        UnknownName: if there is no such encoder.
+        BadInput: if a policy cannot be built on it.
+    """
     backbone = load_encoder(name)
-    return Vision(backbone.fingerprint(), sum(each.numel() for each in backbone.parameters()), backbone.token_shape)
+    for spec in specs:
+        if spec.encoder == name and (why := _why_unbuildable(spec, backbone)):
+            raise BadInput(f"{spec.method} cannot be built: {why}")
+    parameters = sum(each.numel() for each in backbone.parameters())
+    return EncoderInfo(backbone.fingerprint(), parameters, backbone.token_shape)
+
+
+def _why_unbuildable(spec: RunSpec, backbone: Backbone | None) -> str:
+    """Return why a run's policy cannot be built, or "". The shapes of observations and actions are made up."""
+    features = {
+        "rgb": Feature("image", (256, 256, 3), "uint8"),
+        "proprio": Feature("vector", (4,), "float32"),
+        "state": Feature("vector", (8,), "float32"),
+        "action": Feature("vector", (4,), "float32"),
+    }
+    design = spec.design("fp32")
+    try:
+        build_policy(design, features, ("rgb",) if design.observes_images else (), backbone, 0)
+    except BadInput as error:
+        return str(error)
+    return ""
 
 
 def _absolute(name: str) -> str:
-    """Return an encoder's name so that it means the same from everywhere."""
+    """Return an encoder's name so that it means the same in every working directory."""
     file = name if Path(name).exists() else name.rpartition("@")[0]
     return str(Path(file).absolute()) + name.removeprefix(file) if file and Path(file).exists() else name
 
 
-def _places(tasks: Sequence[str], command: Benchmark, root: Path, skipped: list[Skipped]) -> dict[str, Paths]:
-    """Return where each task's demonstrations come from, for tasks that have any."""
-    given = _demo_files(command.demos) if command.demos else {}
-    experts = _experts(command.experts, tasks)
-    there = {task for task in installed() if task in tasks}
-    found = {}
-    for task in tasks:
-        suite = task.split("/")[0]
-        place = Paths(str(root.absolute()), str(given.get(task, "")), experts.get(task, ""), command.device)
-        if task not in there and suite != SMOKE_SUITE:
-            skipped.append(Skipped(task, "all", str(MissingExtra(task, suite))))
-        elif suite == "adroit" and not place.demos and not place.expert:
-            skipped.append(Skipped(task, "all", ADROIT))
-        else:
-            found[task] = place
-    return found
-
-
-def _can_run(task: str, encoder: str, place: Paths, protocol: str, skipped: list[Skipped]) -> bool:
-    """Return whether a policy makes sense on a task; if not, say why."""
-    suite, why = task.split("/")[0], ""
+def _why_not(task: str, encoder: str, paths: Paths, protocol: str) -> str:
+    """Return why an encoder, baseline or expert cannot run on a task, or ""."""
+    suite = task.split("/")[0]
     if encoder == "none" and suite not in HAS_PROPRIO:
-        why = "the suite has no proprioception, so a blind policy would know nothing"
-    elif encoder == EXPERT and protocol == "cortexbench":
-        why = "it does not learn, so there is nothing to judge while it learns; protocol=honest has it"
-    elif encoder == EXPERT and suite == "adroit" and not place.expert:
-        why = ADROIT
-    elif place.demos and encoder != EXPERT:
-        demos = DemoSet(place.demos)
-        if encoder == "state" and "state" not in demos.widths:
-            why = f"{place.demos} does not hold the known state"
+        return "the suite has no proprioception, so a proprioception-only policy would observe nothing"
+    if encoder == EXPERT and protocol == BEST_CHECKPOINT:
+        return "it is not trained, so it has no checkpoints; protocol=held_out evaluates it"
+    if encoder == EXPERT and suite == "adroit" and not paths.expert:
+        return ADROIT
+    if paths.demos and encoder != EXPERT:
+        dataset = open_dataset(paths.demos)
+        if encoder == "state" and "state" not in dataset.features:
+            return f"{paths.demos} does not hold the privileged state"
         try:
-            demos.images(protocol_of(task).embedding.cameras)
+            camera_keys(dataset, protocol_of(task).observation.cameras)
         except UnknownName as error:
-            why = str(error)
-    if why:
-        skipped.append(Skipped(task, encoder, why))
-    return not why
-
-
-def _demo_files(folder: str) -> dict[str, Path]:
-    """Return the demonstration files of a folder by their task.
-
-    Raises:
-        DataError: if there is none.
-        BadInput: if two are of the same task.
-    """
-    found: dict[str, Path] = {}
-    files = sorted(Path(folder).glob("*.hdf5"))
-    if not files:
-        raise DataError(f"no demonstrations (*.hdf5) in demos={folder}; pixio-robot collect and convert write them")
-    for file in files:
-        demos = DemoSet(file)
-        task = demos.request.task
-        if task in found:
-            raise BadInput(f"{found[task]} and {file} are both of {task}; leave one of them in demos={folder}")
-        found[task] = file.absolute()
-    return found
-
-
-def _experts(given: Any, tasks: Sequence[str]) -> dict[str, str]:
-    """Return the experts' files by task; each is read once, so that a wrong one is refused at once.
-
-    Raises:
-        BadInput: if `given` is neither a folder nor names of tasks with files.
-        DataError: if a folder has no expert, or a file is missing or holds none.
-    """
-    if given is None:
-        return {}
-    if isinstance(given, str):
-        folder = given
-        if not Path(folder).is_dir():
-            raise BadInput(
-                f"experts={folder} is no folder; give one with pen-v0.pickle, or experts={{adroit/pen: FILE}}"
-            )
-        names = {f"{name}-v0.pickle": f"adroit/{name}" for name in ("pen", "relocate", "door", "hammer")}
-        given = {names[path.name]: path for path in sorted(Path(given).rglob("*-v0.pickle")) if path.name in names}
-        if not given:
-            raise DataError(f"no DAPG policy anywhere in experts={folder}; these are: {', '.join(names)}")
-    found = {}
-    for task, path in dict(given).items():
-        protocol_of(task)
-        if not task.startswith("adroit/"):
-            raise BadInput(f"experts= names {task}, which takes no expert from a file; only Adroit's tasks do")
-        if task in tasks:
-            if not Path(path).is_file():
-                raise DataError(f"no file {path} for the expert of {task}")
-            load_dapg(path)
-            found[task] = str(Path(path).absolute())
-    return found
+            return str(error)
+    return ""
 
 
 def _nothing(skipped: Sequence[Skipped]) -> Exception:
-    """Return the error of a benchmark without a cell."""
+    """Return the error of a benchmark without a run."""
     missing = sorted({each.task.split("/")[0] for each in skipped if "needs the extra" in each.why})
     if len(missing) == 1 and all("needs the extra" in each.why for each in skipped):
         return MissingExtra(f"benchmark tasks={missing[0]}", missing[0])

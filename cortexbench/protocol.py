@@ -1,7 +1,7 @@
-"""What is done for a task of CortexBench: as its authors released it, and as an honest comparison needs it.
+"""CortexBench's protocol: how a policy is trained and evaluated on each task, and how much of that a budget runs.
 
 CortexBench: Majumdar et al. 2023, "Where are we in the search for an artificial visual cortex for embodied
-intelligence?", arXiv 2303.18240; settings of its released code, restated.
+intelligence?", arXiv 2303.18240. The settings are those of its released code, restated.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,8 @@ from ..envs import adroit, dmc, metaworld
 from ..envs.registry import tasks
 from ..envs.trifinger import tasks as trifinger
 from ..errors import UnknownName, closest
-from ..policies.settings import EmbeddingSettings, PolicySettings
+from ..policies.mlp import MlpConfig
+from ..policies.settings import ObservationSettings, TrainingSettings
 
 SUITES: dict[str, tuple[str, ...]] = {
     "adroit": adroit.CORTEXBENCH,
@@ -20,37 +21,42 @@ SUITES: dict[str, tuple[str, ...]] = {
     "trifinger": trifinger.TASKS,
 }
 TASKS = tuple(f"{suite}/{task}" for suite, names in SUITES.items() for task in names)
-SMOKE_SUITE = "toy"  # a suite to try the machinery on; no part of CortexBench
+SMOKE_SUITE = "toy"  # not a part of CortexBench; runs without further packages
 NAMES = {"adroit": "Adroit", "dmc": "DMC", "metaworld": "MetaWorld", "trifinger": "TriFinger", SMOKE_SUITE: "toy"}
-SUCCESS = ("adroit", "metaworld", SMOKE_SUITE)  # their score is success; the others' is a share of what could be had
-HAS_PROPRIO = (
-    "adroit",
-    "metaworld",
-    "trifinger",
-    SMOKE_SUITE,
-)  # have proprioception, so that a blind policy is possible
-COLUMNS = ("both", "cortexbench", "honest")
+SUCCESS = ("adroit", "metaworld", SMOKE_SUITE)  # their score is success; that of the others is a share of the maximum
+HAS_PROPRIO = ("adroit", "metaworld", "trifinger", SMOKE_SUITE)  # suites with proprioception
+
+BEST_CHECKPOINT, HELD_OUT = "best_checkpoint", "held_out"
+COLUMNS = {
+    BEST_CHECKPOINT: "best checkpoint (as published)",
+    HELD_OUT: "final checkpoint, held out",
+}
+BOTH = "both"
+PROTOCOLS = (BOTH, *COLUMNS)
+
 SEEDS = (100, 200, 300)
-FIRST_DEMO = 54_321  # seed of the first demonstration, the released code's own
-TEST_STARTS = 30_000  # seed of the first of TriFinger's 25 starts, which all of its policies are tried on
+FIRST_DEMO_SEED = 54_321  # as in the released code
+TRIFINGER_TEST_SEED = 30_000  # the first of TriFinger's 25 test episodes, the same for all runs
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How one task is learned and judged."""
+    """How a policy is trained and evaluated on one task."""
 
     demos: int  # to train on
-    episodes: int  # of each evaluation
-    moments: tuple[int, ...]  # epochs after which the policy is evaluated; their best is what was published
-    embedding: EmbeddingSettings
-    policy: PolicySettings
-    cameras: tuple[str, ...] = ()  # () is the task's default
-    image_size: int = 256  # of the images [px]; encoders then resize them as they are used to
-    first_start: int | None = None  # seed of an evaluation's first episode; None is the policy's own seed
+    episodes: int  # of each evaluation during training
+    eval_epochs: tuple[int, ...]  # epochs whose policies are evaluated; the best of them is what was published
+    observation: ObservationSettings
+    policy: MlpConfig
+    training: TrainingSettings
+    horizon: int = 1  # actions predicted at once
+    cameras: tuple[str, ...] = ()  # of the environment; () is the task's default
+    image_size: int = 256  # of the images [px]; encoders resize them as their preprocessing says
+    first_seed: int | None = None  # of an evaluation's first episode; None is the run's own seed
 
 
-def _moments(every: int, epochs: int) -> tuple[int, ...]:
-    """Return after how many epochs there is an evaluation.
+def _eval_epochs(every: int, epochs: int) -> tuple[int, ...]:
+    """Return the epochs after which a policy is evaluated.
 
     The released code counts epochs from 0 and evaluates after 5, 10, ..., 95 and the last one, 99.
     """
@@ -60,20 +66,20 @@ def _moments(every: int, epochs: int) -> tuple[int, ...]:
 _IMITATION = Protocol(
     demos=100,
     episodes=25,
-    moments=_moments(5, 100),
-    embedding=EmbeddingSettings(),  # FLARE of three frames, proprioception appended
-    policy=PolicySettings(),
+    eval_epochs=_eval_epochs(5, 100),
+    observation=ObservationSettings(steps=3),  # and proprioception
+    policy=MlpConfig(frames="flare"),
+    training=TrainingSettings(epochs=100),
 )
 _TRIFINGER = Protocol(
     demos=100,
     episodes=25,
-    moments=_moments(5, 100),
-    embedding=EmbeddingSettings(frames="single"),
-    policy=PolicySettings(
-        layers=[2000, 2000], batch_norm=False, output_init_scale=1.0, optimizer="adamw", lr=1e-4, batch=32, epochs=100
-    ),
+    eval_epochs=_eval_epochs(5, 100),
+    observation=ObservationSettings(steps=1),
+    policy=MlpConfig(layers=[2000, 2000], batch_norm=False, output_init_scale=1.0),
+    training=TrainingSettings(optimizer="adamw", lr=1e-4, batch=32, epochs=100),
     image_size=270,
-    first_start=TEST_STARTS,
+    first_seed=TRIFINGER_TEST_SEED,
 )
 
 
@@ -86,8 +92,8 @@ def protocol_of(task: str) -> Protocol:
     suite = task.partition("/")[0]
     if suite not in NAMES or task not in tasks(suite):
         of_suite = tasks(suite) if suite in NAMES else []
-        there = of_suite or [*SUITES, *TASKS]
-        raise UnknownName(f"no benchmark task {task!r}{closest(task, there)}; there are: all, {', '.join(there)}")
+        known = of_suite or [*SUITES, *TASKS]
+        raise UnknownName(f"no benchmark task {task!r}{closest(task, known)}; there are: all, {', '.join(known)}")
     if suite in ("metaworld", SMOKE_SUITE):
         return replace(_IMITATION, demos=25)
     if suite == "dmc":
@@ -95,9 +101,9 @@ def protocol_of(task: str) -> Protocol:
     if task == "trifinger/move_cube":
         return replace(
             _TRIFINGER,
-            moments=_moments(25, 1000),
-            embedding=replace(_TRIFINGER.embedding, cameras=["camera60", "goal"]),
-            policy=replace(_TRIFINGER.policy, epochs=1000),
+            eval_epochs=_eval_epochs(25, 1000),
+            observation=replace(_TRIFINGER.observation, cameras=["camera60", "goal"]),
+            training=replace(_TRIFINGER.training, epochs=1000),
             cameras=("camera60", "goal"),
         )
     return _TRIFINGER if suite == "trifinger" else _IMITATION
@@ -109,12 +115,12 @@ class Budget:
 
     seeds: tuple[int, ...] = SEEDS
     demos: Mapping[str, int] = field(default_factory=dict)
-    valid: int = 5  # further demonstrations, on which class tokens are left out
+    valid: int = 5  # further demonstrations, for the validation loss and the ablation of class tokens
     horizon: Mapping[str, int] = field(default_factory=dict)  # steps of an episode
-    share: float = 1.0  # of the epochs
-    moments: int | None = None  # evaluations of a run, evenly spread, the last among them; None is all
+    epoch_share: float = 1.0  # of the protocol's epochs
+    evaluations: int | None = None  # of a run, evenly spaced, the last epoch among them; None is all
     episodes: int | None = None  # of each of them; None is the protocol's
-    honest_episodes: int = 50
+    held_out_episodes: int = 50
     render: str = "benchmark"
     image_size: int | None = None  # [px]; None is the protocol's
 
@@ -124,11 +130,11 @@ BUDGETS = {
         seeds=SEEDS[:1],
         demos={"adroit": 2, "dmc": 2, "metaworld": 2, "trifinger": 4, SMOKE_SUITE: 4},
         valid=1,
-        horizon={"dmc": 20, "metaworld": 140},  # below, MetaWorld's experts are not done
-        share=0.04,
-        moments=2,
+        horizon={"dmc": 20, "metaworld": 140},  # MetaWorld's experts need about that many
+        epoch_share=0.04,
+        evaluations=2,
         episodes=1,
-        honest_episodes=2,
+        held_out_episodes=2,
         render="fast",
         image_size=64,
     ),
@@ -137,51 +143,51 @@ BUDGETS = {
         demos={"adroit": 25, "dmc": 10, "metaworld": 25, "trifinger": 100, SMOKE_SUITE: 25},
         valid=2,
         horizon={"dmc": 200, "metaworld": 200},
-        share=0.5,
-        moments=4,
+        epoch_share=0.5,
+        evaluations=4,
         episodes=5,
-        honest_episodes=20,
+        held_out_episodes=20,
         render="fast",
     ),
     "full": Budget(),
 }
 
 
-def within(protocol: Protocol, suite: str, budget: Budget, released: bool) -> Protocol:
-    """Return what is left of a suite's protocol under a budget.
+def scaled_to(budget: Budget, protocol: Protocol, suite: str, final_only: bool = False) -> Protocol:
+    """Return a suite's protocol scaled down to a budget.
 
     Args:
-        released: evaluate at all moments, not after the last epoch only.
+        final_only: evaluate after the last epoch only.
     """
-    epochs = max(1, round(protocol.policy.epochs * budget.share))
-    moments = _rescaled(protocol.moments, protocol.policy.epochs, epochs) if released else (epochs,)
-    count = min(len(moments), budget.moments or len(moments))
+    epochs = max(1, round(protocol.training.epochs * budget.epoch_share))
+    evaluated = (epochs,) if final_only else _rescaled(protocol.eval_epochs, protocol.training.epochs, epochs)
+    count = min(len(evaluated), budget.evaluations or len(evaluated))
     return replace(
         protocol,
         demos=min(protocol.demos, budget.demos.get(suite, protocol.demos)),
         episodes=min(protocol.episodes, budget.episodes or protocol.episodes),
-        moments=tuple(moments[-(-len(moments) * (place + 1) // count) - 1] for place in range(count)),
-        policy=replace(protocol.policy, epochs=epochs),
+        eval_epochs=tuple(evaluated[-(-len(evaluated) * (place + 1) // count) - 1] for place in range(count)),
+        training=replace(protocol.training, epochs=epochs),
         image_size=min(protocol.image_size, budget.image_size or protocol.image_size),
     )
 
 
 def end_to_end(protocol: Protocol) -> Protocol:
-    """Return a protocol for a network that learns to see: smaller batches, about as many steps as the others take."""
-    batch = min(protocol.policy.batch, 64)
-    epochs = max(1, -(-protocol.policy.epochs * batch // protocol.policy.batch))
-    moments = _rescaled(protocol.moments, protocol.policy.epochs, epochs)
-    return replace(protocol, moments=moments, policy=replace(protocol.policy, batch=batch, epochs=epochs))
+    """Return the protocol of a CNN that is trained end to end: smaller batches, about as many optimiser steps."""
+    batch = min(protocol.training.batch, 64)
+    epochs = max(1, -(-protocol.training.epochs * batch // protocol.training.batch))
+    eval_epochs = _rescaled(protocol.eval_epochs, protocol.training.epochs, epochs)
+    return replace(protocol, eval_epochs=eval_epochs, training=replace(protocol.training, batch=batch, epochs=epochs))
 
 
-def _rescaled(moments: tuple[int, ...], epochs: int, to: int) -> tuple[int, ...]:
-    """Return moments of a shorter training, at the same shares of it."""
-    return tuple(sorted({max(1, -(-moment * to // epochs)) for moment in moments}))
+def _rescaled(eval_epochs: tuple[int, ...], epochs: int, to: int) -> tuple[int, ...]:
+    """Return the evaluation epochs of a shorter training, at the same shares of it."""
+    return tuple(sorted({max(1, -(-epoch * to // epochs)) for epoch in eval_epochs}))
 
 
-def score_scale(suite: str, own_horizon: int, horizon: int) -> float:
-    """Return what a score is multiplied with where episodes are cut.
+def score_scale(suite: str, full_horizon: int, horizon: int) -> float:
+    """Return the factor on a score where episodes are shorter than the task's own.
 
-    The Control Suite's score is a sum over steps, out of 100 for all of them; of fewer steps it stays out of 100.
+    The Control Suite's score is a sum over steps, 100 at most for all of them; the factor keeps the maximum at 100.
     """
-    return own_horizon / horizon if suite == "dmc" else 1.0
+    return full_horizon / horizon if suite == "dmc" else 1.0

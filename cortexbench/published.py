@@ -1,4 +1,4 @@
-"""Published rows of CortexBench and what must be known before any of them is compared with ours."""
+"""Published results on CortexBench, and what a reader must know before comparing them with ours."""
 
 from typing import NamedTuple
 
@@ -25,10 +25,10 @@ ROWS = (
     Published("Pixio", "ViT-H", 70.7, 77.5, 92.8, 72.8, 78.4),
 )
 CAVEATS = (
-    "Published rows are from table 5 of the Pixio paper (arXiv 2512.15715), which has no deviations, no tasks and no "
-    "seeds. For each model it takes the better of a global and a spatial embedding, for Pixio the mean of its class "
-    "tokens.",
+    "Published rows are from table 5 of the Pixio paper (arXiv 2512.15715), which gives no deviations, no scores by "
+    "task and no seeds. For each model it takes the better of a global and a spatial embedding, for Pixio the mean of "
+    "its class tokens.",
     "They were obtained with the released demonstrations in older simulators (MuJoCo 2.0, MetaWorld v2, a fork of "
-    "TriFinger), and most likely count the best of about 20 evaluations on the test starts. Compare rows of ours with "
-    "each other; beside published ones, differences of several points say nothing.",
+    "TriFinger), and most likely count the best of about 20 evaluations on the test episodes. Compare our rows with "
+    "each other; differences of several points from published rows mean nothing.",
 )

@@ -1,192 +1,209 @@
-"""Demonstrations read back under the keys of an environment's observation; `envs.demo_file` writes them."""
+"""Demonstrations in robomimic's HDF5 layout: ours, robomimic's own, and those of tools that write the same.
+
+``data/demo_N`` holds ``actions`` (T, A) and ``obs/<name>``; ``mask/<split>`` names the demonstrations of each split.
+"""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from ..envs.registry import TaskSpec, tasks
-from ..envs.rendering import Calibration
-from ..errors import DataError, UnknownName
-from ..files import sha256_of
+from ..calibration import Calibration
+from ..errors import DataError
+from .dataset import EpisodeDataset, Feature, KeyMap
+from .fingerprint import fingerprint_of
 from .writer import disk_key
 
-
-def depth_key(image: str) -> str:
-    """Return the observation key of the depth of a camera's image.
-
-    >>> depth_key("rgb"), depth_key("rgb_wrist")
-    ('depth', 'depth_wrist')
-    """
-    return "depth" + image.removeprefix("rgb")
+_MAGIC = b"\x89HDF\r\n\x1a\n"
+_PER_STEP = {"actions": "action", "rewards": "reward", "success": "success"}  # beside obs/: on disk -> feature
+_FIRST_CAMERA = ("agentview", "front")  # robomimic's usual names of the camera that sees the scene
+_PROPRIO = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")  # robomimic's default low-dimensional keys
 
 
-class DemoSet:
-    """A read-only view of a demonstration file.
+class RobomimicDataset(EpisodeDataset):
+    """A read-only view of a file in robomimic's layout.
+
+    Images are the arrays ``obs/<camera>_image``. The default camera is the first one of ``env_args``'s ``cameras``,
+    else ``agentview`` or ``front``, else the first by name. Proprioception is ``obs/proprio``, else robomimic's
+    end-effector pose and gripper position.
+
+    Args:
+        source: the file.
+        keys: feature -> dataset of a demonstration or below its ``obs/``, or several that are joined.
 
     Raises:
-        DataError: if the file is missing or not in robomimic's layout.
+        DataError: if the file is missing or in another layout.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    @classmethod
+    def recognises(cls, source: str) -> bool:
+        """Return whether `source` is an HDF5 file."""
+        path = Path(source)
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+
+    def __init__(self, source: str | Path, keys: KeyMap | None = None) -> None:
+        self.source, self.path = str(source), Path(source)
         if not self.path.is_file():
             raise DataError(
-                f"no demonstrations at {self.path}; make them with: pixio-robot collect task=... out={path}"
+                f"no demonstrations at {self.path}; make them with: pixio-robot collect task=... out={source}"
             )
         try:
             with h5py.File(self.path) as file:
-                data = file["data"]
-                self.names = sorted(data, key=lambda name: int(name.removeprefix("demo_")))
-                self.lengths = np.array([int(data[name].attrs["num_samples"]) for name in self.names])
-                self.environment: dict[str, Any] = json.loads(data.attrs["env_args"])
-                self.collection: dict[str, Any] = json.loads(data.attrs.get("collection", "{}"))
-                self.seeds = [int(data[name].attrs.get("seed", -1)) for name in self.names]
-                self.starts = [str(data[name].attrs.get("start", "")) for name in self.names]
-                self.disk_keys = sorted(data[self.names[0]]["obs"])
-                self._splits = {
-                    split: [name.decode() for name in file[f"mask/{split}"][:]] for split in file.get("mask", {})
-                }
-        except (OSError, KeyError, IndexError, ValueError) as error:
+                self._read_layout(file, keys or {})
+        except (OSError, KeyError, IndexError, ValueError, AttributeError) as error:
             raise DataError(f"{self.path} is not a demonstration file in robomimic's layout: {error}") from error
 
-    @property
-    def task(self) -> str:
-        """Return the task's name."""
-        return str(self.environment["env_name"])
+    def _read_layout(self, file: h5py.File, keys: KeyMap) -> None:
+        data = file["data"]
+        self.names = sorted(data, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
+        lengths = [int(data[name].attrs.get("num_samples", len(data[name]["actions"]))) for name in self.names]
+        self.lengths = np.array(lengths, np.int64)
+        self._splits = {split: [name.decode() for name in file[f"mask/{split}"][:]] for split in file.get("mask", {})}
+        first = data[self.names[0]]
+        self._on_disk = sorted(first["obs"]) if "obs" in first else []
+        environment: dict[str, Any] = json.loads(data.attrs.get("env_args", "{}"))
+        robot = environment.get("robot") or {}
+        cameras = list(environment.get("cameras") or self._guessed_cameras())
+        self.fps = float(robot["control_hz"]) if "control_hz" in robot else None
+        self.provenance = {
+            "task": environment.get("env_name", ""),
+            "environment": environment.get("env_kwargs") or {},
+            "cameras": cameras,
+            "robot": environment.get("robot"),
+            "collection": json.loads(data.attrs.get("collection", "{}")),
+            "seeds": [int(data[name].attrs.get("seed", -1)) for name in self.names],
+            "initial_states": [_initial_state(data[name].attrs) for name in self.names],
+        }
+        self._sources = self._guess(cameras, first) | {key: _listed(value, first) for key, value in keys.items()}
+        self.features = {}
+        for key, sources in self._sources.items():
+            missing = [each for each in sources if each not in first]
+            if missing:
+                known = [*(name for name in first if name != "obs"), *self._on_disk]
+                raise DataError(f"{self.path} has no {', '.join(missing)} for {key!r}; it has: {', '.join(known)}")
+            try:
+                self.features[key] = _feature(key, [first[each] for each in sources])
+            except DataError as error:
+                raise DataError(f"{self.path}: {error}") from error
 
-    @property
-    def request(self) -> TaskSpec:
-        """Return how the environment was made, to make it again; a robot's recording says what was observed.
+    def _guess(self, cameras: list[str], first: h5py.Group) -> dict[str, tuple[str, ...]]:
+        """Return which datasets of a demonstration are which feature."""
+        found: dict[str, tuple[str, ...]] = {}
+        for camera in cameras:
+            for kind in ("rgb", "depth"):
+                key = kind if camera == cameras[0] else f"{kind}_{camera}"
+                if disk_key(key, cameras) in self._on_disk:
+                    found[key] = (f"obs/{disk_key(key, cameras)}",)
+        images = {name for sources in found.values() for name in sources}
+        if "proprio" not in self._on_disk and all(each in self._on_disk for each in _PROPRIO):
+            found["proprio"] = tuple(f"obs/{each}" for each in _PROPRIO)
+        for name in self._on_disk:
+            if f"obs/{name}" not in images and not name.endswith(("_image", "_depth")):
+                found[name] = (f"obs/{name}",)
+        return found | {feature: (name,) for name, feature in _PER_STEP.items() if name in first}
 
-        Raises:
-            DataError: if another tool recorded the file, or there is no such task here and no robot recorded it.
-        """
-        arguments = dict(self.environment.get("env_kwargs") or {})
-        added = {"depth_sensor"}  # after the first files were written
-        known = {each.name for each in fields(TaskSpec)}
-        if not known - added <= set(arguments) <= known:
-            raise DataError(f"{self.path} was recorded by another tool; its environment cannot be made here")
-        if self.task not in tasks() and "robot" not in self.environment:
-            raise DataError(f"{self.path} is of {self.task}, which cannot be simulated here; it can be embedded only")
-        arguments["observe"] = tuple(arguments["observe"])
-        arguments["cameras"] = tuple(arguments["cameras"])
-        return TaskSpec(**arguments)
+    def _guessed_cameras(self) -> list[str]:
+        cameras = [name.removesuffix("_image") for name in self._on_disk if name.endswith("_image")]
+        first = next((camera for camera in _FIRST_CAMERA if camera in cameras), None)
+        return cameras if first is None else [first, *(each for each in cameras if each != first)]
 
-    def images(self, cameras: Sequence[str], depth: str = "none") -> tuple[str, ...]:
-        """Return the observation keys of cameras' images; no camera means the first that was recorded.
+    @cached_property
+    def fingerprint(self) -> str:
+        """The hash of the file's bytes."""
+        return fingerprint_of(self.path)
 
-        Args:
-            depth: "channels" adds their depth; other fusions do not, but want it to be there.
+    def split(self, name: str) -> np.ndarray:
+        """Return the episodes of a split; all are "train" where the file has no masks."""
+        members = set(self._splits.get(name, self.names if name == "train" else []))
+        return np.array([index for index, each in enumerate(self.names) if each in members], np.int64)
 
-        Raises:
-            UnknownName: for a camera that was not recorded.
-            DataError: if depth is wanted and was not recorded.
-        """
-        recorded = self.environment.get("cameras") or []
-        if unknown := [camera for camera in cameras if camera not in recorded]:
-            raise UnknownName(f"{self.path} has no camera {', '.join(unknown)}; it has: {', '.join(recorded)}")
-        images = tuple("rgb" if camera == recorded[0] else f"rgb_{camera}" for camera in cameras) or ("rgb",)
-        depths = () if depth == "none" else tuple(depth_key(key) for key in images)
-        for key in depths:
-            if disk_key(key, recorded) not in self.disk_keys:
-                raise DataError(f"{self.path} holds no {key!r}; record it with: pixio-robot collect obs=rgbd")
-        return images + (depths if depth == "channels" else ())
+    def read(self, key: str, rows: np.ndarray) -> np.ndarray:
+        """Return a feature at rows of all frames, (n, ...)."""
+        feature = self.feature(key)
+        rows = np.asarray(rows, np.int64)
+        ends = np.cumsum(self.lengths)
+        members = np.searchsorted(ends, rows, side="right")
+        offsets = rows - (ends[members] - self.lengths[members]) if len(rows) else rows
+        found = np.empty((len(rows), *feature.shape), feature.dtype)
+        with self._open() as data:
+            for member in np.unique(members):
+                at = np.flatnonzero(members == member)
+                demo = data[self.names[member]]
+                parts = []
+                for name in self._sources[key]:
+                    if name not in demo:
+                        raise DataError(f"{self.path} has no {key!r} ({name}) in demonstration {self.names[member]}")
+                    parts.append(_rows(demo[name], offsets[at]))
+                found[at] = _joined(parts, feature)
+        return found
 
-    def calibration(self, image: str) -> Calibration:
-        """Return the camera of images such as "rgb", which stood still.
-
-        Raises:
-            DataError: if it is not known, or was not the same in all demonstrations.
-        """
-        recorded = self.environment.get("cameras") or []
-        camera = disk_key(image, recorded or ("",)).removesuffix("_image")
+    def calibration(self, key: str) -> Calibration:
+        """Return the calibration of the camera behind an image feature."""
+        self.feature(key)
+        camera = self._sources[key][0].removeprefix("obs/").removesuffix("_image")
         found: list[Calibration] = []
         with self._open() as data:
             for name in self.names:
                 known = json.loads(data[name].attrs.get("camera_info", "{}")).get(camera)
                 if known is None:
-                    raise DataError(f"{self.path} does not tell the calibration of camera {camera!r}")
+                    raise DataError(f"{self.path} does not hold the calibration of camera {camera!r}")
                 found.append(Calibration(np.array(known["intrinsics"]), np.array(known["extrinsics"])))
         for each in found[1:]:
             if not all(np.allclose(one, other) for one, other in zip(each, found[0], strict=True)):
                 raise DataError(
-                    f"camera {camera!r} of {self.path} was moved between demonstrations; points need one place"
+                    f"camera {camera!r} of {self.path} was moved between demonstrations; points need one fixed camera"
                 )
         return found[0]
-
-    @property
-    def widths(self) -> dict[str, int]:
-        """Return the width of an action and of each observation that is a vector."""
-        with self._open() as data:
-            first = data[self.names[0]]
-            vectors = {key: first[f"obs/{key}"] for key in self.disk_keys if first[f"obs/{key}"].ndim == 2}
-            return {key: int(each.shape[1]) for key, each in {**vectors, "actions": first["actions"]}.items()}
-
-    @property
-    def frame_starts(self) -> np.ndarray:
-        """Return, for each frame of the concatenated demonstrations, the row its own starts at; (F,) int64."""
-        firsts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
-        return np.repeat(firsts, self.lengths)
-
-    def members(self, split: str) -> list[str]:
-        """Return the names of a split's demonstrations; all for split "train" where the file has no masks."""
-        return self._splits.get(split, self.names if split == "train" else [])
-
-    def rows(self, split: str) -> np.ndarray:
-        """Return the rows of a split's frames, (n,) int64."""
-        members = set(self.members(split))
-        keep = np.array([name in members for name in self.names])
-        return np.flatnonzero(np.repeat(keep, self.lengths))
-
-    def read(self, key: str) -> np.ndarray:
-        """Return one dataset of all demonstrations, (F, ...): "actions", "rewards", or an observation key.
-
-        Meant for what fits in memory; images come through `batches`.
-        """
-        with self._open() as data:
-            where = key if key in ("actions", "rewards", "success", "states") else f"obs/{self._disk_key(key, data)}"
-            if any(where not in data[name] for name in self.names):
-                raise DataError(f"{self.path} has no {key!r} in all of its demonstrations")
-            return np.concatenate([data[name][where][:] for name in self.names])
-
-    def batches(self, key: str, first: int, size: int) -> Iterator[np.ndarray]:
-        """Yield an observation's frames from row `first` on, at most `size` at a time, never across demonstrations."""
-        with self._open() as data:
-            where = f"obs/{self._disk_key(key, data)}"
-            begin = 0
-            for name, length in zip(self.names, self.lengths, strict=True):
-                for row in range(max(first - begin, 0), length, size):
-                    yield data[name][where][row : row + size]
-                begin += length
-
-    def frames(self, key: str, rows: np.ndarray) -> np.ndarray:
-        """Return an observation's frames at `rows` (n,), in this order."""
-        ends = np.cumsum(self.lengths)
-        with self._open() as data:
-            where = f"obs/{self._disk_key(key, data)}"
-            members = np.searchsorted(ends, rows, side="right")
-            begins = ends[members] - self.lengths[members]
-            found = zip(members, rows - begins, strict=True)
-            return np.stack([data[self.names[member]][where][row] for member, row in found])
-
-    def sha256(self) -> str:
-        """Return the hash of the file's bytes."""
-        return sha256_of(self.path)
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
         with h5py.File(self.path) as file:
             yield file["data"]
 
-    def _disk_key(self, key: str, data: Any) -> str:
-        cameras = self.environment.get("cameras") or [self.disk_keys[0].rpartition("_")[0]]
-        name = disk_key(key, cameras)
-        if name not in self.disk_keys:
-            raise DataError(f"{self.path} has no observation {key!r} ({name}); it has: {', '.join(self.disk_keys)}")
-        return name
+
+def _initial_state(attributes: Any) -> str:
+    """Return the hash of a demonstration's initial state, "" where it has none; older files call it ``start``."""
+    return str(attributes.get("initial_state_hash", attributes.get("start", "")))
+
+
+def _listed(value: str | Sequence[str], first: h5py.Group) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else tuple(value)
+    return tuple(f"obs/{name}" if f"obs/{name}" in first else name for name in names)
+
+
+def _feature(key: str, arrays: list[h5py.Dataset]) -> Feature:
+    shape, dtype = arrays[0].shape[1:], arrays[0].dtype
+    if key.startswith("rgb"):
+        if len(shape) != 3 or shape[2] != 3 or dtype != np.uint8:
+            raise DataError(f"{arrays[0].name} is {dtype} {shape}; images must be uint8 (H, W, 3)")
+        return Feature("image", shape, "uint8")
+    if key.startswith("depth") and len(shape) in (2, 3):
+        return Feature("depth", shape[:2], "float32", unit="m")
+    width = sum(int(np.prod(each.shape[1:])) for each in arrays)
+    if key in ("reward", "success"):
+        return Feature("vector", (), str(dtype))
+    return Feature("vector", (width,), "float32" if dtype.kind == "f" and len(arrays) > 1 else str(dtype))
+
+
+def _rows(dataset: h5py.Dataset, offsets: np.ndarray) -> np.ndarray:
+    """Return rows of an array on disk in any order, repetitions included."""
+    if len(offsets) and np.array_equal(offsets, np.arange(offsets[0], offsets[0] + len(offsets))):
+        return dataset[int(offsets[0]) : int(offsets[0]) + len(offsets)]
+    unique, places = np.unique(offsets, return_inverse=True)
+    return dataset[unique][places]
+
+
+def _joined(parts: list[np.ndarray], feature: Feature) -> np.ndarray:
+    if feature.kind == "vector" and feature.shape:
+        return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    values = parts[0]
+    return values[..., 0] if feature.kind == "depth" and values.ndim == 4 else values

@@ -1,94 +1,69 @@
-"""The token cache: every frame encoded once, found again by what made it.
+"""The token cache: every frame encoded once by a frozen encoder.
 
-A cache is a folder named after the digest of encoder weights, preprocessing, precision and data, holding
-``cls.npy`` (F, K, D) float16, ``patches.npy`` (F, N, D) on request, and ``manifest.json``, which is written last.
-
-Shapes: F frames, K class tokens, N patches, D width.
+Shapes: F frames, B batch, K class tokens, N patches, D width.
 """
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from ..depth.encoding import depth_images
 from ..encoders import token_statistics
-from ..encoders.load import Backbone
-from ..encoders.pixio import PixioEncoder, Tokens
-from ..errors import DataError
-from ..files import require_space, reserve, sha256_of
+from ..encoders.encoder import Backbone, Tokens
 from ..hardware import autocast
-from ..progress import stage
-from ..run_folder import digest, read_json, write_json
-from .robomimic import DemoSet
+from .dataset import EpisodeDataset
+from .frame_cache import ArraySpec, FrameCache, frame_cache
 
 
-@dataclass
-class TokenCache:
-    """Memory-mapped tokens of a demonstration file, row by row as its frames."""
+@dataclass(frozen=True)
+class TokenFormat:
+    """Which tokens are stored."""
 
-    folder: Path
-    cls: np.ndarray  # (F, K, D) float16
-    patches: np.ndarray | None  # (F, N, D) float16
-    manifest: dict[str, Any]
-    reused: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)  # reading and encoding [s]
+    normed: bool = True  # after the encoder's final norm
+    patches: bool = False  # patch tokens too: 32 times the size of the class tokens
+    precision: str = "fp32"  # how the encoder computes: fp32 or bf16
+    depth_code: tuple[str, float, float] = ("inverse", 0.25, 4.0)  # depth as images: code, nearest, farthest [m]
 
 
 def encode(
-    backbone: Backbone, images: Tensor, normed: bool, precision: str, added: Tensor | None = None
+    backbone: Backbone, images: Tensor, normed: bool, precision: str, patch_residual: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Encode images (B, H, W, 3) uint8 as the cache stores them: class and patch tokens in float16.
 
-    Evaluation calls this too, so that a policy sees live what it was trained on.
+    Evaluation calls this too, so that a policy observes live what it was trained on.
     """
     with torch.inference_mode():
-        tokens = tokens_of(backbone, images, normed, precision, added)
+        tokens = tokens_of(backbone, images, normed, precision, patch_residual)
     return tokens.cls.half(), tokens.patches.half()
 
 
-def tokens_of(backbone: Backbone, images: Tensor, normed: bool, precision: str, added: Tensor | None = None) -> Tokens:
-    """Encode images (B, H, W, 3) uint8; gradients lead to what is `added` (B, N, D) to a Pixio encoder's patches."""
+def tokens_of(
+    backbone: Backbone, images: Tensor, normed: bool, precision: str, patch_residual: Tensor | None = None
+) -> Tokens:
+    """Encode images (B, H, W, 3) uint8; gradients lead to a `patch_residual` (B, N, D), for encoders that take one."""
     with autocast(images.device, precision):
-        pixels = backbone.preprocess(images)
-        if added is None:
-            return backbone(pixels, normed=normed)
-        assert isinstance(backbone.network, PixioEncoder), "only Pixio's encoders take what is added"
-        return backbone.network(pixels, normed=normed, added=added)
+        return backbone(backbone.preprocess(images), normed=normed, patch_residual=patch_residual)
 
 
 def token_cache(
     root: Path,
     backbone: Backbone,
-    demos: DemoSet,
-    *,
+    dataset: EpisodeDataset,
     image_key: str = "rgb",
-    normed: bool = True,
-    patches: bool = False,
-    precision: str = "fp32",
-    depth_code: tuple[str, float, float] = ("inverse", 0.25, 4.0),
-    device: torch.device | None = None,
+    tokens: TokenFormat = TokenFormat(),
+    device: torch.device = torch.device("cpu"),
     batch: int | None = None,
-) -> TokenCache:
-    """Return the cache of `demos` under `backbone`, filling what is missing.
-
-    An interrupted fill goes on where it stopped. A finished cache is checked against its manifest.
+) -> FrameCache:
+    """Return the tokens of one camera, arrays ``cls`` (F, K, D) float16 and, if asked for, ``patches`` (F, N, D).
 
     Args:
         root: folder of all caches.
-        image_key: which camera, e.g. "rgb" or "rgb_side"; "depth" or "depth_side" for its depth.
-        normed: tokens after the encoder's final norm.
-        patches: store patch tokens too.
-        precision: "fp32" or "bf16", how the encoder computes.
-        depth_code: how the depth of an `image_key` such as "depth" becomes images: code, nearest, farthest [m].
-        batch: images an encoder call, not part of the cache's identity; None is 8 on a CPU, where activations then
+        image_key: an image feature, e.g. "rgb" or "rgb_side"; or a depth feature, encoded as images.
+        batch: images an encoder call, no part of the cache's identity; None is 8 on a CPU, where activations then
             stay in its caches, and 128 elsewhere.
 
     Raises:
@@ -97,125 +72,35 @@ def token_cache(
     identity = dict(
         encoder=backbone.fingerprint(),
         preprocessing=backbone.preprocessing._asdict(),
-        precision=precision,
-        normed=normed,
-        patches=patches,
-        data=demos.sha256(),
+        precision=tokens.precision,
+        normed=tokens.normed,
+        patches=tokens.patches,
+        data=dataset.fingerprint,
         image_key=image_key,
     )
-    if image_key.startswith("depth"):
-        identity["depth_code"] = list(depth_code)
-    device = device or torch.device("cpu")
-    batch = batch or (8 if device.type == "cpu" else 128)
-    folder = root / digest(identity)
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):  # one process fills, others wait and find it filled
-        if folder.is_dir():
-            return open_cache(folder, identity)
-        partial = folder.with_suffix(".partial")
-        seconds = _fill(partial, backbone, demos, identity, device, batch)
-        files = sorted(partial.glob("*.npy"))
-        manifest = {**identity, "encoder_name": backbone.name, "sha256": {file.name: sha256_of(file) for file in files}}
-        (partial / "progress.json").unlink()
-        write_json(partial / "manifest.json", manifest)
-        partial.rename(folder)
-    cache = open_cache(folder, identity)
-    return TokenCache(cache.folder, cache.cls, cache.patches, cache.manifest, reused=False, seconds=seconds)
+    deep = dataset.feature(image_key).kind == "depth"
+    if deep:
+        identity["depth_code"] = list(tokens.depth_code)
+    shape, size = backbone.token_shape, batch or (8 if device.type == "cpu" else 128)
+    specs = {"cls": ArraySpec((shape.cls, shape.dim), "float16")}
+    if tokens.patches:
+        specs["patches"] = ArraySpec((shape.grid[0] * shape.grid[1], shape.dim), "float16")
+    backbone.to(device)
 
+    def compute(frames: np.ndarray) -> Mapping[str, np.ndarray]:
+        images = depth_images(frames, *tokens.depth_code) if deep else frames
+        found = encode(backbone, torch.from_numpy(images).to(device), tokens.normed, tokens.precision)
+        return {
+            name: values.cpu().numpy() for name, values in zip(("cls", "patches"), found, strict=True) if name in specs
+        }
 
-def side_by_side(caches: Sequence[TokenCache]) -> TokenCache:
-    """Return the tokens of several cameras as one cache, joined along their width and then in memory."""
-    if len(caches) == 1:
-        return caches[0]
-    patches = None if caches[0].patches is None else np.concatenate([each.patches for each in caches], axis=2)
-    spent = {key: sum(each.seconds.get(key, 0.0) for each in caches) for key in ("reading", "encoding")}
-    seconds = spent if any(each.seconds for each in caches) else {}
-    return TokenCache(
-        caches[0].folder.with_name("+".join(each.folder.name for each in caches)),
-        np.concatenate([each.cls for each in caches], axis=2),
-        patches,
-        caches[0].manifest,
-        all(each.reused for each in caches),
-        seconds,
+    return frame_cache(
+        root, identity, specs, lambda row: dataset.batches(image_key, row, size), compute, dataset.frames
     )
 
 
-def open_cache(folder: Path, identity: dict[str, Any]) -> TokenCache:
-    """Open a finished cache.
-
-    Raises:
-        DataError: if it was made from something else, or a file is missing or was changed.
-    """
-    manifest = read_json(folder / "manifest.json")
-    advice = f"delete {folder} and run again"
-    stale = [name for name, value in identity.items() if manifest.get(name) != json.loads(json.dumps(value))]
-    if stale:
-        raise DataError(f"token cache {folder} does not fit: {', '.join(stale)} differ; {advice}")
-    for name, expected in manifest["sha256"].items():
-        file = folder / name
-        if not file.is_file() or sha256_of(file) != expected:
-            raise DataError(f"token cache {file} is damaged (its SHA-256 is not the manifest's); {advice}")
-    patches = np.load(folder / "patches.npy", mmap_mode="r") if manifest["patches"] else None
-    return TokenCache(folder, np.load(folder / "cls.npy", mmap_mode="r"), patches, manifest, reused=True)
-
-
-def class_token_cosine(cache: TokenCache, frames: int = 512) -> list[list[float]]:
+def class_token_cosine(cache: FrameCache, frames: int = 512) -> list[list[float]]:
     """Return the mean cosine between the class tokens of a frame, (K, K), over evenly spaced frames of the cache."""
-    rows = np.linspace(0, len(cache.cls) - 1, min(frames, len(cache.cls))).astype(int)
-    return token_statistics.class_token_cosine(cache.cls[rows]).round(4).tolist()
-
-
-def _fill(
-    partial: Path,
-    backbone: Backbone,
-    demos: DemoSet,
-    identity: dict[str, Any],
-    device: torch.device,
-    batch: int,
-) -> dict[str, float]:
-    total = int(demos.lengths.sum())
-    shape = backbone.token_shape
-    shapes = {"cls": (total, shape.cls, shape.dim)}
-    if identity["patches"]:
-        shapes["patches"] = (total, shape.grid[0] * shape.grid[1], shape.dim)
-    partial.mkdir(parents=True, exist_ok=True)
-    done = int(read_json(partial / "progress.json").get("rows", 0))
-    if not done:
-        require_space(partial / "cls.npy", sum(2 * int(np.prod(each)) for each in shapes.values()))
-    arrays = {
-        name: np.lib.format.open_memmap(
-            partial / f"{name}.npy", mode="r+" if done else "w+", dtype=np.float16, shape=shape_
-        )
-        for name, shape_ in shapes.items()
-    }
-    for name in arrays:
-        reserve(partial / f"{name}.npy")  # writing to a memory map on a full disk would end the process
-    backbone.to(device)
-    seconds, saved = {"reading": 0.0, "encoding": 0.0}, done
-    with stage("encode", total) as bar:
-        bar.advance(done)
-        began = perf_counter()
-        for images in demos.batches(identity["image_key"], done, batch):
-            if "depth_code" in identity:
-                images = depth_images(images, *identity["depth_code"])
-            read = perf_counter()
-            tokens = encode(backbone, torch.from_numpy(images).to(device), identity["normed"], identity["precision"])
-            for name, values in zip(("cls", "patches"), tokens, strict=True):
-                if name in arrays:
-                    arrays[name][done : done + len(images)] = values.cpu().numpy()
-            done += len(images)
-            bar.advance(len(images))
-            if done - saved >= 32 * batch:  # now and then, so that little is lost
-                _save_progress(partial, arrays, done)
-                saved = done
-            seconds["reading"] += read - began
-            began = perf_counter()
-            seconds["encoding"] += began - read
-    _save_progress(partial, arrays, done)
-    return seconds
-
-
-def _save_progress(partial: Path, arrays: dict[str, np.memmap], done: int) -> None:
-    for array in arrays.values():
-        array.flush()
-    write_json(partial / "progress.json", {"rows": done})
+    cls = cache.arrays["cls"]
+    rows = np.linspace(0, len(cls) - 1, min(frames, len(cls))).astype(int)
+    return token_statistics.class_token_cosine(cls[rows]).round(4).tolist()

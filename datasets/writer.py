@@ -1,4 +1,4 @@
-"""Demonstrations in robomimic's HDF5 layout, as they are written: one file each, then joined into one.
+"""Writes demonstrations in robomimic's HDF5 layout: one file each, then joined into one.
 
 On disk: ``data/demo_N`` with ``actions`` (T, A), ``rewards`` (T,), ``dones`` (T,), ``states`` (T, S), ``success`` (T,)
 and ``obs/<camera>_image`` (T, H, W, 3) uint8, ``obs/<camera>_depth`` (T, H, W, 1) float32 [m], ``obs/proprio`` (T, P);
@@ -8,15 +8,14 @@ and ``obs/<camera>_image`` (T, H, W, 3) uint8, ``obs/<camera>_depth`` (T, H, W, 
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from ..envs.registry import TaskSpec
-from ..envs.rendering import Calibration
+from ..calibration import Calibration
 from ..files import replacing, require_space
 
 _ROOM = 100 * 2**20  # that a disk must have left [bytes]
@@ -24,20 +23,51 @@ _LOOK_AT_DISK = 100  # steps after which it is looked at again
 GYM_TYPE = 2  # robomimic's number for a gym-like environment
 
 
+@dataclass(frozen=True)
+class EpisodeFacts:
+    """What an episode's record says beside its arrays."""
+
+    seed: int
+    initial_state_hash: str  # of the simulator's state after reset
+    score: float  # what its suite counts, 0 to 100
+    good: bool  # whether a policy should learn from it
+    cameras: dict[str, Calibration]  # by name
+
+
 @dataclass
 class Demo:
     """One demonstration in memory."""
 
     observations: dict[str, np.ndarray]  # keys as on disk, each (T, ...)
-    actions: np.ndarray  # (T, A) float32 in [-1, 1]
+    actions: np.ndarray  # (T, A) float32, in the data's units
     rewards: np.ndarray  # (T,)
     success: np.ndarray  # (T,) bool, per step
-    score: float  # what its suite counts, 0 to 100
-    good: bool  # whether it is fit to learn from
     states: np.ndarray  # (T, S) float64
-    seed: int
-    start: str  # digest of the first state
-    cameras: dict[str, Calibration]
+    facts: EpisodeFacts
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What recorded a file."""
+
+    task: str  # name of the task, or of the robot
+    environment: dict[str, Any]  # arguments that make the environment again, ready for JSON
+    cameras: Sequence[str]  # the first one is the default
+    robot: dict[str, Any] | None = None  # the robot's own description, where one recorded
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Files by `write_demo`, by what they are used for."""
+
+    train: Sequence[Path]
+    valid: Sequence[Path] = ()
+    rest: Sequence[Path] = ()  # kept, and in no split
+
+    @property
+    def files(self) -> list[Path]:
+        """All of them, in the order of the joined file."""
+        return [*self.train, *self.valid, *self.rest]
 
 
 def disk_key(key: str, cameras: Sequence[str]) -> str:
@@ -54,7 +84,7 @@ def disk_key(key: str, cameras: Sequence[str]) -> str:
 def write_demo(path: Path, demo: Demo) -> None:
     """Write one demonstration to a file of its own, whole or not at all.
 
-    HDF5 builds it in memory: on a full disk its own writing ends the process, Python's raises.
+    HDF5 builds it in memory, because its own writing ends the process on a full disk, where Python's raises.
     """
     with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         _fill_group(file.create_group("demo"), demo)
@@ -96,14 +126,17 @@ class DemoWriter:
             dataset[self.steps] = row
         self.steps += 1
 
-    def close(
-        self, seed: int, start: str, score: float, good: bool, cameras: dict[str, Calibration], events: str
-    ) -> None:
-        """Finish the file; the arguments are as in `Demo`."""
+    def close(self, facts: EpisodeFacts, events: str) -> None:
+        """Finish the file.
+
+        Args:
+            facts: of the episode.
+            events: what happened, as JSON.
+        """
         dones = np.zeros(self.steps, np.int64)
         dones[-1:] = 1
         self._group.create_dataset("dones", data=dones)
-        _tell(self._group, self.steps, seed, start, score, good, cameras)
+        _write_facts(self._group, self.steps, facts)
         self._group.attrs["events"] = events
         self._file.close()
         self._stack.close()
@@ -124,27 +157,24 @@ def image_options(shape: tuple[int, ...]) -> dict[str, Any]:
     return dict(chunks=(1, *shape), compression="lzf")
 
 
-def _tell(
-    group: h5py.Group,
-    steps: int,
-    seed: int,
-    start: str,
-    score: float,
-    good: bool,
-    cameras: dict[str, Calibration],
-) -> None:
-    """Write what a demonstration says of itself."""
-    group.attrs.update(num_samples=steps, seed=seed, start=start, score=score, success=good)
+def _write_facts(group: h5py.Group, steps: int, facts: EpisodeFacts) -> None:
+    group.attrs.update(
+        num_samples=steps,
+        seed=facts.seed,
+        initial_state_hash=facts.initial_state_hash,
+        score=facts.score,
+        success=facts.good,
+    )
     calibrations = {
         name: {"intrinsics": each.intrinsics.tolist(), "extrinsics": each.camera_to_world.tolist()}
-        for name, each in cameras.items()
+        for name, each in facts.cameras.items()
     }
     group.attrs["camera_info"] = json.dumps(calibrations)
 
 
 def _fill_group(group: h5py.Group, demo: Demo) -> None:
     steps = len(demo.actions)
-    _tell(group, steps, demo.seed, demo.start, demo.score, demo.good, demo.cameras)
+    _write_facts(group, steps, demo.facts)
     dones = np.zeros(steps, np.int64)
     dones[-1] = 1
     group.create_dataset("actions", data=demo.actions)
@@ -165,58 +195,40 @@ def demo_outcome(path: Path) -> bool:
         return bool(file["demo"].attrs["success"])
 
 
-def merge_demos(
-    target: Path,
-    train: Sequence[Path],
-    valid: Sequence[Path],
-    request: TaskSpec,
-    cameras: Sequence[str],
-    collection: dict[str, Any],
-    rest: Sequence[Path] = (),
-    robot: dict[str, Any] | None = None,
-) -> None:
+def merge_demos(target: Path, splits: Splits, provenance: Provenance, collection: dict[str, Any]) -> None:
     """Join files by `write_demo` into one robomimic dataset, train demonstrations first.
 
     Args:
-        collection: what was asked for; it is kept beside robomimic's own attributes.
-        rest: demonstrations that are kept and in no split, since nothing should learn from them.
-        robot: what a robot says of itself, where one recorded them.
+        collection: the settings they were recorded with; they are kept beside robomimic's own attributes.
 
     Raises:
         OSError: before anything is written, if the disk has no room.
     """
-    require_space(target, sum(part.stat().st_size for part in [*train, *valid, *rest]))
+    require_space(target, sum(part.stat().st_size for part in splits.files))
     with replacing(target) as temporary, h5py.File(temporary, "w") as file:
         data = file.create_group("data")
-        names = [f"demo_{index}" for index in range(len(train) + len(valid) + len(rest))]
-        for name, part in zip(names, [*train, *valid, *rest], strict=True):
+        names = [f"demo_{index}" for index in range(len(splits.files))]
+        for name, part in zip(names, splits.files, strict=True):
             with h5py.File(part) as source:
                 source.copy("demo", data, name)
-        splits = {"train": names[: len(train)], "valid": names[len(train) : len(train) + len(valid)]}
-        describe(file, splits, request, cameras, collection, robot)
+        first, second = len(splits.train), len(splits.train) + len(splits.valid)
+        describe(file, {"train": names[:first], "valid": names[first:second]}, provenance, collection)
 
 
-def describe(
-    file: h5py.File,
-    splits: dict[str, list[str]],
-    request: TaskSpec,
-    cameras: Sequence[str],
-    asked: dict[str, Any],
-    robot: dict[str, Any] | None = None,
-) -> None:
-    """Say in a file whose demonstrations are written what was asked for, and which are in which split."""
+def describe(file: h5py.File, splits: dict[str, list[str]], provenance: Provenance, collection: dict[str, Any]) -> None:
+    """Write into a file of demonstrations what recorded them, with which settings, and which are in which split."""
     data = file["data"]
     environment: dict[str, Any] = {
-        "env_name": request.task,
+        "env_name": provenance.task,
         "type": GYM_TYPE,
         "env_type": GYM_TYPE,
-        "env_kwargs": asdict(request),
-        "cameras": list(cameras),
+        "env_kwargs": provenance.environment,
+        "cameras": list(provenance.cameras),
     }
-    if robot is not None:
-        environment["robot"] = robot
+    if provenance.robot is not None:
+        environment["robot"] = provenance.robot
     total = sum(int(each.attrs["num_samples"]) for each in data.values())
-    data.attrs.update(total=total, env_args=json.dumps(environment), collection=json.dumps(asked))
+    data.attrs.update(total=total, env_args=json.dumps(environment), collection=json.dumps(collection))
     for split, members in splits.items():
         if members or (split == "train" and len(data)):  # an empty one says that nothing is fit to learn from
             file.create_dataset(f"mask/{split}", data=np.array(members, dtype="S" if members else "S1"))

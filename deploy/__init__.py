@@ -1,1 +1,1 @@
-"""From a checkpoint to a robot: exported programs, their verification, the runtime, the server, timings."""
+"""From a checkpoint to a robot: exported programs, their verification, the runtime, the server, latency."""

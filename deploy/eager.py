@@ -1,28 +1,29 @@
-"""A checkpoint as a `Policy`: what an exported bundle does, done by torch."""
+"""A checkpoint as a `RunningPolicy`: the same as an exported bundle, computed by torch."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..files import sha256_of
 from ..policies.agent import Agent
-from ..policies.visuomotor import LoadedPolicy, load_policy, load_policy_encoder
-from .commands import Export
-from .runtime.bundle import Manifest
+from ..policies.loaded import LoadedPolicy, load_policy
+from .export.describe import describe_policy
+from .manifest import Manifest
 
 
 class EagerPolicy:
-    """An agent at work on one robot.
+    """A policy for one robot.
 
     Args:
-        agent: the policy with its encoder.
+        loaded: the policy with its encoder.
+        device: where to compute.
     """
 
-    def __init__(self, agent: Agent) -> None:
-        self.agent = agent
-        self._fresh = True
+    def __init__(self, loaded: LoadedPolicy, device: torch.device = torch.device("cpu")) -> None:
+        self.loaded, self.agent = loaded, Agent(loaded, device)
+        self._first_step = True
 
     @classmethod
     def load(cls, checkpoint: Path | str, device: torch.device = torch.device("cpu")) -> "EagerPolicy":
@@ -31,38 +32,25 @@ class EagerPolicy:
         Raises:
             CheckpointError: if it is missing or damaged, or its encoder has other weights now.
         """
-        loaded = load_policy(checkpoint)
-        backbone = None if loaded.encoder is None else load_policy_encoder(loaded.encoder)
-        return cls(Agent(loaded, backbone, device))
-
-    @property
-    def loaded(self) -> LoadedPolicy:
-        """The policy and what it was trained for."""
-        return self.agent.loaded
+        return cls(load_policy(checkpoint), device)
 
     def reset(self) -> None:
         """Forget the past: the next observation starts an episode."""
-        self._fresh = True
+        self._first_step = True
 
     def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the next actions, (C, A) float32, for one observation, each array without a batch axis."""
-        batch = {key: value[None] for key, value in observation.items()}
-        actions = self.agent.predict(batch, np.array([self._fresh]), np.ones(1, bool))[0]
-        self._fresh = False
+        """Return the next actions, (H, A) float32, for one observation, each array without a batch axis."""
+        batch = {key: np.asarray(value)[None] for key, value in observation.items()}
+        actions = self.agent.predict(batch, np.array([self._first_step]), np.ones(1, bool))[0]
+        self._first_step = False
         return actions
 
 
 def eager_policies(checkpoint: str, device: torch.device) -> tuple[Manifest, Callable[[], EagerPolicy], str]:
-    """Return a checkpoint's card, as an export would have it, what makes policies of it, and the file's SHA-256.
+    """Return a checkpoint's manifest, what makes policies of it with their own history, and the file's SHA-256.
 
     Raises:
-        BadInput: if it sees in a way that no card tells.
         CheckpointError: if it is missing or damaged, or its encoder has other weights now.
     """
-    from .export.run import described, sources
-
-    command = Export(checkpoint=checkpoint, precision="fp32")
-    loaded, backbone, inputs = sources(command)
-    assert loaded is not None
-    _, card = described(command, loaded, backbone, inputs)
-    return replace(card, target="torch", program=""), lambda: EagerPolicy(Agent(loaded, backbone, device)), inputs
+    loaded, fingerprint = load_policy(checkpoint), sha256_of(Path(checkpoint))
+    return describe_policy(loaded, fingerprint), lambda: EagerPolicy(loaded, device), fingerprint

@@ -1,154 +1,169 @@
-"""A trained policy on a camera: the frames of any source through the path that it was trained on.
+"""A trained policy on cameras: the frames of any source through the same path as on a robot.
 
-Shapes: H side of the images, P proprioception, A action.
+Shapes: S side of the images, P proprioception, A action.
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..cameras.camera import Camera, check_age
 from ..cameras.capture import Capture
 from ..cameras.frame import Frame
 from ..cameras.geometry import registered, squared
-from ..cameras.simulated import TaskCamera
-from ..datasets.robomimic import depth_key
 from ..errors import BadInput, EndOfStream, StaleFrame
 from ..policies.agent import Agent
 from ..policies.depth_inputs import depth_to_world_points
-from ..policies.visuomotor import LoadedPolicy
+from ..policies.loaded import LoadedPolicy
+from .export.describe import describe_policy
+from .manifest import Manifest
+from .observation import cameras_of, observation_from_frames
 
 
 @dataclass
 class StreamStep:
     """What happened at one step of the control loop."""
 
-    sequence: int | None  # of the frame; None where the newest was too old
-    action: np.ndarray | None  # (A,) float32 in [-1, 1]; None where there was no frame to act on
+    sequence: int | None  # of the first camera's frame; None where a frame was too old
+    action: np.ndarray | None  # (A,) float32 in the units of the data; None where there was no frame to act on
     starts: bool = False  # the first of an episode
-    age: float = 0.0  # of the frame when the action was ready [s]
+    age: float = 0.0  # of the oldest frame when the action was ready [s]
     prepare: float = 0.0  # registration, crop and resize [s]
     act: float = 0.0  # encoder and policy [s]
 
 
-def check_policy(loaded: LoadedPolicy) -> None:
-    """Refuse a policy that one camera cannot feed.
+@dataclass(frozen=True)
+class StreamTiming:
+    """When a stream acts."""
 
-    Raises:
-        BadInput: naming what it needs.
-    """
-    policy = loaded.policy
-    if policy.kind == "state":
-        raise BadInput("this policy is told the known state, which no camera gives; train one that sees")
-    if len(colours := [key for key in policy.images if key.startswith("rgb")]) > 1:
-        raise BadInput(f"this policy sees {len(colours)} cameras, {', '.join(colours)}; a stream is one")
+    max_age: float | None = None  # oldest frame to act on [s]; None takes every frame in turn
+    rate: float | None = None  # control steps a second; None is as fast as new frames come
 
 
-def observation_of(frame: Frame, loaded: LoadedPolicy, zeros: bool = False) -> dict[str, np.ndarray]:
-    """Return what a policy observes of a frame, each (1, ...): the largest central square at its own size.
-
-    A simulated frame of that size comes through as it is, bit for bit.
+class PolicyInput:
+    """Turns frames into a policy's observation.
 
     Args:
-        zeros: give zeros for proprioception that the source does not know, to time a policy.
+        loaded: the policy.
+        zeros: give zeros for proprioception that the source does not provide, to time a policy.
 
     Raises:
-        BadInput: if the frame lacks colour, depth or proprioception that the policy needs.
+        BadInput: if cameras cannot provide what the policy observes.
     """
-    policy = loaded.policy
-    seen: dict[str, np.ndarray] = {}
-    sees = policy.needs_colour
-    if not policy.needs_depth:
-        frame = replace(frame, depth=None, valid=None, depth_time=None)
-    if (sees and frame.rgb is None) or (policy.needs_depth and frame.depth is None):
-        missing = "colour" if sees and frame.rgb is None else "depth"
-        raise BadInput(f"frame {frame.sequence} has no {missing}, which the policy looks at")
-    if sees or policy.needs_depth:
-        square = squared(registered(frame), loaded.request.image_size)
-        if sees and square.rgb is not None:
-            seen[policy.images[0]] = square.rgb[None]
-        if square.depth is not None:
-            seen[depth_key(policy.images[0])] = square.depth[None]
-        if policy.view is not None and policy.depth_head is None and square.depth is not None:
-            if square.intrinsics is None:
-                raise BadInput(
-                    "this policy sees points, and the source tells no intrinsics; give calibration=camera.json"
-                )
-            pose = policy.view.calibration.camera_to_world if square.camera_to_world is None else square.camera_to_world
-            seen["points"] = depth_to_world_points(square.depth, square.intrinsics, pose)[None]
-    if width := policy.embedder.proprio_dim:
-        felt = np.zeros(width, np.float32) if frame.proprio is None and zeros else frame.proprio
-        if felt is None or felt.shape != (width,):
+
+    def __init__(self, loaded: LoadedPolicy, zeros: bool = False) -> None:
+        self.loaded, self.zeros = loaded, zeros
+        self.manifest: Manifest = describe_policy(loaded, "")
+        if "state" in loaded.spec.observation:
+            raise BadInput("this policy observes the privileged state, which no camera gives; train another one")
+        self.cameras = cameras_of(self.manifest)
+
+    def observation(self, frames: Mapping[str, Frame]) -> dict[str, np.ndarray]:
+        """Return what the policy observes: the largest central square of each image, at the size of training.
+
+        Raises:
+            BadInput: if a frame lacks colour, depth or proprioception that the policy needs.
+        """
+        proprio = next((frame.proprio for frame in frames.values() if frame.proprio is not None), None)
+        width = self.loaded.spec.vectors.get("proprio", 0)
+        if proprio is None and self.zeros:
+            proprio = np.zeros(width, np.float32)
+        if width and (proprio is None or proprio.shape != (width,)):
+            given = 0 if proprio is None else len(proprio)
             raise BadInput(
-                f"the policy feels {width} numbers of proprioception, the camera knows "
-                f"{0 if felt is None else len(felt)}; train with embedding.proprio=false, or time it with zeros=true"
+                f"the policy observes {width} numbers of proprioception, the camera provides {given}; train with "
+                "observation.proprio=false, or time it with zeros=true"
             )
-        seen[policy.felt] = np.asarray(felt, np.float32)[None]
-    return seen
+        observation = observation_from_frames(frames, proprio, self.manifest)
+        view, key = self.loaded.vision.view, self.loaded.vision.spec.depth_key
+        if view is not None and key in observation:
+            frame = squared(registered(frames[self.loaded.vision.image_key]), observation[key].shape[0])
+            if frame.intrinsics is None:
+                raise BadInput(
+                    "this policy observes points, and the source has no intrinsics; give calibration=camera.json"
+                )
+            pose = view.calibration.camera_to_world if frame.camera_to_world is None else frame.camera_to_world
+            observation["points"] = depth_to_world_points(observation[key], frame.intrinsics, pose)
+        return observation
 
 
 def stream(
-    agent: Agent, camera: Camera, max_age: float | None = None, rate: float | None = None, zeros: bool = False
+    loaded: LoadedPolicy,
+    cameras: Mapping[str, Camera],
+    device: torch.device = torch.device("cpu"),
+    timing: StreamTiming = StreamTiming(),
+    zeros: bool = False,
 ) -> Iterator[StreamStep]:
-    """Yield an action for each frame of an open camera, until it ends.
+    """Yield an action for each frame of open cameras, until one of them ends.
 
-    A task's camera is told each action, so that the loop is closed. Where the newest frame is too old there is no
-    action: what to hold, and when to stop, is the robot's matter.
+    A simulated camera is given each action, so that the loop is closed. Where the newest frame is too old there is no
+    action: what to hold, and when to stop, is decided by the robot.
 
     Args:
-        max_age: the oldest frame to act on [s]; None takes every frame in turn.
-        rate: control steps a second; None is as fast as new frames come.
-        zeros: as in `observation_of`.
+        cameras: by the feature of their colour, ``rgb``, ``rgb_wrist``; the first sets the pace.
+        zeros: as in `PolicyInput`.
 
     Raises:
-        BadInput: if the policy needs what the camera does not give.
-        CameraError: as the camera does.
+        BadInput: if the policy needs what the cameras do not give.
+        CameraError: as the cameras do.
     """
-    check_policy(agent.loaded)
-    due, first, running = time.monotonic(), True, np.ones(1, bool)
+    taken, agent, running = PolicyInput(loaded, zeros), Agent(loaded, device), np.ones(1, bool)
+    if missing := [name for name in taken.cameras if name not in cameras]:
+        raise BadInput(f"the policy observes {', '.join(missing)}; name its camera: cameras={{{missing[0]}: ...}}")
+    first_camera, due, first = next(iter(cameras)), time.monotonic(), True
     for step in count():
-        if rate is not None:
+        if timing.rate is not None:
             time.sleep(max(0.0, due - time.monotonic()))
-            due = max(due + 1 / rate, time.monotonic())  # what is late is not caught up with
+            due = max(due + 1 / timing.rate, time.monotonic())  # what is late is not caught up with
         try:
-            if max_age is None:
-                frame = camera.read()
-            elif rate is None and step and isinstance(camera, Capture):
-                frame = _fresh(camera, max_age)
-            else:
-                frame = camera.latest(max_age)
+            frames = {
+                name: _frame(camera, timing, step > 0 and name == first_camera) for name, camera in cameras.items()
+            }
         except EndOfStream:
             return
         except StaleFrame:
             yield StreamStep(None, None)
             continue
-        began = time.perf_counter()
-        observation = observation_of(frame, agent.loaded, zeros)
+        started = time.perf_counter()
+        observation = {key: value[None] for key, value in taken.observation(frames).items()}
         ready = time.perf_counter()
-        action = agent.act(observation, np.array([frame.starts or first]), running)[0]
+        frame = frames[first_camera]
+        starts = frame.is_first or first
+        action = agent.act(observation, np.array([starts]), running)[0]
         done = time.perf_counter()
-        if isinstance(camera, TaskCamera):
-            camera.act(action)
-        yield StreamStep(frame.sequence, action, frame.starts or first, frame.age(), ready - began, done - ready)
+        for camera in cameras.values():
+            if camera.accepts_actions:
+                camera.act(action)
+        age = max(each.age() for each in frames.values())
+        yield StreamStep(frame.sequence, action, starts, age, ready - started, done - ready)
         first = False
 
 
-def _fresh(camera: Capture, max_age: float) -> Frame:
-    """Return a frame that was not acted on yet, which sets the pace."""
-    frame = camera.fresh(max_age)
-    if frame is None:
-        raise StaleFrame(f"no new frame came for {1000 * max_age:.0f} ms")
-    check_age(frame, max_age, time.monotonic())
-    return frame
+def _frame(camera: Camera, timing: StreamTiming, sets_pace: bool) -> Frame:
+    """Return the frame of a camera for this step.
+
+    Raises:
+        StaleFrame: if the newest one is too old.
+    """
+    if timing.max_age is None:
+        return camera.read()
+    if timing.rate is None and sets_pace and isinstance(camera, Capture):
+        frame = camera.fresh(timing.max_age)  # one that was not acted on yet
+        if frame is None:
+            raise StaleFrame(f"no new frame came for {1000 * timing.max_age:.0f} ms")
+        check_age(frame, timing.max_age, time.monotonic())
+        return frame
+    return camera.latest(timing.max_age)
 
 
-def timing(moments: list[StreamStep]) -> dict[str, dict[str, float]]:
-    """Return percentiles of the times of the moments that acted [ms], and how many were stale."""
-    acted = [each for each in moments if each.action is not None]
+def percentiles(steps: list[StreamStep]) -> dict[str, dict[str, float]]:
+    """Return percentiles of the times of the steps that acted [ms]."""
+    acted = [each for each in steps if each.action is not None]
     table: dict[str, dict[str, float]] = {}
     for name in ("prepare", "act", "age"):
         values: Any = [1000 * getattr(each, name) for each in acted] or [0.0]

@@ -1,6 +1,6 @@
-"""Adroit (Rajeswaran et al. 2018, arXiv 1709.10087) as CortexBench sees it: one camera, joints, counted success.
+"""Adroit (Rajeswaran et al. 2018, arXiv 1709.10087) as in CortexBench: one camera, joints, counted success.
 
-What gymnasium-robotics changed is put right here: the pen's episode has 100 steps and ends when the pen drops.
+Two changes of gymnasium-robotics are reverted: the pen's episode has 100 steps and ends when the pen drops.
 """
 
 import contextlib
@@ -12,7 +12,9 @@ import numpy as np
 
 from ..errors import DataError, MissingExtra, UnknownName
 from .dapg import DapgPolicy, load_dapg
-from .task import StepResult, Task
+from .mujoco_task import MujocoTask
+from .suite import Suite
+from .task import StepResult
 
 CORTEXBENCH = ("pen", "relocate")
 TASKS = ("pen", "relocate", "door", "hammer")
@@ -21,12 +23,12 @@ _PEN_DROPPED = 0.075  # height of the pen's centre [m]
 
 
 class _Facts(NamedTuple):
-    """What differs from task to task."""
+    """The constants of one task."""
 
     env: str  # class in gymnasium_robotics.envs.adroit_hand
     horizon: int
     joints: int  # of the hand, the first entries of the observation: its proprioception
-    needed: int  # an episode succeeds when more steps than these do
+    needed: int  # an episode succeeds if more of its steps than this do
 
 
 _TASKS = {
@@ -37,7 +39,7 @@ _TASKS = {
 }
 
 
-class Adroit(Task):
+class Adroit(MujocoTask):
     """A dexterous hand. Proprioception is its joint positions [rad, m].
 
     An episode's score is 100 when more than 20 (pen) or 25 (others) of its steps meet the goal, else 0. CortexBench has
@@ -52,7 +54,7 @@ class Adroit(Task):
 
     def __init__(self, task: str) -> None:
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # it prints that its rewards changed; we count successes
+            with contextlib.redirect_stderr(io.StringIO()):  # it prints a notice about its rewards
                 from gymnasium_robotics.envs import adroit_hand
         except ImportError as error:
             raise MissingExtra(f"adroit/{task}", "adroit") from error
@@ -74,7 +76,7 @@ class Adroit(Task):
     def step(self, action: np.ndarray) -> StepResult:
         _, reward, _, _, info = self._env.step(action)
         dropped = self._drops and self.data.xpos[self._env.obj_body_id][2] < _PEN_DROPPED
-        return StepResult(float(reward), bool(info["success"]), over=bool(dropped))
+        return StepResult(float(reward), bool(info["success"]), terminated=bool(dropped))
 
     def proprio(self) -> np.ndarray:
         return self.privileged_state()[: self.proprio_dim]
@@ -83,7 +85,7 @@ class Adroit(Task):
         return self._env._get_obs()
 
     def use_expert(self, path: str) -> None:
-        """Take a published DAPG policy, e.g. ``pen-v0.pickle`` of github.com/aravindr93/hand_dapg."""
+        """Load a published DAPG policy, e.g. ``pen-v0.pickle`` of github.com/aravindr93/hand_dapg."""
         policy = load_dapg(path)
         if (policy.observation_dim, policy.action_dim) != (self.state_dim, self.action_dim):
             raise DataError(
@@ -103,6 +105,9 @@ class Adroit(Task):
     def score(self, rewards: Sequence[float], success: Sequence[bool]) -> float:
         return 100.0 * (sum(success) > self._facts.needed)
 
-    def start_bytes(self) -> bytes:
-        moved = self._env.get_env_state().values()  # starts move objects and targets of the model too
-        return super().start_bytes() + np.concatenate([np.ravel(each) for each in moved]).tobytes()
+    def initial_state_bytes(self) -> bytes:
+        moved = self._env.get_env_state().values()  # objects and targets are moved in the model too
+        return super().initial_state_bytes() + np.concatenate([np.ravel(each) for each in moved]).tobytes()
+
+
+SUITE = Suite("adroit", "gymnasium_robotics", TASKS, Adroit)

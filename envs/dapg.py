@@ -1,7 +1,7 @@
 """The published DAPG policies for Adroit's hand (Rajeswaran et al. 2018, arXiv 1709.10087), as plain arrays.
 
 Their pickles (hand_dapg, Apache-2.0) hold objects of mjrl and of an old torch. They are read as data: neither package
-is needed, and nothing of the file is run. The network is observation - tanh - tanh - mean action.
+is needed, and no code of the file is run. The network is observation - tanh - tanh - mean action.
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import BadInput, DataError
-from ..pickles.restricted import read_pickle
-from ..pickles.torch_storages import TENSORS
-from ..pickles.values import Record
+from ..restricted_pickle import Record, read_pickle
+from ..torch_files import TENSORS
 
 _CLASSES = (
     "mjrl.policies.gaussian_mlp.MLP",
@@ -23,7 +22,7 @@ _CLASSES = (
     "torch.nn.modules.linear.Linear",
     "torch.nn.backends.thnn._get_thnn_function_backend",
     "torch._C._VariableFunctions",
-    "builtins.getattr",  # of torch._C._VariableFunctions, 'tanh'; kept as words, never called
+    "builtins.getattr",  # of torch._C._VariableFunctions, 'tanh'; recorded, never called
 )
 _SAFE = 1e-8  # added to input scales, as mjrl does
 
@@ -37,7 +36,7 @@ class DapgPolicy:
         biases: of each layer, (out,) float32.
         in_shift, in_scale: of the observation, (I,) float32.
         out_shift, out_scale: of the action, (A,) float32.
-        log_std: of the exploration that the policy was trained with, (A,) float32; `act` has none.
+        log_std: of the exploration noise in training, (A,) float32; `act` is deterministic.
     """
 
     weights: tuple[np.ndarray, ...]
@@ -73,7 +72,7 @@ def load_dapg(path: Path | str) -> DapgPolicy:
     """Read a policy's pickle.
 
     Raises:
-        DataError: if it is no DAPG policy, or damaged; UnsafePickle where it wants code to run.
+        DataError: if it is no DAPG policy, or damaged; UnsafePickle if it needs code to run.
     """
     path = Path(path)
     policy = read_pickle(path, records=_CLASSES, allowed=TENSORS)
@@ -114,6 +113,6 @@ def _object(value: Any, name: str) -> Record:
 
 
 def _check_tanh(function: Any) -> None:
-    """Refuse a network with another activation; the file names it by a getattr that was not carried out."""
+    """Refuse a network with another activation; the file names it by a recorded getattr."""
     if not isinstance(function, Record) or function.arguments[-1:] != ("tanh",):
         raise ValueError(f"its activation is not tanh but {function!r:.60}")

@@ -1,8 +1,8 @@
-"""What a stereo depth camera would have measured of exact depth: noise in disparity, holes, edges, a blind left border.
+"""A simulated stereo depth camera: exact depth with disparity noise, holes, invalid edges and an invalid left border.
 
-A stereo camera measures disparity, d = f b / z, and everything about its errors is even in disparity: noise of about a
-fifteenth of a pixel that comes in blobs, steps of 1/32 pixel. Pixels are invalid where the second camera sees nothing
-(the left border, what near things hide from it), often beside edges, and in holes that stay and flicker a little.
+A stereo camera measures disparity, d = f b / z, and its errors are uniform in disparity: spatially correlated noise of
+about a fifteenth of a pixel, and steps of 1/32 pixel. Pixels are invalid where the second camera has no view (the left
+border, and what near objects occlude), often near edges, and in holes that persist and flicker.
 
 Shapes: H height, W width of a depth map.
 """
@@ -19,22 +19,22 @@ from ..errors import UnknownName, closest
 
 @dataclass(frozen=True)
 class StereoSensor:
-    """A stereo camera's errors; lengths in pixels are the sensor's own, `focal` of them to a slope of one."""
+    """The errors of a stereo camera; lengths are in pixels of the sensor, whose focal length is `focal`."""
 
     focal: float  # [px]
     baseline: float  # [m]
     step: float  # of disparity [px]
     sigma: float  # of the noise of disparity in a frame [px]
-    blob: tuple[float, float]  # standard deviation of the blur that makes blobs of it, across and down [px]
-    margin: float  # blind border beyond the disparity [px]
-    edge: float  # reach of an edge [px]
-    edge_share: float  # of pixels near edges that are invalid, shadows aside
-    hole_share: float  # of the others
+    blob: tuple[float, float]  # standard deviation of the blur that correlates it, horizontal and vertical [px]
+    margin: float  # invalid border in addition to the disparity [px]
+    edge: float  # distance up to which an edge makes pixels invalid [px]
+    edge_share: float  # share of invalid pixels near edges, without occlusions
+    hole_share: float  # share of invalid pixels elsewhere
     hole_blob: float  # standard deviation of the blur that makes holes [px]
-    flicker: float  # weight of what changes from frame to frame in holes and edges, 0 to 1
+    flicker: float  # weight of the changes from frame to frame in holes and edges, 0 to 1
     near: float  # [m]
     far: float  # [m]
-    unit: float = 0.001  # of its integers [m]
+    unit: float = 0.001  # of the output [m]
 
     def disparity(self, depth: np.ndarray) -> np.ndarray:
         """Return f b / z [px] of depth [m]; 0 where that is 0."""
@@ -43,7 +43,7 @@ class StereoSensor:
 
 
 SENSORS = {
-    "d435": StereoSensor(  # of `cameras.noise_fit.fit_sensor` on two frames of librealsense's D435 recording
+    "d435": StereoSensor(  # of benchmarks/noise_fit.py on two frames of librealsense's D435 recording
         focal=390.4,
         baseline=0.05,
         step=1 / 32,
@@ -62,7 +62,7 @@ SENSORS = {
 
 
 def depth_sensor(name: str) -> StereoSensor | None:
-    """Return a sensor by name; None for "exact", depth as the simulator has it.
+    """Return a sensor by name; None for "exact", the simulator's own depth.
 
     Raises:
         UnknownName: for a sensor that does not exist.
@@ -76,12 +76,12 @@ def depth_sensor(name: str) -> StereoSensor | None:
 
 
 class NoisyDepth:
-    """A sensor during one episode: holes stay where they are and flicker, noise is new in every frame.
+    """A sensor during one episode: holes persist and flicker, noise is drawn for every frame.
 
     Args:
         sensor: its errors.
         focal: of the images [px]; the sensor's lengths are scaled to it.
-        seed: of everything random; a number or several.
+        seed: random seed; a number or several.
     """
 
     def __init__(self, sensor: StereoSensor, focal: float, seed: int | Sequence[int]) -> None:
@@ -90,10 +90,10 @@ class NoisyDepth:
         self._holes: np.ndarray | None = None
 
     def measure(self, depth: np.ndarray) -> np.ndarray:
-        """Return what the sensor gives of exact depth, (H, W) float32 [m], 0 where invalid.
+        """Return measured depth, (H, W) float32 [m], 0 where invalid.
 
         Args:
-            depth: (H, W) along the optical axis [m], 0 where nothing is.
+            depth: (H, W) exact, along the optical axis [m], 0 in the background.
         """
         sensor = self._sensor
         exact = sensor.disparity(depth)
@@ -117,9 +117,9 @@ class NoisyDepth:
         return (score < limits) & self._seen_twice(disparity)
 
     def _seen_twice(self, disparity: np.ndarray) -> np.ndarray:
-        """Return what the second camera sees too: it looks from the right, so left border and shadows are missing."""
+        """Return the mask of pixels that the second camera sees too; it is on the right, so the left border is not."""
         here = np.arange(disparity.shape[1]) - disparity * self._scale  # columns in the second camera
-        nearer = np.minimum.accumulate(here[:, ::-1], axis=1)[:, ::-1]  # of all further right
+        nearer = np.minimum.accumulate(here[:, ::-1], axis=1)[:, ::-1]  # minimum over all pixels further right
         hidden = np.zeros(disparity.shape, bool)
         hidden[:, :-1] = nearer[:, 1:] < here[:, :-1]
         return (here > self._sensor.margin * self._scale) & ~hidden
@@ -133,7 +133,7 @@ class NoisyDepth:
 
 
 def edges(disparity: np.ndarray, reach: float) -> np.ndarray:
-    """Return which pixels lie within `reach` [px] of a jump of disparity by over 5 % and half a pixel, (H, W) bool."""
+    """Return the mask of pixels within `reach` [px] of a disparity jump over 5 % and half a pixel, (H, W) bool."""
     values = disparity.astype(np.float32)
     window = np.ones((3, 3), np.uint8)
     highest, lowest = cv2.dilate(values, window), cv2.erode(values, window)
@@ -143,7 +143,7 @@ def edges(disparity: np.ndarray, reach: float) -> np.ndarray:
 
 
 def _limit(share: float) -> float:
-    """Return what so large a share of normal numbers exceeds."""
+    """Return the value that a share of normally distributed numbers exceeds."""
     return NormalDist().inv_cdf(1 - share) if share > 0 else np.inf
 
 

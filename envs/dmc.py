@@ -7,8 +7,10 @@ import numpy as np
 
 from ..errors import MissingExtra, UnknownName
 from .mpc import ReacherExpert
+from .mujoco_task import MujocoTask
 from .state_actor import StateActor, shipped_expert
-from .task import StepResult, Task
+from .suite import Suite
+from .task import StepResult
 
 CORTEXBENCH = ("walker_stand", "walker_walk", "reacher_easy", "cheetah_run", "finger_spin")
 TASKS = tuple(
@@ -26,10 +28,10 @@ _DOMAINS = ("ball_in_cup", "humanoid_CMU", "point_mass")  # those with an unders
 _REPEAT = 2  # control steps that take the same action
 
 
-class DMControl(Task):
-    """One task of the suite, seen from its camera 0. An action is held for two of the suite's 1000 control steps.
+class DMControl(MujocoTask):
+    """One task of the suite; camera 0 is the default. An action is repeated for two of the suite's 1000 control steps.
 
-    Its score is the return over 10, so that 100 is the best there is.
+    Its score is the return divided by 10, so the maximum is 100.
 
     Args:
         task: domain and task, e.g. "walker_walk".
@@ -39,8 +41,8 @@ class DMControl(Task):
     """
 
     proprio_dim = 0
-    far, empty = 20.0, 0.875  # some cameras stand back, before an empty sky
-    demo_min_score = 0.0  # every episode of an expert counts, as good as it is
+    max_median_depth, max_background = 20.0, 0.875  # some cameras are far away, in front of an empty sky
+    demo_min_score = 0.0  # every episode of an expert counts
 
     def __init__(self, task: str) -> None:
         try:
@@ -65,19 +67,20 @@ class DMControl(Task):
         self.state_dim = len(self.privileged_state())
         self._name = task
         self._trained: StateActor | None = None
-        self._looked = False  # for a trained expert
-        self._planner: ReacherExpert | None = None  # made when it is asked for
+        self._searched = False  # for a trained expert
+        self._planner: ReacherExpert | None = None  # made at its first use
         self._planner_seed, self._substeps = 0, round(1 / (self.control_hz * physics.timestep()))
 
     def reset(self, rng: np.random.Generator) -> None:
         self._planner, self._planner_seed = None, int(rng.integers(2**31))
-        self._env.task._random = np.random.RandomState(int(rng.integers(2**31)))  # the suite's own way is at load time
+        # the suite itself takes a seed only at load time
+        self._env.task._random = np.random.RandomState(int(rng.integers(2**31)))
         self._env.reset()
 
     def step(self, action: np.ndarray) -> StepResult:
-        wanted, reward = self._middle + self._half * action, 0.0
+        command, reward = self._middle + self._half * action, 0.0
         for _ in range(_REPEAT):
-            reward += float(self._env.step(wanted).reward or 0.0)
+            reward += float(self._env.step(command).reward or 0.0)
         return StepResult(reward, False)
 
     def proprio(self) -> np.ndarray:
@@ -88,9 +91,9 @@ class DMControl(Task):
         return np.concatenate([np.ravel(each) for each in values])
 
     def expert_action(self) -> np.ndarray:
-        """Return the trained expert's action; reacher_easy's plans."""
-        if not self._looked:
-            self._trained, self._looked = shipped_expert(f"dmc/{self._name}"), True
+        """Return the action of the trained expert, or of the planner for reacher_easy."""
+        if not self._searched:
+            self._trained, self._searched = shipped_expert(f"dmc/{self._name}"), True
         if self._trained is not None:
             return self._trained.act(self.privileged_state())
         if self._name != "reacher_easy":
@@ -101,3 +104,6 @@ class DMControl(Task):
 
     def score(self, rewards: Sequence[float], success: Sequence[bool]) -> float:
         return sum(rewards) / 10
+
+
+SUITE = Suite("dmc", "dm_control", TASKS, DMControl)

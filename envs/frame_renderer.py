@@ -1,40 +1,40 @@
-"""One simulated scene photographed again and again, in random looks, from random places, robots in random states."""
+"""Images of one simulated scene: random appearance, viewpoint, clutter and robot state."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .randomisation import Look, add_clutter, random_eye
+from .randomisation import Appearance, add_clutter, random_viewpoint
 from .rendering import new_renderer, rendered_depth, set_quality
 from .scenes import Scene, open_scene
 
-_LOOKS = 10  # images between changes of the look
-_BLANK = 4.0  # deviation of grey levels below which an image shows nothing
-_TRIES = 5  # for an image that shows something
+_IMAGES_PER_APPEARANCE = 10
+_BLANK = 4.0  # standard deviation of grey levels below which an image is blank
+_ATTEMPTS = 5  # to render an image that is not blank
 
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """What decides every byte of the shards."""
+    """Everything that determines the bytes of the shards."""
 
     scenes: tuple[str, ...]
     frames: int
     image_size: int  # side [px]
-    render: tuple[str, ...]  # qualities, one drawn for each visit to a scene
-    keep_appearance_prob: float  # share of images in the scene's own look
-    scene_camera_prob: float  # share taken with the scene's own cameras, shaken a little
-    close: float  # share of the others taken close to something that moves
-    clutter: int  # most bodies added to an image
-    frames_per_scene: int  # images taken before the next scene
+    render: tuple[str, ...]  # qualities; one is drawn each time a scene is opened
+    keep_appearance_prob: float  # probability of the scene's original appearance
+    scene_camera_prob: float  # probability of a camera of the scene, displaced slightly
+    closeup_prob: float  # probability that any other camera is near a moving body
+    clutter: int  # largest number of bodies added to an image
+    frames_per_scene: int  # images rendered before the next scene is opened
     shard: int  # images in a shard
     quality: int  # JPEG quality
     seed: int
     depth: bool = False  # write depth too
 
 
-class Photograph(NamedTuple):
-    """An image and what is known of it."""
+class RenderedFrame(NamedTuple):
+    """An image with its metadata."""
 
     rgb: np.ndarray  # (H, W, 3) uint8
     depth: np.ndarray | None  # (H, W) float32 along the optical axis [m], 0 where nothing is hit
@@ -42,27 +42,27 @@ class Photograph(NamedTuple):
 
 
 class FrameRenderer:
-    """Takes images of one scene, one after the other; a context manager.
+    """Renders images of one scene, one after the other. Use it as a context manager.
 
     Args:
-        settings: how.
+        settings: how to render.
         name: of the scene.
-        rng: of everything random.
+        rng: source of all randomness.
     """
 
     def __init__(self, settings: FrameSettings, name: str, rng: np.random.Generator) -> None:
         self.settings, self.name, self.rng = settings, name, rng
         self.scene: Scene = open_scene(name)
-        import mujoco  # not before open_scene, which chooses the GL backend
+        import mujoco  # after open_scene, which chooses the GL backend
 
         self.render = settings.render[int(rng.integers(len(settings.render)))]
         model, size = self.scene.model, settings.image_size
         chosen = set_quality(model, size, self.render)
-        self.look, self.keep_appearance_prob, self.taken = Look(model), True, 0
+        self.appearance, self.keeps_appearance, self.count = Appearance(model), True, 0
         self.scene.reset(rng)
         self.renderer = new_renderer(model, size, chosen)
-        self.shown = mujoco.MjvOption()
-        self.shown.flags[mujoco.mjtVisFlag.mjVIS_RANGEFINDER] = False  # its rays are no part of the world
+        self.options = mujoco.MjvOption()
+        self.options.flags[mujoco.mjtVisFlag.mjVIS_RANGEFINDER] = False  # its rays are not part of the scene
 
     def __enter__(self) -> "FrameRenderer":
         return self
@@ -70,66 +70,66 @@ class FrameRenderer:
     def __exit__(self, *_: object) -> None:
         self.renderer.close()
 
-    def take(self) -> Photograph:
-        """Let time pass, choose look and viewpoint, and take an image; again, if it shows nothing."""
-        if self.taken % _LOOKS == 0:
-            self._new_look()
-        for _ in range(_TRIES):
+    def next_frame(self) -> RenderedFrame:
+        """Advance the scene, choose appearance and viewpoint, and render; a blank image is rendered again."""
+        if self.count % _IMAGES_PER_APPEARANCE == 0:
+            self._change_appearance()
+        for _ in range(_ATTEMPTS):
             self.scene.advance(self.rng)
-            own = bool(self.scene.cameras) and self.rng.random() < self.settings.scene_camera_prob
-            photograph = self._through_own_camera() if own else self._from_anywhere()
-            if photograph.rgb.std() > _BLANK:
+            fixed = bool(self.scene.cameras) and self.rng.random() < self.settings.scene_camera_prob
+            frame = self._from_scene_camera() if fixed else self._from_free_camera()
+            if frame.rgb.std() > _BLANK:
                 break
-        self.taken += 1
+        self.count += 1
         about = {
             "scene": self.name,
-            "start": self.scene.start,
+            "initial_state_hash": self.scene.initial_state_hash,
             "render": self.render,
-            "keep_appearance_prob": self.keep_appearance_prob,
+            "keeps_appearance": self.keeps_appearance,
         }
-        return photograph._replace(about=about | photograph.about)
+        return frame._replace(about=about | frame.about)
 
-    def _new_look(self) -> None:
+    def _change_appearance(self) -> None:
         import mujoco
 
-        self.keep_appearance_prob = self.rng.random() < self.settings.keep_appearance_prob
-        for texture in self.look.restore() if self.keep_appearance_prob else self.look.draw(self.rng):
+        self.keeps_appearance = self.rng.random() < self.settings.keep_appearance_prob
+        for texture in self.appearance.restore() if self.keeps_appearance else self.appearance.draw(self.rng):
             mujoco.mjr_uploadTexture(self.scene.model, self.renderer._mjr_context, texture)
-        if self.taken:
+        if self.count:
             self.scene.reset(self.rng)
 
-    def _through_own_camera(self) -> Photograph:
+    def _from_scene_camera(self) -> RenderedFrame:
         import mujoco
 
         model, data = self.scene.model, self.scene.data
         name = self.scene.cameras[int(self.rng.integers(len(self.scene.cameras)))]
         index = model.camera(name).id
-        own = model.cam_pos[index].copy()
-        model.cam_pos[index] += self.rng.normal(0, 0.03, 3) * max(float(np.linalg.norm(own)), 0.1)
+        original = model.cam_pos[index].copy()
+        model.cam_pos[index] += self.rng.normal(0, 0.03, 3) * max(float(np.linalg.norm(original)), 0.1)
         mujoco.mj_camlight(model, data)
         try:
-            return self._taken(name, name)
+            return self._rendered(name, name)
         finally:
-            model.cam_pos[index] = own
+            model.cam_pos[index] = original
 
-    def _from_anywhere(self) -> Photograph:
+    def _from_free_camera(self) -> RenderedFrame:
         import mujoco
 
         model, data = self.scene.model, self.scene.data
-        close = self.rng.random() < self.settings.close
-        eye = random_eye(model, data, close, self.rng)
+        closeup = self.rng.random() < self.settings.closeup_prob
+        viewpoint = random_viewpoint(model, data, closeup, self.rng)
         camera = mujoco.MjvCamera()
-        camera.lookat[:], camera.distance = eye.lookat, eye.distance
-        camera.azimuth, camera.elevation = eye.azimuth, eye.elevation
+        camera.lookat[:], camera.distance = viewpoint.lookat, viewpoint.distance
+        camera.azimuth, camera.elevation = viewpoint.azimuth, viewpoint.elevation
         mujoco.mj_camlight(model, data)
-        return self._taken(camera, "close" if close else "free")
+        return self._rendered(camera, "closeup" if closeup else "free")
 
-    def _taken(self, camera: Any, called: str) -> Photograph:
-        self.renderer.update_scene(self.scene.data, camera=camera, scene_option=self.shown)
-        if self.settings.clutter and not self.keep_appearance_prob:
+    def _rendered(self, camera: Any, name: str) -> RenderedFrame:
+        self.renderer.update_scene(self.scene.data, camera=camera, scene_option=self.options)
+        if self.settings.clutter and not self.keeps_appearance:
             add_clutter(self.renderer.scene, self.scene.model, self.scene.data, self.settings.clutter, self.rng)
         rgb, depth = self.renderer.render(), None
         if self.settings.depth:
             depth = rendered_depth(self.renderer, self.scene.model)
             self.renderer.disable_depth_rendering()
-        return Photograph(rgb, depth, {"camera": called})
+        return RenderedFrame(rgb, depth, {"camera": name})

@@ -1,6 +1,6 @@
-"""MetaWorld v3 as CortexBench sees it: one camera, hand position and gripper opening, the goal only in the image.
+"""MetaWorld v3 as in CortexBench: one camera, end-effector position and gripper opening, the goal only in the image.
 
-What the package gets wrong for benchmarks is put right here: `reset(seed=)` seeds, starts vary, the camera exists.
+The package is corrected in three points: `reset(seed=)` seeds, initial states vary, and CortexBench's camera exists.
 """
 
 import warnings
@@ -10,7 +10,9 @@ import numpy as np
 
 from ..errors import MissingExtra
 from .action_spec import ActionSpec
-from .task import StepResult, Task
+from .mujoco_task import MujocoTask
+from .suite import Suite
+from .task import StepResult
 
 CORTEXBENCH = ("assembly", "bin-picking", "button-press-topdown", "drawer-open", "hammer")
 TASKS = tuple(
@@ -24,12 +26,12 @@ TASKS = tuple(
     window-open
     """.split()  # noqa: SIM905
 )
-CAMERA = "top_cap2"  # CortexBench's camera; no released metaworld has it, so a spare one is re-purposed
+CAMERA = "top_cap2"  # CortexBench's camera; no released metaworld has it, so another one is moved
 _SPARE = "corner4"
 
 
-class MetaWorld(Task):
-    """One of the 50 MetaWorld tasks. Proprioception is hand x, y, z [m] and gripper opening in [0, 1].
+class MetaWorld(MujocoTask):
+    """One of the 50 MetaWorld tasks. Proprioception is the end effector's x, y, z [m] and gripper opening in [0, 1].
 
     Args:
         task: name without version, e.g. "drawer-open".
@@ -53,8 +55,8 @@ class MetaWorld(Task):
             raise MissingExtra(f"metaworld/{task}", "metaworld") from error
         self._mujoco: Any = mujoco
         self._env: Any = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
-        self._env._freeze_rand_vec = False  # left True, every episode has the same start: train = test
-        self._env.seeded_rand_vec = True  # draw starts from the seeded generator, not numpy's global one
+        self._env._freeze_rand_vec = False  # if True, all episodes have the same initial state: train = test
+        self._env.seeded_rand_vec = True  # draw initial states from the seeded generator, not numpy's global one
         self._env._set_task_called = True
         self._env._partially_observable = False  # scripted experts read the goal; policies never see this vector
         vars(self._env).pop("sawyer_observation_space", None)  # cached with the goal hidden, it would clip it to zero
@@ -82,7 +84,7 @@ class MetaWorld(Task):
         self._env.seed(int(rng.integers(2**31)))  # the package ignores reset(seed=)
         self._vector, _ = self._env.reset()
         self._mujoco.mj_forward(self.model, self.data)
-        for site in self._env._target_site_config:  # the package shows the goal where it is only from step 1 on
+        for site in self._env._target_site_config:  # the package moves the goal's marker to its place only at step 1
             self._env._set_pos_site(*site)
 
     def step(self, action: np.ndarray) -> StepResult:
@@ -93,10 +95,10 @@ class MetaWorld(Task):
         return self._vector[:4]
 
     def privileged_state(self) -> np.ndarray:
-        return self._vector  # hand, gripper, two objects' poses, the same of the step before, and the goal
+        return self._vector  # end effector, gripper, poses of two objects, the same of the previous step, and the goal
 
-    def commands(self) -> ActionSpec:
-        """The hand's set point moves by actions; the gripper's fingers are driven by the last number."""
+    def action_spec(self) -> ActionSpec:
+        """Return displacements of the end effector's set point and the force of the gripper's fingers."""
         low, high = np.append(self._env.mocap_low, -1.0), np.append(self._env.mocap_high, 1.0)
         stride = float(self._env.action_scale)
         return ActionSpec(
@@ -118,9 +120,12 @@ class MetaWorld(Task):
         return np.append(self._vector[:3], np.nan)
 
     def expert_action(self) -> np.ndarray:
-        with warnings.catch_warnings():  # the scripted policies warn that they ask for more than 1
+        with warnings.catch_warnings():  # the scripted policies warn about actions beyond 1
             warnings.filterwarnings("ignore", message="Constant")
             return np.clip(self._scripted.get_action(self._vector), -1, 1)  # raw actions reach 12
 
-    def start_bytes(self) -> bytes:
-        return super().start_bytes() + np.asarray(self._env._last_rand_vec, np.float64).tobytes()
+    def initial_state_bytes(self) -> bytes:
+        return super().initial_state_bytes() + np.asarray(self._env._last_rand_vec, np.float64).tobytes()
+
+
+SUITE = Suite("metaworld", "metaworld", TASKS, MetaWorld)

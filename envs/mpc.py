@@ -1,4 +1,4 @@
-"""The Control Suite's reacher_easy: sampling model-predictive control on the task's own model, with nothing trained.
+"""The Control Suite's reacher_easy: sampling-based model-predictive control on the task's model, without training.
 
 The cross-entropy method (Rubinstein 1999; for control e.g. Howell et al. 2022, arXiv 2212.00541) over piecewise linear
 plans, rolled out by `mujoco.rollout`. The reward is the suite's, made dense where it is flat.
@@ -13,17 +13,17 @@ import numpy as np
 _PLANS, _HORIZON, _KNOTS = 32, 8, 4  # N, H, K
 _ITERATIONS = 2
 _ELITES = 6  # plans that the next distribution is fitted to
-_FIRST_SPREAD = 0.6  # of actions, before anything is known
+_FIRST_SPREAD = 0.6  # standard deviation of actions in the first iteration
 _LINK = 0.12  # length of both links [m]
 
 
 class ReacherExpert:
-    """Plans the actions of an episode, anew at every step.
+    """Plans the actions of an episode at every step.
 
     Args:
-        model: of the task.
-        substeps: physics steps of a step of the task.
-        seed: of its samples.
+        model: the task's MuJoCo model.
+        substeps: physics steps in a step of the task.
+        seed: of the samples.
     """
 
     def __init__(self, model: Any, substeps: int, seed: int) -> None:
@@ -50,7 +50,7 @@ class ReacherExpert:
         spread = np.full_like(middle, _FIRST_SPREAD)
         for _ in range(_ITERATIONS):
             noise = self._rng.standard_normal((_PLANS, *middle.shape))
-            noise[0] = 0  # what was best so far competes
+            noise[0] = 0  # the current plan stays a candidate
             knots = np.clip(middle + spread * noise, -1, 1)
             plans = _between(at, knots)
             returns = self._returns(state, plans)
@@ -69,7 +69,7 @@ class ReacherExpert:
         return self._reward(qpos).sum(axis=1)
 
     def _reward(self, qpos: np.ndarray) -> np.ndarray:
-        """Return the rewards (N, H) of joint angles (N, H, 2): 1 inside the target, and nearer is better."""
+        """Return the rewards (N, H) of joint angles (N, H, 2): 1 inside the target, minus the distance to it."""
         shoulder, wrist = qpos[..., 0], qpos[..., 0] + qpos[..., 1]
         tip = _LINK * np.stack([np.cos(shoulder) + np.cos(wrist), np.sin(shoulder) + np.sin(wrist)], axis=-1)
         target = self.model.geom("target")
@@ -78,7 +78,7 @@ class ReacherExpert:
 
 
 def _between(at: np.ndarray, knots: np.ndarray) -> np.ndarray:
-    """Return plans (N, H, U) that are linear between knots (N, K, U) at steps (K,)."""
+    """Return plans (N, H, U) by linear interpolation between knots (N, K, U) at steps (K,)."""
     steps = np.arange(_HORIZON)
     right = np.clip(np.searchsorted(at, steps, side="right"), 1, len(at) - 1)
     share = ((steps - at[right - 1]) / (at[right] - at[right - 1]))[None, :, None]

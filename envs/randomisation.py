@@ -1,6 +1,7 @@
-"""Domain randomisation of a MuJoCo scene (Tobin et al. 2017, arXiv 1703.06907): looks, clutter and viewpoints.
+"""Domain randomisation of a MuJoCo scene (Tobin et al. 2017, arXiv 1703.06907): appearance, clutter and viewpoints.
 
-A model is changed in place, colours, textures and lights alike; clutter is drawn into the image and touches nothing.
+Colours, textures and lights of a model are changed in place. Clutter is added to the rendered scene only, so it
+does not affect the physics.
 """
 
 from typing import Any, NamedTuple
@@ -8,11 +9,11 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-_TRIES = 20  # for a viewpoint with a free line of sight
+_ATTEMPTS = 20  # to find a viewpoint with a free line of sight
 
 
-class Look:
-    """Colours, textures and lights of a model: its own, and random ones.
+class Appearance:
+    """Colours, textures and lights of a model: its original ones, and random ones.
 
     Args:
         model: the `mujoco.MjModel`; changed in place by `draw` and `restore`.
@@ -29,7 +30,7 @@ class Look:
         self._headlight = {name: getattr(model.vis.headlight, name).copy() for name in ("ambient", "diffuse")}
 
     def restore(self) -> list[int]:
-        """Go back to the model's own look; return the textures that changed."""
+        """Restore the original appearance; return the textures that changed."""
         for name, values in self._own.items():
             getattr(self.model, name)[:] = values
         for name, values in self._headlight.items():
@@ -37,7 +38,7 @@ class Look:
         return list(range(self.model.ntex))
 
     def draw(self, rng: np.random.Generator) -> list[int]:
-        """Change a random share of everything; return the textures that changed."""
+        """Draw a random appearance; return the textures that changed."""
         self.restore()
         share = rng.uniform(0.1, 0.9)
         model = self.model
@@ -91,19 +92,19 @@ def random_texture(size: tuple[int, int], rng: np.random.Generator) -> np.ndarra
     return (first + shade * (second - first)).astype(np.uint8)
 
 
-class Whereabouts(NamedTuple):
-    """Where the action is."""
+class MovingRegion(NamedTuple):
+    """The region in which the bodies move."""
 
-    moving: np.ndarray  # (M, 3) positions of the bodies that can move [m]
-    centre: np.ndarray  # (3,) of them [m]
-    radius: float  # of the ball around the centre that holds most of them [m]
+    positions: np.ndarray  # (M, 3) of the bodies that can move [m]
+    centre: np.ndarray  # (3,) their median [m]
+    radius: float  # of the sphere around the centre that contains 80 % of them [m]
 
 
-def whereabouts(model: Any, data: Any) -> Whereabouts:
-    """Return where the bodies that can move are; of a still scene, all geoms."""
+def moving_region(model: Any, data: Any) -> MovingRegion:
+    """Return the region of the bodies that can move; of a static scene, that of all geoms."""
     roots = np.zeros(model.nbody, bool)
     roots[model.jnt_bodyid] = True
-    for body in range(1, model.nbody):  # what hangs on a body that moves, moves
+    for body in range(1, model.nbody):  # children of a moving body move too
         roots[body] |= roots[model.body_parentid[body]] or model.body_mocapid[body] >= 0
     drawn = np.isin(np.arange(model.nbody), model.geom_bodyid[model.geom_rgba[:, 3] > 0])
     moving = data.xpos[roots & drawn]
@@ -112,11 +113,11 @@ def whereabouts(model: Any, data: Any) -> Whereabouts:
     centre = np.median(moving, axis=0)
     distances = np.linalg.norm(moving - centre, axis=1)
     radius = float(np.quantile(distances, 0.8)) if len(moving) > 1 else 0.0
-    return Whereabouts(moving, centre, max(radius, 0.1))
+    return MovingRegion(moving, centre, max(radius, 0.1))
 
 
-class Eye(NamedTuple):
-    """A free camera."""
+class Viewpoint(NamedTuple):
+    """The pose of a free camera."""
 
     lookat: np.ndarray  # (3,) [m]
     distance: float  # [m]
@@ -124,65 +125,67 @@ class Eye(NamedTuple):
     elevation: float  # [deg], negative looks down
 
 
-def random_eye(model: Any, data: Any, close: bool, rng: np.random.Generator) -> Eye:
-    """Draw a viewpoint with nothing between it and what it looks at, where one is found.
+def random_viewpoint(model: Any, data: Any, closeup: bool, rng: np.random.Generator) -> Viewpoint:
+    """Draw a viewpoint with a free line of sight to its target; after 20 attempts the last one is returned.
 
     Args:
-        close: near one of the moving bodies rather than around all of them.
+        closeup: near one of the moving bodies instead of around all of them.
     """
-    where = whereabouts(model, data)
-    eye = Eye(where.centre, 2 * where.radius, 90.0, -30.0)
-    for _ in range(_TRIES):
-        target = where.moving[rng.integers(len(where.moving))] if close or rng.random() < 0.5 else where.centre
-        reach = rng.uniform(0.3, 0.9) if close else rng.uniform(1.0, 3.0)
-        eye = Eye(
-            lookat=target + rng.normal(0, 0.1 * reach * where.radius, 3),
-            distance=reach * where.radius,
+    region = moving_region(model, data)
+    viewpoint = Viewpoint(region.centre, 2 * region.radius, 90.0, -30.0)
+    for _ in range(_ATTEMPTS):
+        target = (
+            region.positions[rng.integers(len(region.positions))] if closeup or rng.random() < 0.5 else region.centre
+        )
+        reach = rng.uniform(0.3, 0.9) if closeup else rng.uniform(1.0, 3.0)
+        viewpoint = Viewpoint(
+            lookat=target + rng.normal(0, 0.1 * reach * region.radius, 3),
+            distance=reach * region.radius,
             azimuth=float(rng.uniform(-180, 180)),
             elevation=float(rng.uniform(-75, -5)),
         )
-        if _in_sight(model, data, eye):
-            return eye
-    return eye
+        if _in_sight(model, data, viewpoint):
+            return viewpoint
+    return viewpoint
 
 
-def _in_sight(model: Any, data: Any, eye: Eye) -> bool:
-    """Return whether most of the way from the eye to what it looks at is free."""
+def _in_sight(model: Any, data: Any, viewpoint: Viewpoint) -> bool:
+    """Return whether most of the line from the viewpoint to its target is free."""
     import mujoco
 
-    azimuth, elevation = np.radians([eye.azimuth, eye.elevation])
+    azimuth, elevation = np.radians([viewpoint.azimuth, viewpoint.elevation])
     forward = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
-    start = eye.lookat - eye.distance * forward
+    start = viewpoint.lookat - viewpoint.distance * forward
     free = mujoco.mj_ray(model, data, start, forward, None, 1, -1, np.zeros(1, np.int32))
-    return free < 0 or free > 0.6 * eye.distance
+    return free < 0 or free > 0.6 * viewpoint.distance
 
 
 def add_clutter(scene: Any, model: Any, data: Any, most: int, rng: np.random.Generator) -> None:
-    """Draw up to `most` simple bodies into a `mujoco.MjvScene`, standing on what is below them."""
+    """Add up to `most` simple bodies to a `mujoco.MjvScene`, each standing on what is below it."""
     import mujoco
 
-    where = whereabouts(model, data)
+    region = moving_region(model, data)
     kinds = (mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_CYLINDER,
              mujoco.mjtGeom.mjGEOM_CAPSULE, mujoco.mjtGeom.mjGEOM_ELLIPSOID)  # fmt: skip
     for _ in range(int(rng.integers(0, most + 1))):
-        place = where.centre + rng.uniform(-1.5, 1.5, 3) * where.radius
-        place[2] = where.moving[:, 2].max() + where.radius
-        below = mujoco.mj_ray(model, data, place, np.array([0.0, 0, -1]), None, 1, -1, np.zeros(1, np.int32))
+        position = region.centre + rng.uniform(-1.5, 1.5, 3) * region.radius
+        position[2] = region.positions[:, 2].max() + region.radius
+        below = mujoco.mj_ray(model, data, position, np.array([0.0, 0, -1]), None, 1, -1, np.zeros(1, np.int32))
         if below < 0 or scene.ngeom >= scene.maxgeom:
             continue
-        size = rng.uniform(0.03, 0.2, 3) * min(where.radius, 0.4)
+        size = rng.uniform(0.03, 0.2, 3) * min(region.radius, 0.4)
         turn = np.zeros(9)
         mujoco.mju_quat2Mat(turn, _random_quaternion(rng))
-        place[2] += size[2] - below
+        position[2] += size[2] - below
         colour = np.append(rng.uniform(0, 1, 3), 1).astype(np.float32)
         geom = scene.geoms[scene.ngeom]
-        mujoco.mjv_initGeom(geom, kinds[rng.integers(len(kinds))], size, place, turn, colour)
+        mujoco.mjv_initGeom(geom, kinds[rng.integers(len(kinds))], size, position, turn, colour)
         geom.specular, geom.shininess = rng.uniform(0, 1, 2)
         scene.ngeom += 1
 
 
 def _random_quaternion(rng: np.random.Generator) -> np.ndarray:
-    """Return a uniformly random turn, or one about the vertical axis, each half of the time."""
+    """Return a uniformly random rotation, or one about the vertical axis, with equal probability."""
     if rng.random() < 0.5:
         angle = rng.uniform(0, np.pi)
         return np.array([np.cos(angle), 0, 0, np.sin(angle)])

@@ -1,99 +1,88 @@
-"""The table of tasks. A name is ``suite/task``; a suite is one file beside this one."""
+"""The table of tasks. A task's name is ``suite/task``; a suite is an entry point in the group ``pixio_robot.suites``.
 
-import importlib.util
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+The built-in suites are entry points too (pyproject.toml). Another package adds tasks with one line:
+``NAME = "module:SUITE"``, where ``SUITE`` is a `Suite`.
+"""
+
+import logging
+from dataclasses import fields
 from typing import Any
 
-from gymnasium.envs.registration import EnvSpec
-
-from ..errors import UnknownName, closest
-from . import adroit, dmc, metaworld, toy
-from .rendering import quality, use_headless_gl
+from ..errors import PixioError, UnknownName, closest
+from ..plugins import find_plugin, plugin_names
+from .rendering import use_headless_gl
+from .suite import Suite
 from .task import Task, TaskEnv
-from .trifinger import tasks as trifinger
+from .task_spec import TaskSpec
+
+__all__ = ["TaskSpec", "check_task", "find_suite", "installed", "make", "make_env", "new_task", "suites", "tasks"]
+
+log = logging.getLogger(__name__)
 
 
-def _suites() -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Return, for each suite, the package it needs and its tasks."""
-    return {
-        "toy": ("mujoco", ("reach",)),
-        "metaworld": ("metaworld", metaworld.TASKS),
-        "dmc": ("dm_control", dmc.TASKS),
-        "adroit": ("gymnasium_robotics", adroit.TASKS),
-        "trifinger": ("robot_properties_fingers", trifinger.TASKS),
-    }
+def find_suite(name: str) -> Suite:
+    """Return a suite by the name of its entry point.
+
+    Raises:
+        UnknownName: if there is no such suite.
+        PixioError: if its module cannot be imported, or the entry point is not a `Suite` of that name.
+    """
+    suite = find_plugin("suites", name)
+    if not isinstance(suite, Suite) or suite.name != name:
+        raise PixioError(
+            f"the entry point {name!r} in the group pixio_robot.suites gives {suite!r:.80}, not Suite({name!r}, ...)"
+        )
+    return suite
+
+
+def suites() -> list[Suite]:
+    """Return all suites, sorted by name. One that cannot be imported is left out with a warning."""
+    found = []
+    for name in plugin_names("suites"):
+        try:
+            found.append(find_suite(name))
+        except PixioError as error:
+            log.warning("%s", error)
+    return found
 
 
 def tasks(suite: str | None = None) -> list[str]:
-    """Return the names of all tasks, or of one suite's, installed or not."""
-    return [f"{key}/{task}" for key, (_, names) in _suites().items() if suite in (None, key) for task in names]
+    """Return the names of all tasks, or of one suite's, installed or not; empty for a suite that does not exist."""
+    if suite is None:
+        return [f"{each.name}/{task}" for each in suites() for task in each.tasks]
+    return [f"{suite}/{task}" for task in find_suite(suite).tasks] if suite in plugin_names("suites") else []
 
 
 def installed() -> list[str]:
     """Return the names of the tasks whose packages are installed."""
-    return [
-        f"{key}/{task}"
-        for key, (package, names) in _suites().items()
-        if importlib.util.find_spec(package) is not None
-        for task in names
-    ]
+    return [f"{each.name}/{task}" for each in suites() if each.is_installed for task in each.tasks]
 
 
-@dataclass
-class TaskSpec:
-    """What to make: small, picklable, and recorded with data and results."""
+def make(task: str, *, render_mode: str | None = None, **settings: Any) -> TaskEnv:
+    """Build an environment by name, e.g. ``make("toy/reach", observe=("rgb", "depth"), image_size=128)``.
 
-    task: str
-    observe: tuple[str, ...] = ("rgb", "proprio")
-    cameras: tuple[str, ...] = ()
-    image_size: int = 256
-    render: str = "benchmark"
-    horizon: int | None = None
-    depth_sensor: str = "exact"
-
-    def make(self) -> TaskEnv:
-        """Build the environment."""
-        return make(**asdict(self))
-
-
-def make(
-    task: str,
-    observe: Sequence[str] = ("rgb", "proprio"),
-    cameras: Sequence[str] = (),
-    image_size: int = 256,
-    render: str = "benchmark",
-    horizon: int | None = None,
-    depth_sensor: str = "exact",
-    render_mode: str | None = None,
-) -> TaskEnv:
-    """Build an environment by name; the arguments are `TaskEnv`'s. `env.spec` records them.
+    Args:
+        task: name in the registry.
+        render_mode: None, or "rgb_array" for `TaskEnv.render`.
+        **settings: the other fields of `TaskSpec`.
 
     Raises:
-        UnknownName: for a task, camera, modality or render quality that does not exist.
+        UnknownName: for a task, camera, modality, render quality or setting that does not exist.
+        BadInput: for a value that is out of range, or that the task does not provide.
         MissingExtra: if the suite's package is not installed.
     """
-    check_task(task)
-    quality(render)
-    settings: dict[str, Any] = dict(
-        observe=tuple(observe),
-        cameras=tuple(cameras),
-        image_size=image_size,
-        render=render,
-        horizon=horizon,
-        depth_sensor=depth_sensor,
-        render_mode=render_mode,
-    )
-    env = TaskEnv(new_task(task), task, **settings)
-    env.spec = EnvSpec(
-        id=task,
-        entry_point="pixio_robot.envs.registry:make",
-        max_episode_steps=None,  # TaskEnv truncates by itself
-        kwargs={"task": task, **settings},
-        order_enforce=False,
-        disable_env_checker=True,
-    )
-    return env
+    known = [each.name for each in fields(TaskSpec)]
+    for name in settings:
+        if name not in known:
+            raise UnknownName(f"make has no setting {name!r}{closest(name, known)}; there are: {', '.join(known[1:])}")
+    settings |= {name: tuple(settings[name]) for name in ("observe", "cameras") if name in settings}
+    return make_env(TaskSpec(task, **settings), render_mode)
+
+
+def make_env(spec: TaskSpec, render_mode: str | None = None) -> TaskEnv:
+    """Build the environment of a `TaskSpec`; raises as `make`."""
+    check_task(spec.task)
+    return TaskEnv(new_task(spec.task), spec, render_mode)
 
 
 def check_task(task: str) -> None:
@@ -102,28 +91,34 @@ def check_task(task: str) -> None:
     Raises:
         UnknownName: listing what the suite has.
     """
-    if task in tasks():
-        return
-    suite = task.split("/")[0]
+    suite = task.partition("/")[0]
     known = tasks(suite)
+    if task in known:
+        return
     if known:
-        raise UnknownName(f"no task {task!r}{closest(task, known)}; suite {suite!r} has: {_listed(known)}")
-    raise UnknownName(f"no task {task!r}{closest(task, tasks())}; suites: {', '.join(_suites())}, e.g. {tasks()[0]!r}")
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(name.split("/")[1] for name in names)
+        listed = ", ".join(each.partition("/")[2] for each in known)
+        raise UnknownName(f"no task {task!r}{closest(task, known)}; suite {suite!r} has: {listed}")
+    everything = tasks()
+    raise UnknownName(
+        f"no task {task!r}{closest(task, everything)}; suites: {', '.join(plugin_names('suites'))}, e.g. 'toy/reach'"
+    )
 
 
 def new_task(name: str) -> Task:
-    """Return the bare simulator of a task in the table."""
+    """Return the simulator of a task in the table, without the environment around it.
+
+    Raises:
+        UnknownName: for a task that does not exist.
+        MissingExtra: if the suite's package is not installed.
+        PixioError: if the suite gives something else than a `Task`.
+    """
+    check_task(name)
     use_headless_gl()  # before MuJoCo is imported
-    suite, task = name.split("/")
-    makers: dict[str, Callable[[str], Task]] = {
-        "toy": lambda _: toy.Reach(),
-        "metaworld": metaworld.MetaWorld,
-        "dmc": dmc.DMControl,
-        "adroit": adroit.Adroit,
-        "trifinger": trifinger.TriFinger,
-    }
-    return makers[suite](task)
+    suite, _, task = name.partition("/")
+    made = find_suite(suite).make(task)
+    if not isinstance(made, Task):
+        raise PixioError(
+            f"the suite {suite!r} made {type(made).__name__} for {task!r}, which is no Task; wrap a gymnasium "
+            "environment in pixio_robot.envs.gymnasium_task.GymnasiumTask"
+        )
+    return made

@@ -1,7 +1,7 @@
 """Images from MuJoCo: headless GL, named render qualities, depth in metres and camera calibration.
 
-Rendering is 95 to 99 % of the cost of simulation here, and its price is the shadow map and multisampling, not the
-resolution. Both change pixels, so the quality is recorded with data and results.
+Rendering is 95 to 99 % of the cost of simulation here, and most of that is the shadow map and multisampling, not
+the resolution. Both change pixels, so the quality is recorded with data and results.
 """
 
 import os
@@ -11,13 +11,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ..calibration import Calibration
 from ..errors import RenderingUnavailable, UnknownName, closest
 
 EGL_PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri"
 
 
 class Quality(NamedTuple):
-    """What a render quality sets; None leaves the model's own value."""
+    """The visual settings of a render quality; None keeps the model's own value."""
 
     shadow_map: int | None  # side of the shadow map [px], 0 for no shadows
     samples: int | None  # multisampling
@@ -31,31 +32,27 @@ QUALITIES = {
 }
 
 
-class Calibration(NamedTuple):
-    """A pinhole camera; pixel (0, 0) is the centre of the top left pixel."""
-
-    intrinsics: np.ndarray  # (3, 3) [px]
-    camera_to_world: np.ndarray  # (4, 4) [m]; axes as in OpenCV: x right, y down, z forward
-
-
 class CameraView(Protocol):
-    """What draws one camera of a task; `View` does for MuJoCo. `data` is the task's."""
+    """One camera of a task; `View` is that of a MuJoCo model.
 
-    def rgb(self, data: Any) -> np.ndarray:
+    `depth` and `calibration` are called only if the task declares them in its `Capabilities`.
+    """
+
+    def rgb(self) -> np.ndarray:
         """Return the image, (size, size, 3) uint8, upright."""
 
-    def depth(self, data: Any) -> np.ndarray:
+    def depth(self) -> np.ndarray:
         """Return depth along the optical axis, (size, size) float32 [m]; 0 where nothing is hit."""
 
-    def calibration(self, data: Any) -> Calibration:
+    def calibration(self) -> Calibration:
         """Return intrinsics and the camera's present pose."""
 
     def close(self) -> None:
-        """Release what drawing needs."""
+        """Release what rendering needs."""
 
 
 def use_headless_gl() -> None:
-    """Choose EGL on Linux where MUJOCO_GL chooses nothing. Call before MuJoCo is first imported."""
+    """Choose EGL on Linux if MUJOCO_GL is not set. Call it before MuJoCo is first imported."""
     if sys.platform == "linux" and "MUJOCO_GL" not in os.environ:
         os.environ["MUJOCO_GL"] = "egl"
 
@@ -73,7 +70,7 @@ def quality(name: str) -> Quality:
 
 
 def rendered_depth(renderer: Any, model: Any) -> np.ndarray:
-    """Return depth of a renderer's scene, (size, size) float32 [m], 0 where nothing is; depth stays on."""
+    """Return depth of a renderer's scene, (size, size) float32 [m], 0 in the background; depth rendering stays on."""
     renderer.enable_depth_rendering()
     depth = renderer.render()
     return np.where(depth < 0.99 * model.vis.map.zfar * model.stat.extent, depth, 0).astype(np.float32)
@@ -84,34 +81,35 @@ class View:
 
     Args:
         model: the `mujoco.MjModel`; its visual settings are written.
+        data: the `mujoco.MjData` that is rendered.
         camera: name, or index where a model names none.
         size: side of the square image [px].
-        quality: a name in `QUALITIES`.
+        quality_name: a name in `QUALITIES`.
     """
 
-    def __init__(self, model: Any, camera: str | int, size: int, quality_name: str) -> None:
-        self.model, self.camera, self.size = model, camera, size
+    def __init__(self, model: Any, data: Any, camera: str | int, size: int, quality_name: str) -> None:
+        self.model, self.data, self.camera, self.size = model, data, camera, size
         self._quality = set_quality(model, size, quality_name)
         self._renderer: Any = None
 
-    def rgb(self, data: Any) -> np.ndarray:
+    def rgb(self) -> np.ndarray:
         """Return the image, (size, size, 3) uint8, upright."""
-        renderer = self._ready(data)
+        renderer = self._ready()
         renderer.disable_depth_rendering()
         return renderer.render()
 
-    def depth(self, data: Any) -> np.ndarray:
+    def depth(self) -> np.ndarray:
         """Return depth along the optical axis, (size, size) float32 [m]; 0 where nothing is hit."""
-        return rendered_depth(self._ready(data), self.model)
+        return rendered_depth(self._ready(), self.model)
 
-    def calibration(self, data: Any) -> Calibration:
+    def calibration(self) -> Calibration:
         """Return intrinsics and the camera's present pose."""
         index = self.model.camera(self.camera).id
         focal = self.size / 2 / np.tan(np.radians(self.model.cam_fovy[index]) / 2)
         centre = (self.size - 1) / 2
         pose = np.eye(4)
-        pose[:3, :3] = data.cam_xmat[index].reshape(3, 3) @ np.diag([1.0, -1.0, -1.0])  # OpenGL axes to OpenCV's
-        pose[:3, 3] = data.cam_xpos[index]
+        pose[:3, :3] = self.data.cam_xmat[index].reshape(3, 3) @ np.diag([1.0, -1.0, -1.0])  # OpenGL axes to OpenCV's
+        pose[:3, 3] = self.data.cam_xpos[index]
         return Calibration(np.array([[focal, 0, centre], [0, focal, centre], [0, 0, 1.0]]), pose)
 
     def close(self) -> None:
@@ -120,10 +118,10 @@ class View:
             self._renderer.close()
             self._renderer = None
 
-    def _ready(self, data: Any) -> Any:
+    def _ready(self) -> Any:
         if self._renderer is None:
             self._renderer = new_renderer(self.model, self.size, self._quality)
-        self._renderer.update_scene(data, camera=self.camera)
+        self._renderer.update_scene(self.data, camera=self.camera)
         return self._renderer
 
 
@@ -163,7 +161,7 @@ def new_renderer(model: Any, size: int, chosen: Quality) -> Any:
 
 
 def check_rendering() -> None:
-    """Make one small image, to fail early and in words.
+    """Render one small image, so that a missing OpenGL fails early.
 
     Raises:
         RenderingUnavailable: if no GL context can be made.

@@ -1,4 +1,4 @@
-"""Many episodes at once, in spawned workers; which episodes is decided before the first one runs."""
+"""Batches of episodes in spawned workers. The list of episodes is fixed before the first one runs."""
 
 import multiprocessing
 import os
@@ -16,59 +16,59 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 
-from ..errors import DataError, WorkerLost
-from .registry import TaskSpec
+from ..errors import BadInput, DataError, WorkerLost
+from .task_spec import TaskSpec
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# from observations (B, ...), which environments just started (B,) bool and which run (B,) bool, to actions (B, A)
+# maps observations (B, ...), reset_mask (B,) bool and active_mask (B,) bool to actions (B, A)
 Act = Callable[[dict[str, np.ndarray], np.ndarray, np.ndarray], np.ndarray]
 _LOST = (
-    "a simulator's process ended in mid-episode, killed from outside, often for lack of memory; finished episodes are "
-    "kept: run the same command again, with fewer environments or jobs if it was memory"
+    "a simulator's process was killed during an episode, often because memory ran out; finished episodes are kept: run "
+    "the same command again, with fewer environments or jobs if memory was the reason"
 )
 
 
 @dataclass(frozen=True)
 class EpisodePlan:
-    """An episode known before it runs."""
+    """An episode that will be run."""
 
     index: int
     seed: int
-    start: str  # digest of the simulator's state after reset with this seed
+    initial_state_hash: str  # after a reset with this seed
 
 
 @dataclass
 class EpisodeResult:
-    """What an episode came to."""
+    """The result of an episode."""
 
     plan: EpisodePlan
     rewards: list[float] = field(default_factory=list)
     success: list[bool] = field(default_factory=list)  # per step, not latched
-    score: float = 0.0  # what the suite counts, 0 to 100
-    wall_s: float = 0.0  # from its reset to its end; episodes of one batch share the machine
+    score: float = 0.0  # by the suite's rule, 0 to 100
+    wall_s: float = 0.0  # from reset to end; the episodes of a batch share the machine
 
 
-def plan_episodes(request: TaskSpec, count: int, first_seed: int) -> list[EpisodePlan]:
-    """Return the fixed list of episodes with seeds first_seed, first_seed + 1, ... and the starts these seeds give."""
-    env = replace(request, observe=("proprio",)).make()
+def plan_episodes(spec: TaskSpec, count: int, first_seed: int) -> list[EpisodePlan]:
+    """Return episodes with seeds first_seed, first_seed + 1, ... and the initial states of these seeds."""
+    env = replace(spec, observe=("proprio",)).make()
     plans = []
     for index in range(count):
         _, info = env.reset(seed=first_seed + index)
-        plans.append(EpisodePlan(index, first_seed + index, info["start"]))
+        plans.append(EpisodePlan(index, first_seed + index, info["initial_state_hash"]))
     env.close()
     return plans
 
 
 @contextmanager
 def starting_workers() -> Iterator[None]:
-    """Give workers started inside what they need from birth.
+    """Set the environment of worker processes that are started inside.
 
-    They draw with one thread, since together they fill the cores, and ignore Ctrl-C, which is the parent's to handle.
+    Workers render with one thread each, because together they use all cores. They ignore Ctrl-C; the parent handles it.
     """
     threads = os.environ.get("LP_NUM_THREADS")
     os.environ.setdefault("LP_NUM_THREADS", "1")
-    in_main = threading.current_thread() is threading.main_thread()  # elsewhere signals cannot be set
+    in_main = threading.current_thread() is threading.main_thread()  # other threads cannot set signals
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
     try:
         yield
@@ -79,12 +79,12 @@ def starting_workers() -> Iterator[None]:
             del os.environ["LP_NUM_THREADS"]
 
 
-def vector_env(request: TaskSpec, count: int, processes: bool) -> AsyncVectorEnv | SyncVectorEnv:
-    """Return `count` environments that are reset by hand; each in a spawned worker, or all in this process.
+def vector_env(spec: TaskSpec, count: int, processes: bool) -> AsyncVectorEnv | SyncVectorEnv:
+    """Return `count` environments without automatic reset, each in a spawned worker or all in this process.
 
-    Arrays that they return are valid until the next step.
+    The arrays that they return are valid until the next step.
     """
-    makers, mode = [request.make] * count, AutoresetMode.DISABLED
+    makers, mode = [spec.make] * count, AutoresetMode.DISABLED
     if not processes:
         return SyncVectorEnv(makers, copy=False, autoreset_mode=mode)
     with starting_workers():
@@ -92,40 +92,45 @@ def vector_env(request: TaskSpec, count: int, processes: bool) -> AsyncVectorEnv
 
 
 class BatchRollout:
-    """Runs planned episodes in lockstep, several environments wide, so that a policy sees whole batches.
+    """Runs planned episodes in parallel environments, step by step, so that the policy is called on batches.
 
     Args:
-        request: the environment.
-        plans: the episodes; each runs once, in this order, whatever the lengths of the others.
+        spec: the environment.
+        plans: the episodes; each runs once, in this order.
         width: environments in parallel, each in a worker.
-        processes: False runs them here, which is sooner done for a few episodes without images.
+        processes: False runs them in this process, which is faster for a few episodes without images.
 
-    Use as a context manager; `seconds` holds physics and rendering afterwards, mean over workers [s].
+    Use it as a context manager. Afterwards `seconds` holds the time of physics and rendering, mean over workers [s].
     """
 
-    def __init__(self, request: TaskSpec, plans: Sequence[EpisodePlan], width: int, processes: bool = True) -> None:
-        self.request, self.plans, self.processes = request, list(plans), processes
+    def __init__(self, spec: TaskSpec, plans: Sequence[EpisodePlan], width: int, processes: bool = True) -> None:
+        self.spec, self.plans, self.processes = spec, list(plans), processes
         self.width = max(1, min(width, len(self.plans)))
         self.seconds: dict[str, float] = {}
         self._envs: AsyncVectorEnv | SyncVectorEnv | None = None
 
     def __enter__(self) -> "BatchRollout":
-        self._envs = vector_env(self.request, self.width, self.processes)
+        self._envs = vector_env(self.spec, self.width, self.processes)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        assert self._envs is not None
+        envs = self._entered()
         if kind is None:
-            spent = self._envs.get_attr("seconds")
+            spent = envs.get_attr("seconds")
             self.seconds = {key: sum(each[key] for each in spent) / self.width for key in spent[0]}
-        if kind is None or isinstance(self._envs, SyncVectorEnv):
-            self._envs.close()
+        if kind is None or isinstance(envs, SyncVectorEnv):
+            envs.close()
             return
-        for process in self._envs.processes:  # not waited for: a step may be pending, a worker may be dead
+        for process in envs.processes:  # terminated at once: a step may be pending, a worker may be dead
             process.terminate()
             process.join()
-        self._envs._state = AsyncState.DEFAULT
-        self._envs.close(terminate=True)
+        envs._state = AsyncState.DEFAULT
+        envs.close(terminate=True)
+
+    def _entered(self) -> AsyncVectorEnv | SyncVectorEnv:
+        if self._envs is None:
+            raise BadInput("a BatchRollout is a context manager: with BatchRollout(...) as rollout: rollout.run(...)")
+        return self._envs
 
     def run(
         self,
@@ -136,41 +141,40 @@ class BatchRollout:
         """Yield episodes as they end.
 
         Args:
-            act: the policy; rows of environments that only wait for the others are ignored.
-            watch: sees each episode's observation at every step.
-            on_step: told how many environments made a step.
+            act: the policy; the rows of environments that have no episode left are ignored.
+            watch: is called with each episode's observation at every step.
+            on_step: is called with the number of environments that made a step.
 
         Raises:
-            DataError: if a seed no longer gives the planned start.
+            DataError: if a seed does not give the planned initial state.
             WorkerLost: if an environment's process was killed.
         """
-        envs = self._envs
-        assert envs is not None, "enter the context first"
+        envs = self._entered()
         waiting = list(reversed(self.plans))
-        running: list[EpisodeResult | None] = [None] * self.width
+        active: list[EpisodeResult | None] = [None] * self.width
         began = np.zeros(self.width)
         free = np.ones(self.width, bool)
         observations: dict[str, np.ndarray] = {}
         while True:
-            starting = self._start(free, waiting, running)
-            if starting.any():
-                observations = self._reset(envs, starting, running)
-                began[starting] = perf_counter()
-            if not any(running):
+            reset_mask = self._start(free, waiting, active)
+            if reset_mask.any():
+                observations = self._reset(envs, reset_mask, active)
+                began[reset_mask] = perf_counter()
+            if not any(active):
                 return
             if watch is not None:
-                for row, result in enumerate(running):
+                for row, result in enumerate(active):
                     if result is not None:
                         watch(result.plan, {key: value[row] for key, value in observations.items()})
-            actions = act(observations, starting, np.array([result is not None for result in running]))
+            actions = act(observations, reset_mask, np.array([result is not None for result in active]))
             try:
                 observations, rewards, terminated, truncated, infos = envs.step(actions)
             except (EOFError, ConnectionError) as error:
-                raise WorkerLost(f"{self.request.task}: {_LOST}") from error
+                raise WorkerLost(f"{self.spec.task}: {_LOST}") from error
             if on_step is not None:
-                on_step(sum(result is not None for result in running))
+                on_step(sum(result is not None for result in active))
             free = np.zeros(self.width, bool)
-            for row, result in enumerate(running):
+            for row, result in enumerate(active):
                 if result is None:
                     continue
                 result.rewards.append(float(rewards[row]))
@@ -178,30 +182,29 @@ class BatchRollout:
                 result.score = float(infos["score"][row])
                 if terminated[row] or truncated[row]:
                     result.wall_s = perf_counter() - began[row]
-                    running[row], free[row] = None, True
+                    active[row], free[row] = None, True
                     yield result
 
-    def _start(self, free: np.ndarray, waiting: list[EpisodePlan], running: list[EpisodeResult | None]) -> np.ndarray:
-        """Give free environments the next planned episodes; return which of them start."""
-        starting = np.zeros(self.width, bool)
+    def _start(self, free: np.ndarray, waiting: list[EpisodePlan], active: list[EpisodeResult | None]) -> np.ndarray:
+        """Assign the next planned episodes to free environments; return the mask of these environments."""
+        reset_mask = np.zeros(self.width, bool)
         for row in np.flatnonzero(free):
             if waiting:
-                running[row] = EpisodeResult(waiting.pop())
-                starting[row] = True
-        return starting
+                active[row] = EpisodeResult(waiting.pop())
+                reset_mask[row] = True
+        return reset_mask
 
     def _reset(
-        self, envs: AsyncVectorEnv | SyncVectorEnv, starting: np.ndarray, running: list[EpisodeResult | None]
+        self, envs: AsyncVectorEnv | SyncVectorEnv, reset_mask: np.ndarray, active: list[EpisodeResult | None]
     ) -> dict[str, np.ndarray]:
-        seeds: list[int | None] = [None if result is None else result.plan.seed for result in running]
-        observations, infos = envs.reset(seed=seeds, options={"reset_mask": starting})
-        for row in np.flatnonzero(starting):
-            result = running[row]
-            assert result is not None
-            if infos["start"][row] != result.plan.start:
+        plans = [None if result is None else result.plan for result in active]
+        seeds = [None if plan is None else plan.seed for plan in plans]
+        observations, infos = envs.reset(seed=seeds, options={"reset_mask": reset_mask})
+        for row, plan in enumerate(plans):
+            if plan is not None and reset_mask[row] and infos["initial_state_hash"][row] != plan.initial_state_hash:
                 raise DataError(
-                    f"{self.request.task}: seed {result.plan.seed} started at {infos['start'][row]}, planned was "
-                    f"{result.plan.start}; the simulator's version changed, make a new plan"
+                    f"{self.spec.task}: seed {plan.seed} gives the initial state {infos['initial_state_hash'][row]}, "
+                    f"planned was {plan.initial_state_hash}; the simulator's version changed, make a new plan"
                 )
         return observations
 
@@ -222,7 +225,7 @@ def in_workers(
         yield from zip(items, results, strict=True)
     except BrokenProcessPool as error:
         raise WorkerLost(_LOST) from error
-    except BaseException:  # do not wait for episodes that nobody wants any more
+    except BaseException:  # do not wait for the remaining items
         _end_at_once(pool)
         raise
     finally:
@@ -230,9 +233,11 @@ def in_workers(
 
 
 def _end_with_parent() -> None:
-    """Have this worker end with the process that started it, also when that one is killed; else it waits for ever."""
+    """End this worker when its parent process ends, also if the parent is killed; otherwise it would wait forever."""
     parent = multiprocessing.parent_process()
-    assert parent is not None
+
+    if parent is None:
+        return
 
     def wait() -> None:
         parent.join()
@@ -242,7 +247,7 @@ def _end_with_parent() -> None:
 
 
 def _end_at_once(pool: ProcessPoolExecutor) -> None:
-    """Terminate a pool's workers. The pool's own thread may then stumble over cancelled futures; nobody need know."""
+    """Terminate a pool's workers, and hide the errors of the pool's thread about cancelled futures."""
     hook, threading.excepthook = threading.excepthook, lambda _: None
     try:
         for process in list(pool._processes.values()):
@@ -252,9 +257,9 @@ def _end_at_once(pool: ProcessPoolExecutor) -> None:
         threading.excepthook = hook
 
 
-def run_expert(request: TaskSpec, plan: EpisodePlan, expert: str | None = None) -> EpisodeResult:
-    """Run one episode with the task's expert, or that of a file, and no images; a function for `in_workers`."""
-    env = replace(request, observe=("proprio",)).make()
+def run_expert(spec: TaskSpec, plan: EpisodePlan, expert: str | None = None) -> EpisodeResult:
+    """Run one episode without images with the task's expert, or the expert in a file; a function for `in_workers`."""
+    env = replace(spec, observe=("proprio",)).make()
     if expert is not None:
         env.task.use_expert(expert)
     started = perf_counter()
@@ -273,5 +278,5 @@ def run_expert(request: TaskSpec, plan: EpisodePlan, expert: str | None = None) 
 
 
 def default_width() -> int:
-    """Return how many workers suit this machine."""
+    """Return the number of available CPU cores."""
     return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1))

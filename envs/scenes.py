@@ -1,4 +1,4 @@
-"""Simulated scenes to take images of: registered tasks with their experts, and any MJCF file."""
+"""Simulated scenes to render: registered tasks with their experts, and any MJCF file."""
 
 import abc
 import glob
@@ -9,67 +9,71 @@ from typing import Any
 import numpy as np
 
 from ..errors import BadInput, MissingExtra, UnknownName
+from .mujoco_task import MujocoTask
 from .registry import new_task, tasks
 from .rendering import use_headless_gl
-from .task import start_digest
+from .task import initial_state_hash
 
-_PATIENCE = 150  # steps after which a task starts anew
-ACTIVATIONS_PER_INPUT = 0.7  # share of a joint's range in which its random positions lie
+_MAX_STEPS = 150  # of a task, then it is reset
+_JOINT_RANGE = 0.7  # share of a joint's range in which its random positions lie
 
 
 class Scene(abc.ABC):
-    """Something that moves, with its own cameras; everything random comes from the generator it is given."""
+    """A MuJoCo scene with cameras. Everything random comes from the generator that is passed in."""
 
     model: Any  # mujoco.MjModel
     data: Any  # mujoco.MjData
-    cameras: tuple[str, ...]  # those its authors look through, as the model names them
-    start: str  # digest of where it began, as demonstrations and evaluations tell theirs; "" without one
+    cameras: tuple[str, ...]  # the fixed cameras, as the model names them
+    initial_state_hash: str  # as in demonstrations and evaluations; "" for a scene without initial states
 
     @abc.abstractmethod
     def reset(self, rng: np.random.Generator) -> None:
-        """Begin anew, elsewhere."""
+        """Draw a new initial state."""
 
     @abc.abstractmethod
     def advance(self, rng: np.random.Generator) -> None:
-        """Let some time pass."""
+        """Advance the simulation by a random time."""
 
 
 class TaskScene(Scene):
-    """A registered task. Its expert acts, disturbed by noise of a size that each start draws anew; without one, chance.
+    """A registered task. Its expert acts with noise, whose size each reset draws; without expert it moves at random.
 
     Args:
         name: task in the registry.
 
     Raises:
-        BadInput: if it is not simulated by MuJoCo, whose models alone can be given other looks.
+        BadInput: if it is not simulated by MuJoCo, because only MuJoCo models can be randomised.
     """
 
     def __init__(self, name: str) -> None:
-        self._task = new_task(name)
-        if self._task.model is None:
-            self._task.close()
-            raise BadInput(f"{name} is not simulated by MuJoCo; render_frames draws MuJoCo models only")
+        task = new_task(name)
+        if not isinstance(task, MujocoTask):
+            task.close()
+            raise BadInput(f"{name} is not simulated by MuJoCo; render_frames renders MuJoCo models only")
+        self._task = task
         self.model, self.data = self._task.model, self._task.data
         self.cameras = (self._task.camera_in_model(self._task.cameras[0]),)
-        self._steps, self._noise, self._away = 0, 0.0, np.zeros(self._task.action_dim)
+        self._steps, self._noise, self._random_action = 0, 0.0, np.zeros(self._task.action_dim)
 
     def reset(self, rng: np.random.Generator) -> None:
         self._task.reset(rng)
-        self.start = start_digest(self._task)
+        self.initial_state_hash = initial_state_hash(self._task)
         self._steps, self._noise = 0, float(rng.choice([0.0, 0.3, 1.0]))
-        self._away = rng.uniform(-1, 1, self._task.action_dim)
-        for _ in range(int(rng.integers(0, 30)) if rng.random() < 0.5 else 0):  # away from where demonstrations begin
-            self._step(self._away)
+        self._random_action = rng.uniform(-1, 1, self._task.action_dim)
+        for _ in range(
+            int(rng.integers(0, 30)) if rng.random() < 0.5 else 0
+        ):  # so that not all images are near initial states
+            self._step(self._random_action)
 
     def advance(self, rng: np.random.Generator) -> None:
-        if self._steps >= _PATIENCE:
+        if self._steps >= _MAX_STEPS:
             self.reset(rng)
         for _ in range(int(rng.integers(1, 10))):
             try:
-                wanted = self._task.expert_action()
+                action = self._task.expert_action()
             except UnknownName:  # no expert
-                wanted = self._away
-            self._step(wanted + self._noise * rng.standard_normal(len(self._away)))
+                action = self._random_action
+            self._step(action + self._noise * rng.standard_normal(len(self._random_action)))
 
     def _step(self, action: np.ndarray) -> None:
         self._task.step(np.clip(action, -1, 1).astype(np.float32))
@@ -77,16 +81,16 @@ class TaskScene(Scene):
 
 
 class MjcfScene(Scene):
-    """A model from a file, its joints anywhere in their ranges, its actuators driven at random.
+    """A model from a file: random joint positions and random actuator commands.
 
     Args:
         path: of the MJCF file.
 
     Raises:
-        BadInput: if MuJoCo cannot read it, or it has nothing to see.
+        BadInput: if MuJoCo cannot read it, or it has no geoms.
     """
 
-    start = ""
+    initial_state_hash = ""
 
     def __init__(self, path: str) -> None:
         import mujoco
@@ -97,7 +101,7 @@ class MjcfScene(Scene):
         except ValueError as error:
             raise BadInput(f"MuJoCo cannot read {path}: {error}") from error
         if not self.model.ngeom:
-            raise BadInput(f"{path} has no geoms, so there is nothing to see; name the file of a whole scene")
+            raise BadInput(f"{path} has no geoms, so nothing can be rendered; name the file of a whole scene")
         self.data = mujoco.MjData(self.model)
         self.cameras = tuple(self.model.camera(index).name for index in range(self.model.ncam))
         self.cameras = tuple(name for name in self.cameras if name)
@@ -108,7 +112,7 @@ class MjcfScene(Scene):
             if self.model.jnt_type[joint] not in (self._mujoco.mjtJoint.mjJNT_SLIDE, self._mujoco.mjtJoint.mjJNT_HINGE):
                 continue  # free and ball joints stay where the model has them
             low, high = self.model.jnt_range[joint] if self.model.jnt_limited[joint] else (-0.5, 0.5)
-            middle, half = (low + high) / 2, ACTIVATIONS_PER_INPUT * (high - low) / 2
+            middle, half = (low + high) / 2, _JOINT_RANGE * (high - low) / 2
             self.data.qpos[self.model.jnt_qposadr[joint]] = rng.uniform(middle - half, middle + half)
         self._mujoco.mj_forward(self.model, self.data)
 
@@ -117,7 +121,7 @@ class MjcfScene(Scene):
         self.data.ctrl[:] = rng.uniform(limits[:, 0], limits[:, 1])
         for _ in range(max(1, int(rng.uniform(0.01, 0.15) / self.model.opt.timestep))):
             self._mujoco.mj_step(self.model, self.data)
-        if not np.isfinite(self.data.qpos).all() or self.data.time == 0:  # MuJoCo resets what becomes unstable
+        if not np.isfinite(self.data.qpos).all() or self.data.time == 0:  # MuJoCo resets an unstable simulation
             self.reset(rng)
 
 
@@ -133,14 +137,14 @@ def open_scene(name: str) -> Scene:
 
 
 def scene_names(sources: list[str]) -> list[str]:
-    """Return the tasks and files that sources stand for.
+    """Return the names of the tasks and files that sources select.
 
     Args:
         sources: each a task ("metaworld/hammer"), a suite ("metaworld"), an MJCF file, a pattern of such files
             ("scenes/*.xml"), or a pattern in an installed package ("dm_control:suite/*.xml").
 
     Raises:
-        UnknownName, BadInput, MissingExtra: naming the source that stands for nothing.
+        UnknownName, BadInput, MissingExtra: naming the source that selects nothing.
     """
     names: list[str] = []
     for source in sources:
@@ -160,8 +164,8 @@ def _files(source: str) -> list[str]:
     files = sorted(path for path in glob.glob(pattern, recursive=True) if path.endswith(".xml"))
     if not files:
         raise UnknownName(
-            f"no scene {source!r}: it is no task (e.g. metaworld/hammer), no suite (e.g. metaworld), and no .xml file "
-            f"is at {pattern}"
+            f"no scene {source!r}: it is no task (e.g. metaworld/hammer), no suite (e.g. metaworld), and there is "
+            f"no .xml file at {pattern}"
         )
     if package:
         root = _path(f"{package}:")
@@ -170,7 +174,7 @@ def _files(source: str) -> list[str]:
 
 
 def _path(source: str) -> str:
-    """Return the file, or the pattern of files, behind a source that is no task."""
+    """Return the file, or the pattern of files, of a source that is no task."""
     package, colon, pattern = source.partition(":")
     if not colon:
         return source

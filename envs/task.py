@@ -1,21 +1,26 @@
-"""One gymnasium environment for every simulator: `Task` is what a suite writes, `TaskEnv` is what users get.
+"""One gymnasium environment for every simulator: a suite writes a `Task`, users get a `TaskEnv`.
 
 Observation keys: ``rgb`` (H, W, 3) uint8, ``depth`` (H, W) float32 [m], ``proprio`` (P,) float32; further cameras as
-``rgb_<camera>`` and ``depth_<camera>``; ``state`` (S,) float32, which no robot has. Actions are float32 in [-1, 1].
+``rgb_<camera>`` and ``depth_<camera>``; ``state`` (S,) float32, the privileged state, which no robot has. Actions are
+float32 in [-1, 1].
 """
 
 import abc
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
-from ..errors import BadInput, UnknownName
+from ..calibration import Calibration
+from ..errors import BadInput, ContractError, UnknownName
 from .action_spec import ActionSpec
-from .rendering import Calibration, CameraView, View
+from .rendering import CameraView, quality
+from .task_spec import TaskSpec
 
 if TYPE_CHECKING:
     from .depth_noise import NoisyDepth, StereoSensor
@@ -24,31 +29,41 @@ MODALITIES = ("rgb", "depth", "proprio", "state")
 
 
 class StepResult(NamedTuple):
-    """What one control step gives."""
+    """The result of one control step."""
 
     reward: float
     success: bool  # now, not latched
-    over: bool = False  # nothing that follows can count
+    terminated: bool = False  # the episode has ended, because nothing that follows can count
+
+
+class Capabilities(NamedTuple):
+    """What a task provides beside images of its cameras. `TaskEnv` refuses what is not declared."""
+
+    depth: bool = False  # its views have depth
+    calibration: bool = False  # its views have intrinsics and pose
+    privileged_state: bool = False  # `Task.privileged_state`, of size `Task.state_dim`
 
 
 class Task(abc.ABC):
-    """A simulated task. Write one for a new simulator; `TaskEnv` adds images, clipping, horizon and bookkeeping."""
+    """A simulated task. Write one for a new simulator; `TaskEnv` adds images, clipping, horizon and bookkeeping.
+
+    `check_contract` tests a task. `MujocoTask` is a task with a MuJoCo model, `GymnasiumTask` wraps an environment.
+    """
 
     horizon: int  # control steps of an episode
     action_dim: int
-    proprio_dim: int  # 0 where a suite has none
-    state_dim: int
+    proprio_dim: int  # 0 if the suite has no proprioception
+    state_dim: int = 0  # of the privileged state
     control_hz: float  # [1/s]
-    far = 5.0  # its images' median depth is nearer [m]
-    empty = 0.75  # and nothing is hit in a smaller share of them
-    demo_min_score = 100.0  # from here on an expert's episode is a demonstration
-    cameras: tuple[str, ...]  # the first is the default
-    model: Any  # mujoco.MjModel; None where another simulator is behind
-    data: Any  # mujoco.MjData, or None
+    cameras: tuple[str, ...] = ()  # the first is the default; empty for a task without images
+    capabilities = Capabilities()
+    max_median_depth = 5.0  # largest median depth of its images [m]; checked by the contract tests
+    max_background = 0.75  # largest share of pixels that show nothing; checked by the contract tests
+    demo_min_score = 100.0  # lowest score of an expert's episode that counts as a demonstration
 
     @abc.abstractmethod
     def reset(self, rng: np.random.Generator) -> None:
-        """Draw a new start. Everything random comes from `rng`."""
+        """Draw a new initial state. Everything random comes from `rng`."""
 
     @abc.abstractmethod
     def step(self, action: np.ndarray) -> StepResult:
@@ -56,29 +71,44 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def proprio(self) -> np.ndarray:
-        """Return what the robot feels, (proprio_dim,) float32."""
+        """Return proprioception, such as joint positions, (proprio_dim,) float32."""
 
     @abc.abstractmethod
-    def privileged_state(self) -> np.ndarray:
-        """Return all that matters, objects and goal among it, (state_dim,) float32; what seeing would have to find out.
+    def state(self) -> np.ndarray:
+        """Return the simulator's state, (S,) float64; different states must have different vectors."""
 
-        For policies that show how well a task can be learned, and for experts.
+    def view(self, camera: str, size: int, render: str) -> CameraView:
+        """Return the view of one camera; a task that has cameras overrides this.
+
+        Args:
+            camera: a name in `cameras`.
+            size: side of the square images [px].
+            render: render quality.
         """
+        raise BadInput(f"{type(self).__name__} has no cameras; observe proprio or state only")
 
-    def commands(self) -> ActionSpec:
-        """Return what actions do, with the limits that the robot itself has; tasks that know units override this."""
+    def privileged_state(self) -> np.ndarray:
+        """Return everything that matters, objects and goal included, (state_dim,) float32.
+
+        Experts and the baseline `encoder=state` use it. A task that declares `Capabilities.privileged_state` overrides
+        this.
+        """
+        raise BadInput(f"{type(self).__name__} has no privileged state")
+
+    def action_spec(self) -> ActionSpec:
+        """Return the meaning and the limits of actions; tasks that know units override this."""
         return ActionSpec.plain(self.action_dim)
 
     def set_point(self) -> np.ndarray:
-        """Return the targets (action_dim,) that are in force, in the units of `commands`; 0 where there are none."""
+        """Return the targets in force, (action_dim,), in the units of `action_spec`; 0 where there are none."""
         return np.zeros(self.action_dim)
 
     def measured(self) -> np.ndarray:
-        """Return where the axes of `commands` really are, (action_dim,); NaN where that is not known."""
+        """Return the measured positions of the axes of `action_spec`, (action_dim,); NaN where unknown."""
         return np.full(self.action_dim, np.nan)
 
     def score(self, rewards: Sequence[float], success: Sequence[bool]) -> float:
-        """Return what an episode counts for in its suite's table, 0 to 100; here: whether its last step succeeds."""
+        """Return the score of an episode, 0 to 100, by the suite's own rule; here: whether its last step succeeds."""
         return 100.0 * success[-1]
 
     def expert_action(self) -> np.ndarray:
@@ -89,44 +119,30 @@ class Task(abc.ABC):
         """
         raise UnknownName(f"{type(self).__name__} has no expert; demonstrations must come from a file")
 
-    def view(self, camera: str, size: int, render: str) -> CameraView:
-        """Return what draws a camera's images; a task without a MuJoCo model overrides this, and `state`."""
-        return View(self.model, self.camera_in_model(camera), size, render)
-
     def use_expert(self, path: str) -> None:
-        """Take the expert from a file; a suite whose experts are published as files overrides this.
+        """Load the expert from a file; a suite whose experts are published as files overrides this.
 
         Raises:
-            BadInput: if the task takes none.
+            BadInput: if the task has no experts in files.
             DataError: if the file holds no expert of this task.
         """
         raise BadInput(f"{type(self).__name__} takes no expert from a file; leave expert={path} out")
 
-    def camera_in_model(self, camera: str) -> str:
-        """Return the model's own name of a camera; tasks that add or rename one override this."""
-        return camera
-
-    def state(self) -> np.ndarray:
-        """Return the simulator's state, (S,) float64: enough to tell states apart, and with MuJoCo to go on from."""
-        import mujoco
-
-        kind = mujoco.mjtState.mjSTATE_INTEGRATION
-        state = np.empty(mujoco.mj_stateSize(self.model, kind))
-        mujoco.mj_getState(self.model, self.data, state, kind)
-        return state
-
-    def start_bytes(self) -> bytes:
-        """Return what tells one start from another, right after `reset`."""
+    def initial_state_bytes(self) -> bytes:
+        """Return bytes that differ between initial states, right after `reset`."""
         return self.state().tobytes()
 
     def close(self) -> None:
-        """Release what the simulator holds; it is not used afterwards."""
+        """Release the simulator; it is not used afterwards."""
         return
 
 
-def start_digest(task: Task) -> str:
-    """Return what names a start, right after `reset`; the same in demonstrations, evaluations and rendered frames."""
-    return hashlib.sha256(task.start_bytes()).hexdigest()[:12]
+def initial_state_hash(task: Task) -> str:
+    """Return the name of an initial state, right after `reset`.
+
+    Demonstrations, evaluations and rendered frames record the same hash.
+    """
+    return hashlib.sha256(task.initial_state_bytes()).hexdigest()[:12]
 
 
 def _sensor(name: str) -> "StereoSensor | None":
@@ -138,59 +154,47 @@ def _sensor(name: str) -> "StereoSensor | None":
 
 
 class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
-    """A task behind the gymnasium contract that `contract.py` states. `registry.make` builds it and holds the defaults.
+    """A task as a gymnasium environment; `check_contract` states and tests its rules. `registry.make` builds it.
 
-    An ended episode stays ended: further steps return the last observation, reward 0 and the same terminated and
-    truncated, at no cost, so that environments which finish early can wait in a batch.
+    An episode that has ended stays ended: further steps return the last observation, reward 0 and the same terminated
+    and truncated, at no cost. So environments that finish early can wait in a batch.
 
     Args:
         task: the simulator.
-        name: its name in the registry.
-        observe: modalities among rgb, depth, proprio, state; images are only rendered where asked for.
-        cameras: names of cameras; the first becomes ``rgb``, the rest ``rgb_<name>``. Empty means the task's default.
-        image_size: side of the images [px].
-        render: render quality: benchmark, balanced or fast.
-        horizon: steps until truncation; None for the task's own.
-        depth_sensor: what depth is measured with: exact, or a sensor with noise and holes such as d435.
+        spec: what to observe, and how.
         render_mode: None or "rgb_array".
+
+    Raises:
+        UnknownName: for a camera, modality, depth sensor or render quality that does not exist.
+        BadInput: for a value out of range, or a modality that the task does not declare.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        name: str,
-        *,
-        observe: Sequence[str],
-        cameras: Sequence[str],
-        image_size: int,
-        render: str,
-        horizon: int | None,
-        depth_sensor: str,
-        render_mode: str | None,
-    ) -> None:
-        if unknown := [key for key in observe if key not in MODALITIES]:
-            raise UnknownName(f"cannot observe {unknown}; there are: {', '.join(MODALITIES)}")
-        if unknown := [camera for camera in cameras if camera not in task.cameras]:
-            raise UnknownName(f"{name} has no camera {unknown}; it has: {', '.join(task.cameras)}")
-        if not 16 <= image_size <= 4096:
-            raise BadInput(f"image_size {image_size} is out of range; 16 to 4096 pixels can be drawn")
-        if horizon is not None and not 1 <= horizon <= task.horizon:
-            raise BadInput(f"horizon {horizon} is out of range; {name} allows 1 to {task.horizon} steps")
-        self.task, self.name, self.observe, self.render_quality = task, name, tuple(observe), render
-        self.horizon = horizon or task.horizon
-        self.cameras = tuple(cameras) or task.cameras[:1]
+    def __init__(self, task: Task, spec: TaskSpec, render_mode: str | None = None) -> None:
+        _check(task, spec)
+        self.task, self.task_spec, self.render_mode = task, spec, render_mode
+        self.name, self.observe = spec.task, tuple(spec.observe)
+        self.horizon = spec.horizon or task.horizon
+        self.cameras = tuple(spec.cameras) or task.cameras[:1]
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(task.control_hz)}
-        self.render_mode = render_mode
         self.seconds = {"physics": 0.0, "rendering": 0.0}  # spent so far [s]
-        self._sensor = _sensor(depth_sensor)
+        self._sensor = _sensor(spec.depth_sensor)
         self._measured: dict[str, NoisyDepth] = {}  # of this episode
-        self._views = {camera: task.view(camera, image_size, render) for camera in self.cameras}
+        self._views = {camera: task.view(camera, spec.image_size, spec.render) for camera in self.cameras}
         self._ended = (False, True)  # terminated, truncated
         self._rewards: list[float] = []
         self._success: list[bool] = []
         self._last: dict[str, np.ndarray] = {}
-        self.observation_space: gymnasium.Space[Any] = gymnasium.spaces.Dict(self._spaces(image_size))
+        self._is_checked = False  # whether an observation was compared with its space
+        self.observation_space: gymnasium.Space[Any] = gymnasium.spaces.Dict(self._spaces(spec.image_size))
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (task.action_dim,), np.float32)
+        self.spec = EnvSpec(
+            id=spec.task,
+            entry_point="pixio_robot.envs.registry:make",
+            max_episode_steps=None,  # the environment truncates by itself
+            kwargs={**asdict(spec), "render_mode": render_mode},
+            order_enforce=False,
+            disable_env_checker=True,
+        )
 
     def _spaces(self, size: int) -> dict[str, gymnasium.Space]:
         spaces: dict[str, gymnasium.Space] = {}
@@ -211,14 +215,30 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Start an episode; the same `seed` gives the same start, whatever ran before."""
+        """Start an episode; the same `seed` gives the same initial state, whatever ran before.
+
+        Raises:
+            ContractError: if the task's first observation has another shape than the task declares.
+        """
         super().reset(seed=seed)
         self.task.reset(self.np_random)
         self._ended, self._rewards, self._success = (False, False), [], []
-        start = start_digest(self.task)
-        self._measured = self._sensors(start)
+        digest = initial_state_hash(self.task)
+        self._measured = self._sensors(digest)
         self._last = self._observe()
-        return self._last, {"success": False, "is_success": False, "start": start}
+        if not self._is_checked:
+            self._check_declared(self._last)
+        return self._last, {"success": False, "is_success": False, "initial_state_hash": digest}
+
+    def _check_declared(self, observation: dict[str, np.ndarray]) -> None:
+        for key, space in self.observation_space.spaces.items():  # type: ignore[attr-defined]
+            value = observation[key]
+            if value.shape != space.shape or value.dtype != space.dtype:
+                raise ContractError(
+                    f"{self.name}: its task gives {key} as {value.dtype} {value.shape}, but declares {space.dtype} "
+                    f"{space.shape}"
+                )
+        self._is_checked = True
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Advance one control step.
@@ -236,12 +256,12 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.seconds["physics"] += time.perf_counter() - started
         self._rewards.append(float(result.reward))
         self._success.append(result.success)
-        self._ended = (result.over, len(self._rewards) >= self.horizon)
+        self._ended = (result.terminated, len(self._rewards) >= self.horizon)
         self._last = self._observe()
         return self._last, float(result.reward), *self._ended, self._info(result.success)
 
     def _info(self, success: bool) -> dict[str, Any]:
-        """Return what is known of a step; `score` is what the episode would count for if it ended here."""
+        """Return the step's info; `score` is the score of the episode if it ended here."""
         score = float(self.task.score(self._rewards, self._success))
         return {"success": success, "is_success": success, "score": score}
 
@@ -250,9 +270,9 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         observation = {}
         for camera, view in self._views.items():
             if "rgb" in self.observe:
-                observation[self._key("rgb", camera)] = view.rgb(self.task.data)
+                observation[self._key("rgb", camera)] = view.rgb()
             if "depth" in self.observe:
-                depth = view.depth(self.task.data)
+                depth = view.depth()
                 measured = self._measured[camera].measure(depth) if self._measured else depth
                 observation[self._key("depth", camera)] = measured
         self.seconds["rendering"] += time.perf_counter() - started
@@ -262,28 +282,50 @@ class TaskEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             observation["state"] = self.task.privileged_state().astype(np.float32)
         return observation
 
-    def _sensors(self, start: str) -> dict[str, "NoisyDepth"]:
-        """Return each camera's depth sensor for an episode; its errors are a function of the start."""
+    def _sensors(self, digest: str) -> dict[str, "NoisyDepth"]:
+        """Return each camera's depth sensor for an episode; its errors are a function of the initial state."""
         if self._sensor is None or "depth" not in self.observe:
             return {}
         from .depth_noise import NoisyDepth
 
         focals = {camera: known.intrinsics[0, 0] for camera, known in self.calibration().items()}
         return {
-            camera: NoisyDepth(self._sensor, float(focal), (int(start, 16), number))
+            camera: NoisyDepth(self._sensor, float(focal), (int(digest, 16), number))
             for number, (camera, focal) in enumerate(focals.items())
         }
 
     def render(self) -> np.ndarray | None:
         """Return the default camera's image in render mode "rgb_array"."""
-        return None if self.render_mode is None else self._views[self.cameras[0]].rgb(self.task.data)
+        return self._views[self.cameras[0]].rgb() if self.render_mode is not None and self.cameras else None
 
     def calibration(self) -> dict[str, Calibration]:
-        """Return each camera's intrinsics and present pose."""
-        return {camera: view.calibration(self.task.data) for camera, view in self._views.items()}
+        """Return each camera's intrinsics and present pose; empty if the task declares no calibration."""
+        if not self.task.capabilities.calibration:
+            return {}
+        return {camera: view.calibration() for camera, view in self._views.items()}
 
     def close(self) -> None:
         """Release GL contexts and the simulator."""
         for view in self._views.values():
             view.close()
         self.task.close()
+
+
+def _check(task: Task, spec: TaskSpec) -> None:
+    """Refuse what the task cannot give; raises as `TaskEnv`."""
+    name, has = spec.task, task.capabilities
+    if unknown := [key for key in spec.observe if key not in MODALITIES]:
+        raise UnknownName(f"cannot observe {unknown}; there are: {', '.join(MODALITIES)}")
+    declared = {"rgb": bool(task.cameras), "depth": bool(task.cameras) and has.depth, "state": has.privileged_state}
+    if missing := [key for key in spec.observe if not declared.get(key, True)]:
+        there = ", ".join(key for key in MODALITIES if declared.get(key, True))
+        raise BadInput(f"{name} provides no {' and no '.join(missing)}; it can be observed by: {there}")
+    if unknown := [camera for camera in spec.cameras if camera not in task.cameras]:
+        raise UnknownName(f"{name} has no camera {unknown}; it has: {', '.join(task.cameras)}")
+    if not 16 <= spec.image_size <= 4096:
+        raise BadInput(f"image_size {spec.image_size} is out of range; 16 to 4096 pixels can be drawn")
+    if spec.horizon is not None and not 1 <= spec.horizon <= task.horizon:
+        raise BadInput(f"horizon {spec.horizon} is out of range; {name} allows 1 to {task.horizon} steps")
+    if _sensor(spec.depth_sensor) is not None and "depth" in spec.observe and not has.calibration:
+        raise BadInput(f"depth_sensor={spec.depth_sensor} needs the focal length, but {name} provides no calibration")
+    quality(spec.render)

@@ -1,11 +1,13 @@
-"""A toy that needs MuJoCo only: move a hand to a ball. It carries the fast tests and shows what a suite must write."""
+"""A small suite that needs MuJoCo only: move an end effector to a ball. It is the example of a suite."""
 
 from typing import Any
 
 import numpy as np
 
 from .action_spec import ActionSpec
-from .task import StepResult, Task
+from .mujoco_task import MujocoTask
+from .suite import Suite
+from .task import StepResult
 
 _SCENE = """
 <mujoco model="reach">
@@ -41,12 +43,12 @@ _STRIDE = 0.02  # farthest the set point moves in a step [m]
 _NEAR = 0.05  # success distance [m]: hand (half a side 2.5 cm) and ball (radius 3 cm) touch
 
 
-class Reach(Task):
-    """Bring the hand to the ball, until they touch. Proprioception is the hand's position [m]; the ball is only seen.
+class Reach(MujocoTask):
+    """Move the end effector to the ball until they touch. Proprioception is its position [m]; images show the ball.
 
-    The hand is light and held stiffly: after a step it is where it was sent, so where it is says all there is to know.
-    A step's reward is by how much it brought the hand nearer, in strides of 2 cm: shaping by a potential (Ng et al.
-    1999), which makes a step worth what it did, not where it was done.
+    The end effector is light and its controller stiff: after a step it is at its target, so its position is its whole
+    state. A step's reward is how much the step reduced the distance, in units of 2 cm: a potential-based reward (Ng et
+    al. 1999), which depends on what a step did and not on where it was done.
     """
 
     horizon = 50
@@ -84,8 +86,8 @@ class Reach(Task):
     def privileged_state(self) -> np.ndarray:
         return np.concatenate([self._hand(), self.data.mocap_pos[0]])
 
-    def commands(self) -> ActionSpec:
-        speed = 1.25 * _STRIDE * self.control_hz  # a quarter more than a full action needs
+    def action_spec(self) -> ActionSpec:
+        speed = 1.25 * _STRIDE * self.control_hz  # 25 % more than a full action needs
         return ActionSpec.of(("x", "y", "z"), "m", _STRIDE, -_REACH, _REACH, speed, tuple(_CENTRE))
 
     def set_point(self) -> np.ndarray:
@@ -103,3 +105,6 @@ class Reach(Task):
 
     def _hand(self) -> np.ndarray:
         return self.data.body("hand").xpos.copy()
+
+
+SUITE = Suite("toy", "mujoco", ("reach",), lambda _: Reach())

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# How an encoder like the bundled one, pixio-robot-ti, is made: examples/bundled_encoder.sh PHOTOS OUT [scale]
-# Its card says what differed.
+# Train an encoder like the bundled one, pixio-robot-ti: examples/bundled_encoder.sh PHOTOS OUT [scale]
+# The model card says what differed.
 #
 # PHOTOS holds CC0 photographs as tar shards, or is "none". Needs the extras metaworld, adroit and dmc, the environment on the
 # path (`. .venv/bin/activate`), and some hours of two cores.
-# Run it again to go on after a stop. With scale=tiny, a minute on toy scenes shows that everything is in place.
+# Run it again to resume. scale=tiny takes a minute on toy scenes and checks the installation.
 set -euo pipefail
 photos=$1 out=$2 scale=${3:-full}
 own=(task=metaworld/assembly task=metaworld/bin-picking) demos=6 val_images=256
@@ -47,7 +47,7 @@ pixio-robot pretrain "images=$images" "init_from=$out/128px" image_size=256 patc
   "${common[@]}" "out=$out/256px"
 
 # Images of more simulators, in more looks and from more cameras, for the last.
-pixio-robot render_frames "scenes=[$more]" "frames=$many" render=[fast] keep_appearance_prob=0.6 scene_camera_prob=0.6 close=0.5 clutter=4 seed=11 \
+pixio-robot render_frames "scenes=[$more]" "frames=$many" render=[fast] keep_appearance_prob=0.6 scene_camera_prob=0.6 closeup_prob=0.5 clutter=4 seed=11 \
   "out=$out/more-frames"
 
 # 128 px again, with mask blocks of 4 and a new decoder. Used at 256 px it knows places better than after more steps at that size.

@@ -30,12 +30,12 @@ class Pretraining:
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)  # LOCAL_RANK says which
         status = run(["pretrain", *overrides])
         if asked and status == 128 + signal.SIGTERM:
-            requeue(signal.SIGUSR2, None)  # the first process does not come back from it
+            requeue(signal.SIGUSR2, None)  # it does not return in the first process
         elif status:
             raise RuntimeError(f"pixio-robot pretrain {' '.join(overrides)} ended with status {status}")
 
     def checkpoint(self, overrides: list[str]) -> submitit.helpers.DelayedSubmission:
-        """Return what the requeued job does: the same command, which goes on from its last checkpoint."""
+        """Return what the requeued job does: the same command, which resumes from its last checkpoint."""
         return submitit.helpers.DelayedSubmission(self, overrides)
 
 

@@ -7,31 +7,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .deploy.runtime.runtime import Runtime
+    from .datasets.dataset import EpisodeDataset, Feature, open_dataset
+    from .deploy.runtime import Runtime
     from .depth.estimator import DepthEstimator, load_depth
-    from .encoders.load import Backbone, load_encoder
-    from .encoders.pixio import PixioEncoder, Tokens
+    from .encoders.encoder import Backbone, Tokens
+    from .encoders.load import load_encoder
+    from .encoders.pixio import PixioEncoder
     from .encoders.preprocessing import Preprocessing, preprocess
     from .envs.registry import make
-    from .policies.embedding import Embedder
-    from .policies.settings import EmbeddingSettings
-    from .policies.visuomotor import Visuomotor, load_policy
+    from .policies.loaded import LoadedPolicy, load_policy
+    from .policies.policy import Batch, Policy, PolicySpec
 
 _HOME = {
-    "Backbone": "encoders.load",
-    "load_encoder": "encoders.load",
+    "EpisodeDataset": "datasets.dataset",
+    "Feature": "datasets.dataset",
+    "open_dataset": "datasets.dataset",
+    "Runtime": "deploy.runtime",
     "DepthEstimator": "depth.estimator",
     "load_depth": "depth.estimator",
-    "Embedder": "policies.embedding",
-    "EmbeddingSettings": "policies.settings",
+    "Backbone": "encoders.encoder",
+    "Tokens": "encoders.encoder",
+    "load_encoder": "encoders.load",
     "PixioEncoder": "encoders.pixio",
-    "Tokens": "encoders.pixio",
-    "make": "envs.registry",
-    "Visuomotor": "policies.visuomotor",
-    "load_policy": "policies.visuomotor",
     "Preprocessing": "encoders.preprocessing",
     "preprocess": "encoders.preprocessing",
-    "Runtime": "deploy.runtime.runtime",
+    "make": "envs.registry",
+    "LoadedPolicy": "policies.loaded",
+    "load_policy": "policies.loaded",
+    "Batch": "policies.policy",
+    "Policy": "policies.policy",
+    "PolicySpec": "policies.policy",
 }
 
 __all__ = sorted(_HOME)

@@ -1,6 +1,6 @@
-"""Checkpoints that explain themselves: safetensors with the arguments, settings, version and step inside.
+"""Checkpoints: safetensors files that also hold the network's arguments, the settings, the version and the step.
 
-Nothing here ever unpickles.
+Nothing is unpickled.
 """
 
 import errno
@@ -35,7 +35,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` to `path` (``.safetensors``), whole or not at all."""
+    """Write `checkpoint` to `path` (``.safetensors``), complete or not at all."""
     header = {
         "format": FORMAT,
         "kind": checkpoint.kind,
@@ -48,7 +48,7 @@ def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
     with replacing(Path(path)) as temporary:
         try:
             save_file(tensors, temporary, metadata=header)
-        except SafetensorError as error:  # it wraps what the system said
+        except SafetensorError as error:  # it wraps the operating system's error
             if "os error 28" in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
             raise CheckpointError(f"{path} could not be written: {error}") from error

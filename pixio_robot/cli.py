@@ -1,4 +1,4 @@
-"""The command line: ``pixio-robot COMMAND key=value ...``. What each does is in ``commands.py`` of its folder."""
+"""The command line: ``pixio-robot COMMAND key=value ...``. Commands are defined in ``commands.py`` of each folder."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ from functools import partial
 
 from .command import INTERRUPTED
 from .command_table import NAMES, find_command
-from .config import check_least, command_help, compose, first_job
+from .config import check_least, command_help, compose, first_job, register
 from .errors import PixioError, Stopped
 from .files import explain
 
@@ -22,18 +22,18 @@ def run(arguments: list[str]) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("pixio_robot").setLevel(logging.INFO)
     debug = "debug=true" in (argument.lower() for argument in arguments)
-    return _in_words(lambda: _dispatch(arguments), debug)
+    return _reporting_errors(lambda: _dispatch(arguments), debug)
 
 
-def _in_words(work: Callable[[], int], debug: bool, about: str = "") -> int:
-    """Return what `work` returns, or the exit status of what went wrong, said in words."""
+def _reporting_errors(work: Callable[[], int], debug: bool, about: str = "") -> int:
+    """Run `work` and return its exit status; print errors as one message, with `about` before it."""
     try:
         return work()
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
-        return 128 + stopped.signal  # as shells have it
+        return 128 + stopped.signal  # as in shells
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print("interrupted; run the same command again to continue", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if debug:
@@ -48,8 +48,8 @@ def _message(error: Exception) -> str:
     if isinstance(error, OSError):
         return explain(error)
     return (
-        f"{type(error).__name__}: {error}\nthis is not a message we wrote, so it may be a bug; "
-        "run again with debug=true and report the traceback"
+        f"unexpected error: {type(error).__name__}: {error}\nthis may be a bug; run again with debug=true and report "
+        "the traceback"
     )
 
 
@@ -75,20 +75,21 @@ def _dispatch(arguments: list[str]) -> int:
 
 def overview() -> str:
     """Return the text of ``pixio-robot --help``."""
-    lines = ["pixio-robot COMMAND key=value ...", "", "ActionSpec (pixio-robot COMMAND --help lists its keys):"]
+    lines = ["pixio-robot COMMAND key=value ...", "", "Commands (pixio-robot COMMAND --help lists their keys):"]
     for name in NAMES:
         lines.append(f"  {name:<12} {(find_command(name).settings.__doc__ or '').strip()}")
-    lines += ["", "  -m           sweep: key=a,b,c runs one job a combination", "  debug=true   show tracebacks"]
+    lines += ["", "  -m           sweep: key=a,b,c runs one job for each combination", "  debug=true   show tracebacks"]
     return "\n".join(lines)
 
 
 def _sweep(name: str, overrides: list[str]) -> int:
-    """Run one job a combination, through Hydra's multirun and launchers; return the worst exit status."""
+    """Run one job for each combination with Hydra's multirun and launchers; return the worst exit status."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
-    compose(name, first_job(overrides))  # to refuse in words what no job could run
+    compose(name, first_job(overrides))  # a clear message for what no job could run
+    register(name, overrides)
     debug = "debug=true" in overrides
     statuses: list[int] = []
 
@@ -100,8 +101,8 @@ def _sweep(name: str, overrides: list[str]) -> int:
             check_least(settings, "")
             return find_command(name).run(settings)
 
-        statuses.append(_in_words(work, debug, f"{about}: "))
-        if statuses[-1] > 128:  # a signal ends the whole sweep, not one job
+        statuses.append(_reporting_errors(work, debug, f"{about}: "))
+        if statuses[-1] > 128:  # a signal stops the whole sweep, not one job
             raise KeyboardInterrupt
 
     before, handlers = sys.argv, logging.getLogger().handlers[:]
@@ -110,11 +111,11 @@ def _sweep(name: str, overrides: list[str]) -> int:
         hydra.main(config_path="pkg://pixio_robot.configs", config_name=name, version_base="1.3")(job)()
     except KeyboardInterrupt:
         if statuses and statuses[-1] not in (0, INTERRUPTED):
-            raise Stopped("the sweep ends here; the same command goes on", statuses[-1] - 128) from None
+            raise Stopped("the sweep ends here; the same command resumes it", statuses[-1] - 128) from None
         raise
     finally:
         sys.argv = before
-        for handler in set(logging.getLogger().handlers) - set(handlers):  # Hydra's own, in place of ours
+        for handler in set(logging.getLogger().handlers) - set(handlers):  # those that Hydra added
             handler.close()
         logging.getLogger().handlers[:] = handlers
     return max(statuses, default=1)

@@ -1,4 +1,4 @@
-"""Which folder's ``commands.py`` has which command; a module is imported when one of its commands is asked for."""
+"""Which folder's ``commands.py`` defines which command. A folder is imported when one of its commands is used."""
 
 from importlib import import_module
 

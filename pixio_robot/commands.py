@@ -8,7 +8,7 @@ from .settings import MISSING, key
 
 @dataclass
 class Report:
-    """Write a run folder's report.html again."""
+    """Rebuild report.html of a run folder."""
 
     run: str = key(MISSING, "run folder")
     debug: bool = key(False, "show tracebacks", free=True)
@@ -16,28 +16,28 @@ class Report:
 
 @dataclass
 class Doctor:
-    """Say what is installed, which GL and GPU there are, what conflicts, and how to mend it."""
+    """Check the installation: packages, OpenGL, GPU, known conflicts, and how to fix them."""
 
-    system_only: bool = key(False, "only check what the operating system must provide")
+    system_only: bool = key(False, "only check the libraries of the operating system")
     debug: bool = key(False, "show tracebacks", free=True)
 
 
-def _report(command: Report) -> int:
+def run_report(settings: Report) -> int:
     from pathlib import Path
 
     from .report.page import write_report
 
-    print(write_report(Path(command.run)))
+    print(write_report(Path(settings.run)))
     return 0
 
 
-def _doctor(command: Doctor) -> int:
+def run_doctor(settings: Doctor) -> int:
     from .doctor import examine
 
-    return examine(command.system_only)
+    return examine(settings.system_only)
 
 
 COMMANDS = {
-    "report": Command(Report, _report),
-    "doctor": Command(Doctor, _doctor),
+    "report": Command(Report, run_report),
+    "doctor": Command(Doctor, run_doctor),
 }

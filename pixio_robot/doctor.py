@@ -1,4 +1,4 @@
-"""What is installed, what draws, what computes, what conflicts, and the command that mends it."""
+"""Check the installation: packages, rendering, devices, known conflicts, and the command that fixes each."""
 
 import importlib.util
 import os
@@ -18,7 +18,7 @@ OPENCV_PACKAGES = "libgl1 libglib2.0-0 libxcb1"
 
 
 class Finding(NamedTuple):
-    """One line of the examination."""
+    """One line of the table."""
 
     what: str
     state: str  # "ok", "missing" (optional), "broken"
@@ -29,7 +29,7 @@ def examine(system_only: bool = False) -> int:
     """Print the findings; return 1 if something that is installed is broken, else 0.
 
     Args:
-        system_only: look only at what the operating system must provide.
+        system_only: only check the libraries of the operating system.
     """
     findings = [_rendering(), _opencv()]
     if not system_only:
@@ -102,7 +102,7 @@ def _extras() -> list[Finding]:
 
 
 def _conflicts() -> list[Finding]:
-    """Return the known ways in which installed packages break each other."""
+    """Return known conflicts between installed packages."""
     findings = []
     for package, pins in (
         ("metaworld", "mujoco==3.3.0 metaworld==3.1.1"),
@@ -112,7 +112,11 @@ def _conflicts() -> list[Finding]:
             findings.append(Finding(package, "broken", f"{reason}; in one call: pip install {pins}"))
     if importlib.util.find_spec("torchvision") and (reason := _import_error("torchvision")):
         findings.append(
-            Finding("torchvision", "ok", f"its wheel does not fit this torch ({reason}); worked around, not needed")
+            Finding(
+                "torchvision",
+                "ok",
+                f"does not match this torch ({reason}); not needed, worked around",
+            )
         )
     return findings
 

@@ -1,4 +1,4 @@
-"""What can go wrong, by name. Every message says what was asked, what exists and what to do.
+"""The exceptions of this package. Every message says what was asked, what exists and what to do.
 
 The command line prints these without a traceback and exits with 1.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class PixioError(Exception):
-    """Root of every error this package raises on purpose."""
+    """Base class of all errors that this package raises."""
 
 
 class UnknownName(PixioError):
@@ -22,12 +22,16 @@ class MissingExtra(PixioError):
         super().__init__(f"{what} needs the extra {extra!r}: pip install 'pixio-robot[{extra}]'")
         self._arguments = (what, extra)
 
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:  # it crosses from workers to their parent
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:  # workers pickle it for their parent process
         return MissingExtra, self._arguments
 
 
 class RenderingUnavailable(PixioError):
     """No OpenGL context could be made."""
+
+
+class ContractError(PixioError):
+    """A plug-in that does not do what it declares, or breaks a rule of its contract."""
 
 
 class BadInput(PixioError):
@@ -43,19 +47,19 @@ class DataError(PixioError):
 
 
 class UnsafePickle(DataError):
-    """A pickle that wants more than data: a function to call, an attribute to set. Nothing of it was run."""
+    """A pickle that would call a function or set an attribute. Nothing in it was run."""
 
 
 class Unreadable(DataError):
-    """One image whose bytes are no whole image; others of the same set may be fine."""
+    """An image that cannot be decoded; other images of the set may be fine."""
 
 
 class WorkerLost(PixioError):
-    """A process that worked for this one was killed."""
+    """A worker process was killed."""
 
 
 class CameraError(PixioError):
-    """A camera that cannot be opened, gives no frame in time, or is gone."""
+    """A camera that cannot be opened, is disconnected, or returns no frame in time."""
 
 
 class EndOfStream(CameraError):
@@ -63,19 +67,19 @@ class EndOfStream(CameraError):
 
 
 class StaleFrame(CameraError):
-    """The newest frame of a camera is older than was asked for."""
+    """The latest frame of a camera is older than allowed."""
 
 
 class RobotError(PixioError):
-    """A robot that cannot be reached, or gave no answer in time."""
+    """A robot that cannot be reached or does not answer in time."""
 
 
 class OutOfControl(RobotError):
-    """An axis is found where no command of ours can have brought it; nothing was sent."""
+    """An axis is at a position that no command of ours can explain; nothing was sent."""
 
 
 class EmergencyStopped(RobotError):
-    """The emergency stop is latched; nothing is sent until somebody resets it."""
+    """The emergency stop is latched; nothing is sent until it is reset."""
 
 
 class RemoteError(PixioError):
@@ -83,7 +87,7 @@ class RemoteError(PixioError):
 
 
 class Stopped(PixioError):
-    """A run ended early because it was asked to, after it had saved what it needs to go on."""
+    """A run was stopped early on request, after it saved the state that it needs to resume."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)

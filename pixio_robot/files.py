@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, then renamed into it."""
+"""Files that are complete or absent: written to a temporary name, then renamed."""
 
 import contextlib
 import errno
@@ -28,14 +28,14 @@ def sha256_of(path: Path) -> str:
 
 
 def require_space(path: Path, size: int) -> None:
-    """Refuse to begin what cannot be finished.
+    """Check that a file fits on the disk before writing it.
 
     Args:
         path: the file to be written.
         size: its expected size [bytes].
 
     Raises:
-        OSError: with `errno.ENOSPC` if the disk has less than `size` and a little more.
+        OSError: with `errno.ENOSPC` if the disk has less than `size` plus a small margin.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
@@ -44,7 +44,7 @@ def require_space(path: Path, size: int) -> None:
 
 
 def reserve(path: Path) -> None:
-    """Give a sparse file all its room on the disk, where the system can.
+    """Allocate the whole of a sparse file on the disk, where the system supports it.
 
     Raises:
         OSError: with `errno.ENOSPC` if there is not enough.
@@ -59,10 +59,10 @@ def reserve(path: Path) -> None:
 
 
 def explain(error: OSError) -> str:
-    """Return in words what an operating system error means; HDF5 hides the number in its message."""
+    """Return a readable message for an operating system error; HDF5 hides the error number in its message."""
     if error.errno == errno.ENOSPC or f"errno = {errno.ENOSPC}" in str(error):
         place = os.path.abspath(error.filename or ".")
         return f"no space left for {place} ({error.strerror or error}); free some, or choose another out= or cache="
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return f"may not write {error.filename}; choose another out="
+        return f"no permission to write {error.filename}; choose another out="
     return str(error)

@@ -1,4 +1,4 @@
-"""Which device, and with which arithmetic."""
+"""Device, precision, threads and seeds."""
 
 import ctypes
 import platform
@@ -18,7 +18,7 @@ def choose_device(name: str) -> torch.device:
 
     Raises:
         UnknownName: for another name.
-        BadInput: if the device is not there.
+        BadInput: if this machine does not have the device.
     """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
@@ -62,14 +62,14 @@ def threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def seeded(*parts: int) -> Iterator[None]:
-    """Make PyTorch's CPU randomness inside a function of `parts`; outside it is left as it was."""
+    """Seed PyTorch's CPU generator from `parts` inside the context, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(combine(*parts))
         yield
 
 
 def keep_memory() -> None:
-    """Let glibc keep freed memory: training on a CPU takes the same arrays every step, and pages taken anew cost.
+    """Make glibc keep freed memory: training on a CPU allocates the same arrays every step, and new pages are slow.
 
     Does nothing with other C libraries.
     """

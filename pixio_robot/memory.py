@@ -1,4 +1,4 @@
-"""Peak memory of this process and its workers, as the system counts it."""
+"""Peak memory of this process and its child processes."""
 
 import threading
 from types import TracebackType
@@ -9,7 +9,7 @@ import psutil
 class PeakMemory:
     """Samples, twice a second, the memory of this process and its children; use as a context manager.
 
-    Shared pages count once (proportional set size) where the system tells, which is on Linux.
+    Shared pages count once (proportional set size) on Linux.
     """
 
     def __init__(self) -> None:
@@ -38,5 +38,5 @@ def _used(process: psutil.Process) -> int:
     try:
         info = process.memory_full_info()
         return int(getattr(info, "pss", info.rss))
-    except psutil.Error:  # it ended meanwhile
+    except psutil.Error:  # it has ended
         return 0

@@ -1,4 +1,4 @@
-"""Episode records and honest intervals. Everything a report says comes from these rows."""
+"""Episode records, success rates, means and tests, with confidence intervals."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ class EpisodeRecord:
     """One evaluated episode: a row of ``episodes.jsonl``."""
 
     task: str
-    policy: str  # "bc", "blind", "expert", ...
+    policy: str  # name of the policy, "expert" for a task's expert
     encoder: str  # name as `load_encoder` takes it, or "none"
     weights: str  # "random" or "trained"; "none" where no encoder is used
     fusion: str
@@ -31,7 +31,7 @@ class EpisodeRecord:
     success_any: bool  # at any step
     success_last: bool  # at the last step: CortexBench's rule for MetaWorld
     success_count: int  # steps with success
-    score: float  # what the suite's table counts, 0 to 100
+    score: float  # the suite's score, 0 to 100
     length: int  # [steps]
     wall_s: float  # [s]
     video: str = ""  # path relative to the run folder
@@ -91,20 +91,21 @@ def mean_score(scores: Iterable[float]) -> Mean:
 def resampled(grids: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> Mean:
     """Return the mean over tasks with its 95 % percentile bootstrap interval, the same on every call.
 
-    Training seeds and starts are both drawn anew, in every task by itself. With one seed the interval knows nothing of
-    training's chance.
+    Training seeds and initial states are both resampled, separately in each task. With one seed the interval does not
+    include the variance of training.
 
     Args:
-        grids: of each task scores, or differences of scores, (seeds, starts); seeds share their starts.
-        weights: of the tasks, which sum to 1; None weighs them alike.
+        grids: for each task scores, or differences of scores, (seeds, initial states); all seeds have the same initial
+            states.
+        weights: of the tasks, which sum to 1; None weighs them equally.
 
     >>> str(resampled([np.array([[0.0, 100.0, 0.0, 100.0]]), np.array([[50.0, 50.0, 50.0, 50.0]])]))
     '50.0 [25.0, 75.0]'
     """
     rng, means, value = np.random.default_rng(0), np.zeros(_RESAMPLED), 0.0
     for grid, weight in zip(grids, weights or [1 / len(grids)] * len(grids), strict=True):
-        seeds, starts = (rng.integers(0, size, (_RESAMPLED, size)) for size in grid.shape)
-        means += weight * grid[seeds[:, :, None], starts[:, None, :]].mean((1, 2))
+        rows, columns = (rng.integers(0, size, (_RESAMPLED, size)) for size in grid.shape)
+        means += weight * grid[rows[:, :, None], columns[:, None, :]].mean((1, 2))
         value += weight * float(grid.mean())
     low, high = np.quantile(means, [0.025, 0.975])
     return Mean(value, float(low), float(high))
@@ -113,7 +114,7 @@ def resampled(grids: Sequence[np.ndarray], weights: Sequence[float] | None = Non
 def interquartile_mean(values: Iterable[float]) -> Mean:
     """Return the mean of the middle half with its 95 % percentile bootstrap interval, the same on every call.
 
-    Agarwal et al. 2021, arXiv 2108.13264. Give one value a seed: seeds, not their episodes, are what varies by chance.
+    Agarwal et al. 2021, arXiv 2108.13264. Pass one value for each seed: seeds, not episodes, are the random variable.
 
     >>> str(interquartile_mean([0.0, 40.0, 60.0, 1000.0]))
     '50.0 [0.0, 1000.0]'
@@ -125,9 +126,9 @@ def interquartile_mean(values: Iterable[float]) -> Mean:
 
 
 class PairedTest(NamedTuple):
-    """Two policies on the same episodes, or two encoders on the same images."""
+    """Result of a paired test: two policies on the same episodes, or two encoders on the same images."""
 
-    only_first: int  # in which only the first succeeds
+    only_first: int  # trials in which only the first succeeds
     only_second: int
     p: float  # two-sided
 
@@ -146,7 +147,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
 
 
 def paired_test(first: Sequence[EpisodeRecord], second: Sequence[EpisodeRecord], rule: str) -> PairedTest | None:
-    """Return McNemar's exact test on episodes of equal seed and start; None if there are none.
+    """Return McNemar's exact test on episodes with the same seed and initial state; None if there are none.
 
     Args:
         rule: "last" or "any".
@@ -161,7 +162,7 @@ def paired_test(first: Sequence[EpisodeRecord], second: Sequence[EpisodeRecord],
 
 
 def read_episodes(path: Path) -> list[EpisodeRecord]:
-    """Read ``episodes.jsonl``, ordered by index; a line cut short by a crash is left out."""
+    """Read ``episodes.jsonl``, ordered by index; a line that a crash truncated is skipped."""
     if not path.is_file():
         return []
     lines = path.read_text().splitlines(keepends=True)
@@ -170,7 +171,7 @@ def read_episodes(path: Path) -> list[EpisodeRecord]:
 
 
 def append_episode(path: Path, row: EpisodeRecord) -> None:
-    """Add one row to ``episodes.jsonl``, in place of a line that a crash cut short."""
+    """Add one row to ``episodes.jsonl``, replacing a last line that a crash truncated."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file() and not (text := path.read_bytes()).endswith(b"\n"):
         path.write_bytes(text[: text.rfind(b"\n") + 1])
@@ -179,6 +180,6 @@ def append_episode(path: Path, row: EpisodeRecord) -> None:
 
 
 def write_episodes(path: Path, rows: Iterable[EpisodeRecord]) -> None:
-    """Write ``episodes.jsonl`` anew, whole or not at all."""
+    """Rewrite ``episodes.jsonl``, complete or not at all."""
     with replacing(path) as temporary:
         temporary.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))

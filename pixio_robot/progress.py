@@ -1,8 +1,8 @@
-"""Progress for people: a rich bar a stage on a terminal, plain lines elsewhere.
+"""Progress: a rich bar for each stage on a terminal, plain lines elsewhere.
 
-Work reports with `stage`; where that is shown is decided around it with `showing` or `silent`, and is standard error
-otherwise. The choice is kept in a context variable. Threads begin with an empty context, so those that choose nothing
-themselves go by what the main thread has chosen at that moment.
+Code reports progress with `stage`. `showing` and `silent` choose where it is shown; the default is standard error. The
+choice is a context variable. Threads start with an empty context, so a thread that makes no choice uses the main
+thread's current one.
 """
 
 import threading
@@ -17,7 +17,7 @@ from rich.progress import Progress as RichProgress
 
 
 class Bar:
-    """One stage under way."""
+    """The progress of one stage."""
 
     def __init__(self, name: str, total: int, console: Console, rich: RichProgress | None) -> None:
         self._name, self._total, self._console, self._rich = name, total, console, rich
@@ -25,24 +25,24 @@ class Bar:
         self.task: TaskID | None = rich.add_task(name, total=total) if rich else None
 
     def advance(self, steps: int) -> None:
-        """Say that `steps` more are done."""
+        """Report that `steps` more are done."""
         self._done += steps
         if self._rich is not None and self.task is not None:
             self._rich.advance(self.task, steps)
             return
         tenth = 10 * self._done // max(self._total, 1)
-        if tenth > self._tenth and not self._console.quiet:  # at most ten lines a stage
+        if tenth > self._tenth and not self._console.quiet:  # at most ten lines for a stage
             self._tenth = tenth
             print(f"{self._name}: {self._done}/{self._total}", file=self._console.file, flush=True)
 
 
 class Progress:
-    """Where stages report; any thread may open one."""
+    """Shows stages on one console; any thread may open one."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._lock = threading.Lock()
-        self._rich: RichProgress | None = None  # of all stages that are open: a console has one live display
+        self._rich: RichProgress | None = None  # shared by all open stages: a console has one live display
         self._open = 0
 
     @contextmanager
@@ -75,8 +75,9 @@ class Progress:
     def _end(self, bar: Bar) -> None:
         with self._lock:
             self._open -= 1
-            assert self._rich is not None and bar.task is not None
-            if self._open:  # its line stays, above those that go on
+            if self._rich is None or bar.task is None:
+                return
+            if self._open:  # its line stays above the active ones
                 [row] = [task for task in self._rich.tasks if task.id == bar.task]
                 self.console.print(self._rich.make_tasks_table([row]))
                 self._rich.remove_task(bar.task)
@@ -86,7 +87,7 @@ class Progress:
 
 
 _chosen: ContextVar[Progress | None] = ContextVar("_chosen", default=None)
-_of_main_thread: Progress | None = None  # what threads with an empty context go by
+_of_main_thread: Progress | None = None  # what threads with an empty context use
 
 
 @cache
@@ -99,18 +100,18 @@ def _current() -> Progress:
 
 
 def stage(name: str, total: int) -> AbstractContextManager[Bar]:
-    """Open a stage of `total` steps where progress is shown now; advance the bar it gives."""
+    """Open a stage of `total` steps on the current display; advance the bar that it returns."""
     return _current().stage(name, total)
 
 
 def console() -> Console:
-    """Return the console where progress is shown now, for lines beside the bars."""
+    """Return the console of the current display, for lines beside the bars."""
     return _current().console
 
 
 @contextmanager
 def showing(console: Console) -> Iterator[None]:
-    """Show the stages opened inside on a console."""
+    """Show the stages opened inside the context on a console."""
     global _of_main_thread
     in_main = threading.current_thread() is threading.main_thread()
     before, display = _of_main_thread, Progress(console)
@@ -126,5 +127,5 @@ def showing(console: Console) -> Iterator[None]:
 
 
 def silent() -> AbstractContextManager[None]:
-    """Show nothing of the stages opened inside, as in all but the first of several processes."""
+    """Hide the stages opened inside the context, as in all but the first of several processes."""
     return showing(Console(quiet=True))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rosbags.highlevel import AnyReader
 
 RAW, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
-_COLOURS: dict[str, tuple[int, int | None]] = {  # bytes a pixel, and what turns it into RGB
+_COLOURS: dict[str, tuple[int, int | None]] = {  # bytes per pixel, and the OpenCV conversion to RGB
     "rgb8": (3, None),
     "bgr8": (3, cv2.COLOR_BGR2RGB),
     "8UC3": (3, cv2.COLOR_BGR2RGB),
@@ -35,7 +35,7 @@ def open_recording(path: Path) -> "AnyReader":
 
     Raises:
         MissingExtra: if the package rosbags is not installed.
-        DataError: if it is no recording, or damaged.
+        DataError: if it is not a recording, or damaged.
     """
     try:
         from rosbags.highlevel import AnyReader
@@ -45,8 +45,8 @@ def open_recording(path: Path) -> "AnyReader":
     try:
         reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))  # for bags without types
         reader.open()
-    except Exception as error:  # damage shows in rosbags as whatever its parsers stumble over
-        raise DataError(f"{path} is no recording that can be read: {error or type(error).__name__}") from error
+    except Exception as error:  # rosbags' parsers raise many types for damaged files
+        raise DataError(f"{path} cannot be read as a recording: {error or type(error).__name__}") from error
     return reader
 
 
@@ -81,7 +81,7 @@ def colour_image(message: Any) -> bytes | np.ndarray:
 
 
 def depth_image(message: Any) -> np.ndarray:
-    """Return depth as it was sent, (H, W): uint16 in the sensor's unit, or float32 [m].
+    """Return depth (H, W) as recorded: uint16 in the sensor's unit, or float32 [m].
 
     Compressed depth of floats holds inverse distances; compressed_depth_image_transport's two numbers decode them.
 

@@ -1,4 +1,4 @@
-"""What every run leaves behind: settings, machine, metrics and results, so that it can be read and repeated."""
+"""The files that every run writes: settings, environment, metrics and results, so that it can be repeated."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import logging
 import platform
 import subprocess
 import sys
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,40 +23,26 @@ _PACKAGES = (
 
 
 def digest(*values: Any) -> str:
-    """Return 12 hex digits that name a JSON value; run folders are called after their settings."""
+    """Return 12 hex digits that name a JSON value; run folders are named after their settings."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def settings_digest(command: Any, inputs: str = "") -> str:
-    """Return the digest of a command's settings and inputs, without those it may change when it goes on."""
+    """Return the digest of a command's settings and inputs, without the keys that may change when it resumes."""
     return digest(binding_settings(command), inputs)
 
 
 def binding_settings(command: Any) -> dict[str, Any]:
-    """Return the settings that make a run what it is."""
+    """Return the settings that identify a run."""
     free = {each.name for each in fields(command) if each.metadata.get("free")}
-    return {name: value for name, value in described(command).items() if name not in free}
-
-
-def described(settings: Any) -> dict[str, Any]:
-    """Return settings as plain values, without keys that came later than the first runs and have their default."""
-    values = asdict(settings)
-    for each in fields(settings):
-        value = getattr(settings, each.name)
-        if is_dataclass(value):
-            values[each.name] = described(value)
-        elif each.metadata.get("later") and value == (
-            each.default if each.default_factory is MISSING else each.default_factory()
-        ):
-            del values[each.name]
-    return values
+    return {name: value for name, value in asdict(command).items() if name not in free}
 
 
 def open_run(out: Path, command: Any, inputs: str = "") -> None:
-    """Make a run folder and write ``config.yaml`` and ``environment.json``.
+    """Create a run folder with ``config.yaml`` and ``environment.json``.
 
-    When a later call goes on with the run under other versions or on another machine, ``environment.json`` stays that
-    of the first, and the later one is written beside it.
+    If the run is resumed with other package versions or on another machine, ``environment.json`` keeps the first
+    environment and the other one is written beside it.
 
     Args:
         inputs: hash of files the run depends on; part of its identity.
@@ -78,26 +64,25 @@ def open_run(out: Path, command: Any, inputs: str = "") -> None:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(command)))
     now, first = environment(), read_json(out / "environment.json")
     if first and first != now:
-        log.warning("%s was begun in another environment; this one is written beside environment.json", out)
+        log.warning("%s was started in another environment; this one is written beside environment.json", out)
         write_json(out / f"environment-{digest(now)}.json", now)
     else:
         write_json(out / "environment.json", now)
 
 
 def _difference(config: Path, command: Any) -> str:
-    """Say which settings of an earlier run differ from those of `command`."""
+    """Return which settings of an earlier run differ from those of `command`."""
     from omegaconf import OmegaConf
 
-    theirs = OmegaConf.to_container(OmegaConf.load(config)) if config.is_file() else {}
-    assert isinstance(theirs, dict)
+    theirs: Any = OmegaConf.to_container(OmegaConf.load(config)) if config.is_file() else {}
     mine, changed = asdict(command), []
     for name in binding_settings(command):
         value, found = mine[name], theirs.get(name, mine[name])
         if isinstance(value, dict) and isinstance(found, dict):
-            found = value | found  # keys that came after it was written had their defaults
+            found = value | found  # keys added after it was written had their defaults
         if found != value:
             changed.append(f"{name} {found!r} instead of {value!r}")
-    return ", ".join(changed) or "other inputs: the files that it reads have changed (see its config.yaml)"
+    return ", ".join(changed) or "other inputs: files that it reads have changed (see its config.yaml)"
 
 
 def environment() -> dict[str, Any]:
@@ -136,7 +121,7 @@ def _cores() -> int:
 def _gpu() -> str:
     try:
         import torch
-    except ImportError:  # a robot may have bundles alone
+    except ImportError:  # a robot may run exported bundles without torch
         return "unknown"
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
 
@@ -157,11 +142,11 @@ def _commit() -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file, complete or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Return a JSON file's value, or {} where there is no file."""
+    """Return a JSON file's value, or {} if there is no file."""
     return json.loads(path.read_text()) if path.is_file() else {}

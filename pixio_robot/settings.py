@@ -1,4 +1,4 @@
-"""A key of a command: its default, its line of help, the least value it may have; and the keys that many share."""
+"""How a command declares its keys, and the keys that many commands share."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,17 +6,16 @@ from typing import Any
 MISSING: Any = "???"  # Hydra's mark for a key without a default
 
 
-def key(default: Any, help: str, least: int | None = None, free: bool = False, later: bool = False) -> Any:
-    """Return a dataclass field.
+def key(default: Any, help: str, least: int | None = None, free: bool = False) -> Any:
+    """Return a dataclass field for a key of a command.
 
     Args:
-        default: its value, or `MISSING`.
-        help: a line for ``--help``.
-        least: the least value it may have.
-        free: it says where, how fast or how to show; a run may go on with another value.
-        later: it came after runs had been made; at its default it is no part of a run's identity, so theirs stays.
+        default: its default value, or `MISSING`.
+        help: its line in ``--help``.
+        least: the smallest value allowed.
+        free: not part of a run's identity (a path, a speed, a display option); a run may resume with another value.
     """
-    metadata = {"help": help, "least": least, "free": free, "later": later}
+    metadata = {"help": help, "least": least, "free": free}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -24,7 +23,7 @@ def key(default: Any, help: str, least: int | None = None, free: bool = False, l
 
 @dataclass
 class Device:
-    """Where numbers are computed."""
+    """Where to compute."""
 
     device: str = key("auto", "auto, cpu, cuda, mps", free=True)
     debug: bool = key(False, "show tracebacks", free=True)
@@ -32,6 +31,6 @@ class Device:
 
 @dataclass
 class Hardware(Device):
-    """Where and how exactly numbers are computed."""
+    """Where to compute, and in which precision."""
 
     precision: str = key("auto", "auto, fp32, bf16 (autocast); auto is bf16 on CUDA devices that have it")

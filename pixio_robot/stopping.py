@@ -1,4 +1,4 @@
-"""Stopping when asked: SIGTERM, which schedulers send, SIGHUP of a lost terminal, and Ctrl-C set a flag for a loop."""
+"""Graceful stopping: SIGTERM (schedulers), SIGHUP (lost terminal) and Ctrl-C set a flag that a loop checks."""
 
 import signal
 from time import monotonic
@@ -7,26 +7,26 @@ from typing import Any
 
 from .errors import Stopped
 
-ECHO = 1.0  # [s] in which a repeated signal is the same request: launchers and schedulers both send it
+ECHO = 1.0  # [s] a repeated signal within it is the same request: launchers and schedulers both send it
 
 
 class Stopping:
-    """While open, the first SIGTERM, SIGINT or SIGHUP only sets `signal`; one that comes later again acts as usual."""
+    """Context in which the first SIGTERM, SIGINT or SIGHUP only sets `signal`; a second one acts as usual."""
 
     def __init__(self) -> None:
-        self.signal = 0  # that was received
+        self.signal = 0  # the signal received; 0 for none
         self._at = 0.0
         self._before: dict[int, Any] = {}
 
     @property
     def asked(self) -> bool:
-        """Whether to stop."""
+        """Whether a stop was requested."""
         return self.signal != 0
 
     def __enter__(self) -> "Stopping":
         for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)):
             if number in self._before or signal.getsignal(number) == signal.SIG_IGN:
-                continue  # nohup wants a lost terminal to be ignored
+                continue  # nohup ignores a lost terminal
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -46,7 +46,7 @@ class Stopping:
         self._before.clear()
 
     def stopped(self, step: int, steps: int) -> Stopped:
-        """Return the exception that ends the run."""
-        number = self.signal or signal.SIGTERM  # another process was asked
+        """Return the exception that ends a run after `step` of `steps`."""
+        number = self.signal or signal.SIGTERM  # another process received it
         name = signal.Signals(number).name
-        return Stopped(f"stopped by {name} after step {step} of {steps}; the same command goes on from there", number)
+        return Stopped(f"stopped by {name} after step {step} of {steps}; the same command resumes there", number)

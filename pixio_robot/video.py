@@ -1,4 +1,4 @@
-"""Episode videos: H.264 files that any browser plays, and the filmstrip that stands in where none does.
+"""Episode videos: H.264 files that any browser plays, and filmstrips of them.
 
 Shapes: T frames, H height, W width.
 """
@@ -15,12 +15,12 @@ from .files import replacing
 
 
 class VideoWriter:
-    """Writes images to an H.264 mp4 that is whole or absent.
+    """Writes images to an H.264 mp4 that is complete or absent.
 
-    The file appears under its name on `close`; an exception inside ``with``, or `discard`, leaves nothing behind.
+    The file appears under its name on `close`; an exception inside ``with``, or `discard`, leaves no file.
 
     Args:
-        path: the video to write; missing folders are made, an older file is replaced.
+        path: the video to write; missing folders are created, an older file is replaced.
         fps: images per second of playback.
 
     Raises:
@@ -37,9 +37,9 @@ class VideoWriter:
         self._container = av.open(str(self._place.__enter__()), "w", format="mp4", options={"movflags": "+faststart"})
         self._stream = self._container.add_stream("libx264", rate=Fraction(float(fps)).limit_denominator(1000))
         self._stream.pix_fmt = "yuv420p"
-        # x264's macroblock tree reads memory it never set, so its choices, and the bytes, would differ from run to run
+        # x264's macroblock tree reads uninitialised memory, so that the bytes would differ from run to run
         self._stream.options = {"crf": "23", "preset": "veryfast", "mbtree": "0"}
-        self._stream.codec_context.thread_count = 1  # simulators share the cores; one thread also repeats byte for byte
+        self._stream.codec_context.thread_count = 1  # simulators use the other cores; the bytes repeat
         self._open = True
 
     def add(self, image: np.ndarray) -> None:
@@ -66,7 +66,7 @@ class VideoWriter:
         self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24")))
 
     def close(self) -> Path:
-        """Finish the file, give it its name and return that; closing twice is harmless.
+        """Finish the file and return its path; closing twice is harmless.
 
         Raises:
             BadInput: if no image was added; nothing is written then.
@@ -86,7 +86,7 @@ class VideoWriter:
         return self.path
 
     def discard(self) -> None:
-        """Stop and remove what was written; harmless after `close`."""
+        """Stop and delete the unfinished file; does nothing after `close`."""
         if not self._open:
             return
         self._open = False
@@ -127,7 +127,7 @@ def read_video(path: Path) -> np.ndarray:
 
 
 def filmstrip(images: np.ndarray, count: int) -> np.ndarray:
-    """Return evenly spaced images side by side, the first and the last among them.
+    """Concatenate evenly spaced images horizontally, including the first and the last.
 
     Args:
         images: (T, H, W, 3).

@@ -1,6 +1,6 @@
-"""A policy at work on observations: what it keeps of images, and the agent that acts step by step.
+"""A policy on running episodes: one encoder call a step, history, recurrent memory and action queue for each episode.
 
-Shapes: B batch, T frames of history, K class tokens, N patches, D width, A action.
+Shapes: B batch of episodes, T observation steps, H horizon, A action.
 """
 
 from collections.abc import Mapping
@@ -10,159 +10,173 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..datasets.robomimic import depth_key
-from ..datasets.token_cache import encode
-from ..encoders.load import Backbone
+from ..action_queue import ActionQueue, check_n_action_steps
+from ..errors import BadInput
 from ..hardware import threads
-from .chunks import ChunkQueue
-from .depth_inputs import depth_estimator, predicted
-from .embedding import FrameHistory
-from .pixel_network import shrunk
-from .visuomotor import LoadedPolicy, Visuomotor
+from .loaded import LoadedPolicy
+from .policy import Memory
+
+NOISE = "noise"  # in observations, instead of drawing it; for comparisons
 
 
-class Perception:
-    """From images to what a policy keeps of them: an encoder's tokens, or small images for one that sees itself.
+class FrameHistory:
+    """The last T frames of several running episodes; an episode that starts repeats its first frame.
 
     Args:
-        policy: what is kept depends on it.
-        backbone: its encoder; None for a policy without one.
-        precision: how the encoder computes.
-        device: where.
+        steps: T.
     """
 
-    def __init__(self, policy: Visuomotor, backbone: Backbone | None, precision: str, device: torch.device) -> None:
-        self.policy, self.precision, self.device = policy, precision, device
-        self.backbone = None if backbone is None else backbone.to(device)
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.frames: Tensor | None = None  # (B, T, ...); None before the first
 
-    @property
-    def sees(self) -> bool:
-        """Whether there is anything to look with."""
-        return self.policy.pixels is not None or self.backbone is not None
-
-    def newest(self, observations: Mapping[str, np.ndarray], depth: Tensor | None = None) -> Tensor:
-        """Return what is kept of images (B, H, W, 3) uint8, of each camera the encoder called once.
+    def peek(self, latest: Tensor, rows: np.ndarray) -> Tensor:
+        """Return what `push` would give for the running episodes `rows` (R,), (R, T, ...), and keep nothing.
 
         Args:
-            depth: (B, *size, 2) uint8, the first camera's, of a policy with patches for depth.
-
-        Returns:
-            (B, K or N, D) float16 with cameras along D; or (B, S, S, 3 a camera) uint8 where it sees for itself.
+            latest: (R, ...), the latest frames of these episodes.
         """
-        if self.policy.pixels is not None:
-            small_images = [shrunk(self.policy.as_images(key, observations[key])) for key in self.policy.images]
-            small = np.concatenate(small_images, axis=-1)
-            return torch.from_numpy(small).to(self.device)
-        assert self.backbone is not None, "this policy does not see"
-        embedder, views = self.policy.embedder, list[Tensor]()
-        for key in self.policy.images:
-            images = torch.from_numpy(self.policy.as_images(key, observations[key])).to(self.device)
-            added = None
-            if self.policy.patches is not None and depth is not None and not views:
-                added = self.policy.patches(depth)
-            cls, patches = encode(self.backbone, images, embedder.settings.normed, self.precision, added)
-            views.append(patches if embedder.needs_patches else cls)
-        return torch.cat(views, dim=-1)
+        if self.frames is None:
+            raise BadInput("no episode has started; push its first frame before a look ahead")
+        return torch.cat([self.frames[torch.from_numpy(rows)][:, 1:], latest.unsqueeze(1)], dim=1)
+
+    def push(self, latest: Tensor, reset_mask: np.ndarray) -> Tensor:
+        """Add the latest frames (B, ...) and return (B, T, ...); where `reset_mask`, the past is forgotten."""
+        fresh = latest.unsqueeze(1).expand(-1, self.steps, *latest.shape[1:])
+        if self.frames is None or self.frames.shape[0] != len(latest):
+            self.frames = fresh.clone()
+            return self.frames
+        mask = torch.as_tensor(np.asarray(reset_mask), device=latest.device).view(-1, 1, *[1] * (latest.ndim - 1))
+        self.frames = torch.where(mask, fresh, torch.cat([self.frames[:, 1:], latest.unsqueeze(1)], dim=1))
+        return self.frames
 
 
 class Agent:
-    """A policy at work on a batch of environments: one encoder call a step, history kept per environment.
+    """A policy on a batch of episodes.
 
     Args:
         loaded: the policy.
-        backbone: its encoder; None for a policy without one.
         device: where to compute.
-        n_action_steps: actions of each chunk that are executed before the next one; None is all of them.
+        n_action_steps: actions of each chunk that are executed before the policy is asked again; None is all of them.
+        seed: of the noise of policies that start from noise.
 
     Raises:
         BadInput: if the policy's chunks have fewer.
+        CheckpointError: if its depth head is missing or is not the one of the training.
     """
 
     def __init__(
-        self, loaded: LoadedPolicy, backbone: Backbone | None, device: torch.device, n_action_steps: int | None = None
+        self, loaded: LoadedPolicy, device: torch.device, n_action_steps: int | None = None, seed: int = 0
     ) -> None:
         self.loaded, self.device = loaded, device
-        self.policy = loaded.policy.to(device).eval()
-        precision = "fp32" if loaded.encoder is None else loaded.encoder.precision
-        self._perception = Perception(self.policy, backbone if loaded.encoder else None, precision, device)
-        self._history = FrameHistory(self.policy.history)
-        self._depths = FrameHistory(1 if self.policy.depth is None else self.policy.depth.frames)
-        self._queue = ChunkQueue(self.policy.settings.chunk, n_action_steps)
-        head = self.policy.embedder.settings.depth_head
-        self._estimator = None if head is None else depth_estimator(head, self.policy.depth_head).to(device)
+        self.model = loaded.model.to(device).eval()
+        self.model.vision.place(device)
+        if loaded.vision.spec.depth_head is not None:
+            loaded.vision.load_depth_head()
+        self.n_action_steps = check_n_action_steps(n_action_steps, loaded.spec.horizon)
+        self._histories: dict[str, FrameHistory] = {}
+        self._queues: list[ActionQueue] = []
+        self._memory: Memory = {}
+        self._generator = torch.Generator().manual_seed(seed)
         self.seconds = {"encoding": 0.0, "policy": 0.0}
 
-    def act(self, observations: dict[str, np.ndarray], starting: np.ndarray, running: np.ndarray) -> np.ndarray:
-        """Return the actions of this step, of chunks that were predicted now or earlier.
+    @property
+    def observation_steps(self) -> int:
+        """How many frames a prediction observes."""
+        return self.loaded.spec.observation_steps
+
+    def act(
+        self, observations: Mapping[str, np.ndarray], reset_mask: np.ndarray, active_mask: np.ndarray
+    ) -> np.ndarray:
+        """Return the actions of this step, of chunks that were predicted now or earlier, (B, A) in the data's units.
 
         Args:
             observations: each (B, ...).
-            starting: (B,) bool, environments at the first step of an episode.
-            running: (B,) bool, environments whose action matters; only their images are encoded, and only those that
-                the next prediction looks at.
-
-        Returns:
-            (B, A) float32 in [-1, 1].
+            reset_mask: (B,) bool, episodes at their first step.
+            active_mask: (B,) bool, episodes whose action matters; only their images are encoded, and only those that
+                the next prediction observes.
         """
-        waits = self._queue.waits(starting)
-        chunks = self.predict(observations, starting, running & (waits < self.frames))
-        self._queue.refill(chunks)
-        return self._queue.pop()
-
-    @property
-    def frames(self) -> int:
-        """How many frames a prediction looks at."""
-        return max(self._history.history, self._depths.history)
+        if len(self._queues) != len(reset_mask):
+            self._queues = [ActionQueue(self.n_action_steps) for _ in reset_mask]
+        for queue in np.array(self._queues, object)[reset_mask]:
+            queue.clear()
+        waits = np.array([len(queue) for queue in self._queues])
+        recurrent = bool(self._memory) or bool(self.model.policy.initial_memory(1))
+        needed = active_mask & ((waits < self.observation_steps) | recurrent)
+        chunks = np.zeros((len(waits), self.loaded.spec.horizon, self.loaded.spec.action_dim), np.float32)
+        if recurrent or (active_mask & (waits == 0)).any():
+            chunks = self.predict(observations, reset_mask, needed)
+        elif needed.any():
+            self._observe(observations, reset_mask, needed)
+        actions = []
+        for queue, chunk in zip(self._queues, chunks, strict=True):
+            if not len(queue):
+                queue.put(chunk, queue.step)
+            actions.append(queue.pop().action)
+        return np.stack(actions)
 
     @torch.inference_mode()
-    def predict(self, observations: Mapping[str, np.ndarray], starting: np.ndarray, running: np.ndarray) -> np.ndarray:
-        """Return chunks of actions from this step on, (B, C, A) float32 in [-1, 1]; arguments are those of `act`."""
+    def predict(
+        self, observations: Mapping[str, np.ndarray], reset_mask: np.ndarray, active_mask: np.ndarray
+    ) -> np.ndarray:
+        """Return chunks of actions from this step on, (B, H, A) float32; arguments are those of `act`."""
+        observed = self._observe(observations, reset_mask, active_mask)
         began = perf_counter()
-        small = self._depth(observations, running)
-        tokens = self._tokens(observations, starting, running, small)
-        encoded = perf_counter()
-        proprio = None
-        if self.policy.embedder.proprio_dim:
-            proprio = torch.from_numpy(np.array(observations[self.policy.felt])).to(self.device)
-        depth = None
-        if self.policy.depth is not None and small is not None:
-            depth = self._depths.push(small, starting)
+        vectors = {key: observed.pop(key) for key in self.loaded.spec.vectors}
         with threads(1):
-            actions = self.policy(tokens, proprio, depth).clamp(-1, 1).cpu().numpy()
-        self.seconds["encoding"] += encoded - began
-        self.seconds["policy"] += perf_counter() - encoded
-        return actions.reshape(len(actions), self.policy.settings.chunk, self.policy.actions)
+            noise = self._noise(len(reset_mask))
+            if NOISE in observations:
+                noise = _tensor(observations[NOISE], self.device)
+            actions, self._memory = self.model.act(observed, vectors, self._memory_of(reset_mask), noise)
+        self.seconds["policy"] += perf_counter() - began
+        return actions.cpu().numpy()
 
-    def _tokens(
-        self,
-        observations: Mapping[str, np.ndarray],
-        starting: np.ndarray,
-        running: np.ndarray,
-        depth: Tensor | None,
-    ) -> Tensor | None:
-        if not self._perception.sees:
-            return None
-        images = {key: observations[key][running] for key in self.policy.images}
-        which = torch.from_numpy(running)
-        seen = self._perception.newest(images, None if depth is None else depth[which.to(depth.device)])
-        return self._history.push(_placed(seen, which), starting)
+    @torch.inference_mode()
+    def _observe(
+        self, observations: Mapping[str, np.ndarray], reset_mask: np.ndarray, active_mask: np.ndarray
+    ) -> dict[str, Tensor]:
+        """Encode the latest frames and return all that are observed, (B, T, ...) each."""
+        began = perf_counter()
+        vision, spec = self.model.vision, self.loaded.spec
+        seen = {key: np.asarray(observations[key])[active_mask] for key in vision.keys}
+        if "points" in observations:
+            seen["points"] = np.asarray(observations["points"])[active_mask]
+        active = torch.from_numpy(np.asarray(active_mask))
+        latest = {name: scatter_rows(values, active) for name, values in vision.encode(seen).items()}
+        latest |= {key: _tensor(observations[key], self.device) for key in spec.vectors}
+        observed = {
+            name: self._histories.setdefault(name, FrameHistory(self.observation_steps)).push(values, reset_mask)
+            for name, values in latest.items()
+        }
+        self.seconds["encoding"] += perf_counter() - began
+        return observed
 
-    def _depth(self, observations: Mapping[str, np.ndarray], running: np.ndarray) -> Tensor | None:
-        """Return what the policy's part for depth takes of each environment; zeros where it does not run."""
-        if not self.policy.takes_depth:
-            return None
-        image = self.policy.images[0]
-        if self._estimator is None:
-            depth = observations[depth_key(image)][running]
-        else:
-            depth = predicted(self._estimator, observations[image][running]).astype(np.float32)
-        points = observations.get("points")
-        taken = self.policy.depth_input(depth, None if points is None else points[running])
-        return _placed(torch.from_numpy(taken).to(self.device), torch.from_numpy(running))
+    def _memory_of(self, reset_mask: np.ndarray) -> Memory:
+        """Return the memory of each episode, that of its start where it starts."""
+        fresh = {
+            name: values.to(self.device) for name, values in self.model.policy.initial_memory(len(reset_mask)).items()
+        }
+        mask = torch.from_numpy(np.asarray(reset_mask)).to(self.device)
+        kept = {}
+        for name, values in fresh.items():
+            old = self._memory.get(name)
+            if old is None or old.shape != values.shape:
+                kept[name] = values
+            else:
+                kept[name] = torch.where(mask.view(-1, *[1] * (values.ndim - 1)), values, old)
+        return kept
+
+    def _noise(self, batch: int) -> Tensor | None:
+        shape = self.model.policy.noise_shape
+        return None if shape is None else torch.randn(batch, *shape, generator=self._generator).to(self.device)
 
 
-def _placed(values: Tensor, which: Tensor) -> Tensor:
-    """Return values of the environments `which`, (B,) bool, in their places; zeros in the others'."""
-    placed = values.new_zeros(len(which), *values.shape[1:])
-    placed[which] = values
+def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.array(values, np.float32)).to(device)
+
+
+def scatter_rows(values: Tensor, mask: Tensor) -> Tensor:
+    """Return values of the episodes of `mask`, (B,) bool, in their rows; zeros in the others'."""
+    placed = values.new_zeros(len(mask), *values.shape[1:])
+    placed[mask.to(values.device)] = values
     return placed

@@ -12,8 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from ..datasets.robomimic import DemoSet
-from ..datasets.writer import Demo, demo_outcome, disk_key, merge_demos, write_demo
+from ..datasets.dataset import EpisodeDataset, open_dataset
+from ..datasets.writer import (
+    Demo,
+    EpisodeFacts,
+    Provenance,
+    Splits,
+    demo_outcome,
+    disk_key,
+    merge_demos,
+    write_demo,
+)
 from ..envs.registry import TaskSpec, check_task
 from ..envs.rendering import check_rendering
 from ..envs.rollout import default_width, in_workers
@@ -67,7 +76,7 @@ def collect(
     if out.is_dir():
         raise BadInput(f"out={out} is a folder; give the name of a file, e.g. {out}/demos.hdf5")
     if out.exists():
-        _check_same(DemoSet(out), request, asked)
+        _check_same(open_dataset(out), request, asked)
         return CollectReport(out, reused=True, attempts=wanted, seconds={})
     if {"rgb", "depth"} & set(request.observe):
         check_rendering()
@@ -94,7 +103,8 @@ def collect(
                 if demo_outcome(path) and len(good) < wanted:
                     good.append(path)
                     bar.advance(1)
-    merge_demos(out, good[:demos], good[demos:], request, cameras, asked)
+    provenance = Provenance(request.task, asdict(request), cameras)
+    merge_demos(out, Splits(good[:demos], good[demos:]), provenance, asked)
     shutil.rmtree(parts)
     if attempts > wanted:
         log.warning("the expert failed in %d of %d episodes; they were left out", attempts - wanted, attempts)
@@ -127,11 +137,13 @@ def _claim(parts: Path, request: TaskSpec) -> None:
         temporary.write_text(text)
 
 
-def _check_same(found: DemoSet, request: TaskSpec, asked: dict[str, Any]) -> None:
-    if found.request != request or found.collection != asked:
+def _check_same(found: EpisodeDataset, request: TaskSpec, asked: dict[str, Any]) -> None:
+    recorded, collection = found.provenance.get("environment"), found.provenance.get("collection")
+    wanted = json.loads(json.dumps(asdict(request)))
+    if recorded != wanted or collection != asked:
         raise DataError(
-            f"{found.path} holds other demonstrations: {found.collection} of {found.request}; asked for {asked} of "
-            f"{request}; delete it or choose another out="
+            f"{found.source} holds other demonstrations: {collection} of {recorded}; asked for {asked} of "
+            f"{wanted}; delete it or choose another out="
         )
 
 
@@ -172,10 +184,6 @@ def _run(env: TaskEnv, act: Callable[[], np.ndarray], seed: int) -> Demo:
         actions=np.stack(actions),
         rewards=np.array(rewards),
         success=np.array(success),
-        score=score,
-        good=score >= env.task.demo_min_score,
         states=np.stack(states),
-        seed=seed,
-        start=info["start"],
-        cameras=cameras,
+        facts=EpisodeFacts(seed, info["initial_state_hash"], score, score >= env.task.demo_min_score, cameras),
     )

@@ -9,78 +9,80 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock
 
+from ..calibration import Calibration
 from ..cameras.frame import Intrinsics
 from ..cameras.geometry import points
 from ..cameras.point_clouds import point_cloud
-from ..datasets.robomimic import DemoSet, depth_key
+from ..datasets.dataset import EpisodeDataset, depth_key
 from ..depth.encoding import check_code
 from ..depth.estimator import DepthEstimator, load_depth
-from ..encoders.load import Backbone
-from ..encoders.pixio import PixioEncoder
-from ..envs.rendering import Calibration
+from ..encoders.encoder import Backbone
 from ..errors import BadInput, CheckpointError, UnknownName, closest
 from ..files import replacing, sha256_of
 from ..progress import stage
 from ..run_folder import digest
-from .settings import DEPTHS, EmbeddingSettings
+from .settings import DEPTHS, ObservationSettings
 
 _SEEN = 64  # frames that a box is taken from
 _SHARE = 0.01  # of their points that may lie outside, on each side of each axis
 
 
-def check_depth(embedding: EmbeddingSettings, sees: bool) -> None:
+def check_depth(observation: ObservationSettings, has_encoder: bool) -> None:
     """Refuse settings of depth that cannot be.
 
     Args:
-        sees: whether the policy has an encoder.
+        has_encoder: whether the policy has an encoder.
 
     Raises:
         UnknownName: for an unknown fusion or code.
-        BadInput: for impossible numbers, or choices that do not go together.
+        BadInput: for impossible numbers, or choices that exclude each other.
     """
-    depth = embedding.depth
+    depth = observation.depth
     if depth not in DEPTHS:
-        raise UnknownName(f"no embedding.depth {depth!r}{closest(depth, DEPTHS)}; there are: {', '.join(DEPTHS)}")
+        raise UnknownName(f"no observation.depth {depth!r}{closest(depth, DEPTHS)}; there are: {', '.join(DEPTHS)}")
     if depth == "none":
-        if embedding.depth_head is not None:
-            raise BadInput("embedding.depth_head predicts depth for a fusion; choose one, e.g. embedding.depth=late")
+        if observation.depth_head is not None:
+            raise BadInput("observation.depth_head predicts depth for a fusion; choose one: observation.depth=late")
         return
-    if len(embedding.depth_range) != 2:
-        raise BadInput(f"embedding.depth_range={embedding.depth_range}: two distances are needed, e.g. [0.25,4]")
-    check_code(embedding.depth_code, *embedding.depth_range)
-    if depth in ("late", "patches") and embedding.depth_code == "colours":
-        raise BadInput(f"embedding.depth={depth} takes codes of one number; choose depth_code=inverse, log or metres")
-    if depth == "patches" and not sees:
-        raise BadInput("embedding.depth=patches adds depth to an encoder's patches; without one, take late or points")
-    if depth == "channels" and embedding.depth_head is not None:
-        raise BadInput("embedding.depth=channels shows measured depth; predicted depth goes with late, patches, points")
-    if not 0 <= embedding.depth_dropout <= 0.45:
-        raise BadInput(f"embedding.depth_dropout={embedding.depth_dropout}: it must be between 0 and 0.45")
-    box = embedding.depth_box
+    if len(observation.depth_range) != 2:
+        raise BadInput(f"observation.depth_range={observation.depth_range}: give two distances, e.g. [0.25,4]")
+    check_code(observation.depth_code, *observation.depth_range)
+    if depth in ("late", "patches") and observation.depth_code == "colours":
+        raise BadInput(
+            f"observation.depth={depth} takes codes of one number; choose observation.depth_code=inverse, log or metres"
+        )
+    if depth == "patches" and not has_encoder:
+        raise BadInput("observation.depth=patches adds depth to an encoder's patches; without one, use late or points")
+    if depth == "channels" and observation.depth_head is not None:
+        raise BadInput(
+            "observation.depth=channels shows measured depth; predicted depth works with late, patches and points"
+        )
+    box = observation.depth_box
     if box and (len(box) != 6 or any(low >= high for low, high in zip(box[::2], box[1::2], strict=True))):
-        raise BadInput(f"embedding.depth_box={box}: six numbers are needed, x0,x1,y0,y1,z0,z1 with x0 < x1 and so on")
+        raise BadInput(f"observation.depth_box={box}: six numbers are needed, x0,x1,y0,y1,z0,z1 with x0 < x1 and so on")
 
 
-def check_depth_encoder(embedding: EmbeddingSettings, backbone: Backbone | None) -> None:
+def check_depth_encoder(observation: ObservationSettings, backbone: Backbone | None) -> None:
     """Refuse an encoder that depth patches cannot be added to.
 
     Raises:
-        BadInput: if it is not Pixio's, or does not look at whole frames.
+        BadInput: if it is not Pixio's, or crops images.
     """
-    if embedding.depth != "patches" or backbone is None:
+    if observation.depth != "patches" or backbone is None:
         return
-    if not isinstance(backbone.network, PixioEncoder) or backbone.preprocessing.resize != "squash":
+    if not backbone.network.takes_patch_residual or backbone.preprocessing.resize != "squash":
         raise BadInput(
-            f"embedding.depth=patches needs a Pixio encoder that sees whole frames; {backbone.name} is none: "
-            "take late or points"
+            f"observation.depth=patches needs a Pixio encoder that takes whole images, which {backbone.name} is not: "
+            "use late or points"
         )
 
 
-def recorded_depth(embedding: EmbeddingSettings) -> str:
-    """Return `embedding.depth` if demonstrations must hold depth for it, else "none"."""
-    return "none" if embedding.depth_head is not None else embedding.depth
+def recorded_depth(observation: ObservationSettings) -> str:
+    """Return `observation.depth` if demonstrations must hold depth for it, else "none"."""
+    return "none" if observation.depth_head is not None else observation.depth
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,11 @@ class PointView:
         """Rebuild from `arguments()`."""
         matrices = (np.array(arguments[key]) for key in Calibration._fields)
         return cls(Calibration(*matrices), tuple(arguments["box"]))
+
+    @classmethod
+    def made_up(cls) -> "PointView":
+        """Return any view, to build a policy of points without data."""
+        return cls(Calibration(np.eye(3), np.eye(4)), (0.0, 1.0) * 3)
 
     def clouds(self, depth: np.ndarray, count: int, seen: np.ndarray | None = None) -> np.ndarray:
         """Return clouds (B, count, 4) float32 as `point_cloud` makes them.
@@ -126,44 +133,47 @@ def depth_to_world_points(depth: np.ndarray, intrinsics: Intrinsics, camera_to_w
     return points(depth, intrinsics) @ rotation.T + shift
 
 
-def point_view(embedding: EmbeddingSettings, demos: DemoSet, depths: np.ndarray | None) -> PointView | None:
-    """Return the view of a policy of points; None for other fusions.
+def point_view(
+    observation: ObservationSettings, dataset: EpisodeDataset, image_key: str, depths: np.ndarray | None
+) -> PointView:
+    """Return the view of a policy of points.
 
     Without `depth_box` it is the box around the middle 98 % of the demonstrations' points, axis by axis.
 
+    Args:
+        depths: (F, H, W) [m] in place of recorded depth.
+
     Raises:
-        DataError: if the demonstrations do not tell the camera, or it moved.
+        DataError: if the demonstrations do not hold the camera's calibration, or it moved.
         BadInput: if there are no points.
     """
-    if embedding.depth != "points":
-        return None
-    image = demos.images(embedding.cameras)[0]
-    calibration = demos.calibration(image)
-    if embedding.depth_box:
-        return PointView(calibration, tuple(embedding.depth_box))
+    calibration = dataset.calibration(image_key)
+    if observation.depth_box:
+        return PointView(calibration, tuple(observation.depth_box))
     anywhere = PointView(calibration, ())
-    near, far = embedding.depth_range
+    near, far = observation.depth_range
     some: list[np.ndarray] = []
-    for part in depth_frames(demos, depth_key(image), depths):
+    for part in depth_parts(dataset, depth_key(image_key), depths):
         depth = part[:1]
         some.append(anywhere.world(depth)[(depth >= near) & (depth <= far)])
         if len(some) == _SEEN:
             break
     found = np.concatenate(some)
     if not len(found):
-        raise BadInput(f"no point of the demonstrations is {near} to {far} m away; widen embedding.depth_range")
+        raise BadInput(f"no point of the demonstrations is {near} to {far} m away; widen observation.depth_range")
     low, high = np.quantile(found, (_SHARE, 1 - _SHARE), axis=0)
     high = np.maximum(high, low + 1e-3)
     return PointView(calibration, tuple(np.stack([low, high], axis=1).ravel().tolist()))
 
 
-def depth_frames(demos: DemoSet, key: str, depths: np.ndarray | None, size: int = 16) -> Iterator[np.ndarray]:
-    """Yield all frames' depth (B, H, W) float32 [m], recorded or, if given, predicted (F, H, W), `size` at a time."""
+def depth_parts(
+    dataset: EpisodeDataset, key: str, depths: np.ndarray | None, first: int = 0, size: int = 16
+) -> Iterator[np.ndarray]:
+    """Yield depth (B, H, W) float32 [m] of all frames from `first` on, recorded or, if given, predicted (F, H, W)."""
     if depths is None:
-        for part in demos.batches(key, 0, size):
-            yield part[..., 0]
+        yield from dataset.batches(key, first, size)
     else:
-        for begin in range(0, len(depths), size):
+        for begin in range(first, len(depths), size):
             yield depths[begin : begin + size].astype(np.float32)
 
 
@@ -198,24 +208,19 @@ def predicted(estimator: DepthEstimator, images: np.ndarray) -> np.ndarray:
     return estimator.estimate(images).astype(np.float16)
 
 
-def predicted_depth(root: Path, embedding: EmbeddingSettings, demos: DemoSet, device: Any) -> np.ndarray | None:
-    """Return depth predicted for the first camera of demonstrations, (F, H, W) float16 [m], from the cache in `root`.
+def predicted_depth(root: Path, head: str, dataset: EpisodeDataset, image_key: str, device: torch.device) -> np.ndarray:
+    """Return depth predicted for a camera of demonstrations, (F, H, W) float16 [m], from the cache in `root`.
 
-    None if depth is not predicted. The file is named after the head, the demonstrations and the camera; a stopped
-    prediction begins anew.
+    The file is named after the head, the demonstrations and the camera; an interrupted prediction starts again.
     """
-    if embedding.depth_head is None:
-        return None
-    estimator = depth_estimator(embedding.depth_head).to(device)
-    key = demos.images(embedding.cameras)[0]
-    path = root / f"depth-{digest(sha256_of(Path(embedding.depth_head)), demos.sha256(), key)}.npy"
+    estimator = depth_estimator(head).to(device)
+    path = root / f"depth-{digest(sha256_of(Path(head)), dataset.fingerprint, image_key)}.npy"
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
-            total = int(demos.lengths.sum())
             parts: list[np.ndarray] = []
-            with stage("predict depth", total) as bar:
-                for images in demos.batches(key, 0, 32):
+            with stage("predict depth", dataset.frames) as bar:
+                for images in dataset.batches(image_key, 0, 32):
                     parts.append(predicted(estimator, images))
                     bar.advance(len(images))
             with replacing(path) as temporary, temporary.open("wb") as file:

@@ -5,7 +5,8 @@ Shapes: B batch, T frames of history, N patches, D width, n points.
 
 from torch import Tensor, nn
 
-from .embedding import TokenShape, fuse_frames
+from ..encoders.encoder import TokenShape
+from .necks import fuse_frames
 
 CELL = 8  # side of a patch of depth [px]
 
@@ -13,7 +14,7 @@ CELL = 8  # side of a patch of depth [px]
 class DepthPatches(nn.Module):
     """Code and validity of depth, embedded patch by patch, to be added to the embedded patches of colour.
 
-    All weights begin at 0, so that the encoder begins by seeing colour alone, as it was trained to (zero convolutions:
+    All weights are 0 at first, so that the encoder starts with colour alone, as it was trained (zero convolutions:
     Zhang et al., "Adding Conditional Control to Text-to-Image Diffusion Models", arXiv 2302.05543).
 
     Args:
@@ -24,7 +25,7 @@ class DepthPatches(nn.Module):
     def __init__(self, grid: tuple[int, int], dim: int) -> None:
         super().__init__()
         self.size = (grid[0] * CELL, grid[1] * CELL)  # of the depth it takes [px]
-        self.project = nn.Conv2d(2, dim, CELL, stride=CELL)
+        self.project = nn.utils.skip_init(nn.Conv2d, 2, dim, CELL, stride=CELL)  # draws no random numbers
         for parameter in self.project.parameters():
             nn.init.zeros_(parameter)
 

@@ -2,20 +2,23 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from ..envs.registry import TaskSpec
+from ..envs.registry import TaskSpec, tasks
 from ..envs.rendering import check_rendering
-from ..envs.rollout import Act, BatchRollout, EpisodePlan, EpisodeResult, in_workers, run_expert
+from ..envs.rollout import Act, BatchRollout, EpisodePlan, EpisodeResult, default_width, in_workers, run_expert
 from ..errors import DataError
 from ..metrics import EpisodeRecord, append_episode, mean_score, read_episodes, success_rate, write_episodes
 from ..progress import stage
 from ..video import VideoWriter
+from .agent import Agent
+from .loaded import LoadedPolicy
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,15 @@ class Label:
     encoder: str = "none"
     weights: str = "none"
     fusion: str = "none"
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How episodes are run."""
+
+    width: int | None = None  # environments in parallel; None is twice the cores
+    videos: bool = False  # keep videos of the first success and the first failure
+    n_action_steps: int | None = None  # as `Agent` takes it
 
 
 @dataclass
@@ -113,6 +125,86 @@ def evaluate_expert(
     return Evaluation(_rows(label, out), len(plans) - len(waiting))
 
 
+def evaluate_policy(
+    loaded: LoadedPolicy,
+    request: TaskSpec,
+    plans: Sequence[EpisodePlan],
+    device: torch.device,
+    out: Path,
+    settings: RolloutSettings = RolloutSettings(),
+) -> Evaluation:
+    """Run a trained policy on planned episodes; without images where it does not observe them."""
+    agent = Agent(loaded, device, settings.n_action_steps)
+    width = settings.width or 2 * default_width()
+    evaluation = evaluate(
+        agent.act, policy_task(loaded, request), plans, label_of(loaded), out, width=width, videos=settings.videos
+    )
+    evaluation.seconds |= agent.seconds
+    return evaluation
+
+
+def label_of(loaded: LoadedPolicy) -> Label:
+    """Return what rows say of a trained policy."""
+    encoder, vision = loaded.spec.encoder, loaded.vision.spec
+    if encoder is None:
+        return Label(loaded.label)
+    fusion = str(getattr(loaded.policy.config, "fusion", loaded.policy.config.name))
+    if vision.depth != "none":
+        fusion += f", depth {vision.depth}" + (" predicted" if vision.depth_head else "")
+    return Label(loaded.label, encoder.name, encoder.weights, fusion)
+
+
+def task_of(provenance: dict[str, Any], source: str) -> TaskSpec:
+    """Return the environment that recorded demonstrations.
+
+    Args:
+        provenance: of a data set or of a policy.
+        source: what to call it in messages.
+
+    Raises:
+        DataError: if another tool recorded it, or there is no such task here.
+    """
+    arguments, task = dict(provenance.get("environment") or {}), provenance.get("task") or "an unknown task"
+    known = {each.name for each in fields(TaskSpec)}
+    if not arguments or set(arguments) - known:
+        raise DataError(
+            f"{source} was not recorded by pixio-robot, so its environment is not known; name the one to evaluate in: "
+            "task=SUITE/TASK"
+        )
+    if task not in tasks() and not provenance.get("robot"):
+        raise DataError(f"{source} is of {task}, which cannot be simulated here; name a task: task=SUITE/TASK")
+    arguments |= {"observe": tuple(arguments["observe"]), "cameras": tuple(arguments["cameras"])}
+    return TaskSpec(**arguments)
+
+
+def policy_task(loaded: LoadedPolicy, request: TaskSpec) -> TaskSpec:
+    """Return a task that gives what a policy observes, and nothing else that would have to be rendered."""
+    vision = loaded.vision
+    seen = [*(["rgb"] if vision.observes_images else []), *(["depth"] if vision.observes_depth else [])]
+    return replace(request, observe=(*seen, *loaded.spec.vectors))
+
+
+def check_no_overlap(
+    initial_states: Sequence[str], plans: Sequence[EpisodePlan], seeds: Sequence[int] = (0, 0)
+) -> None:
+    """Refuse to evaluate on initial states that were trained on.
+
+    Args:
+        initial_states: hashes of the demonstrations' initial states.
+        seeds: the first of reinforcement learning's episodes, and the one after its last.
+
+    Raises:
+        DataError: naming the seeds that are in both.
+    """
+    known, trained = set(initial_states), range(seeds[0], seeds[1])
+    for what, shared in (
+        ("demonstrations", [plan.seed for plan in plans if plan.initial_state_hash in known]),
+        ("training episodes", [plan.seed for plan in plans if plan.seed in trained]),
+    ):
+        if shared:
+            raise DataError(f"evaluation seeds {shared[:5]} have initial states of {what}; choose another first_seed=")
+
+
 def plans_length(request: TaskSpec) -> int:
     """Return the steps of an episode, for the progress display."""
     if request.horizon is not None:
@@ -131,7 +223,7 @@ def _waiting(plans: Sequence[EpisodePlan], label: Label, out: Path) -> list[Epis
     done = {row.index: row for row in _rows(label, out)}
     by_index = {plan.index: plan for plan in plans}
     for index, row in done.items():
-        if index not in by_index or (row.seed, row.start) != (by_index[index].seed, by_index[index].start):
+        if index not in by_index or (row.seed, row.start) != (by_index[index].seed, by_index[index].initial_state_hash):
             raise DataError(f"{out / 'episodes.jsonl'} has rows of another list of episodes; choose another out=")
     return [plan for plan in plans if plan.index not in done]
 
@@ -146,7 +238,7 @@ def _record(result: EpisodeResult, request: TaskSpec, label: Label, video: str) 
         render=request.render if "rgb" in request.observe else "none",
         index=result.plan.index,
         seed=result.plan.seed,
-        start=result.plan.start,
+        start=result.plan.initial_state_hash,
         episode_return=float(sum(result.rewards)),
         success_any=any(result.success),
         success_last=result.success[-1],

@@ -1,4 +1,4 @@
-"""A small residual network that learns to see from demonstrations alone: the row that a frozen encoder should beat.
+"""A small residual network that is trained end to end from demonstrations alone: a baseline for frozen encoders.
 
 Shapes: B batch, T frames of history, S side of its images [px], D width.
 """
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .embedding import TokenShape
+from ..encoders.encoder import TokenShape
 
 SIDE = 64  # S
-_SHIFT = 3  # most pixels a training image is moved; 4 of 84 in DrQ (Kostrikov et al. 2021, arXiv 2004.13649)
+_SHIFT = 3  # most pixels a training image is random_shift; 4 of 84 in DrQ (Kostrikov et al. 2021, arXiv 2004.13649)
 _WIDTHS = (16, 32, 64, 128)
 
 
 class PixelNetwork(nn.Module):
     """Three residual stages (He et al. 2016) with group norm over T frames stacked on channels, trained end to end.
 
-    In training, images are moved by a few random pixels, without which so few demonstrations are learned by heart.
+    In training, images are shifted by a few random pixels; without this it overfits to few demonstrations.
 
     Args:
         frames: T.
@@ -46,7 +46,7 @@ class PixelNetwork(nn.Module):
         """Return one token a sample, (B, 1, 1, D), of images (B, T, S, S, channels * cameras) uint8."""
         x = images.permute(0, 1, 4, 2, 3).flatten(1, 2).float() / 255 - 0.5
         if self.training:
-            x = moved(x)
+            x = random_shift(x)
         x = self.stages(self.stem(x.contiguous(memory_format=torch.channels_last)))
         return self.project(F.relu(x).flatten(1))[:, None, None]
 
@@ -64,13 +64,13 @@ class _Stage(nn.Module):
             nn.ReLU(),
             nn.Conv2d(outputs, outputs, 3, padding=1),
         )
-        self.past = nn.Conv2d(inputs, outputs, 1, stride=2)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, inputs, S, S) -> (B, outputs, S / 2, S / 2)
-        return self.layers(x) + self.past(x)
+        return self.layers(x) + self.shortcut(x)
 
 
-def moved(x: Tensor) -> Tensor:
+def random_shift(x: Tensor) -> Tensor:
     """Shift each sample by its own random number of pixels; edges repeat."""
     padded = F.pad(x, (_SHIFT,) * 4, mode="replicate")
     corners, side = torch.randint(0, 2 * _SHIFT + 1, (len(x), 2)).tolist(), x.shape[-1]
@@ -82,6 +82,6 @@ def moved(x: Tensor) -> Tensor:
     )
 
 
-def shrunk(images: np.ndarray) -> np.ndarray:
+def downsample(images: np.ndarray) -> np.ndarray:
     """Return images (B, H, W, 3) uint8 at the network's size, (B, S, S, 3) uint8, averaged over areas."""
     return np.stack([cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for image in images])

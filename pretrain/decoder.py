@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..encoders.pixio import Block, Tokens, check_sizes, initialise_layers, resized_positions
+from ..encoders.pixio import Block, Tokens, check_sizes, initialise_transformer, resized_positions
 from ..errors import BadInput, UnknownName, closest
 from .masking import PatchMask
 
@@ -81,12 +81,9 @@ class PixelDecoder(nn.Module):
             raise UnknownName(f"no decoder {name!r}; there are: {', '.join(DECODERS)}{closest(name, DECODERS)}")
         return cls(encoder_dim, *DECODERS[name], patch=patch, image_size=image_size, cls_tokens=cls_tokens)
 
-    @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:
-        """Draw new weights: Xavier-uniform matrices, zero biases, 0.02 normal mask token and positions."""
-        nn.init.normal_(self.mask_token, std=0.02, generator=generator)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
-        initialise_layers(self, generator)
+        """Draw fresh weights with `initialise_transformer`."""
+        initialise_transformer(self, self.mask_token, self.pos_embed, generator)
 
     def forward(self, tokens: Tokens, mask: PatchMask, cls_only: Tensor | None = None) -> Tensor:
         """Predict every patch, visible ones too.

@@ -1,1 +1,1 @@
-"""Robots behind one interface, the safety filter between them and policies, and the control loop that drives them."""
+"""Robots behind one interface, the safety filter, and the control loop that drives them."""

@@ -1,11 +1,11 @@
-"""Time as a control loop sees it: the wall's or a simulator's, and a beat that is kept without catching up."""
+"""Clocks of a control loop: wall time or simulated time, and a fixed rate that does not catch up missed ticks."""
 
 import time
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """A clock that can be waited on."""
+    """A clock that can wait."""
 
     def now(self) -> float:
         """Return the time [s]."""
@@ -15,7 +15,7 @@ class Clock(Protocol):
 
 
 class WallClock:
-    """`time.monotonic`, which cameras stamp frames with too."""
+    """`time.monotonic`, which also gives the arrival times of frames."""
 
     def now(self) -> float:
         """Return the time [s]."""
@@ -28,7 +28,7 @@ class WallClock:
 
 
 class SteppedClock:
-    """A clock that only goes on when somebody waits: what is computed meanwhile takes no time."""
+    """A clock that advances only when something waits: computation takes no time."""
 
     def __init__(self, now: float = 0.0) -> None:
         self._now = now
@@ -38,15 +38,15 @@ class SteppedClock:
         return self._now
 
     def sleep_until(self, when: float) -> None:
-        """Make it `when` [s], unless that has passed."""
+        """Set the time to `when` [s], unless that has passed."""
         self._now = max(self._now, when)
 
 
 class Rate:
-    """A fixed rate. A tick that comes a whole period late or more starts a new beat; missed ones are not caught up.
+    """A fixed rate. A tick that is late by a period or more restarts the schedule; missed ticks are not caught up.
 
     Args:
-        period: between two ticks [s].
+        period: time between two ticks [s].
         tolerance: lateness from which a tick counts as a missed deadline [s]; None is a tenth of the period.
     """
 
@@ -54,10 +54,10 @@ class Rate:
         self._clock, self.period = clock, period
         self._tolerance = period / 10 if tolerance is None else tolerance
         self._due = clock.now()
-        self.ticks = self.misses = self.resyncs = 0  # ticks so far, those too late, new beats
+        self.ticks = self.misses = self.resyncs = 0  # ticks so far; too late; schedule restarted
 
     def restart(self) -> None:
-        """Let the next tick be now."""
+        """Restart the schedule: the next tick is now."""
         self._due = self._clock.now()
 
     @property

@@ -1,4 +1,4 @@
-"""Faults on purpose, at planned moments, to see that each ends as it should: ``stall@2:1.0:0.6``."""
+"""Injected faults at planned times, to test how a run handles them: ``stall@2:1.0:0.6``, ``stall.rgb_wrist@0:1``."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,18 +6,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..cameras.faults import FaultInjectingCamera
-from ..deploy.runtime.policy import Policy
+from ..cameras.tools.faults import FaultInjectingCamera
+from ..deploy.runtime import RunningPolicy
 from ..errors import BadInput, UnknownName, closest
 from .emergency import EmergencyStop
 
 HANDLING = {  # what each must lead to; the report compares it with what happened
-    "stall": "the camera gives no frame: hold, then the watchdog's stop if it lasts",
-    "nan": "the policy's action is not a number: hold for that step",
-    "late": "inference takes too long: hold until its actions are there, or the watchdog's stop",
+    "stall": "a camera gives no frame: hold, then the watchdog's stop if it lasts",
+    "nan": "the policy's action is not finite: hold for that step",
+    "late": "inference takes too long: hold until its actions arrive, or the watchdog's stop",
     "estop": "the emergency stop is pressed: nothing is sent until it is reset",
 }
-_FORM = re.compile(r"(?P<kind>[a-z]+)@(?P<episode>\d+):(?P<at>[\d.]+)(?::(?P<seconds>[\d.]+))?")
+_FORM = re.compile(r"(?P<kind>[a-z]+)(?:\.(?P<camera>\w+))?@(?P<episode>\d+):(?P<at>[\d.]+)(?::(?P<seconds>[\d.]+))?")
 
 
 class Fault(NamedTuple):
@@ -25,58 +25,73 @@ class Fault(NamedTuple):
 
     kind: str
     episode: int  # counted from 0
-    at: float  # after its beginning [s]
-    seconds: float  # that it lasts [s]; a NaN lasts one action
+    at: float  # after the episode's start [s]
+    seconds: float  # duration [s]; a NaN lasts one action
+    camera: str = ""  # that stalls; "" is all cameras
 
     @classmethod
     def parse(cls, text: str) -> "Fault":
-        """Read KIND@EPISODE:TIME[:SECONDS].
+        """Read KIND@EPISODE:TIME[:SECONDS], for a stall of one camera stall.CAMERA@EPISODE:TIME[:SECONDS].
 
         Raises:
             UnknownName: for a kind that does not exist.
             BadInput: for another form.
 
         >>> Fault.parse("stall@2:1.0:0.6")
-        Fault(kind='stall', episode=2, at=1.0, seconds=0.6)
+        Fault(kind='stall', episode=2, at=1.0, seconds=0.6, camera='')
+        >>> Fault.parse("stall.rgb_wrist@0:1").camera
+        'rgb_wrist'
         """
         found = _FORM.fullmatch(text)
         if found is None:
             raise BadInput(f"fault {text!r} is not KIND@EPISODE:TIME or KIND@EPISODE:TIME:SECONDS, e.g. stall@2:1:0.6")
-        kind = found["kind"]
+        kind, camera = found["kind"], found["camera"] or ""
         if kind not in HANDLING:
             raise UnknownName(f"no fault {kind!r}{closest(kind, HANDLING)}; there are: {', '.join(HANDLING)}")
+        if camera and kind != "stall":
+            raise BadInput(f"fault {text!r}: only a stall has a camera; leave .{camera} out")
         try:
-            return cls(kind, int(found["episode"]), float(found["at"]), float(found["seconds"] or 0.5))
+            return cls(kind, int(found["episode"]), float(found["at"]), float(found["seconds"] or 0.5), camera)
         except ValueError as error:
             raise BadInput(f"fault {text!r}: {error}") from error
 
 
 class FaultInjector:
-    """Carries the planned faults out. It is asked at every tick and stands around the policy.
+    """Carries out the planned faults. The loop calls `tick`; the policy is wrapped.
 
     Args:
         faults: what shall go wrong.
-        camera: whose frames can be late.
-        emergency: the latch it presses.
+        cameras: whose frames can be late, by camera.
+        emergency: the stop that it presses.
+
+    Raises:
+        UnknownName: for a fault of a camera that does not exist.
     """
 
-    def __init__(self, faults: Sequence[Fault], camera: FaultInjectingCamera, emergency: EmergencyStop) -> None:
+    def __init__(
+        self, faults: Sequence[Fault], cameras: Mapping[str, FaultInjectingCamera], emergency: EmergencyStop
+    ) -> None:
+        for fault in faults:
+            if fault.camera and fault.camera not in cameras:
+                near = closest(fault.camera, cameras)
+                raise UnknownName(f"no camera {fault.camera!r} to stall{near}; there are: {', '.join(cameras)}")
         self._waiting = sorted(faults, key=lambda each: (each.episode, each.at))
-        self._camera, self._emergency = camera, emergency
-        self._late = 0.0
-        self._spoilt = 0
+        self._cameras, self._emergency = cameras, emergency
+        self._late = 0.0  # [s]
+        self._nan_actions = 0  # still to be made NaN
 
     def tick(self, episode: int, at: float) -> list[Fault]:
-        """Begin the faults that are due `at` seconds into an episode; return them."""
+        """Start the faults that are due `at` seconds into an episode; return them."""
         due = [each for each in self._waiting if each.episode == episode and each.at <= at]
         for fault in due:
             self._waiting.remove(fault)
             if fault.kind == "stall":
-                self._camera.stall(fault.seconds)
+                for camera in [self._cameras[fault.camera]] if fault.camera else self._cameras.values():
+                    camera.stall(fault.seconds)
             elif fault.kind == "late":
                 self._late = fault.seconds
             elif fault.kind == "nan":
-                self._spoilt += 1
+                self._nan_actions += 1
             else:
                 self._emergency.trigger("pressed by a planned fault")
         return due
@@ -86,28 +101,32 @@ class FaultInjector:
         late, self._late = self._late, 0.0
         return late
 
-    def around(self, policy: Policy) -> Policy:
-        """Return the policy with an action that is no number now and then."""
+    def wrap(self, policy: RunningPolicy) -> RunningPolicy:
+        """Return the policy with NaN actions where planned."""
         return FaultyPolicy(policy, self)
 
-    def spoils(self) -> bool:
-        """Return whether the next action shall be spoilt."""
-        if not self._spoilt:
+    def next_is_nan(self) -> bool:
+        """Return whether the next action shall be NaN."""
+        if not self._nan_actions:
             return False
-        self._spoilt -= 1
+        self._nan_actions -= 1
         return True
 
 
 class FaultyPolicy:
-    def __init__(self, policy: Policy, saboteur: FaultInjector) -> None:
-        self._policy, self._saboteur = policy, saboteur
+    """A policy whose actions are NaN when a `FaultInjector` says so."""
+
+    def __init__(self, policy: RunningPolicy, injector: FaultInjector) -> None:
+        self._policy, self._injector = policy, injector
 
     def reset(self) -> None:
+        """Reset the policy."""
         self._policy.reset()
 
     def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the policy's actions (H, A), or NaN."""
         actions = self._policy.act(observation)
-        return np.full_like(actions, np.nan) if self._saboteur.spoils() else actions
+        return np.full_like(actions, np.nan) if self._injector.next_is_nan() else actions
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)

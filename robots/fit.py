@@ -1,101 +1,99 @@
-"""Whether a policy, a robot and a camera belong together, and what the policy observes of them."""
+"""Check that a policy, a robot and its cameras fit, before anything moves."""
 
 import logging
-from dataclasses import replace
-
-import numpy as np
+from collections.abc import Mapping
 
 from ..cameras.camera import CameraSpec
-from ..cameras.frame import Frame
-from ..cameras.geometry import registered, squared
-from ..deploy.runtime.bundle import Manifest
+from ..deploy.manifest import Manifest, TensorSpec
+from ..deploy.observation import camera_of
 from ..errors import BadInput
 from .robot import RobotSpec
 
 log = logging.getLogger(__name__)
+_ROUNDING = 1e-6  # share of its range by which an action may exceed it
+_TOLERANCE = 0.02  # share by which a step may be longer or shorter than in training
 
-_PERIOD = 0.02  # share by which control periods may differ
 
-
-def check_fit(card: Manifest, robot: RobotSpec, camera: CameraSpec, rate: float) -> int:
-    """Refuse what does not fit, before anything moves.
+def check_fit(manifest: Manifest, robot: RobotSpec, cameras: Mapping[str, CameraSpec], rate: float) -> int:
+    """Return how many commands make a step of the policy, or refuse.
 
     Args:
-        rate: commands a second.
-
-    Returns:
-        commands a step of the policy, 1 or more.
+        manifest: of the policy.
+        robot: connected.
+        cameras: open, by camera: ``rgb``, ``rgb_wrist``, ...
+        rate: commands per second.
 
     Raises:
         BadInput: saying what does not fit and what would.
     """
-    if card.kind != "policy":
+    if manifest.kind != "policy":
         raise BadInput("this bundle is an encoder alone, which does not act; export a policy's checkpoint")
+    _check_actions(manifest, robot)
+    for tensor in manifest.observation:
+        if tensor.name == "proprio":
+            if tensor.shape != (robot.proprio,):
+                raise BadInput(
+                    f"the policy expects proprioception of size {tensor.shape[0]}, {robot.name} provides "
+                    f"{robot.proprio}; use a policy that was trained for this robot, or with observation.proprio=false"
+                )
+        else:
+            _check_camera(tensor, cameras)
+    return _commands_per_step(manifest, robot, rate)
+
+
+def _check_actions(manifest: Manifest, robot: RobotSpec) -> None:
     axes = robot.commands.names
-    if card.actions != len(axes):
+    if manifest.actions != len(axes):
         raise BadInput(
-            f"the policy gives actions of {card.actions} numbers, {robot.name} takes {len(axes)} ({', '.join(axes)}); "
+            f"the policy's actions have size {manifest.actions}, {robot.name} takes {len(axes)} ({', '.join(axes)}); "
             "use a policy that was trained for this robot"
         )
-    if card.action_names is not None and tuple(card.action_names) != axes:
-        raise BadInput(f"the policy's actions are {', '.join(card.action_names)}, {robot.name} takes {', '.join(axes)}")
-    if card.action_meanings is not None and card.action_meanings != robot.commands.meanings:
-        pairs = zip(axes, card.action_meanings, robot.commands.meanings, strict=True)
+    if manifest.action_names is not None and tuple(manifest.action_names) != axes:
+        given = ", ".join(manifest.action_names)
+        raise BadInput(f"the policy's actions are {given}, {robot.name} takes {', '.join(axes)}")
+    if manifest.action_meanings is not None and manifest.action_meanings != robot.commands.meanings:
+        pairs = zip(axes, manifest.action_meanings, robot.commands.meanings, strict=True)
         log.warning(
-            "an action a means something else here than where the policy learned: %s",
+            "an action a means something else here than in the policy's training data: %s",
             "; ".join(f"{axis}: {here}, was {there}" for axis, there, here in pairs if here != there),
         )
-    if card.action_low and (min(card.action_low) < -1 or max(card.action_high) > 1):
-        raise BadInput(f"the policy's actions are {min(card.action_low)} to {max(card.action_high)}, not -1 to 1")
-    for port in card.observation:
-        if port.name == "proprio":
-            if port.shape != (robot.proprio,):
-                raise BadInput(
-                    f"the policy feels {port.shape[0]} numbers of proprioception, {robot.name} tells {robot.proprio}; "
-                    "use a policy that was trained for this robot, or with embedding.proprio=false"
-                )
-        elif port.name not in ("rgb", "depth"):
-            raise BadInput(f"the policy observes {port.name!r}; one camera gives rgb and depth, and the robot proprio")
-        elif (camera.color_size if port.name == "rgb" else camera.depth_size) is None:
-            what = "colour" if port.name == "rgb" else "depth"
-            raise BadInput(f"the policy looks at {what}, which {camera.name} does not give; choose another camera=")
-    return _parts(card, robot, rate)
+    lowest, highest = robot.commands.action_range
+    for axis, low, high, least, most in zip(
+        axes, manifest.action_low, manifest.action_high, lowest, highest, strict=True
+    ):
+        room = _ROUNDING * (most - least)
+        if low < least - room or high > most + room:
+            raise BadInput(
+                f"the policy's actions on axis {axis} are {low:g} to {high:g}, {robot.name} takes {least:g} to "
+                f"{most:g}; use a policy that was trained for this robot"
+            )
 
 
-def _parts(card: Manifest, robot: RobotSpec, rate: float) -> int:
-    if robot.control_hz is not None and abs(rate / robot.control_hz - 1) > _PERIOD:
-        raise BadInput(f"{robot.name} takes {robot.control_hz:g} commands a second, not rate={rate:g}; leave rate= out")
-    if card.control_period is None:
-        return 1
-    parts = rate * card.control_period
-    if parts < 1 - _PERIOD or abs(parts - round(parts)) > _PERIOD * parts:
+def _check_camera(tensor: TensorSpec, cameras: Mapping[str, CameraSpec]) -> None:
+    camera = camera_of(tensor.name)
+    if camera is None or camera not in cameras:
+        hint = f"; name one: cameras={{{camera}: realsense}}" if camera is not None else ""
         raise BadInput(
-            f"the policy was trained for a step every {1000 * card.control_period:g} ms, commands go out every "
-            f"{1000 / rate:g} ms; use a robot or rate= of {1 / card.control_period:g} per second or a multiple of it"
+            f"the policy observes {tensor.name!r}, which nothing provides: cameras are {', '.join(cameras)}, and the "
+            f"robot provides proprio{hint}"
+        )
+    spec = cameras[camera]
+    depth = tensor.name.startswith("depth")
+    if (spec.depth_size if depth else spec.color_size) is None:
+        what = "depth" if depth else "colour"
+        raise BadInput(f"the policy observes {what} ({tensor.name}), which {spec.name} does not give; choose another")
+
+
+def _commands_per_step(manifest: Manifest, robot: RobotSpec, rate: float) -> int:
+    if robot.control_hz is not None and abs(rate / robot.control_hz - 1) > _TOLERANCE:
+        raise BadInput(f"{robot.name} takes {robot.control_hz:g} commands a second, not rate={rate:g}; leave rate= out")
+    if manifest.control_period is None:
+        return 1
+    parts = rate * manifest.control_period
+    if parts < 1 - _TOLERANCE or abs(parts - round(parts)) > _TOLERANCE * parts:
+        needed = 1 / manifest.control_period
+        raise BadInput(
+            f"the policy was trained for a step every {1000 * manifest.control_period:g} ms, commands are sent every "
+            f"{1000 / rate:g} ms; use a robot or rate= of {needed:g} per second or a multiple of it"
         )
     return round(parts)
-
-
-def observation_of(frame: Frame, felt: np.ndarray, card: Manifest) -> dict[str, np.ndarray]:
-    """Return what a policy observes: copies, images at its size, as they are where they have it.
-
-    Args:
-        felt: proprioception (P,).
-
-    Raises:
-        BadInput: if the frame lacks colour or depth that the policy looks at.
-    """
-    seen: dict[str, np.ndarray] = {}
-    images = [port.name for port in card.observation if port.name in ("rgb", "depth")]
-    if images and card.image_size is not None:
-        if "depth" not in images:
-            frame = replace(frame, depth=None, valid=None, depth_time=None)
-        square = squared(registered(frame), card.image_size)
-        for name, value in (("rgb", square.rgb), ("depth", square.depth)):
-            if name in images:
-                if value is None:
-                    raise BadInput(f"frame {frame.sequence} has no {name}, which the policy looks at")
-                seen[name] = value.copy()
-    if any(port.name == "proprio" for port in card.observation):
-        seen["proprio"] = np.array(felt, np.float32)
-    return seen

@@ -1,6 +1,6 @@
-"""The policy's own thread: the loop hands it an observation and fetches the actions when they are there.
+"""Run a policy in its own thread: the loop submits an observation and polls for the actions.
 
-Shapes: C chunk, A action.
+Shapes: H horizon, A action.
 """
 
 import threading
@@ -10,91 +10,93 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..deploy.runtime.policy import Policy
+from ..deploy.runtime import RunningPolicy
 from .clock import Clock
 
 
-class Job(NamedTuple):
-    """What to think about."""
+class InferenceRequest(NamedTuple):
+    """What a policy is to act on."""
 
     observation: dict[str, np.ndarray]
-    step: int  # policy step that it was seen for
-    seen: float  # when its frame arrived [s]
-    starts: bool  # whether an episode does
+    step: int  # policy step that it was observed for
+    frame_time: float  # when its oldest frame arrived [s]
+    starts: bool  # whether it is the first of an episode
 
 
-class Answer(NamedTuple):
-    """What came of it."""
+class InferenceResult(NamedTuple):
+    """What a policy returned."""
 
-    job: Job
-    actions: np.ndarray | None  # (C, A) float32; None where the policy raised
-    seconds: float  # that the policy took [s]
+    request: InferenceRequest
+    actions: np.ndarray  # (H, A) float32; empty where the policy raised
+    seconds: float  # inference time [s]
     error: Exception | None = None
 
 
-def think(policy: Policy, job: Job, delay: float, sleep: Callable[[float], None]) -> Answer:
-    """Ask a policy.
+def infer(
+    policy: RunningPolicy, request: InferenceRequest, delay: float, sleep: Callable[[float], None]
+) -> InferenceResult:
+    """Call a policy.
 
     Args:
-        delay: how much longer than it takes it shall take [s].
+        delay: time to sleep first [s].
     """
     began = time.perf_counter()
     try:
         if delay:
             sleep(delay)
-        if job.starts:
+        if request.starts:
             policy.reset()
-        actions = np.asarray(policy.act(job.observation), np.float32)
+        actions = np.asarray(policy.act(request.observation), np.float32)
         if actions.ndim != 2 or not len(actions):
-            raise ValueError(f"a policy returns actions (chunk, A); this one returned {actions.shape}")
-    except Exception as error:  # the loop says it, when the robot stands still
-        return Answer(job, None, time.perf_counter() - began, error)
-    return Answer(job, actions, time.perf_counter() - began)
+            raise ValueError(f"a policy returns actions (H, A); this one returned {actions.shape}")
+    except Exception as error:  # the loop raises it, once the robot has stopped
+        return InferenceResult(request, np.zeros((0, 0), np.float32), time.perf_counter() - began, error)
+    return InferenceResult(request, actions, time.perf_counter() - began)
 
 
 class InferenceThread:
-    """A policy in a thread of its own: one job at a time, none waits.
+    """A policy in its own thread: one request at a time, none waits in a queue.
 
     Args:
         policy: only its thread calls it.
-        delay: asked before each job, how long to sleep first [s]; for tests and demonstrations.
+        delay: called before each request, how long to sleep first [s]; for tests and demonstrations.
     """
 
-    def __init__(self, policy: Policy, delay: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(self, policy: RunningPolicy, delay: Callable[[], float] = lambda: 0.0) -> None:
         self._policy, self._delay = policy, delay
         self._changed = threading.Condition()
-        self._job: Job | None = None
-        self._answer: Answer | None = None
+        self._request: InferenceRequest | None = None
+        self._result: InferenceResult | None = None
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job) -> bool:
-        """Hand over an observation, whose arrays are then the policy's; return False if it is busy."""
+    def submit(self, request: InferenceRequest) -> bool:
+        """Hand over an observation, whose arrays then belong to the policy; return False if it is busy."""
         with self._changed:
-            if self._job is not None:
+            if self._request is not None:
                 return False
-            self._job = job
+            self._request = request
             self._changed.notify_all()
             return True
 
-    def poll(self) -> Answer | None:
-        """Return the newest answer that was not fetched yet."""
+    def poll(self) -> InferenceResult | None:
+        """Return the latest result that was not returned yet."""
         with self._changed:
-            answer, self._answer = self._answer, None
-            return answer
+            result, self._result = self._result, None
+            return result
 
-    def ready(self, timeout: float) -> bool:
-        """Wait until the policy has no work; return whether that came true."""
+    def wait_idle(self, timeout: float) -> bool:
+        """Wait until the policy has no request, at most `timeout` [s]; return whether it has none."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._job is None, timeout)
+            return self._changed.wait_for(lambda: self._request is None, timeout)
 
-    def settle(self, timeout: float) -> bool:
-        """Wait until nothing is being computed; return whether that came true."""
+    def discard(self, timeout: float) -> bool:
+        """Wait until the policy has no request, and discard its result; return whether it has none."""
         with self._changed:
-            done = self._changed.wait_for(lambda: self._job is None, timeout)
-            self._answer = None
-            return done
+            idle = self._changed.wait_for(lambda: self._request is None, timeout)
+            self._result = None
+            return idle
 
     def close(self) -> None:
         """End the thread; a policy that does not return is left behind."""
@@ -106,50 +108,49 @@ class InferenceThread:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or self._job is not None)
-                if self._closing:
+                self._changed.wait_for(lambda: self._closing or self._request is not None)
+                request = self._request
+                if self._closing or request is None:
                     return
-                job = self._job
-            assert job is not None
-            answer = think(self._policy, job, self._delay(), time.sleep)
+            result = infer(self._policy, request, self._delay(), time.sleep)
             with self._changed:
-                self._job, self._answer = None, answer
+                self._request, self._result = None, result
                 self._changed.notify_all()
 
 
 class InferenceInStep:
     """The same in stepped time: computing takes no time, and `delay` is time on the clock."""
 
-    def __init__(self, policy: Policy, clock: Clock, delay: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(self, policy: RunningPolicy, clock: Clock, delay: Callable[[], float] = lambda: 0.0) -> None:
         self._policy, self._clock, self._delay = policy, clock, delay
-        self._answer: Answer | None = None
+        self._result: InferenceResult | None = None
         self._ready = 0.0
 
-    def submit(self, job: Job) -> bool:
-        """Compute at once; return False if the last answer is still awaited."""
-        if self._answer is not None and self._clock.now() < self._ready:
+    def submit(self, request: InferenceRequest) -> bool:
+        """Compute at once; return False if the last result has not been polled and is not due yet."""
+        if self._result is not None and self._clock.now() < self._ready:
             return False
         delay = self._delay()
-        answer = think(self._policy, job, 0.0, time.sleep)
-        self._answer = answer._replace(seconds=answer.seconds + delay)
+        result = infer(self._policy, request, 0.0, time.sleep)
+        self._result = result._replace(seconds=result.seconds + delay)
         self._ready = self._clock.now() + delay
         return True
 
-    def poll(self) -> Answer | None:
-        """Return the answer, once its time has come."""
-        if self._answer is None or self._clock.now() < self._ready:
+    def poll(self) -> InferenceResult | None:
+        """Return the result once it is due."""
+        if self._result is None or self._clock.now() < self._ready:
             return None
-        answer, self._answer = self._answer, None
-        return answer
+        result, self._result = self._result, None
+        return result
 
-    def ready(self, timeout: float) -> bool:
-        """There is nothing to wait for."""
+    def wait_idle(self, timeout: float) -> bool:
+        """Return True: nothing is computed in the background."""
         return True
 
-    def settle(self, timeout: float) -> bool:
-        """Forget what is awaited."""
-        self._answer = None
+    def discard(self, timeout: float) -> bool:
+        """Discard the result."""
+        self._result = None
         return True
 
     def close(self) -> None:
-        """Nothing runs."""
+        """Do nothing: there is no thread."""

@@ -1,4 +1,4 @@
-"""How far and how fast each axis may go, from the robot itself and from a file; the narrower one holds."""
+"""How far and how fast each axis may move: limits of the robot and of a file; the narrower one counts."""
 
 import json
 from dataclasses import dataclass, replace
@@ -25,15 +25,15 @@ class Limits:
 
     @classmethod
     def of(cls, commands: ActionSpec) -> "Limits":
-        """Return what a robot says of itself."""
+        """Return a robot's own limits."""
         free = np.full(len(commands.names), np.inf)
         return cls(commands.low.copy(), commands.high.copy(), commands.speed.copy(), free)
 
     def narrowed(self, path: Path, commands: ActionSpec) -> "Limits":
-        """Return limits that keep to a file's too; it can take nothing back.
+        """Return these limits, narrowed by a file; it cannot widen them.
 
         Raises:
-            DataError: if the file is missing or no JSON of limits.
+            DataError: if the file is missing or holds no JSON of limits.
             UnknownName: for an axis or a kind of limit that does not exist.
         """
         asked = _read(path)
@@ -51,7 +51,7 @@ class Limits:
                     raise ValueError("workspace is [[x, y, z], [x, y, z]]")
                 box = (corners[0], corners[1])
         except (TypeError, ValueError) as error:
-            raise DataError(f"{path}: a limit is no number or pair of numbers ({error}), e.g. {EXAMPLE}") from error
+            raise DataError(f"{path}: a limit is not a number or pair of numbers ({error}), e.g. {EXAMPLE}") from error
         return replace(self, low=low, high=high, velocity=velocity, step=step, workspace=box)
 
     def check(self, commands: ActionSpec, robot: str, knows_hand: bool) -> None:
@@ -77,7 +77,9 @@ class Limits:
                 )
         if self.workspace is not None:
             if not knows_hand:
-                raise BadInput(f"{robot} does not know where its hand is, so no workspace can be kept; leave it out")
+                raise BadInput(
+                    f"{robot} does not know its end-effector position, so no workspace can be enforced; leave it out"
+                )
             if not (self.workspace[0] < self.workspace[1]).all():
                 raise BadInput(f"the workspace has no room between {self.workspace[0]} and {self.workspace[1]} [m]")
 
@@ -88,7 +90,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"no limits at {path} ({error.strerror}); a file of them looks like {EXAMPLE}") from error
     except ValueError as error:
-        raise DataError(f"{path} is no JSON ({error}); limits look like {EXAMPLE}") from error
+        raise DataError(f"{path} is not JSON ({error}); limits look like {EXAMPLE}") from error
     known = ("position", "velocity", "step", "workspace")
     if not isinstance(asked, dict) or any(not isinstance(asked.get(name, {}), dict) for name in known[:3]):
         raise DataError(f"{path} holds no limits; they look like {EXAMPLE}")

@@ -1,24 +1,12 @@
 """From one string to a robot: ``task:SUITE/TASK[@CAMERA]`` (simulated), ``ros:FILE`` (ROS 2 topics).
 
-Other packages add robots with entry points in the group ``pixio_robot.robots``: NAME = "module:Class", a `Robot` that
-is made with the text after the colon and a `RobotRequest`.
+Robots are plug-ins: entry points ``NAME = "module:Class"`` in the group ``pixio_robot.robots``. The class is a `Robot`
+that is made with the text after the colon and a `RobotRequest`.
 """
 
-import importlib
-from collections.abc import Callable
-from importlib import metadata
-
-from ..errors import PixioError, UnknownName, closest
+from ..errors import UnknownName, closest
+from ..plugins import find_plugin, plugin_names
 from .robot import Robot, RobotRequest
-
-GROUP = "pixio_robot.robots"
-Maker = Callable[[str, RobotRequest], Robot]
-_OURS = {"task": "simulated:TaskRobot", "ros": "ros:RosRobot"}
-
-
-def drivers() -> list[str]:
-    """Return the names of all drivers, ours and those of installed packages."""
-    return sorted({*_OURS, *(entry.name for entry in metadata.entry_points(group=GROUP))})
 
 
 def find_robot(name: str, request: RobotRequest = RobotRequest()) -> Robot:
@@ -29,7 +17,7 @@ def find_robot(name: str, request: RobotRequest = RobotRequest()) -> Robot:
         MissingExtra: if a driver's package is not installed.
     """
     driver, _, argument = name.partition(":")
-    known = drivers()
+    known = plugin_names("robots")
     if driver not in known:
         from ..envs.registry import tasks
 
@@ -37,15 +25,5 @@ def find_robot(name: str, request: RobotRequest = RobotRequest()) -> Robot:
         raise UnknownName(
             f"no robot {name!r}: drivers are {', '.join(known)}, e.g. task:toy/reach or ros:arm.json{hint}"
         )
-    return _maker(driver)(argument, request)
-
-
-def _maker(driver: str) -> Maker:
-    for entry in metadata.entry_points(group=GROUP):
-        if entry.name == driver and driver not in _OURS:
-            try:
-                return entry.load()
-            except Exception as error:  # another package's code
-                raise PixioError(f"the robot driver {driver!r} of {entry.value} does not load: {error}") from error
-    module, _, name = _OURS[driver].partition(":")
-    return getattr(importlib.import_module(f".{module}", __package__), name)
+    robot: Robot = find_plugin("robots", driver)(argument, request)
+    return robot

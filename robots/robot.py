@@ -1,6 +1,6 @@
-"""What a robot is to the rest: connect, observe, send an action, learn what was really sent, disconnect.
+"""The interface of a robot: connect, observe, send an action and get what was really sent, disconnect.
 
-The names are those that users of LeRobot know; values are arrays rather than one float a name. Shapes: P
+The method names are LeRobot's; values are arrays instead of one float per name. Shapes: P
 proprioception, A action, S state.
 """
 
@@ -13,70 +13,72 @@ import numpy as np
 
 from ..cameras.camera import Camera
 from ..envs.action_spec import ActionSpec
+from ..envs.registry import TaskSpec
 from ..errors import BadInput
 from .clock import Clock, WallClock
 
 
 @dataclass(frozen=True)
 class RobotRequest:
-    """What is asked of a robot; each driver takes what concerns it."""
+    """What is requested of a robot; each driver uses what concerns it."""
 
-    stepped: bool = False  # simulated time goes on only with actions, as fast as the machine can
-    depth: bool = True  # of its cameras, where it has some
+    stepped: bool = False  # simulated time advances only with actions, as fast as possible
+    depth: bool = True  # of its own cameras
     image_size: int = 256  # side of its cameras' images [px]
     render: str = "fast"  # quality of simulated images
-    depth_sensor: str = "d435"  # what simulated depth is measured with
+    depth_sensor: str = "d435"  # simulated depth sensor
     horizon: int | None = None  # steps of a simulated episode; None is the task's own
+    cameras: tuple[str, ...] = ("",)  # of its own that are used; "" is its first one
 
 
 @dataclass(frozen=True)
 class RobotSpec:
-    """What a robot says of itself once it is connected."""
+    """A connected robot's description."""
 
-    name: str  # what a person would call it
+    name: str  # for people
     driver: str
     commands: ActionSpec  # what an action does
     proprio: int  # P
-    control_hz: float | None = None  # rate of commands that it is made for [1/s]; None takes any
-    resets: bool = False  # whether it puts the scene back by itself and knows success: simulators do
+    control_hz: float | None = None  # required rate of commands [1/s]; None takes any
+    resets: bool = False  # whether it resets the scene and knows success, as simulators do
     cameras: tuple[str, ...] = ()  # its own, for camera=robot and camera=robot:NAME
     details: dict[str, Any] = field(default_factory=dict)
 
 
 class Outcome(NamedTuple):
-    """What the last step came to, where somebody knows."""
+    """The result of the last step, if known."""
 
     reward: float
     success: bool
-    over: bool  # the episode
-    score: float  # what it would count for if it ended here, 0 to 100
+    over: bool  # the episode has ended
+    score: float  # of the episode if it ended here, 0 to 100
 
 
 class Robot(abc.ABC):
-    """A robot. One thread talks to it. Use it as a context manager.
+    """A robot. Use it from one thread, as a context manager.
 
-    A robot sends what it is told within its own limits; `SafeRobot` stands before it and checks everything.
+    A robot sends any action within its own limits; `SafeRobot` wraps it and checks everything.
     """
 
-    uncommanded_steps = 0  # steps that a robot which goes on by itself made without a command
-    clock: Clock = WallClock()  # the time that its observations and its cameras' frames have
+    uncommanded_steps = 0  # steps without a command, of a robot that continues by itself
+    clock: Clock = WallClock()  # of its observations and its cameras' frames
     _spec: RobotSpec | None = None  # what `spec` gives, from `connect` on
 
     @abc.abstractmethod
     def connect(self) -> None:
-        """Reach the robot; it must not move by this.
+        """Connect to the robot; it must not move.
 
         Raises:
-            RobotError: if it is not there, with what to do.
+            RobotError: if it cannot be reached, with what to do.
         """
 
     @abc.abstractmethod
     def disconnect(self) -> None:
-        """Let the robot stand still and release it; harmless when it is not connected."""
+        """Stop the robot and release it; does nothing if it is not connected."""
 
     @property
     def spec(self) -> RobotSpec:
-        """What it says of itself; it must be connected, which sets `_spec`."""
+        """Its description; it must be connected, which sets `_spec`."""
         if self._spec is None:
             raise BadInput("the robot is not connected")
         return self._spec
@@ -94,45 +96,49 @@ class Robot(abc.ABC):
 
     @abc.abstractmethod
     def get_observation(self) -> dict[str, np.ndarray]:
-        """Return ``proprio`` (P,) float32, what policies feel; ``set_point`` (A,), the targets in force; ``positions``
-        (A,), where the axes really are, NaN where that is not known; both in the units of `spec.commands`.
+        """Return ``proprio`` (P,) float32, proprioception for policies; ``set_point`` (A,), the present targets;
+        ``positions`` (A,), the measured positions, NaN where unknown; both in the units of `spec.commands`.
 
         Raises:
-            RobotError: if the robot gives no answer, or only an old one.
+            RobotError: if the robot does not answer, or its last state is too old.
         """
 
     @abc.abstractmethod
     def send_action(self, action: np.ndarray) -> np.ndarray:
-        """Send an action (A,) in [-1, 1] and return what was really sent, (A,) float32."""
+        """Send an action (A,), as `spec.commands` takes it, and return what was really sent, (A,) float32."""
 
     @abc.abstractmethod
     def stop(self) -> None:
-        """Stand still now, with whatever means the robot has; sends no action of a policy."""
+        """Stop moving now, by any means the robot has; sends no action of a policy."""
 
     def reset(self, seed: int) -> str:
-        """Begin an episode and return what names its start; a robot that does not reset itself begins where it is."""
+        """Start an episode and return the hash of its initial state; "" for a robot that does not reset itself."""
         return ""
 
     def outcome(self) -> Outcome | None:
-        """Return what the last step came to; None where nobody knows."""
+        """Return the result of the last step; None if unknown."""
+        return None
+
+    def task_spec(self) -> TaskSpec | None:
+        """Return how to make the simulated task again; None for a real robot."""
         return None
 
     def state(self) -> np.ndarray:
-        """Return what tells states apart, (S,) float64."""
+        """Return the full state, (S,) float64; for recordings."""
         return self.get_observation()["proprio"].astype(np.float64)
 
     def hand_at(self, target: np.ndarray) -> np.ndarray | None:
-        """Return where the hand is at targets (A,), (3,) [m]; None for a robot that does not know."""
-        known = self.spec.commands.hand
+        """Return the end-effector position at targets (A,), (3,) [m]; None if unknown."""
+        known = self.spec.commands.end_effector
         return None if known is None else np.asarray(known) + target[:3]
 
     def camera(self, name: str = "") -> Camera:
-        """Return one of its own cameras, its first where no name is given.
+        """Return one of its own cameras; without a name the first one.
 
         Raises:
-            BadInput: if it has none of that name.
+            BadInput: if it has no camera of that name.
         """
-        raise BadInput(f"{self.spec.name} has no camera of its own; name one with camera=realsense or another source")
+        raise BadInput(f"{self.spec.name} has no camera; give camera=realsense or another source")
 
     def __enter__(self) -> "Robot":
         self.connect()

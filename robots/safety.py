@@ -1,4 +1,4 @@
-"""The safety filter: whatever a policy asks, what is sent stays within limits. It knows nothing of the policy.
+"""The safety filter: whatever a policy asks, what is sent stays within limits. It is independent of the policy.
 
 Shapes: A action.
 """
@@ -15,28 +15,28 @@ from .emergency import EmergencyStop
 from .limits import Limits
 from .robot import Outcome, Robot, RobotSpec
 
-_HALVINGS = 20  # of a step that would leave the workspace
-_MARGIN = 0.1  # of its range, that an axis may be found beyond a limit before it counts as out of control
-_GRAIN = 1e-6  # what limits are exceeded by rounding, as a share of an action of 1
+_HALVINGS = 20  # bisections of a step that would leave the workspace
+_MARGIN = 0.1  # share of its range by which an axis may exceed a limit before it is out of control
+_GRAIN = 1e-6  # rounding that does not count as exceeding a limit, as a share of an action of 1
 
 
 class Decision(NamedTuple):
-    """What may be sent, and why it is not what was asked."""
+    """What may be sent, and why it differs from the requested action."""
 
-    action: np.ndarray  # (A,) float32 in [-1, 1]
+    action: np.ndarray  # (A,) float32, as the `ActionSpec` takes it
     target: np.ndarray  # (A,) in the axes' units
     reasons: tuple[str, ...]  # among nan, range, position, step, velocity, workspace, hold
 
 
 class SafetyFilter:
-    """Limits on targets, one command after the other. An action within all limits passes bit for bit.
+    """Enforces limits on targets, command by command. An action within all limits passes unchanged, bit for bit.
 
     Args:
         commands: what an action does.
-        limits: what it may do.
-        period: time between two commands [s]; one that comes sooner may go less far, one that comes later no further.
+        limits: of its targets.
+        period: time between two commands [s]. An earlier command may move less far, a later one not further.
         clock: of the robot.
-        hand_at: where the hand is at targets; needed for a workspace.
+        hand_at: end-effector position at targets; needed for a workspace.
     """
 
     def __init__(self, commands: ActionSpec, limits: Limits, period: float, clock: Clock, hand_at: Any = None) -> None:
@@ -44,38 +44,38 @@ class SafetyFilter:
         self._clock, self._period = clock, period
         self._last: np.ndarray | None = None  # targets of the last command
         self._at = -np.inf  # when that was [s]
-        self._placed = ~commands.relative & (np.array(commands.units) != "1")  # axes that are sent to places
+        self._placed = ~commands.relative & (np.array(commands.units) != "1")  # axes that are sent to positions
 
     def reset(self) -> None:
-        """Forget the last command: the robot was moved by somebody else."""
+        """Forget the last command: something else moved the robot."""
         self._last, self._at = None, -np.inf
 
     def apply(self, asked: np.ndarray, observation: dict[str, np.ndarray]) -> Decision:
-        """Return what may be sent instead of an action (A,); one that is not finite is a hold.
+        """Return what may be sent for a requested action (A,); a non-finite action becomes a hold.
 
         Args:
             observation: of the robot, now.
 
         Raises:
             OutOfControl: if an axis is far beyond its limits.
-            RobotError: if it is not known where a command begins, or the first one would jump.
+            RobotError: if the present position is unknown, or the first command would jump.
         """
         self._check(observation)
         asked = np.asarray(asked, np.float32)
         if asked.shape != self._commands.scale.shape or not np.isfinite(asked).all():
             return self._hold(observation, "nan")
         reasons = []
-        action = np.clip(asked, -1, 1)
+        action = self._commands.clip(asked)
         if not np.array_equal(action, asked):
             reasons.append("range")
         set_point = observation["set_point"]
         target = self._commands.target(action, set_point)
         begin = self._begin(observation)
         grain = _GRAIN * self._commands.scale
-        wanted = target
+        unlimited = target
         low, high = np.minimum(self._limits.low, begin), np.maximum(self._limits.high, begin)
-        target = np.clip(target, low, high)  # from outside nothing moves by itself, and nothing further out
-        if (np.abs(target - wanted) > grain).any():
+        target = np.clip(target, low, high)  # from outside, no motion by itself, and none further out
+        if (np.abs(target - unlimited) > grain).any():
             reasons.append("position")
         change = target - begin
         drive = self._limits.velocity * min(self._period, max(1e-9, self._clock.now() - self._at))
@@ -96,7 +96,7 @@ class SafetyFilter:
         return self._decided(action, observation, tuple(reasons))
 
     def hold(self, observation: dict[str, np.ndarray]) -> Decision:
-        """Return the command that changes nothing: efforts rest, everything else stays where it was sent to.
+        """Return the command that changes nothing: efforts are 0, everything else keeps its target.
 
         Raises:
             OutOfControl, RobotError: as `apply` does.
@@ -117,31 +117,31 @@ class SafetyFilter:
         return Decision(action, target, reasons)
 
     def _check(self, observation: dict[str, np.ndarray]) -> None:
-        """Refuse what nothing can be measured against: every comparison with a number that is none is false."""
+        """Refuse unknown positions, since every comparison with NaN is false."""
         unknown = ~np.isfinite(observation["set_point"])
         if self._last is None:
             unknown |= self._placed & ~np.isfinite(observation["positions"])
         if unknown.any():
             name = self._commands.names[int(np.flatnonzero(unknown)[0])]
-            raise RobotError(f"the robot does not tell where axis {name} is, so nothing is sent; look at its sensors")
+            raise RobotError(f"the position of axis {name} is unknown, so nothing is sent; check its sensors")
         if words := self.out_of_control(observation):
             raise OutOfControl(f"the robot is out of control: {words}")
 
     def _check_first(self, target: np.ndarray, observation: dict[str, np.ndarray]) -> None:
-        """Refuse a first command that would jump: actions reach no further than an axis's range, and it is outside."""
+        """Refuse a first command that would jump, because the axis is outside the range of its actions."""
         jump = np.abs(target - self._begin(observation))
         stride = np.minimum(self._limits.velocity * self._period, self._limits.step)
         if (far := self._placed & (jump > stride + _GRAIN * self._commands.scale)).any():
             at = int(np.flatnonzero(far)[0])
             name, unit = self._commands.names[at], self._commands.units[at]
             raise RobotError(
-                f"axis {name} is at {observation['positions'][at]:.3f} {unit}, and the nearest place that it can be "
-                f"sent to, {target[at]:.3f}, is further than a command may go ({stride[at]:.3g} {unit}); bring {name} "
-                "inside its range by hand"
+                f"axis {name} is at {observation['positions'][at]:.3f} {unit}, and the nearest position that it can be "
+                f"sent to, {target[at]:.3f}, is further than one command may move it ({stride[at]:.3g} {unit}); bring "
+                f"{name} inside its range by hand"
             )
 
     def out_of_control(self, observation: dict[str, np.ndarray]) -> str:
-        """Return which axis is found far beyond its limits, in words; "" if none is."""
+        """Return which axis is far beyond its limits, as text; "" if none is."""
         room = _MARGIN * (self._limits.high - self._limits.low)
         found = observation["positions"]
         with np.errstate(invalid="ignore"):
@@ -154,7 +154,7 @@ class SafetyFilter:
         return f"axis {name} is at {found[at]:.3f} {unit}, its limits are {low:g} to {high:g}"
 
     def _begin(self, observation: dict[str, np.ndarray]) -> np.ndarray:
-        """Return the targets from which a step counts: in force, last sent, or where the axes are."""
+        """Return the targets that a step starts from: present, last sent, or measured."""
         set_point, positions = observation["set_point"], observation["positions"]
         last = self._last
         if last is None:
@@ -162,7 +162,7 @@ class SafetyFilter:
         return np.where(self._commands.relative, set_point, last)
 
     def _within_workspace(self, begin: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Return the target, or the farthest point on the way to it at which the hand is no further out of the box."""
+        """Return the target, or the farthest point towards it at which the end effector is not further outside."""
         if self._limits.workspace is None:
             return target
         allowed = self._outside(begin) + 1e-9
@@ -175,7 +175,7 @@ class SafetyFilter:
         return begin + low * (target - begin)
 
     def _outside(self, target: np.ndarray) -> float:
-        """Return how far the hand is out of the box [m]; 0 inside."""
+        """Return how far the end effector is outside the box [m]; 0 inside."""
         assert self._limits.workspace is not None
         low, high = self._limits.workspace
         hand = self._hand_at(target)
@@ -183,11 +183,11 @@ class SafetyFilter:
 
 
 class SafeRobot(Robot):
-    """A robot behind the safety filter and the emergency stop. What it is asked and what it sends may differ.
+    """A robot behind the safety filter and the emergency stop. The requested and the sent action may differ.
 
     Args:
-        robot: connected or not.
-        limits: within which it moves; checked against the robot's own when it is connected.
+        robot: connected.
+        limits: within which it moves; the robot must be connected.
         period: time between two commands [s].
         emergency: the latch.
     """
@@ -196,7 +196,7 @@ class SafeRobot(Robot):
         limits.check(robot.spec.commands, robot.spec.name, robot.hand_at(limits.low) is not None)
         self.robot, self.limits, self.emergency, self.clock = robot, limits, emergency, robot.clock
         self.filter = SafetyFilter(robot.spec.commands, limits, period, robot.clock, robot.hand_at)
-        self.reasons: tuple[str, ...] = ()  # why the last action sent is not the one asked
+        self.reasons: tuple[str, ...] = ()  # why the last action that was sent is not the requested one
 
     @property
     def spec(self) -> RobotSpec:
@@ -217,17 +217,17 @@ class SafeRobot(Robot):
         return self.robot.get_observation()
 
     def send_action(self, action: np.ndarray) -> np.ndarray:
-        """Send what may be sent of an action (A,); return what the robot says it sent.
+        """Send an action (A,) within the limits; return what the robot really sent.
 
         Raises:
-            EmergencyStopped: if the stop is latched; the robot was told to stand still, as before all of these.
+            EmergencyStopped: if the stop is latched. The robot is stopped before any of these is raised.
             OutOfControl: if an axis is far beyond its limits.
-            RobotError: if the robot does not tell where it is, or the first command would jump.
+            RobotError: if a position is unknown, or the first command would jump.
         """
         return self._send(action)
 
     def hold(self) -> np.ndarray:
-        """Stay where the robot was sent to; return what was sent."""
+        """Keep the present targets; return what was sent."""
         return self._send(None)
 
     def _send(self, action: np.ndarray | None) -> np.ndarray:

@@ -1,36 +1,36 @@
-"""The episodes of one run, one after the other, and their files: rows, ticks, recordings."""
+"""Run the episodes of one run and write their files: rows, ticks, recordings."""
 
 import json
 import logging
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ..deploy.runtime.bundle import Manifest
+from ..deploy.manifest import Manifest
 from ..envs.registry import TaskSpec
 from ..errors import EmergencyStopped
 from ..files import replacing
 from ..metrics import EpisodeRecord, append_episode, read_episodes
 from ..progress import stage
 from ..stopping import Stopping
-from .commands import Run
 from .loop import ControlLoop
-from .recording import EpisodeRecording, join_episodes, tick_row
+from .recording import EpisodeRecording, Origin, join_episodes, tick_row
 from .robot import Robot
-from .simulated import TaskRobot
 from .step_record import EpisodeEnd, StepRecord
 from .timeline import read_ticks
 
 log = logging.getLogger(__name__)
-SIDE = 224  # of recorded images, for a policy that looks at none [px]
-_STEPS = 1000  # of an episode on a robot that does not know its end
-_PAUSES = 0.05  # share of steps without the policy's action, up to which an episode is fit to learn from
+SIDE = 224  # of recorded images, for a policy without cameras [px]
+_STEPS = 1000  # of an episode on a robot without a horizon
+_PAUSES = 0.05  # share of steps without the policy's action, up to which an episode may be learned from
 
 
 @dataclass
 class RunReport:
-    """What a run came to."""
+    """The result of a run."""
 
     out: Path
     rows: list[EpisodeRecord]
@@ -39,32 +39,62 @@ class RunReport:
     demos: Path | None = None
     stopped: str = ""  # why the emergency stop is latched
     interrupted: bool = False  # by Ctrl-C, SIGTERM or SIGHUP
-    error: Exception | None = None  # that ended the last episode; its files are written, and it is still to be raised
+    error: Exception | None = None  # that ended the last episode; raised after the files are written
+
+
+@dataclass(frozen=True)
+class SessionPlan:
+    """The episodes of a run, and what its files say about it."""
+
+    out: Path  # run folder
+    episodes: int
+    steps: int | None  # of the policy in an episode, at most; None is the task's own, else 1000
+    seed: int  # of the first episode of a simulated robot
+    record: bool
+    robot: str  # as `find_robot` takes it
+    policy: str  # name of its file or folder
+    render: str  # quality of simulated images; "none" if unknown
+    depth: bool  # whether depth is recorded
+    settings: dict[str, Any]  # of the command, kept in the recording
+
+    @property
+    def title(self) -> str:
+        """The title of the report."""
+        return f"{self.robot} · {self.policy}"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the report's table of settings shows."""
+        shown = {name: self.settings.get(name) for name in ("time", "camera", "cameras")}
+        return {name: str(value) for name, value in shown.items() if value}
 
 
 class Session:
-    """The episodes of one run and their files."""
+    """The episodes of one run and their files.
+
+    Args:
+        plan: which episodes.
+        manifest: of the policy.
+        robot: connected.
+        loop: that runs an episode.
+        cameras: the names under which the policy's cameras are recorded.
+    """
 
     def __init__(
-        self, command: Run, card: Manifest, out: Path, robot: Robot, loop: ControlLoop, stopping: Stopping
+        self, plan: SessionPlan, manifest: Manifest, robot: Robot, loop: ControlLoop, cameras: Mapping[str, str]
     ) -> None:
-        self.command, self.card, self.out, self.robot, self.loop, self.stopping = (
-            command,
-            card,
-            out,
-            robot,
-            loop,
-            stopping,
-        )
-        self.parts = out / "episodes"
-        self.side = card.image_size or SIDE
-        self.ticks = out / "ticks.jsonl"
-        self.name = "checkpoint" if command.checkpoint else "bundle"
-        self.report = RunReport(out, [])
+        self.plan, self.manifest, self.robot, self.loop, self.cameras = plan, manifest, robot, loop, cameras
+        self.out = plan.out
+        self.parts = self.out / "episodes"
+        self.side = manifest.image_size or SIDE
+        self.ticks = self.out / "ticks.jsonl"
+        self.name = "checkpoint" if plan.settings.get("checkpoint") else "bundle"
+        self.report = RunReport(self.out, [])
 
-    def run(self) -> RunReport:
+    def run(self, stopping: Stopping) -> RunReport:
+        """Run the episodes that the run folder does not hold yet."""
         done = {row.index for row in read_episodes(self.out / "episodes.jsonl")}
-        waiting = [index for index in range(self.command.episodes) if index not in done]
+        waiting = [index for index in range(self.plan.episodes) if index not in done]
         self._forget_unfinished(done)
         with stage(f"run {self.robot.spec.name}", len(waiting)) as bar:
             for index in waiting:
@@ -79,28 +109,28 @@ class Session:
                 if why in ("estop", "asked", "error"):
                     break
         self.report.rows = read_episodes(self.out / "episodes.jsonl")
-        if self.command.record:
+        if self.plan.record:
             self._join()
         return self.report
 
     def _episode(self, index: int) -> str:
-        seed = self.command.seed + index
-        recording = EpisodeRecording(self._part(index), self._camera_name(), self.side) if self.command.record else None
+        seed = self.plan.seed + index
+        recording = EpisodeRecording(self._part(index), self.cameras, self.side) if self.plan.record else None
         held, total = 0, 0
         began = time.perf_counter()
         with self.ticks.open("a") as lines:
 
-            def watch(moment: StepRecord) -> None:
+            def on_step(record: StepRecord) -> None:
+                """Record a step, and count those in which the robot held."""
                 nonlocal held, total
                 if recording is not None:
-                    recording.add(moment)
-                lines.writelines(tick_row(tick) for tick in moment.ticks)
+                    recording.add(record)
+                lines.writelines(tick_row(tick) for tick in record.ticks)
                 total += 1
-                held += any(tick.state != "run" for tick in moment.ticks)
+                held += any(tick.state != "run" for tick in record.ticks)
 
-            self.loop.watch = watch
             try:
-                start, ending = self.loop.run(index, seed, self._steps())
+                start, ending = self.loop.run(index, seed, self._steps(), on_step)
             except EmergencyStopped:
                 if recording is not None:
                     recording.discard()  # nothing has moved
@@ -127,7 +157,7 @@ class Session:
             good = fine and not recording.lost and (not self.robot.spec.resets or row.success_last)
             recording.close(seed, start, row.score, good)
             if recording.lost:
-                words = "the disk was too slow for %d steps of episode %d, which is not fit to learn from"
+                words = "the disk was too slow for %d steps of episode %d, which must not be learned from"
                 log.warning(words, recording.lost, index)
         self.report.endings[ending.why] += 1
         self.report.interrupted = ending.why == "asked"
@@ -136,19 +166,19 @@ class Session:
 
     def _steps(self) -> int:
         known = self.robot.spec.details.get("horizon")
-        return self.command.steps or known or _STEPS
+        return self.plan.steps or known or _STEPS
 
     def _row(self, index: int, seed: int, start: str, ending: EpisodeEnd, seconds: float) -> EpisodeRecord:
         outcomes = ending.outcomes
         success = [each.success for each in outcomes] or [False]
-        encoder = self.card.encoder or {}
+        encoder = self.manifest.encoder or {}
         return EpisodeRecord(
             task=self.robot.spec.name.removeprefix("task:"),
             policy=self.name,
             encoder=str(encoder.get("name", "none")),
             weights=str(encoder.get("weights", "none")),
             fusion="as exported",
-            render=self.command.render or "none",
+            render=self.plan.render,
             index=index,
             seed=seed,
             start=start,
@@ -164,11 +194,6 @@ class Session:
     def _part(self, index: int) -> Path:
         return self.parts / f"episode_{index:05d}.hdf5"
 
-    def _camera_name(self) -> str:
-        if self.command.camera.startswith("robot"):
-            return self.robot.spec.cameras[0]
-        return self.command.camera.partition(":")[0]
-
     def _forget_unfinished(self, done: set[int]) -> None:
         """Drop the ticks of episodes that were cut off and run again."""
         if self.ticks.is_file():
@@ -180,19 +205,18 @@ class Session:
         parts = sorted(self.parts.glob("episode_*.hdf5"))
         if not parts:
             return
-        spec = self.robot.spec
-        if isinstance(self.robot, TaskRobot):
-            request = self.robot.request
-        else:
-            seen = ("rgb", "depth", "proprio") if self.command.depth else ("rgb", "proprio")
-            request = TaskSpec(spec.name, observe=seen, cameras=(self._camera_name(),), image_size=self.side)
+        spec, cameras = self.robot.spec, tuple(self.cameras.values())
+        request = self.robot.task_spec()
+        if request is None:
+            observed = ("rgb", "depth", "proprio") if self.plan.depth else ("rgb", "proprio")
+            request = TaskSpec(spec.name, observe=observed, cameras=cameras, image_size=self.side)
         about = {
             "name": spec.name,
             "axes": list(spec.commands.names),
             "units": list(spec.commands.units),
             "actions": spec.commands.meanings,
-            "control_hz": 1 / (self.loop.ways.parts * self.loop.metronome.period),  # a row is a step of the policy
+            "control_hz": 1 / self.loop.step_period,  # a row is a step of the policy
         }
         self.report.demos = self.out / "demos.hdf5"
-        good, total = join_episodes(self.report.demos, parts, request, self._camera_name(), about, asdict(self.command))
-        log.info("%s: %d of %d episodes are fit to learn from", self.report.demos, good, total)
+        good, total = join_episodes(self.report.demos, parts, request, cameras, Origin(about, self.plan.settings))
+        log.info("%s: %d of %d episodes may be learned from", self.report.demos, good, total)

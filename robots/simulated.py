@@ -1,7 +1,8 @@
-"""Any simulated task as a robot, in real time or in stepped time, with its cameras: ``task:toy/reach``."""
+"""A simulated task as a robot, in real time or in stepped time, with its cameras: ``task:toy/reach``."""
 
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -9,36 +10,37 @@ import numpy as np
 
 from ..cameras.camera import Camera, CameraSpec
 from ..cameras.frame import Frame, Intrinsics, rgbd_frame
-from ..envs.registry import TaskSpec, check_task
+from ..envs.registry import TaskSpec, check_task, new_task
 from ..envs.rendering import check_rendering
 from ..envs.task import TaskEnv
 from ..errors import BadInput, CameraError, RobotError
 from .clock import SteppedClock, WallClock
 from .robot import Outcome, Robot, RobotRequest, RobotSpec
 
-_PATIENCE = 20.0  # longest wait for the simulator's thread [s]
+_TIMEOUT = 20.0  # longest wait for the simulator's thread [s]
 _SLACK = 0.5  # periods that the simulator waits for a command that is due
 
 
 class TaskRobot(Robot):
-    """A task of our registry. In stepped time the world goes on with each action; in real time it goes on by itself.
+    """A task of the registry. In stepped time the world advances with each action; in real time it advances by itself.
 
-    In real time a thread of its own owns the simulator. From the first command of an episode on it makes a step with
-    each command, or without one when none has come for half a period more than a period, and draws an image after it.
-    Axes rest while nothing is commanded.
+    In real time a thread owns the simulator. From the first command of an episode on it makes a step with each command,
+    or without one when none has come for one and a half periods, and renders the images after it. Axes rest while
+    nothing is commanded.
 
     Args:
-        name: the task, e.g. ``toy/reach``, perhaps with ``@CAMERA``.
-        request: time, images, horizon.
+        name: the task, e.g. ``toy/reach``, optionally with ``@CAMERA``, which replaces the task's first camera.
+        request: time, images, cameras, horizon.
     """
 
     def __init__(self, name: str, request: RobotRequest) -> None:
         task, _, camera = name.partition("@")
         check_task(task)
+        self._first_camera, self._asked_cameras = camera, request.cameras
         self.request = TaskSpec(
             task=task,
             observe=("rgb", "depth", "proprio") if request.depth else ("rgb", "proprio"),
-            cameras=(camera,) if camera else (),
+            cameras=(camera,) if camera else (),  # all of them from `connect` on
             image_size=request.image_size,
             render=request.render,
             horizon=request.horizon,
@@ -55,9 +57,9 @@ class TaskRobot(Robot):
         self._closing = False
         self._env: TaskEnv | None = None
         self._running = False  # between reset and the end of the connection
-        self._waits = False  # for the first command of an episode
-        self._seen: dict[str, np.ndarray] = {}
-        self._felt: dict[str, np.ndarray] = {}
+        self._awaits_first_command = False  # for the first command of an episode
+        self._images: dict[str, np.ndarray] = {}
+        self._observation: dict[str, np.ndarray] = {}
         self._state = np.zeros(0)
         self._outcome = Outcome(0.0, False, False, 0.0)
         self._count = 0  # of frames
@@ -79,12 +81,13 @@ class TaskRobot(Robot):
             raise
 
     def _make(self) -> None:
+        self.request = replace(self.request, cameras=self._camera_names())
         self._env = env = self.request.make()
         task = env.task
         self._spec = RobotSpec(
             name=f"task:{self.request.task}",
             driver="task",
-            commands=task.commands(),
+            commands=task.action_spec(),
             proprio=task.proprio_dim,
             control_hz=float(task.control_hz),
             resets=True,
@@ -93,7 +96,17 @@ class TaskRobot(Robot):
         )
         env.reset(seed=0)
         self._last = np.zeros(task.action_dim, np.float32)
-        self._feel(env)
+        self._read_state(env)
+
+    def _camera_names(self) -> tuple[str, ...]:
+        """Return the names of the cameras to render; empty is the task's first one."""
+        first = self._first_camera
+        if not any(self._asked_cameras):
+            return (first,) if first else ()
+        if not first and "" in self._asked_cameras:
+            with closing(new_task(self.request.task)) as task:
+                first = task.cameras[0]
+        return tuple(dict.fromkeys(name or first for name in self._asked_cameras))
 
     def disconnect(self) -> None:
         thread, self._thread = self._thread, None
@@ -101,7 +114,7 @@ class TaskRobot(Robot):
             with self._changed:
                 self._closing = True
                 self._changed.notify_all()
-            thread.join(_PATIENCE)
+            thread.join(_TIMEOUT)
         elif self._env is not None:
             self._env.close()
             self._env = None
@@ -110,7 +123,7 @@ class TaskRobot(Robot):
     def get_observation(self) -> dict[str, np.ndarray]:
         self._check()
         with self._changed:
-            return dict(self._felt)
+            return dict(self._observation)
 
     def send_action(self, action: np.ndarray) -> np.ndarray:
         self._check()
@@ -119,13 +132,13 @@ class TaskRobot(Robot):
             raise BadInput(
                 f"{self.spec.name} needs a finite action of {len(self.spec.commands.names)} numbers; got {asked}"
             )
-        sent = np.clip(asked, -1, 1)
+        sent = self.spec.commands.clip(asked)
         if self.stepped:
             self._step(sent)
             return sent
         with self._changed:
             if self._pending is not None:  # the simulator is behind; wait for it rather than lose a command
-                self._changed.wait_for(lambda: self._pending is None, _PATIENCE)
+                self._changed.wait_for(lambda: self._pending is None, _TIMEOUT)
             self._pending = sent
             self._changed.notify_all()
         return sent
@@ -140,12 +153,12 @@ class TaskRobot(Robot):
 
         def begin() -> str:
             assert self._env is not None
-            self._seen, info = self._env.reset(seed=seed)
+            self._images, info = self._env.reset(seed=seed)
             self._outcome = Outcome(0.0, False, False, 0.0)
-            self._pending, self._running, self._starts, self._waits = None, True, True, True
-            self._feel(self._env)
+            self._pending, self._running, self._starts, self._awaits_first_command = None, True, True, True
+            self._read_state(self._env)
             self._publish()
-            return str(info["start"])
+            return str(info["initial_state_hash"])
 
         return self._do(begin)
 
@@ -161,30 +174,33 @@ class TaskRobot(Robot):
             raise BadInput(
                 f"{self.spec.name} has camera {', '.join(names)}, not {name!r}; choose with robot=task:TASK@CAMERA"
             )
-        return RobotCamera(self)
+        return RobotCamera(self, name or names[0])
 
-    def frame(self, newer_than: int, timeout: float) -> Frame | None:
-        """Return the newest frame, or None if none newer than that number comes within `timeout` [s]."""
+    def task_spec(self) -> TaskSpec:
+        return self.request
+
+    def frame(self, camera: str, newer_than: int, timeout: float) -> Frame | None:
+        """Return a camera's latest frame, or None if none with a higher number comes within `timeout` [s]."""
         with self._changed:
             if not self.stepped:
                 self._changed.wait_for(lambda: self._count > newer_than or self._broken is not None, timeout)
-            return self._newest() if self._count > newer_than and self._seen else None
+            return self._latest_frame(camera) if self._count > newer_than and self._images else None
 
-    def _newest(self) -> Frame:
-        assert self._env is not None
-        known = self._calibration
+    def _latest_frame(self, camera: str) -> Frame:
+        known = self._calibrations[camera]
         side = self.request.image_size
+        suffix = "" if camera == self.spec.cameras[0] else f"_{camera}"
         frame = rgbd_frame(
-            self._seen["rgb"],
-            self._seen.get("depth"),
+            self._images[f"rgb{suffix}"],
+            self._images.get(f"depth{suffix}"),
             Intrinsics.from_matrix(known.intrinsics, side, side),
             None,
             self._time,
             self._count,
             known.camera_to_world,
-            starts=self._starts,
+            is_first=self._starts,
         )
-        return replace(frame, proprio=self._seen.get("proprio"), arrival_time=self._time)
+        return replace(frame, proprio=self._images.get("proprio"), arrival_time=self._time)
 
     def _check(self) -> None:
         if self._broken is not None:
@@ -194,18 +210,18 @@ class TaskRobot(Robot):
 
     def _step(self, action: np.ndarray) -> None:
         assert self._env is not None
-        seen, reward, terminated, truncated, info = self._env.step(action)
+        images, reward, terminated, truncated, info = self._env.step(action)
         with self._changed:
-            self._seen, self._starts = seen, False
+            self._images, self._starts = images, False
             over = terminated or truncated
             self._outcome = Outcome(reward, info["success"], over, info["score"])
-            self._feel(self._env)
+            self._read_state(self._env)
             self._publish()
 
-    def _feel(self, env: TaskEnv) -> None:
-        """Take what the robot feels out of the simulator."""
+    def _read_state(self, env: TaskEnv) -> None:
+        """Read proprioception, targets, positions and state from the simulator."""
         task = env.task
-        self._felt = {
+        self._observation = {
             "proprio": task.proprio().astype(np.float32) if task.proprio_dim else np.zeros(0, np.float32),
             "set_point": task.set_point(),
             "positions": task.measured(),
@@ -214,7 +230,7 @@ class TaskRobot(Robot):
 
     def _publish(self) -> None:
         assert self._env is not None
-        self._calibration = self._env.calibration()[self._env.cameras[0]]
+        self._calibrations = self._env.calibration()
         self._time = self.clock.now()
         if self.stepped:  # a step takes a period, and its image is there when the next one begins
             self._time += 0.0 if self._starts else 1 / self._env.task.control_hz
@@ -222,7 +238,7 @@ class TaskRobot(Robot):
         self._changed.notify_all()
 
     def _do(self, work: Callable[[], Any]) -> Any:
-        """Do something where the simulator lives."""
+        """Call a function in the simulator's thread."""
         if self.stepped:
             with self._changed:
                 return work()
@@ -237,8 +253,8 @@ class TaskRobot(Robot):
         with self._changed:
             self._work = wrapped
             self._changed.notify_all()
-            if not self._changed.wait_for(lambda: bool(box) or self._broken is not None, _PATIENCE):
-                raise RobotError(f"the simulator of {self.request.task} gave no answer for {_PATIENCE:.0f} s")
+            if not self._changed.wait_for(lambda: bool(box) or self._broken is not None, _TIMEOUT):
+                raise RobotError(f"the simulator of {self.request.task} gave no answer for {_TIMEOUT:.0f} s")
         if not box:
             self._check()
         value, error = box[0]
@@ -247,7 +263,7 @@ class TaskRobot(Robot):
         return value
 
     def _live(self) -> None:
-        """What the thread does: work that is asked for, and a step with each command or when one is overdue."""
+        """The thread: do requested work, and make a step with each command or when one is overdue."""
         try:
             due = self.clock.now()
             while True:
@@ -267,12 +283,14 @@ class TaskRobot(Robot):
                     self._changed.notify_all()
                 assert self._env is not None
                 began = self.clock.now()
-                if action is None and self._waits:  # an image of the same moment, for who has none yet
+                if (
+                    action is None and self._awaits_first_command
+                ):  # images of the same state, for a camera that has none yet
                     with self._changed:
                         self._publish()
                     due = began + period
                     continue
-                self._waits = False
+                self._awaits_first_command = False
                 if action is None:
                     self.uncommanded_steps += not self._outcome.over
                     action = np.where(self.spec.commands.relative, 0, self._last).astype(np.float32)
@@ -290,28 +308,28 @@ class TaskRobot(Robot):
 
 
 class RobotCamera(Camera):
-    """The camera of a `TaskRobot`: a frame a step, as its task observes."""
+    """A camera of a `TaskRobot`: one frame per step, the same images as the task's observations."""
 
-    def __init__(self, robot: TaskRobot) -> None:
-        self._robot = robot
+    def __init__(self, robot: TaskRobot, camera: str) -> None:
+        self._robot, self._camera = robot, camera
         self._last = 0
 
     def open(self) -> None:
         side, robot = self._robot.request.image_size, self._robot
-        deep = "depth" in robot.request.observe
+        has_depth = "depth" in robot.request.observe
         self._spec = CameraSpec(
-            name=f"{robot.spec.name}@{robot.spec.cameras[0]}",
+            name=f"{robot.spec.name}@{self._camera}",
             driver="robot",
             live=not robot.stepped,
             color_size=(side, side),
-            depth_size=(side, side) if deep else None,
+            depth_size=(side, side) if has_depth else None,
             fps=robot.spec.control_hz,
             details={"depth_sensor": robot.request.depth_sensor, "render": robot.request.render},
         )
 
     def read(self) -> Frame:
         while self._spec is not None:
-            frame = self._robot.frame(self._last, 0.2)
+            frame = self._robot.frame(self._camera, self._last, 0.2)
             if frame is not None:
                 self._last = frame.sequence
                 return frame

@@ -1,4 +1,4 @@
-"""What a run's ticks tell: numbers, which faults were handled, and an image of latency, ages and events over time."""
+"""Summaries of a run's ticks: numbers, handled faults, and a plot of latency, frame age and events over time."""
 
 import json
 from collections import Counter
@@ -42,7 +42,7 @@ def summary_of(ticks: Sequence[dict[str, Any]]) -> dict[str, float]:
         "lateness of a tick, worst [ms]": float(late.max()),
     }
     numbers |= {what: float(sum(tick.get("counts", {}).get(what, 0) for tick in ticks)) for what in COUNTED}
-    for key, name in (("seconds", "inference"), ("age", "age of the frame behind an action")):
+    for key, name in (("seconds", "inference"), ("age", "age of the frames behind an action")):
         values = np.array([tick[key] for tick in ticks if tick[key] is not None]) * 1000
         for at in (50, 95, 99) if values.size else ():
             numbers[f"{name}, {at} % [ms]"] = float(np.percentile(values, at))
@@ -54,13 +54,13 @@ def _changed(tick: dict[str, Any]) -> set[str]:
 
 
 def fault_table(faults: Sequence[Fault], ticks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row a planned fault: what it must lead to, and what followed it in its episode."""
+    """Return a row per planned fault: what it must lead to, and what followed it in its episode."""
     rows = []
     for fault in faults:
         mine = [tick for tick in ticks if tick["episode"] == fault.episode]
-        begun = [tick for tick in mine if f"fault {fault.kind}" in tick["events"] and tick["at"] >= fault.at]
-        after = [tick for tick in mine if begun and tick["at"] >= begun[0]["at"]]
-        held = _first_stretch(after)
+        started = [tick for tick in mine if f"fault {fault.kind}" in tick["events"] and tick["at"] >= fault.at]
+        after = [tick for tick in mine if started and tick["at"] >= started[0]["at"]]
+        held = _first_hold(after)
         rows.append(
             {
                 "fault": fault.kind,
@@ -68,13 +68,13 @@ def fault_table(faults: Sequence[Fault], ticks: Sequence[dict[str, Any]]) -> lis
                 "at [s]": fault.at,
                 "lasts [s]": fault.seconds,
                 "must lead to": HANDLING[fault.kind].partition(": ")[2],
-                "led to": _led_to(fault, after, held) if begun else "it never came",
+                "led to": _led_to(fault, after, held) if started else "it never happened",
             }
         )
     return rows
 
 
-def _first_stretch(ticks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _first_hold(ticks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the first ticks in a row in which the robot held."""
     waiting = dropwhile(lambda tick: tick["state"] != "hold", ticks)
     return list(takewhile(lambda tick: tick["state"] == "hold", waiting))
@@ -87,8 +87,8 @@ def _led_to(fault: Fault, after: Sequence[dict[str, Any]], held: Sequence[dict[s
         words.append("the episode was stopped")
     elif held and held[-1] is not after[-1]:
         back = after[after.index(held[-1]) + 1]
-        words.append(f"the policy went on after {back['at'] - held[0]['at']:.2f} s")
-    return "; ".join(words) or "nothing: the fault did no harm"
+        words.append(f"the policy resumed after {back['at'] - held[0]['at']:.2f} s")
+    return "; ".join(words) or "nothing: the fault had no effect"
 
 
 def write_timelines(out: Path, ticks: Sequence[dict[str, Any]], max_age: float) -> list[dict[str, str]]:
@@ -124,12 +124,12 @@ def _draw(path: Path, ticks: Sequence[dict[str, Any]], episodes: Sequence[int], 
     FigureCanvasAgg(figure)
     axes = figure.subplots(4, 1, sharex=True, height_ratios=[1.1, 1.1, 0.9, 1.1])
     timing, ages, sent, events = axes
-    thought = [np.nan if tick["seconds"] is None else 1000 * tick["seconds"] for tick in ticks]  # not in every tick
-    timing.plot(times, thought, ".", ms=4, color="#0b6a72", label="inference")
+    inference = [np.nan if tick["seconds"] is None else 1000 * tick["seconds"] for tick in ticks]  # not in every tick
+    timing.plot(times, inference, ".", ms=4, color="#0b6a72", label="inference")
     _line(timing, times, ticks, "late", "tick later than due", "#888888")
     timing.set_ylabel("[ms]")
-    _line(ages, times, ticks, "age", "frame behind the action", "#0b6a72")
-    _line(ages, times, ticks, "newest", "newest frame", "#b06a2a")
+    _line(ages, times, ticks, "age", "frames behind the action", "#0b6a72")
+    _line(ages, times, ticks, "newest", "latest frames", "#b06a2a")
     ages.axhline(1000 * max_age, color="#b00020", lw=1, ls="--", label="max_age")
     ages.set_ylabel("age [ms]")
     asked = np.array([np.abs(tick["asked"]).max() if tick["asked"] else np.nan for tick in ticks])

@@ -6,21 +6,27 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 
-from pixio_robot import cli
-from pixio_robot.datasets.robomimic import DemoSet
-from pixio_robot.datasets.token_cache import TokenCache, token_cache
+from pixio_robot import cli, plugins
+from pixio_robot.datasets.dataset import EpisodeDataset, open_dataset
+from pixio_robot.datasets.frame_cache import FrameCache
+from pixio_robot.datasets.token_cache import TokenFormat, token_cache
 from pixio_robot.encoders.load import Backbone, load_encoder, save_encoder
 from pixio_robot.encoders.pixio import PixioEncoder
 from pixio_robot.envs.registry import TaskSpec
-from pixio_robot.policies.bc import train_bc
+from pixio_robot.policies.build import PolicyDesign
+from pixio_robot.policies.cloning import CloningSetup, prepare_cloning
 from pixio_robot.policies.collect import collect
-from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
-from pixio_robot.policies.visuomotor import EncoderIdentity
+from pixio_robot.policies.mlp import MlpConfig
+from pixio_robot.policies.settings import TrainingSettings
+from pixio_robot.policies.train import TrainPlan, train_policy
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -47,7 +53,7 @@ def _absl_closes_nothing() -> None:
 
 @pytest.fixture(autouse=True)
 def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run every test in a folder of its own, so that none leaves a runs/ behind."""
+    """Run every test in its own empty folder, so that none leaves a runs/ behind."""
     monkeypatch.chdir(tmp_path)
     yield
 
@@ -78,8 +84,8 @@ def toy_file(tmp_path_factory: pytest.TempPathFactory, toy_request: TaskSpec) ->
 
 
 @pytest.fixture
-def toy_demos(toy_file: Path) -> DemoSet:
-    return DemoSet(toy_file)
+def toy_demos(toy_file: Path) -> EpisodeDataset:
+    return open_dataset(toy_file)
 
 
 @pytest.fixture(scope="session")
@@ -98,37 +104,57 @@ def tiny(tiny_file: Path) -> Backbone:
 
 
 @pytest.fixture(scope="session")
-def toy_cache(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path, toy_file: Path) -> TokenCache:
+def toy_cache(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path, toy_file: Path) -> FrameCache:
     """The toy demonstrations' tokens, patches included."""
     root = tmp_path_factory.mktemp("cache")
-    return token_cache(root, load_encoder(str(tiny_file)), DemoSet(toy_file), patches=True)
+    return token_cache(root, load_encoder(str(tiny_file)), open_dataset(toy_file), tokens=TokenFormat(patches=True))
 
 
 @pytest.fixture(scope="session")
-def toy_checkpoint(
-    tmp_path_factory: pytest.TempPathFactory, tiny_file: Path, toy_file: Path, toy_cache: TokenCache
-) -> Path:
+def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path, toy_file: Path) -> Path:
     """A policy cloned from the toy demonstrations, on the tokens of three frames."""
-    backbone = load_encoder(str(tiny_file))
-    return train_bc(
-        DemoSet(toy_file),
-        toy_cache,
-        EncoderIdentity.of(backbone, "fp32"),
-        backbone.token_shape,
-        embedding=EmbeddingSettings(),
-        settings=PolicySettings(layers=[32], batch=32, epochs=4),
-        seed=0,
-        device=torch.device("cpu"),
-        out=tmp_path_factory.mktemp("toy-policy"),
-    ).last
+    design = PolicyDesign(str(tiny_file), MlpConfig(layers=[32]))
+    setup = CloningSetup(cache=tmp_path_factory.mktemp("toy-cache"))
+    prepared = prepare_cloning(open_dataset(toy_file), design, load_encoder(str(tiny_file)), setup)
+    plan = TrainPlan(tmp_path_factory.mktemp("toy-policy"), "mlp", seed=0)
+    return train_policy(prepared.model, prepared.data, TrainingSettings(batch=32, epochs=4), plan).last
 
 
 @pytest.fixture(scope="session")
 def toy_bundle(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path, toy_file: Path) -> Path:
-    """The toy policy as an ONNX bundle that passed the gate on recorded frames."""
+    """The toy policy as an ONNX bundle that was verified on recorded frames."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     out = tmp_path_factory.mktemp("bundle") / "toy"
     words = [f"checkpoint={toy_checkpoint}", f"demos={toy_file}", "frames=16", "episodes=0", "threads=1", f"out={out}"]
     assert cli.run(["export", *words]) == 0
     return out
+
+
+@pytest.fixture
+def foreign_file(tmp_path: Path) -> Path:
+    """Demonstrations as robomimic's own tools write them: no masks, no env_args, no num_samples."""
+    path, rng = tmp_path / "foreign.hdf5", np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        for name, steps in (("demo_0", 9), ("demo_2", 6), ("demo_10", 7)):
+            demo = file.create_group(f"data/{name}")
+            demo["actions"] = rng.uniform(-1, 1, (steps, 7))
+            demo["dones"], demo["rewards"] = np.zeros(steps, np.int64), np.zeros(steps)
+            for camera in ("agentview", "robot0_eye_in_hand"):
+                demo[f"obs/{camera}_image"] = rng.integers(0, 255, (steps, 48, 48, 3), dtype=np.uint8)
+            widths = {"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2, "joint_pos": 7}
+            for what, width in widths.items():
+                demo[f"obs/robot0_{what}"] = rng.normal(size=(steps, width))
+            demo["obs/object"] = rng.normal(size=(steps, 5))
+    return path
+
+
+@pytest.fixture
+def entries(monkeypatch: pytest.MonkeyPatch) -> list[metadata.EntryPoint]:
+    """Entry points in place of the installed packages'."""
+    found: list[metadata.EntryPoint] = []
+    monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: [e for e in found if e.group == group])
+    plugins._entries.cache_clear()
+    yield found
+    monkeypatch.undo()
+    plugins._entries.cache_clear()

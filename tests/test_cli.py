@@ -19,7 +19,7 @@ from pixio_robot.errors import Stopped
 from pixio_robot.policies.commands import COMMANDS as policy_commands
 from pixio_robot.pretrain.commands import COMMANDS as pretrain_commands
 
-TOY = ["task=toy/reach", "demos=2", "valid=1", "episodes=2", "horizon=25", "envs=2", "policy.epochs=2"]
+TOY = ["task=toy/reach", "demos=2", "valid=1", "episodes=2", "horizon=25", "envs=2", "training.epochs=2"]
 
 
 def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -56,10 +56,10 @@ def test_every_key_has_a_line_of_help(name: str, capsys: pytest.CaptureFixture[s
         (["collect", "task=toy/reach", "render=pretty"], "benchmark, balanced, fast"),
         (["train_bc", "demos=none.hdf5"], "no demonstrations at none.hdf5"),
         (["train_bc", "demos=x", "policy=smal"], "small"),
-        (["train_bc", "demos=x", "policy.lr=[1,2]"], "policy.lr"),
+        (["train_bc", "demos=x", "training.lr=[1,2]"], "training.lr"),
         (["quickstart", "task=toy/reach", "encoder=random:tiny"], "did you mean 'ti'"),
         (["quickstart", "task=toy/reach", "device=cuda"], "device"),
-        (["quickstart", "task=toy/reach", "embedding.fusion=men"], "did you mean 'mean'"),
+        (["quickstart", "task=toy/reach", "policy.fusion=men"], "did you mean 'mean'"),
         (["quickstart", "task=toy/reach", "precision=int3"], "auto, fp32, bf16"),
         (["evaluate", "checkpoint=none.safetensors"], "no file none.safetensors"),
         (["report", "run=nowhere"], "nowhere"),
@@ -83,7 +83,7 @@ def test_debug_shows_the_traceback() -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, None])
-def test_a_full_disk_is_said_in_words(
+def test_a_full_disk_gets_one_message(
     number: int | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """HDF5 reports a full disk without a number, in its text."""
@@ -119,7 +119,7 @@ def test_a_disk_that_is_really_full(
 
 
 def test_collect_train_evaluate_and_sweep(capsys: pytest.CaptureFixture[str], tiny_file: Path, tmp_path: Path) -> None:
-    """The commands one after another, and the training run's number once more from its checkpoint."""
+    """The commands one after another, and the training run's number again from its checkpoint."""
     assert (
         _run(capsys, "collect", "task=toy/reach", "demos=2", "valid=1", "horizon=25", "render=fast", "out=d.hdf5")[0]
         == 0
@@ -128,7 +128,7 @@ def test_collect_train_evaluate_and_sweep(capsys: pytest.CaptureFixture[str], ti
     assert _run(capsys, "embed", "demos=d.hdf5", encoder)[0] == 0
     status, out, err = _run(capsys, "train_bc", "demos=d.hdf5", encoder, "policy=small", "out=run")
     assert status == 0 and "evaluate it with: pixio-robot evaluate" in out and "encode" not in err, "tokens were cached"
-    checkpoint = "checkpoint=run/checkpoints/bc/last.safetensors"
+    checkpoint = "checkpoint=run/checkpoints/mlp/last.safetensors"
     rates = []
     for folder in ("a", "b"):
         status, out, _ = _run(capsys, "evaluate", checkpoint, "episodes=2", "envs=2", f"out={folder}")
@@ -137,13 +137,13 @@ def test_collect_train_evaluate_and_sweep(capsys: pytest.CaptureFixture[str], ti
     assert rates[0] == rates[1] and len(rates[0]) == 2
     status, _, err = _run(capsys, "evaluate", checkpoint, "episodes=1", "out=a")
     assert status == 1 and "episodes 2 instead of 1" in err
-    sweep = ("train_bc", "-m", "demos=d.hdf5", encoder, "policy=small", "seed=0,1", "policy.epochs=1")
+    sweep = ("train_bc", "-m", "demos=d.hdf5", encoder, "policy=small", "seed=0,1", "training.epochs=1")
     assert _run(capsys, *sweep)[0] == 0
-    trained = sorted(tmp_path.glob("runs/train_bc/*/checkpoints/bc/last.safetensors"))
+    trained = sorted(tmp_path.glob("runs/train_bc/*/checkpoints/mlp/last.safetensors"))
     times = [path.stat().st_mtime_ns for path in trained]
     assert len(trained) == 2
     status, out, _ = _run(capsys, *sweep)
-    assert status == 0 and out.count("reused") == 2, "a sweep goes on too"
+    assert status == 0 and out.count("reused") == 2, "a sweep resumes too"
     assert [path.stat().st_mtime_ns for path in trained] == times
 
 
@@ -179,10 +179,10 @@ def test_an_evaluation_belongs_to_the_weights_not_to_their_name(
     capsys: pytest.CaptureFixture[str], tiny_file: Path, toy_file: Path
 ) -> None:
     train = ["train_bc", f"demos={toy_file}", f"encoder={tiny_file}", "policy=small"]
-    evaluate = ["evaluate", "checkpoint=b/checkpoints/bc/last.safetensors", "episodes=1", "videos=false"]
+    evaluate = ["evaluate", "checkpoint=b/checkpoints/mlp/last.safetensors", "episodes=1", "videos=false"]
     folders = []
     for epochs in (1, 2):
-        assert _run(capsys, *train, f"policy.epochs={epochs}", "out=b")[0] == 0
+        assert _run(capsys, *train, f"training.epochs={epochs}", "out=b")[0] == 0
         assert _run(capsys, *evaluate)[0] == 0
         folders.append({path.name for path in Path("runs/evaluate").iterdir()})
         shutil.rmtree("b")
@@ -195,11 +195,11 @@ def test_a_refused_command_leaves_the_place_free(
     collect = ["collect", "task=toy/reach", "demos=1", "valid=0", "render=fast", "horizon=25", "out=d.hdf5"]
     assert _run(capsys, *collect, "cameras=[side]")[0] == 1
     assert _run(capsys, *collect, "cameras=[top]")[0] == 0
-    train = ["train_bc", f"demos={toy_file}", f"encoder={tiny_file}", "policy=small", "policy.epochs=1", "out=c"]
+    train = ["train_bc", f"demos={toy_file}", f"encoder={tiny_file}", "policy=small", "training.epochs=1", "out=c"]
     assert _run(capsys, *train, "policy.activation=silu")[0] == 1
     assert not Path("runs/cache").exists(), "nothing was encoded for settings that cannot be trained"
     assert _run(capsys, *train, "policy.activation=gelu")[0] == 0
-    evaluate = ["evaluate", "checkpoint=c/checkpoints/bc/last.safetensors", "episodes=1", "out=e"]
+    evaluate = ["evaluate", "checkpoint=c/checkpoints/mlp/last.safetensors", "episodes=1", "out=e"]
     assert _run(capsys, *evaluate, "render=pretty")[0] == 1
     status, _, err = _run(capsys, *evaluate, "first_seed=0")
     assert status == 1 and "start where demonstrations start" in err
@@ -211,7 +211,7 @@ def test_a_refused_command_leaves_the_place_free(
     [
         ["evaluate", "checkpoint=x", "episodes=0"],
         ["quickstart", "task=toy/reach", "episodes=0"],
-        ["quickstart", "task=toy/reach", "embedding.history=0"],
+        ["quickstart", "task=toy/reach", "observation.steps=0"],
         ["train_bc", "demos=x", "save_every=0"],
         ["embed", "demos=x", "batch=0"],
         ["collect", "task=toy/reach", "first_seed=-1"],
@@ -245,7 +245,7 @@ def test_quickstart_reuses_what_exists(capsys: pytest.CaptureFixture[str], tiny_
     for stage in ("collect", "encode", "train", "evaluate"):
         assert result["stages"][stage]["seconds"] > 0 and not result["stages"][stage]["reused"]
         assert f"time to {stage}" in out
-    for said in ("blind policy", "expert", "fusion", "render quality", "report.html", "peak memory"):
+    for said in ("proprioception-only policy", "expert", "fusion", "render quality", "report.html", "peak memory"):
         assert said in out
     for name in ("config.yaml", "environment.json", "episodes.jsonl", "metrics.jsonl", "report.html"):
         assert (tmp_path / "run" / name).stat().st_size > 0
@@ -261,7 +261,7 @@ def test_quickstart_reuses_what_exists(capsys: pytest.CaptureFixture[str], tiny_
     assert len(rows) == 6 and all(json.loads(row)["weights"] in ("trained", "none") for row in rows)
 
 
-def test_a_random_encoder_is_said_everywhere(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_random_encoder_is_named_everywhere(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, out, _ = _run(
         capsys, "quickstart", *TOY, "encoder=random:ti:0", "episodes=1", "demos=1", "valid=0", "out=r"
     )
@@ -271,7 +271,7 @@ def test_a_random_encoder_is_said_everywhere(capsys: pytest.CaptureFixture[str],
     assert {row["weights"] for row in rows if row["policy"] == "bc"} == {"random"}
 
 
-def test_a_blind_quickstart_renders_no_evaluation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_quickstart_without_images_renders_no_evaluation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, _, _ = _run(capsys, "quickstart", *TOY, "encoder=none", "out=run")
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert status == 0 and set(result["policies"]) == {"blind", "expert"} and result["weights"] == "none"
@@ -279,7 +279,7 @@ def test_a_blind_quickstart_renders_no_evaluation(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("kept_parts", [0, 3])
-def test_ctrl_c_leaves_nothing_half_written_and_the_next_run_goes_on(kept_parts: int, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_nothing_half_written_and_the_next_run_resumes(kept_parts: int, tmp_path: Path) -> None:
     """At once, while workers still import, and later, while they record."""
     command = [sys.executable, "-m", "pixio_robot", "collect", "task=toy/reach", "out=d.hdf5", "render=fast"]
     command += ["demos=12" if kept_parts else "demos=3", "horizon=25"]
@@ -306,7 +306,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_run_goes_on(kept_parts:
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_doctor_tells_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_lists_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = _run(capsys, "doctor")
     assert status == 0, out
     for what in ("python", "torch", "rendering", "extra metaworld", "extra robomimic"):
@@ -315,7 +315,7 @@ def test_doctor_tells_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
         assert "missing" not in line or "pixio-robot[" in line, "the fix names the extra"
 
 
-def test_doctor_says_how_to_mend_rendering(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_says_how_to_fix_rendering(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from pixio_robot import doctor
     from pixio_robot.errors import RenderingUnavailable
 

@@ -99,16 +99,8 @@ def _timm(folder: Path) -> None:
     assert tokens.cls.shape == (1, 1, 192) and tokens.patches.shape == (1, 196, 192)
 
 
-def _lerobot_data(folder: Path) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    parquet.write_table(pa.table({"action": [[0.0, 1.0]], "index": [0]}), folder / "file.parquet")
-    assert parquet.read_table(folder / "file.parquet").column("index").to_pylist() == [0]
-
-
 def _realsense(folder: Path) -> None:
-    from pixio_robot.cameras.realsense_frames import realsense_library
+    from pixio_robot.cameras.drivers.realsense_frames import realsense_library
 
     device = realsense_library().software_device()
     assert device.add_sensor("Depth").get_stream_profiles() is not None
@@ -188,14 +180,18 @@ def _curation(folder: Path) -> None:
 
 
 def _remote(folder: Path) -> None:
-    from pixio_robot.deploy.runtime.bundle import Manifest
-    from pixio_robot.deploy.runtime.replay import Replay
+    from pixio_robot.deploy.manifest import Manifest
+    from pixio_robot.deploy.replay import ReplayPolicy
     from pixio_robot.deploy.serve.client import RemotePolicy
+    from pixio_robot.deploy.serve.served import Served
     from pixio_robot.deploy.serve.server import PolicyServer
 
-    card = Manifest("policy", "replay", "fp32", "", [], [], action_low=[-1.0] * 2, action_high=[1.0] * 2)
+    manifest = Manifest("policy", "replay", "fp32", "", [], [], action_low=[-1.0] * 2, action_high=[1.0] * 2)
     actions = np.arange(8, dtype=np.float32).reshape(4, 2)
-    with PolicyServer(card, lambda: Replay(actions)) as server, RemotePolicy(f"127.0.0.1:{server.port}") as policy:
+    with (
+        PolicyServer(Served(manifest, lambda: ReplayPolicy(actions))) as server,
+        RemotePolicy(f"127.0.0.1:{server.port}") as policy,
+    ):
         assert policy.act({}).tolist() == [[0.0, 1.0]] and policy.act({}).tolist() == [[2.0, 3.0]]
 
 
@@ -283,7 +279,6 @@ EXERCISES: dict[str, Callable[[Path], None]] = {
     "robomimic": _robomimic,
     "hf": _hf,
     "timm": _timm,
-    "lerobot-data": _lerobot_data,
     "curation": _curation,
     "recordings": _recordings,
     "realsense": _realsense,

@@ -1,4 +1,4 @@
-"""ActionSpec, keys and manifests of README and guides are what the package takes, as a shell would pass them on."""
+"""Commands, keys and manifests of README and guides are what the package takes, as a shell would pass them on."""
 
 import re
 import shlex

@@ -135,7 +135,8 @@ def test_simulators_and_the_command_line_start_without_torch() -> None:
         "heavy = {'torch', 'stable_baselines3', 'transformers', 'robomimic', 'hydra', 'matplotlib'}\n"
         "assert not (heavy | {'mujoco', 'numpy'}) & set(sys.modules)\n"
         "from pixio_robot.envs import contract, registry, rollout\n"
-        "[registry.make(task, observe=('proprio',)).reset(seed=0) for task in registry.installed()[:2]]\n"
+        "[registry.make(task, observe=('proprio',)).reset(seed=0) for task in ('toy/reach', 'metaworld/reach')\n"
+        " if task in registry.installed()]\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -8,17 +8,6 @@ from pixio_robot import plugins
 from pixio_robot.errors import PixioError, UnknownName
 
 
-@pytest.fixture
-def entries(monkeypatch: pytest.MonkeyPatch) -> list[metadata.EntryPoint]:
-    """Entry points in place of the installed packages'."""
-    found: list[metadata.EntryPoint] = []
-    monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: [e for e in found if e.group == group])
-    plugins._entries.cache_clear()
-    yield found
-    monkeypatch.undo()
-    plugins._entries.cache_clear()
-
-
 def _entry(name: str, value: str, group: str = "cameras") -> metadata.EntryPoint:
     return metadata.EntryPoint(name, value, f"pixio_robot.{group}")
 

@@ -16,7 +16,7 @@ import pytest
 
 from pixio_robot.errors import DataError
 from pixio_robot.metrics import EpisodeRecord, append_episode, read_episodes, success_rate
-from pixio_robot.report.page import write_report
+from pixio_robot.report.page import PROPRIO_ONLY, write_report
 from pixio_robot.video import VideoWriter
 
 VOID = {"meta", "link", "img", "br", "line", "circle"}
@@ -72,7 +72,7 @@ def write_result(run: Path, **changes: Any) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Return a run folder with two episodes of bc, two of blind, and every optional file."""
+    """Return a run folder with two episodes of bc, two of the proprioception-only policy, and every optional file."""
     run = tmp_path / "run"
     run.mkdir()
     for name, grey in (("bc-000-success.mp4", 60), ("bc-001-failure.mp4", 200)):
@@ -84,8 +84,8 @@ def run(tmp_path: Path) -> Path:
         [
             episode("bc", 0, True, video="videos/bc-000-success.mp4"),
             episode("bc", 1, False, video="videos/bc-001-failure.mp4"),
-            episode("blind", 0, False, encoder="none", weights="none"),
-            episode("blind", 1, False, encoder="none", weights="none"),
+            episode(PROPRIO_ONLY, 0, False, encoder="none", weights="none"),
+            episode(PROPRIO_ONLY, 1, False, encoder="none", weights="none"),
         ],
     )
     write_result(run)
@@ -203,7 +203,7 @@ def test_rows_outrank_the_result_and_the_page_says_so(run: Path) -> None:
     claimed = {"successes": 25, "trials": 25, "rate": 1.0, "low": 0.87, "high": 1.0}
     write_result(run, policies={"bc": {"last": claimed}})
     text = page(run)
-    assert "result.json says 25/25 = 100% [87%, 100%] for bc at the last step, the episodes say 1/2" in text
+    assert "result.json has 25/25 = 100% [87%, 100%] for bc at the last step, episodes.jsonl has 1/2" in text
     assert '<p class="big">50%</p>' in text
 
 
@@ -237,7 +237,7 @@ def test_a_title_alone_is_enough(tmp_path: Path) -> None:
         ("episodes.jsonl", "All 4 episodes"),
         ("videos", "Episodes to watch"),
         ("stages", "collect"),
-        ("class_token_cosine", "How alike the class tokens are"),
+        ("class_token_cosine", "Similarity of class tokens"),
         ("peak_memory_mb", "Peak memory"),
         ("notes", "a note in plain words"),
     ],
@@ -254,14 +254,14 @@ def test_what_is_missing_is_left_out(run: Path, take: str, heading: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("blind", "words"),
-    [(8, "too few to tell the two policies apart"), (0, "bc does better"), (20, "blind does better")],
+    ("successes", "words"),
+    [(8, "not significant"), (0, "bc is better"), (20, "the proprioception-only policy is better")],
 )
-def test_the_blind_policy_is_compared_in_words(run: Path, blind: int, words: str) -> None:
+def test_the_proprioception_only_policy_is_compared_in_words(run: Path, successes: int, words: str) -> None:
     ours = [episode("bc", index, index < 10) for index in range(20)]
-    write_rows(run, ours + [episode("blind", index, index < blind) for index in range(20)])
+    write_rows(run, ours + [episode(PROPRIO_ONLY, index, index < successes) for index in range(20)])
     text = page(run)
-    assert words in text and f"succeeds in {blind} of 20" in text
+    assert words in text and f"succeeds in {successes} of 20" in text
 
 
 def test_a_suite_without_success_is_reported_by_its_score(run: Path) -> None:
@@ -353,7 +353,7 @@ def damage_row(run: Path) -> None:
         (lambda run: (run / "result.json").write_text("{"), r"result\.json is not JSON"),
         (lambda run: (run / "environment.json").write_text("[]"), r"environment\.json must hold a JSON object"),
         (lambda run: (run / "metrics.jsonl").write_text('{"loss": 1}\n'), r"metrics\.jsonl line 1"),
-        (damage_row, r"episodes\.jsonl has a row that is no episode record"),
+        (damage_row, r"episodes\.jsonl has a row that is not an episode record"),
     ],
 )
 def test_a_damaged_file_is_named_and_the_older_report_stays(

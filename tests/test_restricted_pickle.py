@@ -6,6 +6,8 @@ import io
 import os
 import pickle
 import pickletools
+import time
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,8 @@ import pytest
 import torch
 
 from pixio_robot.errors import DataError, PixioError, UnsafePickle
-from pixio_robot.pickles.restricted import read_pickle
-from pixio_robot.pickles.torch_files import read_torch_file
-from pixio_robot.pickles.torch_storages import TENSORS
-from pixio_robot.pickles.values import Record
+from pixio_robot.restricted_pickle import Record, read_pickle
+from pixio_robot.torch_files import TENSORS, read_torch_file
 
 ARRAYS = {
     "image": np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8),
@@ -189,6 +189,11 @@ ODD = {
     "tuples nested very deep": "U\1a" + "\x85" * 200_000 + ".",
     "a name of lists": "]]\x93.",
     "a list in itself": "]q\0h\0a.",
+    "items of an array": "cnumpy.core.numeric\n_frombuffer\n(]K\1acnumpy\ndtype\nU\1O\x85RK\1\x85U\1CtRK\0K\2s.",
+    "items of bytes": f"C\xc8{'a' * 200}K\0K\2s.",
+    "items of text": "U\1aU\1ba.",
+    "an instruction for keys only": "}K\1\x90.",
+    "a number as a reference": "K\1Q.",
 }
 
 
@@ -259,6 +264,53 @@ def test_lengths_are_not_believed() -> None:
             read_pickle(b"\x80\x04" + claim + b"abc.")
 
 
+def _again(text: bytes, times: int) -> bytes:
+    """Make a list of the function and the value that `text` leaves in the memo at 0 and 1, called again and again."""
+    return b"\x80\x02" + text + b"00(" + b"h\0h\1\x85R" * times + b"l."
+
+
+def _doubled(levels: int) -> bytes:
+    """Make tuples that hold the one before twice: few bytes, 2 ** levels items."""
+    pairs = [b"h" + bytes([level]) + b"h" + bytes([level]) + b"\x86q" + bytes([level + 1]) for level in range(levels)]
+    return b"\x80\x02N\x85q\0" + b"".join(pairs)
+
+
+def _colliding(count: int, behind: bytes = b"") -> bytes:
+    """Make integers that all have the hash 0, with an instruction behind each."""
+    return b"".join(b"\x8a\x0b" + (n * (2**61 - 1)).to_bytes(11, "little") + behind for n in range(1, count))
+
+
+BOMBS = {
+    "a list copied": _again(b"c__builtin__\nlist\nq\0](" + b"N" * 10**5 + b"eq\1", 10**4),
+    "a set copied": _again(b"c__builtin__\nset\nq\0](" + b"K\1" * 10**5 + b"eq\1", 10**4),
+    "text copied": _again(b"c_codecs\nencode\nq\0X" + (10**5).to_bytes(4, "little") + b"a" * 10**5 + b"q\1", 10**5),
+    "items that double": _doubled(80) + b".",
+    "items that double, for a dtype": b"\x80\x02cnumpy\ndtype\nq\x7f0" + _doubled(80)[2:] + b"h\x7fh\x50\x85R.",
+    "items that double, for a reference": _doubled(80) + b"Q.",
+    "items that double, for a name": _doubled(80) + b"h\x50\x93.",
+    "equal hashes in a dictionary": b"\x80\x02}(" + _colliding(30_000, b"N") + b"u.",
+    "equal hashes in a set": b"\x80\x04\x8f(" + _colliding(30_000) + b"\x90.",
+    "equal hashes called": b"\x80\x02c__builtin__\nset\n](" + _colliding(30_000) + b"e\x85R.",
+    "a shape of great numbers": _raw("\x80\x02", ARRAY, "(K\1(")
+    + b"\x8a\x07\xff\xff\xff\xff\xff\xff\x0f" * 10**5
+    + b"tcnumpy\ndtype\n(U\2f8K\0K\1tR\x89U\4abcdtb.",
+    "items of no size": _raw("\x80\x02", ARRAY, "(K\1(\x8a\6\0\0\0\0\0\1tcnumpy\ndtype\n(U\2S0K\0K\1tR\x89U\0tb."),
+    "many digits": b"I" + b"9" * 10**6 + b"\n.",
+}
+
+
+@pytest.mark.parametrize("what", list(BOMBS))
+def test_files_that_cost_more_than_their_size_are_refused_quickly(what: str) -> None:
+    begun = time.process_time()
+    with pytest.raises(DataError):
+        read_pickle(BOMBS[what])
+    assert time.process_time() - begun < 10
+
+
+def test_a_memo_index_costs_nothing() -> None:
+    assert read_pickle(b"\x80\x02K\1r\xff\xff\xff\xff.") == 1
+
+
 def test_objects_of_named_classes_are_records() -> None:
     text = pickle.dumps(Calls(builtins.getattr, 1, "x"), 2)
     found = read_pickle(text, records=["__builtin__.getattr"])
@@ -295,6 +347,65 @@ def test_files_by_torch_save(zipped: bool, tmp_path: Path) -> None:
     for broken in (b"", b"text", whole[: len(whole) // 2]):
         with pytest.raises(DataError, match=r"x\.pth"):
             read_torch_file(broken, "x.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_of_all_kinds_come_back(zipped: bool, tmp_path: Path) -> None:
+    whole = torch.arange(24).reshape(2, 3, 4)
+    tensors = {str(kind): whole.to(kind) for kind in (torch.float16, torch.float32, torch.float64, torch.bool)}
+    tensors |= {str(kind): whole.to(kind) for kind in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)}
+    tensors |= {
+        "part": whole[:, 1:, ::2],
+        "one": torch.tensor(2.5),
+        "none": torch.zeros(0, 3),
+        "wide": whole[:1].expand(2, 3, 4),
+    }
+    tensors |= {"parameter": torch.nn.Parameter(torch.ones(3)), "same storage": whole[1]}
+    torch.save({**tensors, "ordered": OrderedDict(tensors)}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    found = read_torch_file(tmp_path / "x.pth", "x.pth")
+    for key, tensor in tensors.items():
+        for each in (found[key], found["ordered"][key]):
+            assert each.dtype == tensor.detach().numpy().dtype and each.shape == tensor.shape
+            assert np.array_equal(each, tensor.detach().numpy()) and not each.flags.writeable
+
+
+def _archive(content: bytes, compression: int = zipfile.ZIP_STORED, **more: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, each in {"data.pkl": content, **more}.items():
+            archive.writestr(f"archive/{name}", each)
+    return file.getvalue()
+
+
+DEEP_KEY = b"\x80\x02}U\1a" + b"\x85" * 200_000 + b"Ns."
+STORAGE = b"\x80\x02(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x02NtQ."
+HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + b"\x80\x02M\xe9\x03.\x80\x02}."  # before version 1.6
+HOSTILE_TORCH = {
+    "deep keys in an archive": _archive(DEEP_KEY),
+    "deep keys in a stream": HEAD + DEEP_KEY + b"\x80\x02].",
+    "deep names of storages": HEAD + b"\x80\x02N.\x80\x02](U\1a" + b"\x85" * 200_000 + b"e.",
+    "a compressed archive": _archive(b"\x80\x02N.", zipfile.ZIP_DEFLATED, **{"data/0": bytes(10**7)}),
+    "two pickles": _archive(b"\x80\x02N.", **{"more/data.pkl": b"\x80\x02N."}),
+    "no storage": _archive(STORAGE),
+    "a short storage": _archive(STORAGE, **{"data/0": bytes(7)}),
+    "a long storage": _archive(STORAGE, **{"data/0": bytes(12)}),
+    "a storage elsewhere": _archive(STORAGE.replace(b"U\x010", b"U\x0a../../../x"), **{"data/0": bytes(8)}),
+    "big-endian numbers": _archive(STORAGE, **{"data/0": bytes(8), "byteorder": b"big"}),
+    "a view of a storage": _archive(STORAGE.replace(b"NtQ", b"K\1tQ"), **{"data/0": bytes(8)}),
+    "a storage of no class": _archive(STORAGE.replace(b"ctorch\nFloatStorage\n", b"N"), **{"data/0": bytes(8)}),
+    "a storage called": _archive(b"\x80\x02ctorch\nFloatStorage\n(K\1tR."),
+    "a storage's class as data": _archive(b"\x80\x02ctorch\nFloatStorage\n."),
+    "a great storage in a stream": HEAD + STORAGE + b"\x80\x02]U\x010a." + (2**61).to_bytes(8, "little") + bytes(8),
+    "more behind a stream": HEAD + STORAGE + b"\x80\x02]U\x010a." + (2).to_bytes(8, "little") + bytes(9),
+}
+
+
+@pytest.mark.parametrize("what", list(HOSTILE_TORCH))
+def test_torch_files_that_no_torch_wrote_are_refused(what: str) -> None:
+    for good in (_archive(STORAGE, **{"data/0": bytes(8)}), HOSTILE_TORCH["more behind a stream"][:-1]):
+        assert read_torch_file(good, "x.pth").tolist() == [0, 0]
+    with pytest.raises(DataError, match=r"x\.pth"):
+        read_torch_file(HOSTILE_TORCH[what], "x.pth")
 
 
 class _Storage:

@@ -1,1 +1,1 @@
-"""CortexBench's released demonstrations, converted once into our layout."""
+"""CortexBench's released demonstrations, converted to our layout."""

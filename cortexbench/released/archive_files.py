@@ -1,4 +1,4 @@
-"""The files inside a released archive, whether it is a zip, an unpacked folder or one file."""
+"""The files of a released archive: a zip file, an unpacked folder or a single file."""
 
 import json
 import re
@@ -8,12 +8,12 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
 from ...errors import DataError
 from ...files import replacing, require_space
+from ...restricted_pickle import content, refusals
 
 _CHUNK = 2**22  # [bytes]
 
@@ -25,32 +25,31 @@ class ArchiveFile:
     Attributes:
         name: its path with the archive's or folder's own name in front.
         path: the file, or the zip archive that holds it.
-        member: its name in the zip archive; None for a plain file.
+        info: its entry in the zip archive; None for a plain file.
     """
 
     name: str
     path: Path
-    member: str | None = None
+    info: zipfile.ZipInfo | None = None
 
-    @cached_property
-    def checksum(self) -> tuple[int, int]:
-        """Return size and CRC-32 of the content, the same in a zip archive and unpacked."""
-        if self.member is not None:
-            with zipfile.ZipFile(self.path) as archive:
-                info = archive.getinfo(self.member)
-                return info.file_size, info.CRC
-        size, crc = 0, 0
-        with open(self.path, "rb") as file:
-            while chunk := file.read(_CHUNK):
-                size, crc = size + len(chunk), zlib.crc32(chunk, crc)
-        return size, crc
+    @property
+    def size(self) -> int:
+        """Return the size of the content [bytes]."""
+        return self.path.stat().st_size if self.info is None else self.info.file_size
 
     def read(self) -> bytes:
         """Return the whole content; meant for small files."""
-        if self.member is None:
+        if self.info is None:
             return self.path.read_bytes()
-        with _zip_errors(self.path), zipfile.ZipFile(self.path) as archive:
-            return archive.read(self.member)
+        with _opened(self.path) as archive:
+            return archive.read(self.info)
+
+    def crc(self) -> int:
+        """Return the CRC-32 of the content, the same in a zip archive and unpacked."""
+        if self.info is not None:
+            return self.info.CRC
+        with refusals(self.name, "file"):
+            return zlib.crc32(content(self.path))
 
     @contextmanager
     def on_disk(self, beside: Path) -> Iterator[Path]:
@@ -60,17 +59,16 @@ class ArchiveFile:
             OSError: if the disk has no room to unpack it.
             DataError: if the zip archive is damaged.
         """
-        if self.member is None:
+        if self.info is None:
             yield self.path
             return
         unpacked = beside.with_name(f"{beside.name}.unpacked")
-        require_space(unpacked, self.checksum[0])
+        require_space(unpacked, self.size)
         try:
             with (
-                _zip_errors(self.path),
-                zipfile.ZipFile(self.path) as archive,
+                _opened(self.path) as archive,
+                archive.open(self.info) as packed,
                 replacing(unpacked) as temporary,
-                archive.open(self.member) as packed,
                 open(temporary, "wb") as file,
             ):
                 shutil.copyfileobj(packed, file, _CHUNK)
@@ -87,15 +85,17 @@ def files_of(source: Path) -> list[ArchiveFile]:
     """
     if source.is_dir():
         root = source.resolve()
-        found = sorted(path for path in root.rglob("*") if path.is_file())
-        return [ArchiveFile(str(path.relative_to(root.parent)), path) for path in found]
+        return [
+            ArchiveFile(str(each.relative_to(root.parent)), each) for each in sorted(root.rglob("*")) if each.is_file()
+        ]
     if not source.is_file():
         raise DataError(f"no file or folder {source}")
-    if not _is_zip(source):
-        return [ArchiveFile(source.name, source)]
-    with _zip_errors(source), zipfile.ZipFile(source) as archive:
-        names = sorted(each.filename for each in archive.infolist() if not each.is_dir())
-    return [ArchiveFile(f"{source.stem}/{name}", source, name) for name in names]
+    with open(source, "rb") as file:
+        if file.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):
+            return [ArchiveFile(source.name, source)]
+    with _opened(source) as archive:
+        members = sorted((each for each in archive.infolist() if not each.is_dir()), key=lambda each: each.filename)
+    return [ArchiveFile(f"{source.stem}/{each.filename}", source, each) for each in members]
 
 
 def matching(files: Sequence[ArchiveFile], pattern: str) -> list[tuple[str, ArchiveFile]]:
@@ -105,18 +105,14 @@ def matching(files: Sequence[ArchiveFile], pattern: str) -> list[tuple[str, Arch
 
 
 def identity(files: Sequence[ArchiveFile]) -> str:
-    """Return what tells files of one content from those of another, wherever they lie."""
-    return sha256(json.dumps([each.checksum for each in files]).encode()).hexdigest()[:16]
-
-
-def _is_zip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
+    """Return a digest of the files' contents; it does not depend on where they are."""
+    return sha256(json.dumps([(each.size, each.crc()) for each in files]).encode()).hexdigest()[:16]
 
 
 @contextmanager
-def _zip_errors(path: Path) -> Iterator[None]:
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        yield
+        with zipfile.ZipFile(path) as archive:
+            yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{path} is a damaged zip archive, or one of a kind that cannot be read: {error}") from error

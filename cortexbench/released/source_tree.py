@@ -1,7 +1,7 @@
-"""Nested dictionaries, lists and arrays in HDF5 groups, and back again bit by bit.
+"""Writes nested dictionaries, lists and arrays to HDF5 groups, and reads them bit by bit.
 
-Arrays are datasets under their own names. What is no array says so in an attribute ``kind``; short plain values (text,
-numbers, lists of them) are JSON. Names are percent-quoted where HDF5 would take them for paths.
+Arrays are datasets under their own names. Other values have an attribute ``kind``; short plain values (text,
+numbers, lists of them) are JSON. Names are percent-quoted where HDF5 would read them as paths.
 """
 
 import json
@@ -12,6 +12,7 @@ from urllib.parse import quote, unquote
 import h5py
 import numpy as np
 
+from ...datasets.writer import image_options
 from ...errors import DataError
 
 _DEEPEST = 16
@@ -27,11 +28,9 @@ def put(group: h5py.Group, name: str, value: Any) -> None:
     name = _quoted(name)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         images = value.ndim == 4 and value.dtype == np.uint8 and 0 not in value.shape
-        options: dict[str, Any] = dict(chunks=(1, *value.shape[1:]), compression="lzf") if images else {}
-        group.create_dataset(name, data=value, **options)
+        group.create_dataset(name, data=value, **(image_options(value.shape[1:]) if images else {}))
     elif isinstance(value, np.ndarray) and value.dtype.kind in "SU":
-        raw = np.frombuffer(value.tobytes(), np.uint8)
-        made = group.create_dataset(name, data=raw)
+        made = group.create_dataset(name, data=np.frombuffer(value.tobytes(), np.uint8))
         made.attrs.update(kind="text array", dtype=value.dtype.str, shape=value.shape)
     elif isinstance(value, np.generic) and value.dtype.kind in "biufc":
         group.create_dataset(name, data=value).attrs["kind"] = "number"
@@ -74,7 +73,7 @@ def get(item: h5py.Group | h5py.Dataset) -> Any:
 
 
 def size_of(value: Any, depth: int = 0) -> int:
-    """Return about how much room a value takes, uncompressed [bytes].
+    """Return about how much space a value takes, uncompressed [bytes].
 
     Raises:
         DataError: for what cannot be kept.

@@ -1,1 +1,1 @@
-"""From a checkpoint to a bundle: one program, its card, and the gate that compares it with the eager policy."""
+"""From a checkpoint to a bundle: one program with its manifest, verified against the eager policy."""

@@ -1,8 +1,8 @@
-"""Half precision written into a network: what is multiplied is half, what is summed up and normalised stays fp32.
+"""Half precision written into a network: linear layers and attention are half, sums and norms stay fp32.
 
-Outliers of trained transformers live in the residual stream, which fp16 (65504 at most) may not hold, and LayerNorm
-sums squares; both stay fp32 here. Linear layers and attention are half, in fp16 the patch embedding too. Everything
-after the tokens is small and stays fp32.
+Outliers of trained transformers are in the residual stream, which may exceed the range of fp16 (65504), and LayerNorm
+sums squares; both stay fp32. In fp16 the patch embedding is half too. Everything after the tokens is small and stays
+fp32.
 """
 
 import torch
@@ -44,23 +44,21 @@ def to_half(program: Program, precision: str) -> None:
         precision: "fp16" or "bf16".
 
     Raises:
-        BadInput: if it has no encoder, or one whose layers we do not know.
+        BadInput: if it has no encoder, or one with unknown layers.
     """
     dtype = HALVES[precision]
-    network = stage_of(program, precision).network
-    assert isinstance(network, PixioEncoder)
+    network = encoder_of(program, precision)
     if dtype == torch.float16:  # ONNX has no bf16 convolution at opset 20
         network.patch_embed.proj = CastInput(network.patch_embed.proj, dtype)  # type: ignore[assignment]
     for block in network.blocks:
-        assert isinstance(block, nn.Module)
         for name in ("norm1", "norm2"):
             setattr(block, name, CastOutput(getattr(block, name), dtype))
         block.attn.to(dtype)
         block.mlp.to(dtype)
 
 
-def stage_of(program: Program, precision: str) -> TokenStage:
-    """Return the part of a program that holds its Pixio encoder.
+def encoder_of(program: Program, precision: str) -> PixioEncoder:
+    """Return the Pixio encoder in a program.
 
     Raises:
         BadInput: if there is none.
@@ -71,5 +69,5 @@ def stage_of(program: Program, precision: str) -> TokenStage:
     if stage is None:
         raise BadInput(f"precision {precision} is for encoders, and this policy has none; its network is small: fp32")
     if not isinstance(stage.network, PixioEncoder):
-        raise BadInput(f"precision {precision} is written for Pixio encoders alone; export this one with fp32")
-    return stage
+        raise BadInput(f"precision {precision} is supported for Pixio encoders only; export this one with fp32")
+    return stage.network

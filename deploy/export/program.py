@@ -1,9 +1,9 @@
-"""A policy and its encoder as one program: images, depth and proprioception in, actions out.
+"""A policy and its encoder as one program: images, depth and vectors in, actions out.
 
-What is kept of earlier frames goes in and comes out, so that each frame is encoded once: the output ``tokens`` of one
-call is in the input ``tokens_history`` of the next. `Runtime` does that.
+What is kept of earlier steps goes in and comes out, so that each frame is encoded once: the output ``rgb.cls`` of one
+call is in the input ``rgb.cls_history`` of the next. Recurrent memory is passed on in the same way, by `Runtime`.
 
-Shapes: B batch, T frames of history, K class tokens, N patches, D width, P proprioception, C chunk, A action.
+Shapes: B batch, T observation steps, K class tokens, N patches, D width, P vector, H horizon, A action.
 """
 
 import copy
@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...datasets.robomimic import depth_key
-from ...encoders.load import Backbone
-from ...encoders.pixio import PixioEncoder
+from ...encoders.encoder import Backbone
 from ...errors import BadInput
+from ...policies.loaded import LoadedPolicy
 from ...policies.pixel_network import SIDE
-from ...policies.visuomotor import LoadedPolicy
-from ..runtime.bundle import STARTS, HistorySpec, TensorSpec
+from ...policies.vision import DEPTH_FEATURE, PIXELS
+from ..manifest import NOISE, STARTS, HistorySpec, TensorSpec
 from .pixels import DepthImages, Pixels, SmallDepth, SmallImages
 
 
@@ -28,21 +27,23 @@ class Program(nn.Module):
     observation: list[TensorSpec]
     memory: list[HistorySpec]
     outputs: list[TensorSpec]
+    noise: TensorSpec | None = None
 
     @property
     def inputs(self) -> list[TensorSpec]:
         """All inputs in their order."""
         kept = [each for each in self.memory if each.frames > 1]
+        noise = [] if self.noise is None else [self.noise]
         starts = [TensorSpec(STARTS, (), "bool")] if kept else []
-        return [*self.observation, *starts, *(each.history for each in kept)]
+        return [*self.observation, *noise, *starts, *(each.history for each in kept)]
 
     def example(self, batch: int) -> tuple[Tensor, ...]:
         """Return inputs of the right shapes and types."""
         generator = np.random.default_rng(0)
         values = []
-        for port in self.inputs:
-            drawn = generator.uniform(0, 255 if port.dtype == "uint8" else 1, (batch, *port.shape))
-            values.append(torch.from_numpy(drawn.astype(port.dtype)))
+        for tensor in self.inputs:
+            drawn = generator.uniform(0, 255 if tensor.dtype == "uint8" else 1, (batch, *tensor.shape))
+            values.append(torch.from_numpy(drawn.astype(tensor.dtype)))
         return tuple(values)
 
 
@@ -56,9 +57,9 @@ class EncoderProgram(Program):
 
     def __init__(self, backbone: Backbone, image_size: int) -> None:
         super().__init__()
-        self.tokens = TokenStage(backbone, image_size, normed=True)
+        self.tokens = TokenStage(backbone, (image_size, image_size), normed=True)
         shape = backbone.token_shape
-        self.observation, self.memory = [_image("rgb", image_size)], []
+        self.observation, self.memory = [TensorSpec("rgb", (image_size, image_size, 3), "uint8", "RGB")], []
         self.outputs = [
             TensorSpec("cls", (shape.cls, shape.dim), "float32", "class tokens after the final norm"),
             TensorSpec("patches", (shape.grid[0] * shape.grid[1], shape.dim), "float32", "patch tokens, row by row"),
@@ -74,13 +75,11 @@ class TokenStage(nn.Module):
     The position table is resized once, here.
     """
 
-    def __init__(self, backbone: Backbone, image_size: int, normed: bool) -> None:
+    def __init__(self, backbone: Backbone, image_size: tuple[int, int], normed: bool) -> None:
         super().__init__()
-        self.pixels = Pixels(backbone.preprocessing, (image_size, image_size))
+        self.pixels = Pixels(backbone.preprocessing, image_size)
         self.network, self.normed = copy.deepcopy(backbone.network).cpu(), normed
-        if isinstance(self.network, PixioEncoder):
-            height, width = backbone.preprocessing.size
-            self.network.bake_positions(height // self.network.patch, width // self.network.patch)
+        self.network.bake_positions(*backbone.token_shape.grid)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         cls, patches = self.network(self.pixels(images), normed=self.normed)
@@ -88,103 +87,136 @@ class TokenStage(nn.Module):
 
 
 class PolicyProgram(Program):
-    """A policy with its encoder.
+    """A policy with its vision.
 
     Args:
         loaded: the policy.
-        backbone: its encoder; None for a policy without one.
+
+    Raises:
+        BadInput: if it observes in a way that no program has.
     """
 
-    def __init__(self, loaded: LoadedPolicy, backbone: Backbone | None) -> None:
+    def __init__(self, loaded: LoadedPolicy) -> None:
         super().__init__()
-        self.policy = copy.deepcopy(loaded.policy).cpu().eval()
-        fold_norms(self.policy)
-        policy, size = self.policy, loaded.request.image_size
-        self.sees = policy.pixels is not None or backbone is not None
-        embedder, settings = policy.embedder, policy.embedder.settings
-        code = (settings.depth_code, settings.depth_range[0], settings.depth_range[1])
+        vision, spec = loaded.vision.spec, loaded.spec
+        if vision.depth_head is not None or vision.depth in ("patches", "points"):
+            how = f"observation.depth={vision.depth}" + ("" if vision.depth_head is None else " of predicted depth")
+            raise BadInput(
+                f"a policy with {how} cannot be exported: evaluate, stream and run checkpoint=FILE run it with torch. "
+                "Colour, and measured depth with observation.depth=late or channels, can be exported"
+            )
+        self.spec, self.kinds = spec, vision.kinds
+        self.model = copy.deepcopy(loaded.model).cpu().eval()
+        fold_norms(self.model.policy)
+        self.cameras = vision.cameras
         self.stage: nn.Module | None = None
         self.depth_images: DepthImages | None = None
         self.small_depth: SmallDepth | None = None
-        self.observation, self.memory = [], []
-        if self.sees:
-            if backbone is None:
-                self.stage = SmallImages((size, size), SIDE)
-                seen: tuple[int, ...] = (SIDE, SIDE, 3 * len(policy.images))
-                self.memory.append(HistorySpec("images", policy.history, seen))
+        self.depth_key = vision.depth_key
+        self.observation, self.memory = observation_specs(loaded), []
+        sizes = {each.name: (each.shape[0], each.shape[1]) for each in self.observation if len(each.shape) > 1}
+        steps = spec.observation_steps
+        if self.cameras:
+            size = sizes[self.cameras[0]]
+            if any(sizes[key] != size for key in self.cameras):
+                raise BadInput(f"cameras of different sizes cannot be exported together: {sizes}")
+            if vision.encoder == "cnn":
+                self.stage = SmallImages(size, SIDE)
+                self.memory.append(HistorySpec(PIXELS, steps, (SIDE, SIDE, 3 * len(self.cameras))))
             else:
-                self.stage = TokenStage(backbone, size, settings.normed)
-                shape = backbone.token_shape
-                count = shape.grid[0] * shape.grid[1] if embedder.needs_patches else shape.cls
-                self.memory.append(HistorySpec("tokens", policy.history, (count, shape.dim * len(policy.images))))
-            if any(key.startswith("depth") for key in policy.images):
-                self.depth_images = DepthImages(*code)
-            self.observation += [_image(key, size) for key in policy.images]
-        if policy.depth is not None:
-            self.small_depth = SmallDepth((size, size), SIDE, *code)
-            self.memory.append(HistorySpec("small_depth", policy.depth.frames, (SIDE, SIDE, 2)))
-            self.observation.append(_image(depth_key(policy.images[0]), size))
-        if embedder.proprio_dim:
-            what = "known state of the task" if policy.felt == "state" else "what the robot feels, as in training"
-            self.observation.append(TensorSpec(policy.felt, (embedder.proprio_dim,), "float32", what))
-        with torch.no_grad():
-            chunk = self(*self.example(1))[0].shape[1]
-        self.outputs = [TensorSpec("action", (chunk, policy.actions), "float32", "within [-1, 1], as in training")]
+                encoder = loaded.vision.encoder
+                if encoder is None:
+                    raise BadInput("this policy observes an encoder's tokens, and its encoder is not given")
+                self.stage = TokenStage(encoder, size, vision.normed)
+                shape = encoder.token_shape
+                counts = {"cls": shape.cls, "patches": shape.grid[0] * shape.grid[1]}
+                self.memory += [
+                    HistorySpec(f"{key}.{kind}", steps, (counts[kind], shape.dim))
+                    for key in self.cameras
+                    for kind in self.kinds
+                ]
+            if any(key.startswith("depth") for key in self.cameras):
+                self.depth_images = DepthImages(*vision.depth_code)
+        if vision.depth == "late":
+            self.small_depth = SmallDepth(sizes[self.depth_key], SIDE, *vision.depth_code)
+            self.memory.append(HistorySpec(DEPTH_FEATURE, steps, (SIDE, SIDE, 2)))
+        policy = self.model.policy
+        if policy.observes_past_vectors:
+            self.memory += [HistorySpec(key, steps, (width,)) for key, width in spec.vectors.items()]
+        self.recurrent = {key: tuple(each.shape[1:]) for key, each in policy.initial_memory(1).items()}
+        self.memory += [HistorySpec(f"memory.{key}", 2, shape) for key, shape in self.recurrent.items()]
+        if policy.noise_shape is not None:
+            self.noise = TensorSpec(NOISE, policy.noise_shape, "float32", "standard normal")
+        self.outputs = [TensorSpec("action", (spec.horizon, spec.action_dim), "float32", "in the units of the data")]
         self.outputs += [TensorSpec(each.name, each.shape, "float32") for each in self.memory]
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        given = {port.name: value for port, value in zip(self.inputs, values, strict=True)}
-        newest = []
-        tokens = depth = None
-        if self.sees:
-            newest.append(torch.cat([self._view(key, given[key]) for key in self.policy.images], dim=-1))
-            tokens = self._remembered(self.memory[0], newest[0], given)
-        if self.small_depth is not None:
-            newest.append(self.small_depth(given[depth_key(self.policy.images[0])]))
-            depth = self._remembered(self.memory[-1], newest[-1], given)
-        actions = self.policy(tokens, given.get(self.policy.felt), depth).clamp(-1, 1)
-        return actions.reshape(actions.shape[0], -1, self.policy.actions), *newest
+        given = {tensor.name: value for tensor, value in zip(self.inputs, values, strict=True)}
+        latest = self._frames(given)
+        vectors = {key: given[key][:, None] for key in self.spec.vectors}
+        if self.model.policy.observes_past_vectors:
+            latest |= {key: given[key] for key in self.spec.vectors}
+        histories = {each.name: each for each in self.memory}
+        kept = {name: self._remembered(histories[name], value, given) for name, value in latest.items()}
+        vectors |= {key: kept.pop(key) for key in list(kept) if key in self.spec.vectors}
+        memory = {}
+        if self.recurrent:
+            starts = given[STARTS]
+            fresh = self.model.policy.initial_memory(starts.shape[0])
+            for key, value in fresh.items():
+                past = given[histories[f"memory.{key}"].history.name][:, 0]
+                memory[key] = torch.where(starts.view(-1, *[1] * (value.ndim - 1)), value, past)
+        actions, memory = self.model.act(kept, vectors, memory, given.get(NOISE))
+        return actions, *latest.values(), *(memory[key] for key in self.recurrent)
 
-    def _view(self, key: str, values: Tensor) -> Tensor:
-        """Return what is kept of a camera's image."""
-        if key.startswith("depth"):
-            assert self.depth_images is not None
-            values = self.depth_images(values)
-        assert self.stage is not None
+    def _frames(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what is kept of this step's frames, in the order of `memory`."""
+        latest: dict[str, Tensor] = {}
+        views = [self._image(key, given[key]) for key in self.cameras]
         if isinstance(self.stage, SmallImages):
-            return self.stage(values)
-        cls, patches = self.stage(values)
-        kept = patches if self.policy.embedder.needs_patches else cls
-        return kept.half().float()  # as the cache stores them
+            latest[PIXELS] = torch.cat([self.stage(each) for each in views], dim=-1)
+        elif self.stage is not None:
+            for key, view in zip(self.cameras, views, strict=True):
+                cls, patches = self.stage(view)
+                found = {"cls": cls, "patches": patches}
+                latest |= {
+                    f"{key}.{kind}": found[kind].half().float() for kind in self.kinds
+                }  # as the cache stores them
+        if self.small_depth is not None:
+            latest[DEPTH_FEATURE] = self.small_depth(given[self.depth_key])
+        return latest
 
-    def _remembered(self, memory: HistorySpec, newest: Tensor, given: dict[str, Tensor]) -> Tensor:
+    def _image(self, key: str, values: Tensor) -> Tensor:
+        return values if self.depth_images is None or not key.startswith("depth") else self.depth_images(values)
+
+    def _remembered(self, memory: HistorySpec, latest: Tensor, given: dict[str, Tensor]) -> Tensor:
         """Return (B, T, ...), oldest first; where an episode starts its first frame is repeated."""
-        frame = newest[:, None]
+        frame = latest[:, None]
         if memory.frames == 1:
             return frame
         past = given[memory.history.name]
-        starts = given[STARTS].view(-1, *[1] * newest.ndim)
+        starts = given[STARTS].view(-1, *[1] * latest.ndim)
         return torch.cat([torch.where(starts, frame.expand_as(past), past), frame], dim=1)
 
 
 class Affine(nn.Module):
-    """What a batch normalisation is after training: a factor and a summand for each number."""
+    """What a batch normalisation is after training: a scale and a bias for each number."""
 
-    factor: Tensor
-    summand: Tensor
+    scale: Tensor
+    bias: Tensor
 
     def __init__(self, norm: nn.BatchNorm1d) -> None:
         super().__init__()
         assert norm.running_mean is not None and norm.running_var is not None
-        factor = (norm.running_var + norm.eps).rsqrt()
-        summand = -norm.running_mean * factor
+        scale = (norm.running_var + norm.eps).rsqrt()
+        bias = -norm.running_mean * scale
         if norm.affine:
-            factor, summand = factor * norm.weight, summand * norm.weight + norm.bias
-        self.register_buffer("factor", factor.detach().clone())
-        self.register_buffer("summand", summand.detach().clone())
+            scale, bias = scale * norm.weight, bias * norm.weight + norm.bias
+        self.register_buffer("scale", scale.detach().clone())
+        self.register_buffer("bias", bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.factor + self.summand
+        return x * self.scale + self.bias
 
 
 def fold_norms(module: nn.Module) -> None:
@@ -196,25 +228,22 @@ def fold_norms(module: nn.Module) -> None:
             fold_norms(child)
 
 
-def _image(key: str, size: int) -> TensorSpec:
-    if key.startswith("depth"):
-        return TensorSpec(key, (size, size), "float32", "metres along the optical axis, 0 where invalid")
-    return TensorSpec(key, (size, size, 3), "uint8", "RGB")
+def observation_specs(loaded: LoadedPolicy) -> list[TensorSpec]:
+    """Return what an observation of a policy must hold."""
+    units = {"image": "RGB", "depth": "metres along the optical axis, 0 where invalid"}
+    names = {"proprio": "proprioception, as in training", "state": "privileged state of the task"}
+    found = []
+    for key, feature in loaded.spec.observation.items():
+        dtype = "uint8" if feature.kind == "image" else "float32"
+        unit = units.get(feature.kind) or feature.unit or names.get(key, "")
+        found.append(TensorSpec(key, feature.shape, dtype, unit))
+    return found
 
 
-def program_of(loaded: LoadedPolicy, backbone: Backbone | None) -> PolicyProgram:
+def program_of(loaded: LoadedPolicy) -> PolicyProgram:
     """Return the program of a policy, in evaluation mode.
 
     Raises:
-        BadInput: if its encoder is not given, or it sees depth in a way that no program has.
+        BadInput: if it observes depth in a way that no program has.
     """
-    policy, depth = loaded.policy, loaded.policy.embedder.settings.depth
-    if policy.depth_head is not None or policy.patches is not None or depth == "points":
-        how = f"embedding.depth={depth}" + (" of predicted depth" if policy.depth_head is not None else "")
-        raise BadInput(
-            f"a policy with {how} has no program yet: evaluate and stream run it; what can be exported is colour, and "
-            "measured depth with embedding.depth=late or channels"
-        )
-    if loaded.encoder is not None and backbone is None:
-        raise BadInput(f"this policy looks through {loaded.encoder.name!r}, which is not given")
-    return PolicyProgram(loaded, backbone if loaded.encoder is not None else None).eval().requires_grad_(False)
+    return PolicyProgram(loaded).eval().requires_grad_(False)

@@ -1,6 +1,6 @@
 """What is timed: a bundle, or an encoder under PyTorch, torch.compile, CUDA graphs or transformers.
 
-Each takes one frame as bytes and ends with tokens or actions in memory of the CPU.
+Each takes one uint8 frame in CPU memory, and ends with tokens or actions in CPU memory.
 """
 
 import importlib
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import BadInput, MissingExtra
-from ..runtime.bundle import Manifest
+from ...plugins import find_plugin
+from ..manifest import Manifest
 
 BASELINES = ("eager", "compile", "graph", "transformers")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -32,15 +33,17 @@ class Spec:
 
     @property
     def label(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         return f"bundle {self.name}" if self.kind == "bundle" else f"{self.kind} {self.precision}"
 
 
 def import_library(spec: Spec) -> None:
-    """Import what a contender computes with, and no more: the rest would count as its memory."""
-    target = Manifest.read(spec.name, check=False).target if spec.kind == "bundle" else "torch"
-    with suppress(ImportError):  # `opened` says it
-        importlib.import_module({"onnx": "onnxruntime", "openvino": "openvino"}.get(target, "torch"))
+    """Import only the library that a contender computes with: the rest would count as its memory."""
+    library = "torch"
+    if spec.kind == "bundle":
+        library = find_plugin("targets", Manifest.read(spec.name, check=False).target).library
+    with suppress(ImportError):  # `opened` raises the error that explains it
+        importlib.import_module(library)
 
 
 def opened(spec: Spec) -> tuple[Callable[[], Any], int]:
@@ -87,18 +90,18 @@ def frame(side: int) -> np.ndarray:
 
 
 def _bundle(spec: Spec) -> tuple[Callable[[], Any], int]:
-    from ..runtime.runtime import Runtime
+    from ..runtime import Runtime
 
     runtime = Runtime.load(spec.name, spec.threads)
-    size = sum((Path(spec.name) / each).stat().st_size for each in runtime.card.files)
-    if runtime.card.kind == "encoder":
-        image = frame(runtime.card.observation[0].shape[0])
+    size = sum((Path(spec.name) / each).stat().st_size for each in runtime.manifest.files)
+    if runtime.manifest.kind == "encoder":
+        image = frame(runtime.manifest.observation[0].shape[0])
         return lambda: runtime.encode(image), size
-    seen = {
-        port.name: frame(port.shape[0]) if port.dtype == "uint8" else np.zeros(port.shape, port.dtype)
-        for port in runtime.card.observation
+    observation = {
+        each.name: frame(each.shape[0]) if each.dtype == "uint8" else np.zeros(each.shape, each.dtype)
+        for each in runtime.manifest.observation
     }
-    return lambda: runtime.act(seen), size
+    return lambda: runtime.act(observation), size
 
 
 def _inferred(call: Callable[[], Any]) -> Callable[[], Any]:
@@ -141,7 +144,7 @@ def _transformers(backbone: Any) -> Any:
     from ...encoders.transformers_folders import write_transformers
 
     if not isinstance(backbone.network, PixioEncoder):
-        raise BadInput(f"{backbone.name} is no Pixio encoder; leave transformers out of baselines=")
+        raise BadInput(f"{backbone.name} is not a Pixio encoder; leave transformers out of baselines=")
     declare_missing_operators()
     try:
         from transformers import PixioModel

@@ -1,9 +1,10 @@
-"""`pixio-robot latency`: bundles beside PyTorch, torch.compile and transformers, in turns, with the machine's floor."""
+"""Benchmark bundles against PyTorch, torch.compile, transformers and the measured hardware limit, in rounds."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,63 +12,84 @@ from ...encoders.load import load_encoder
 from ...encoders.pixio import PixioEncoder
 from ...errors import BadInput, MissingExtra, UnknownName, closest
 from ...hardware import choose_device
-from ...run_folder import open_run, settings_digest, write_json
-from ..commands import Latency
-from ..runtime.bundle import Manifest
+from ...jobs.workers import Worker
+from ..manifest import Manifest
 from .contenders import BASELINES, PRECISIONS, Spec
 from .floor import Products, cpu_units
-from .workers import Call, Start, Worker, time_contender, time_products
+from .workers import Call, Start, time_contender, time_products
 
 log = logging.getLogger(__name__)
-SPEEDUP, SHARE = 4.0, 0.75  # what is aimed at: times as fast as eager fp32, share of the floor in bf16
+SPEEDUP, SHARE = 4.0, 0.75  # targets: times as fast as eager fp32, share of the floor in bf16
 
 
-def run_latency(command: Latency) -> tuple[Path, dict[str, Any]]:
-    """Time everything that is asked for; return the run folder and what is in its ``result.json``.
+@dataclass(frozen=True)
+class Timing:
+    """How programs are timed."""
+
+    precision: str = "fp32"  # of the baselines
+    device: str = "cpu"  # "auto", "cpu" or "cuda"
+    threads: int = 1  # CPU threads of each
+    rounds: int = 5  # each program is timed once per round
+    calls: int = 5  # per round
+
+
+class Plan(NamedTuple):
+    """What is timed."""
+
+    encoder: str  # as load_encoder takes it
+    specs: list[Spec]
+    device: str  # "cpu" or "cuda"
+
+
+def plan_timing(bundles: Sequence[str], baselines: Sequence[str], encoder: str | None, timing: Timing) -> Plan:
+    """Check what is to be timed.
+
+    Args:
+        bundles: folders.
+        baselines: of `BASELINES`.
+        encoder: that the baselines run; None is that of the bundles.
 
     Raises:
-        BadInput: if there is nothing to time, or bundles are of several encoders.
+        BadInput: if there is nothing to time, or the bundles hold different encoders.
         UnknownName: for an unknown baseline or precision.
     """
-    device = choose_device(command.device).type
-    for what, names, known in (
-        ("baseline", command.baselines, BASELINES),
-        ("precision", [command.precision], PRECISIONS),
-    ):
+    device = choose_device(timing.device).type
+    for what, names, known in (("baseline", baselines, BASELINES), ("precision", [timing.precision], PRECISIONS)):
         for name in names:
             if name not in known:
                 raise UnknownName(f"no {what} {name!r}{closest(name, known)}; there are: {', '.join(known)}")
-    if "graph" in command.baselines and device != "cuda":
+    if "graph" in baselines and device != "cuda":
         raise BadInput("CUDA graphs need device=cuda; leave graph out of baselines=")
-    cards = {folder: Manifest.read(folder) for folder in command.bundle}
-    encoder = _encoder_of(command, cards)
-    out = Path(command.out or f"runs/latency/{settings_digest(command)}")
-    open_run(out, command)
-    backbone = load_encoder(encoder)
+    manifests = {folder: Manifest.read(folder) for folder in bundles}
+    encoder = encoder or _encoder_of(manifests)
+    specs = [Spec(kind, encoder, timing.precision, device, timing.threads) for kind in baselines]
+    for folder, manifest in manifests.items():
+        specs.append(Spec("bundle", folder, manifest.precision, device, timing.threads))
+    return Plan(encoder, specs, device)
+
+
+def time_programs(plan: Plan, timing: Timing) -> dict[str, Any]:
+    """Time everything in a plan; return what ``result.json`` holds."""
+    backbone = load_encoder(plan.encoder)
     products = None
     if isinstance(backbone.network, PixioEncoder):
         products = Products.of(backbone.network, backbone.preprocessing.size)
     del backbone
-    specs = [Spec(kind, encoder, command.precision, device, command.threads) for kind in command.baselines]
-    specs += [Spec("bundle", folder, card.precision, device, command.threads) for folder, card in cards.items()]
-    result = _measured(specs, products, command, device)
-    result |= {"encoder": encoder, "device": device, "threads": command.threads}
-    result |= {"rounds": command.rounds, "calls": command.calls, "measure": _measure(device)}
-    write_json(out / "result.json", result)
-    return out, result
+    result = _measured(plan, products, timing)
+    result |= {"encoder": plan.encoder, "device": plan.device, "threads": timing.threads}
+    return result | {"rounds": timing.rounds, "calls": timing.calls, "measure": _measure(plan.device)}
 
 
-def _encoder_of(command: Latency, cards: dict[str, Manifest]) -> str:
-    names = {str(card.encoder["name"]) for card in cards.values() if card.encoder}
-    if command.encoder is not None:
-        return command.encoder
+def _encoder_of(manifests: dict[str, Manifest]) -> str:
+    names = {str(each.encoder["name"]) for each in manifests.values() if each.encoder}
     if len(names) != 1:
         what = f"the bundles hold {', '.join(sorted(names))}" if names else "no bundle holds an encoder"
         raise BadInput(f"{what}; give encoder=NAME, e.g. encoder=random:b, or bundles of one encoder")
     return names.pop()
 
 
-def _measured(specs: list[Spec], products: Products | None, command: Latency, device: str) -> dict[str, Any]:
+def _measured(plan: Plan, products: Products | None, timing: Timing) -> dict[str, Any]:
+    specs, device = plan.specs, plan.device
     calls: dict[str, list[list[Call]]] = {}
     starts: dict[str, Start] = {}
     memory: dict[str, int] = {}
@@ -76,23 +98,27 @@ def _measured(specs: list[Spec], products: Products | None, command: Latency, de
         workers = {}
         for spec in specs:
             try:
-                workers[spec.label] = open_ones.enter_context(Worker(time_contender, spec, command.threads))
+                worker = open_ones.enter_context(Worker(time_contender, spec, timing.threads))
+                starts[spec.label] = worker.receive()
             except MissingExtra as error:
                 log.warning("%s is left out: %s", spec.label, error)
                 continue
-            starts[spec.label], calls[spec.label] = workers[spec.label].start, []
+            workers[spec.label], calls[spec.label] = worker, []
             log.info("%s: loaded", spec.label)
         floor = None
         if products is not None:
             asked = ("fp32", "bf16", "fp16") if device == "cuda" else ("fp32", "bf16", "int8")
-            floor = open_ones.enter_context(Worker(time_products, (products, asked, device), command.threads))
-        for number in range(command.rounds):
+            floor = open_ones.enter_context(Worker(time_products, (products, asked, device), timing.threads))
+            floor.receive()
+        for number in range(timing.rounds):
             for label, worker in workers.items():
-                times, memory[label] = worker.turn(command.calls)
+                worker.send(timing.calls)
+                times, memory[label] = worker.receive()
                 calls[label].append(times)
             if floor is not None:
-                rates = floor.turn(3)
-            log.info("round %d of %d", number + 1, command.rounds)
+                floor.send(3)
+                rates = floor.receive()
+            log.info("round %d of %d", number + 1, timing.rounds)
     result: dict[str, Any] = {"rows": [], "floor": {}, "targets": {}}
     if products is not None:
         result["flops"], result["tokens"] = products.flops, products.tokens
@@ -120,7 +146,7 @@ def _measured(specs: list[Spec], products: Products | None, command: Latency, de
 
 
 def _measure(device: str) -> str:
-    """Return which time is compared: that of the CPU says less of what else the machine does."""
+    """Return which time is compared; CPU time depends less on other processes than wall time."""
     return "cpu" if device == "cpu" else "wall"
 
 
@@ -144,7 +170,7 @@ def speedups(base: list[list[Call]], other: list[list[Call]], device: str) -> li
 
 
 def targets(result: dict[str, Any], measure: str) -> dict[str, Any]:
-    """Return whether the best bundle reaches what is aimed at."""
+    """Return whether the best bundle reaches the targets."""
     bundles = [row for row in result["rows"] if row["kind"] == "bundle"]
     if not bundles:
         return {}
@@ -155,7 +181,7 @@ def targets(result: dict[str, Any], measure: str) -> dict[str, Any]:
     if (floor := result["floor"].get("bf16")) is not None:
         found["share_of_bf16_floor"] = {"aim": SHARE, "is": floor["seconds"] / best[measure]["p50"]}
         if measure == "cpu" and not floor["units"]:
-            found["share_of_bf16_floor"]["why"] = "which says nothing: this CPU has no bf16 units"
+            found["share_of_bf16_floor"]["why"] = "not comparable: this CPU has no bf16 units"
     for each in found.values():
         if isinstance(each, dict):
             each["met"] = each["is"] >= each["aim"] if "why" not in each else None

@@ -1,4 +1,4 @@
-"""The robot's end of a remote policy; for the rest of the program a `Policy` like any other."""
+"""The client of a remote policy; a `RunningPolicy` like any other."""
 
 import socket
 import threading
@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 
 from ...errors import BadInput, MissingExtra, RemoteError
-from ..runtime.bundle import Manifest
+from ..manifest import Manifest
 from .messages import REPLY_LIMIT, VERSION, Message, pack, unpack
 
 
 class RemotePolicy:
-    """A policy that a `PolicyServer` computes; a `Policy`, to be closed in the end.
+    """A policy that a `PolicyServer` computes; a `RunningPolicy`; close it at the end.
 
     Args:
         address: the server's, e.g. 127.0.0.1:8770 or wss://robot.example:443.
-        token: what it asks for.
+        token: that it requires.
         timeout: for an observation to be sent and answered [s]; connecting may take as long.
 
     Raises:
@@ -33,40 +33,42 @@ class RemotePolicy:
         self.timeout, self.server_seconds = timeout, 0.0
         self._token, self._number, self._starts = token, 0, True
         self._socket: Any = None
-        self._open = ExitStack()  # what ends with the connection
-        self.card = self._connect()
+        self._open = ExitStack()  # closed with the connection
+        self.manifest = self._connect()
 
     def reset(self) -> None:
-        """Forget the past: the next observation starts an episode. Connects anew where the connection was lost.
+        """Forget the past: the next observation starts an episode. Connects again if the connection was lost.
 
         Raises:
             RemoteError: if that fails, or the server has another policy now.
         """
         self._starts = True
-        if self._socket is None and (card := self._connect()) != self.card:
+        if self._socket is None and (manifest := self._connect()) != self.manifest:
             self.close()
-            raise RemoteError(f"{self.address} serves another policy now ({card.task}, {card.files or card.target})")
+            raise RemoteError(
+                f"{self.address} serves another policy now ({manifest.task}, {manifest.files or manifest.target})"
+            )
 
     def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the next actions, (C, A) float32.
+        """Return the next actions, (H, A) float32.
 
-        After an error nothing is known of the server's history: `reset` before the next episode.
+        After an error the server's history is unknown: call `reset` before the next episode.
 
         Raises:
-            BadInput: if the observation is not what the card asks for; it is not sent.
+            BadInput: if the observation does not fit the manifest; it is not sent.
             RemoteError: if the connection is lost, the answer is late or refuses.
         """
-        self.card.check(observation)
+        self.manifest.check(observation)
         if self._socket is None:
-            raise RemoteError(f"the connection to {self.address} was lost; reset to connect anew")
+            raise RemoteError(f"the connection to {self.address} was lost; reset to connect again")
         self._number += 1
         header = {"kind": "act", "id": self._number, "starts": self._starts}
-        arrays = {port.name: observation[port.name] for port in self.card.observation}
+        arrays = {tensor.name: observation[tensor.name] for tensor in self.manifest.observation}
         reply = self._exchange(pack(header, arrays))
         chunk = reply.arrays.get("action", np.zeros(0, np.float32))
-        fits = chunk.shape[1:] == (self.card.actions,) and chunk.dtype == np.float32
+        fits = chunk.shape[1:] == (self.manifest.actions,) and chunk.dtype == np.float32
         if reply.header.get("id") != self._number or not fits:
-            raise self._lost("it answered something else than was asked")
+            raise self._lost("its reply does not match the request")
         self._starts = False
         self.server_seconds = float(reply.header.get("seconds", 0.0))
         return chunk
@@ -86,6 +88,7 @@ class RemotePolicy:
         try:
             from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
             from websockets.sync.client import connect
+            from websockets.typing import Subprotocol
         except ImportError as error:
             raise MissingExtra("a remote policy", "remote") from error
         headers = None if self._token is None else {"Authorization": f"Bearer {self._token}"}
@@ -93,7 +96,7 @@ class RemotePolicy:
             connecting = connect(
                 self.address,
                 additional_headers=headers,
-                subprotocols=[VERSION],
+                subprotocols=[Subprotocol(VERSION)],
                 compression=None,
                 proxy=None,
                 open_timeout=self.timeout,
@@ -112,9 +115,9 @@ class RemotePolicy:
         if self._socket.subprotocol != VERSION:
             raise self._lost(f"it does not speak {VERSION}")
         try:
-            return Manifest.of(self._exchange(None).header["card"])
+            return Manifest.of(self._exchange(None).header["manifest"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._lost(f"its card cannot be read ({error!r})") from error
+            raise self._lost(f"its manifest cannot be read ({error!r})") from error
 
     def _exchange(self, message: bytes | None) -> Message:
         """Send a message, if there is one, and return the next that comes."""
@@ -126,7 +129,7 @@ class RemotePolicy:
                 self._send(message)
             reply = unpack(self._socket.recv(max(0.0, end - monotonic()), decode=False), REPLY_LIMIT)
         except TimeoutError as error:
-            self._cut()  # saying goodbye to a server that does not listen would take as long again
+            self._cut()  # a closing handshake would take as long again
             raise self._lost(f"no answer within {self.timeout:g} s") from error
         except ConnectionClosed as error:
             raise self._lost(str(error.rcvd.reason) if error.rcvd else "the connection broke") from error
@@ -137,7 +140,7 @@ class RemotePolicy:
         return reply
 
     def _send(self, message: bytes) -> None:
-        """Send a message; the library would wait for ever for a server that does not read; another thread ends that."""
+        """Send a message. The library has no time-out for a server that does not read; a timer thread cuts it off."""
         from websockets.exceptions import ConnectionClosed
 
         late = threading.Event()
@@ -159,7 +162,7 @@ class RemotePolicy:
             timer.cancel()
 
     def _cut(self) -> None:
-        """Break the connection off, whatever is on its way."""
+        """Break off the connection."""
         with suppress(OSError):
             self._socket.socket.shutdown(socket.SHUT_RDWR)
 

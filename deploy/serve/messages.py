@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import BadInput
 
-VERSION = "pixio-robot-policy.1"  # WebSocket subprotocol; another number is another language
+VERSION = "pixio-robot-policy.1"  # WebSocket subprotocol; another number is another protocol
 HEADER_LIMIT = 16 * 1024  # [bytes]
 REPLY_LIMIT = 1024 * 1024  # of what a server sends [bytes]
 _DTYPES = ("uint8", "float32", "bool")
@@ -21,7 +21,7 @@ _AXES = 4
 
 
 class Message(NamedTuple):
-    """What was said."""
+    """A header and arrays."""
 
     header: dict[str, Any]
     arrays: dict[str, np.ndarray]
@@ -42,10 +42,10 @@ def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = No
 
 
 def unpack(data: bytes, header_limit: int = HEADER_LIMIT) -> Message:
-    """Read a message that somebody sent.
+    """Read a message.
 
     Raises:
-        BadInput: saying what is wrong with it.
+        BadInput: naming what is wrong with it.
     """
     length = int.from_bytes(data[:4], "little")
     if len(data) < 4 or length > min(header_limit, len(data) - 4):
@@ -59,13 +59,15 @@ def unpack(data: bytes, header_limit: int = HEADER_LIMIT) -> Message:
     for name, dtype, shape in described:
         sides = all(type(side) is int and 0 <= side < 2**31 for side in shape)
         if type(name) is not str or name in arrays or dtype not in _DTYPES or len(shape) > _AXES or not sides:
-            raise BadInput(f"{name!r:.40} is no array of {', '.join(_DTYPES)} with a name of its own and {_AXES} axes")
+            raise BadInput(
+                f"{name!r:.40} is not an array of {', '.join(_DTYPES)} with a unique name and at most {_AXES} axes"
+            )
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if size > len(data) - place:
             raise BadInput(f"{name!r:.40} has {size} bytes, the message {len(data) - place} more")
         little = np.dtype(dtype).newbyteorder("<")
         values = np.frombuffer(data, little, math.prod(shape), place).reshape(shape)
-        arrays[name] = values.astype(dtype)  # a copy of its own, aligned
+        arrays[name] = values.astype(dtype)  # a copy, aligned
         place += size
     if place != len(data):
         raise BadInput(f"{len(data) - place} bytes follow the last array")

@@ -1,4 +1,4 @@
-"""A policy behind a WebSocket: several clients, each with a history of its own, one computation at a time."""
+"""Serve a policy over WebSocket: several clients, each with its own history, one computation at a time."""
 
 import asyncio
 import hashlib
@@ -18,50 +18,48 @@ from typing import Any
 import numpy as np
 
 from ...errors import BadInput, MissingExtra, RemoteError
-from ..runtime.bundle import Manifest
-from ..runtime.policy import Policy
+from ..runtime import RunningPolicy
 from .messages import HEADER_LIMIT, REPLY_LIMIT, VERSION, pack, unpack
+from .served import Served
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What clients may cost."""
+class ClientLimits:
+    """How much clients may use."""
 
     clients: int = 4  # at a time
     idle: float = 300.0  # wait for a whole message [s]
     send: float = 5.0  # wait for a client to take an answer [s]
-    open: float = 5.0  # wait for a connection to say what it wants [s]
+    open: float = 5.0  # wait for a connection's handshake [s]
 
 
 class PolicyServer:
     """Serves a policy; use as a context manager, or `start` and `close`.
 
-    A client's next message is not read before its last one is answered, so one that sends faster is slowed down by its
-    own connection. What a client can make the server hold is a few messages of the card's size.
+    A client's next message is not read before its last one is answered, so a client that sends faster is slowed down by
+    its own connection. A client can make the server hold a few messages of the manifest's size.
 
     Args:
-        card: what observations are like.
-        session: makes a policy with a history of its own; called at most once for each place.
+        served: the policy; sessions are made at most once for each of the `clients` places.
         host: address to listen on.
         port: 0 is any free one.
-        token: what clients must know; needed unless `host` is a loopback address.
+        token: that clients must send; required unless `host` is a loopback address.
         limits: on clients.
 
     Raises:
-        BadInput: if others could connect and no token is asked for.
+        BadInput: if other machines could connect without a token.
         MissingExtra: if websockets is not installed.
     """
 
     def __init__(
         self,
-        card: Manifest,
-        session: Callable[[], Policy],
+        served: Served,
         host: str = "127.0.0.1",
         port: int = 0,
         token: str | None = None,
-        limits: Limits = Limits(),
+        limits: ClientLimits = ClientLimits(),
     ) -> None:
         _need_websockets()
         if not token and not _is_loopback(host):
@@ -69,8 +67,8 @@ class PolicyServer:
                 f"host={host} lets other machines connect: give token_file= with a secret in it, or keep "
                 "host=127.0.0.1 and come through an SSH tunnel"
             )
-        self.card, self.host, self.port, self.limits = card, host, port, limits
-        self._session, self._token, self._places = session, token, list[Policy]()
+        self.manifest, self.host, self.port, self.limits = served.manifest, host, port, limits
+        self._new_session, self._token, self._idle_sessions = served.new_session, token, list[RunningPolicy]()
         self._clients = 0
         self._worker = ThreadPoolExecutor(1, "policy")
         self._thread = threading.Thread(target=self._run, daemon=True, name="policy server")
@@ -82,11 +80,11 @@ class PolicyServer:
     @property
     def message_limit(self) -> int:
         """The largest message that is taken [bytes]: a header and one observation."""
-        sizes = (math.prod(port.shape) * np.dtype(port.dtype).itemsize for port in self.card.observation)
+        sizes = (math.prod(each.shape) * np.dtype(each.dtype).itemsize for each in self.manifest.observation)
         return 4 + HEADER_LIMIT + sum(sizes)
 
     def start(self) -> "PolicyServer":
-        """Listen.
+        """Start to listen.
 
         Raises:
             RemoteError: if it cannot, e.g. because the port is taken.
@@ -102,7 +100,7 @@ class PolicyServer:
         """Wait until the server ends.
 
         Raises:
-            RemoteError: if it did not end by itself.
+            RemoteError: if it ended with an error.
         """
         while self._thread.is_alive():
             self._thread.join(0.5)
@@ -110,7 +108,7 @@ class PolicyServer:
             raise RemoteError(f"the server ended: {self._error!r}") from self._error
 
     def close(self) -> None:
-        """Stop listening and let the clients go."""
+        """Stop listening and disconnect the clients."""
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
@@ -125,7 +123,7 @@ class PolicyServer:
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except Exception as error:  # told to whoever waits
+        except Exception as error:  # `start` and `wait` raise it
             self._error = error
         finally:
             self._ready.set()
@@ -141,7 +139,7 @@ class PolicyServer:
             origins=[None],  # no browser: a web page must not reach a robot
             select_subprotocol=_same_version,
             process_request=self._admit,
-            compression=None,  # nor grows a message after it was measured
+            compression=None,  # a compressed message could exceed max_size
             create_connection=_connection_type(),
             max_size=self.message_limit,
             max_queue=1,
@@ -161,7 +159,7 @@ class PolicyServer:
         given = request.headers.get_all("Authorization")
         if len(given) == 1 and hmac.compare_digest(_hash(given[0]), _hash(f"Bearer {self._token}")):
             return None
-        return connection.respond(HTTPStatus.UNAUTHORIZED, "this server asks for a token\n")
+        return connection.respond(HTTPStatus.UNAUTHORIZED, "this server requires a token\n")
 
     async def _client(self, socket: Any) -> None:
         from websockets.exceptions import ConnectionClosed
@@ -170,11 +168,11 @@ class PolicyServer:
             await socket.close(1013, f"all {self.limits.clients} places are taken")
             return
         self._clients += 1
-        policy: Policy | None = None
+        policy: RunningPolicy | None = None
         try:
-            policy = self._places.pop() if self._places else await self._compute(self._session)
-            await self._compute(policy.reset)  # what the one before has shown it is not for this one
-            await self._send(socket, pack({"kind": "card", "card": asdict(self.card)}))
+            policy = self._idle_sessions.pop() if self._idle_sessions else await self._compute(self._new_session)
+            await self._compute(policy.reset)  # the history of the client before must not leak
+            await self._send(socket, pack({"kind": "manifest", "manifest": asdict(self.manifest)}))
             while True:
                 await self._send(socket, await self._answer(policy, await self._message(socket)))
         except ConnectionClosed:
@@ -184,13 +182,13 @@ class PolicyServer:
         except BadInput as error:
             log.warning("refused: %s", error)
             await self._refuse(socket, str(error))
-        except Exception:  # a policy may fail in any way, and the others' must go on
+        except Exception:  # a policy may fail in any way, and the other clients continue
             log.exception("the policy failed")
-            await self._refuse(socket, "the policy failed; the server's log says how")
+            await self._refuse(socket, "the policy failed; see the server's log")
         finally:
             self._clients -= 1
             if policy is not None:
-                self._places.append(policy)
+                self._idle_sessions.append(policy)
 
     async def _refuse(self, socket: Any, why: str) -> None:
         from websockets.exceptions import ConnectionClosed
@@ -216,12 +214,12 @@ class PolicyServer:
         async with asyncio.timeout(self.limits.send):
             await socket.send(data)
 
-    async def _answer(self, policy: Policy, data: bytes) -> bytes:
+    async def _answer(self, policy: RunningPolicy, data: bytes) -> bytes:
         header, arrays = unpack(data)
         number, starts = header.get("id"), header.get("starts")
         if header.get("kind") != "act" or type(number) is not int or type(starts) is not bool:
             raise BadInput('the header must have "kind": "act", "id": a number, "starts": true or false')
-        self.card.check(arrays)
+        self.manifest.check(arrays)
         chunk, seconds = await self._compute(_act, policy, arrays, starts)
         return pack({"kind": "chunk", "id": number, "seconds": seconds}, {"action": chunk})
 
@@ -230,7 +228,7 @@ class PolicyServer:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
 
 
-def _act(policy: Policy, observation: dict[str, np.ndarray], starts: bool) -> tuple[np.ndarray, float]:
+def _act(policy: RunningPolicy, observation: dict[str, np.ndarray], starts: bool) -> tuple[np.ndarray, float]:
     began = perf_counter()
     if starts:
         policy.reset()
@@ -242,7 +240,7 @@ def _connection_type() -> Any:
     from websockets.asyncio.server import ServerConnection
 
     class Connection(ServerConnection):
-        """One that is cut off when it lets answers, pongs too, pile up."""
+        """A connection that is closed when unread replies (pongs included) pile up."""
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -256,7 +254,7 @@ def _same_version(connection: Any, offered: Any) -> Any:
     from websockets.exceptions import NegotiationError
 
     if VERSION not in offered:
-        raise NegotiationError(f"this server speaks {VERSION}, the client {', '.join(offered) or 'nothing it names'}")
+        raise NegotiationError(f"this server speaks {VERSION}, the client {', '.join(offered) or 'no version'}")
     return VERSION
 
 
@@ -272,7 +270,7 @@ def _hash(text: str) -> bytes:
 
 
 def _quiet() -> logging.Logger:
-    """Return a logger for the library, which else tells of every scan of the port with a traceback."""
+    """Return a logger for the library, which otherwise logs a traceback for every port scan."""
     logger = logging.getLogger(f"{__name__}.websockets")
     logger.setLevel(logging.CRITICAL)
     return logger

@@ -22,13 +22,13 @@ _GREY = (0.13, 0.13, 0.13, 1.0)  # table and bowl
 _STIFFNESS = 300.0  # [N/m]
 _DAMPING = 5.0  # [N s/m]
 _REACH = 0.01  # longest position error that pulls a finger [m]
-_ASKED = 0.397  # largest torque that may be asked for [N m]
+_COMMANDED = 0.397  # largest torque that may be commanded [N m]
 _BOARD = 0.396  # largest that the motor boards give [N m]
 _BOARD_DAMPING = np.array([0.08, 0.08, 0.04] * 3)  # [N m s/rad]
 
 
 class Pose(NamedTuple):
-    """Where a body is."""
+    """The pose of a body."""
 
     position: np.ndarray  # (3,) [m]
     quaternion: np.ndarray  # (4,)
@@ -37,11 +37,11 @@ class Pose(NamedTuple):
 def impedance_torque(
     jacobian: np.ndarray, error: np.ndarray, velocity_error: np.ndarray, gravity: np.ndarray
 ) -> np.ndarray:
-    """Return the torques (9,) [N m] that draw the fingertips to their targets like springs with dampers.
+    """Return the torques (9,) [N m] of spring-dampers between the fingertips and their targets.
 
     Args:
         jacobian: (9, 9), of the fingertips [m/rad].
-        error: (9,), target minus fingertips [m]; of each finger, no more than 1 cm counts.
+        error: (9,), target minus fingertips [m]; limited to 1 cm for each finger.
         velocity_error: (9,), target minus fingertips [m/s].
         gravity: (9,), torques that carry the fingers' weight [N m].
     """
@@ -50,17 +50,17 @@ def impedance_torque(
     return jacobian.T @ (_STIFFNESS * held.ravel() + _DAMPING * velocity_error) + gravity
 
 
-def motor_torque(asked: np.ndarray, joint_velocity: np.ndarray) -> np.ndarray:
-    """Return the torques (9,) [N m] that act when some are asked for: limited, damped by the boards, limited again."""
-    given = np.clip(np.clip(asked, -_ASKED, _ASKED), -_BOARD, _BOARD)
+def motor_torque(commanded: np.ndarray, joint_velocity: np.ndarray) -> np.ndarray:
+    """Return the torques (9,) [N m] that the motors give: limited, damped by the boards, and limited again."""
+    given = np.clip(np.clip(commanded, -_COMMANDED, _COMMANDED), -_BOARD, _BOARD)
     return np.clip(given - _BOARD_DAMPING * joint_velocity, -_BOARD, _BOARD)
 
 
 class Arena:
-    """A PyBullet client of its own with the EDU hand, a 65 mm cube, the table and the bowl.
+    """A separate PyBullet client with the EDU hand, a 65 mm cube, the table and the bowl.
 
-    Contacts and frictions are PyBullet's defaults, the cube's mass is ours. Every start builds the scene anew: bodies
-    that are only put back move a little differently after each past, and a seed has to repeat bit by bit.
+    Contacts and frictions are PyBullet's defaults, the cube's mass is ours. `build` creates the whole scene again,
+    because bodies that are only moved back behave slightly differently, and a seed must repeat bit by bit.
 
     Args:
         fixed_cube: the cube cannot be moved.
@@ -70,7 +70,7 @@ class Arena:
     """
 
     def __init__(self, fixed_cube: bool) -> None:
-        package = importlib.util.find_spec("robot_properties_fingers")  # its own import would load pinocchio
+        package = importlib.util.find_spec("robot_properties_fingers")  # importing it would load pinocchio
         try:
             import pybullet
         except ImportError as error:
@@ -82,14 +82,14 @@ class Arena:
         self.urdf = self._home / "urdf" / "edu" / "trifingeredu.urdf"
         self._mass = 0.0 if fixed_cube else _CUBE_MASS
         self._hand = self._cube = -1
-        self.moment = 0  # counts what may have changed an image
+        self.version = 0  # changes whenever an image may change
         self._joints: list[int] = []
         self._tips: list[int] = []
 
     def build(self, cube: Pose) -> None:
-        """Build the scene: the fingers at their start, the cube where asked, everything at rest."""
+        """Build the scene: the fingers in their initial position, the cube at its pose, everything at rest."""
         bullet = self.bullet
-        self.moment += 1
+        self.version += 1
         bullet.resetSimulation()
         bullet.setPhysicsEngineParameter(deterministicOverlappingPairs=1)
         bullet.setTimeStep(SIM_STEP)
@@ -120,9 +120,9 @@ class Arena:
         )
 
     def _spare_collisions(self, bowl: int) -> None:
-        """Look for no collisions of fingers with their mounts, nor of the bowl with links that hang too high for it.
+        """Disable collisions of fingers with their mounts, and of the bowl with links that are too high to reach it.
 
-        Convex hulls of mounts and fingers overlap where the parts do not, and looking is most of a step's cost.
+        Convex hulls of mounts and fingers overlap where the parts do not, and these checks are most of a step's cost.
         """
         for link in range(self.bullet.getNumJoints(self._hand)):
             name = self.bullet.getJointInfo(self._hand, link)[12]
@@ -139,7 +139,7 @@ class Arena:
         return self.bullet.createVisualShape(self.bullet.GEOM_MESH, fileName=self._mesh_file(name), rgbaColor=_GREY)
 
     def _faces(self) -> int:
-        """Return the cube's look: six thin plates, since a shape has one colour."""
+        """Return the cube's visual shape: six thin plates, because a shape has one colour."""
         thin = 1e-4
         normals = np.repeat(np.eye(3), 2, axis=0) * np.array([[1.0], [-1.0]] * 3)
         return self.bullet.createVisualShapeArray(
@@ -160,7 +160,7 @@ class Arena:
         return np.array([state[4] for state in states]).ravel()
 
     def cube(self) -> Pose:
-        """Return where the cube is."""
+        """Return the cube's pose."""
         position, quaternion = self.bullet.getBasePositionAndOrientation(self._cube)
         return Pose(np.array(position), np.array(quaternion))
 
@@ -186,24 +186,24 @@ class Arena:
             begin: (9,), where the targets are [m].
             displacement: (9,), how far they move [m].
         """
-        self.moment += 1
+        self.version += 1
         velocity = displacement / (DECISION_STEPS * SIM_STEP)
         for step in range(1, DECISION_STEPS + 1):
             angles, speeds = self.joints()
             jacobian = self.jacobian(angles)
             error = begin + displacement * (step / DECISION_STEPS) - self.tips()
-            asked = impedance_torque(jacobian, error, velocity - jacobian @ speeds, self.gravity(angles))
-            torque = motor_torque(asked, speeds).tolist()
+            commanded = impedance_torque(jacobian, error, velocity - jacobian @ speeds, self.gravity(angles))
+            torque = motor_torque(commanded, speeds).tolist()
             self.bullet.setJointMotorControlArray(self._hand, self._joints, self.bullet.TORQUE_CONTROL, forces=torque)
             self.bullet.stepSimulation()
 
     def close(self) -> None:
-        """Release the client; again does nothing."""
+        """Release the client; a second call does nothing."""
         self.bullet.close()
 
 
 class _Client:
-    """PyBullet's functions and constants for one client; it ends with this object, if not before."""
+    """PyBullet's functions and constants for one client, which is disconnected with this object at the latest."""
 
     def __init__(self, pybullet: Any) -> None:
         self._pybullet, self.number = pybullet, pybullet.connect(pybullet.DIRECT)
@@ -211,7 +211,7 @@ class _Client:
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._pybullet, name)
         value = partial(found, physicsClientId=self.number) if callable(found) else found
-        setattr(self, name, value)  # found without this function from now on
+        setattr(self, name, value)  # later look-ups do not come here
         return value
 
     def close(self) -> None:

@@ -1,11 +1,10 @@
 """Images of the TriFinger's arena, drawn on the CPU by PyBullet's TinyRenderer without shadows."""
 
 import math
-from typing import Any
 
 import numpy as np
 
-from ..rendering import Calibration
+from ...calibration import Calibration
 from .arena import Arena, Pose
 
 # position [m] and orientation (x y z w, axes as in OpenCV), from trifinger_simulation (BSD-3)
@@ -22,10 +21,10 @@ class ArenaView:
     """One camera of the arena.
 
     Args:
-        arena: what is seen.
+        arena: the scene.
         camera: a name in `CAMERAS`.
         size: side of the square image [px].
-        live: it sees the present; otherwise what there was when `keep` was last called.
+        live: render the present state; otherwise the state of the last call of `keep`.
     """
 
     def __init__(self, arena: Arena, camera: str, size: int, live: bool = True) -> None:
@@ -34,11 +33,11 @@ class ArenaView:
         self._pose = np.eye(4)
         self._pose[:3, :3] = np.reshape(arena.bullet.getMatrixFromQuaternion(quaternion.tolist()), (3, 3))
         self._pose[:3, 3] = position
-        self._moment = -1
+        self._version = -1
         self._rgb, self._depth = np.zeros((size, size, 3), np.uint8), np.zeros((size, size), np.float32)
 
     def keep(self) -> None:
-        """Draw image and depth, which TinyRenderer does in one, and keep them."""
+        """Render image and depth in one pass and keep them."""
         bullet, size, position = self._arena.bullet, self._size, self._pose[:3, 3]
         towards, up = position + self._pose[:3, 2], -self._pose[:3, 1]
         view = bullet.computeViewMatrix(position.tolist(), towards.tolist(), up.tolist())
@@ -48,21 +47,21 @@ class ArenaView:
         buffer = np.reshape(np.asarray(drawn[3], np.float64), (size, size))  # OpenGL's: 0 near, 1 far
         depth = _FAR * _NEAR / (_FAR - (_FAR - _NEAR) * buffer)
         self._depth = np.where(buffer < 1, depth, 0).astype(np.float32)
-        self._moment = self._arena.moment
+        self._version = self._arena.version
 
-    def rgb(self, data: Any) -> np.ndarray:
+    def rgb(self) -> np.ndarray:
         self._refresh()
         return self._rgb.copy()
 
-    def depth(self, data: Any) -> np.ndarray:
+    def depth(self) -> np.ndarray:
         self._refresh()
         return self._depth.copy()
 
     def _refresh(self) -> None:
-        if self._live and self._moment != self._arena.moment:
+        if self._live and self._version != self._arena.version:
             self.keep()
 
-    def calibration(self, data: Any) -> Calibration:
+    def calibration(self) -> Calibration:
         half = self._size / 2
         focal = half / math.tan(math.radians(_FOV) / 2)
         # TinyRenderer samples a pixel's lower left corner, half a pixel from its centre both ways

@@ -1,4 +1,4 @@
-"""Scripted experts of the TriFinger: way-points of the fingertips, planned once from a start.
+"""Scripted experts of the TriFinger: waypoints of the fingertips, planned once from the initial state.
 
 K decisions; lengths in [m]; fingertips are (9,), three coordinates of each finger.
 """
@@ -10,19 +10,19 @@ import numpy as np
 from .arena import HALF, Pose
 
 _TIP = 0.0105  # from the fingertip's frame to a face that it touches, measured [m]
-_PRESS = 0.006  # how deep in the cube a finger's target is that shall surely touch it [m]
-_STANDOFF = 0.03  # from where a finger sets about touching a face [m]
+_PRESS = 0.006  # depth of a finger's target inside the cube, so that it surely touches it [m]
+_STANDOFF = 0.03  # distance from which a finger approaches a face [m]
 _HOVER = 0.1  # height at which fingers pass over the cube [m]
 
 
 def reach_waypoints(tips: np.ndarray, cube: Pose, decisions: int, stride: float) -> np.ndarray:
-    """Return way-points (K, 9) of finger 0 to the nearest face: a point in front of it, then its centre.
+    """Return waypoints (K, 9) of finger 0 to the nearest face: a point in front of it, then its centre.
 
     Args:
         tips: the fingertips at the start.
-        cube: where the cube is.
+        cube: its pose.
         decisions: K.
-        stride: farthest that a coordinate moves in a decision.
+        stride: largest displacement of a coordinate in a decision.
     """
     faces = [normal for normal in _normals(cube) if normal[2] > -0.5]
     nearest = min(faces, key=lambda normal: np.linalg.norm(cube.position + HALF * normal - tips[:3]))
@@ -32,16 +32,16 @@ def reach_waypoints(tips: np.ndarray, cube: Pose, decisions: int, stride: float)
 
 
 def move_waypoints(tips: np.ndarray, cube: Pose, goal: np.ndarray, decisions: int, stride: float) -> np.ndarray:
-    """Return way-points (K, 9) of three fingers that take the cube to a goal between them, without squeezing it.
+    """Return waypoints (K, 9) of three fingers that carry the cube to a goal between them, without squeezing it.
 
-    The face that leads the way stays free, so the one opposite pushes and the other two guide.
+    The leading face stays free; the finger on the opposite face pushes and the other two guide.
 
     Args:
         tips: the fingertips at the start.
-        cube: where the cube is.
-        goal: (3,), where its centre shall be.
+        cube: its pose.
+        goal: (3,), target of its centre.
         decisions: K.
-        stride: farthest that a coordinate moves in a decision.
+        stride: largest displacement of a coordinate in a decision.
     """
     way = goal - cube.position
     sides = sorted((normal for normal in _normals(cube) if abs(normal[2]) < 0.5), key=lambda normal: normal @ way)[:3]
@@ -73,7 +73,7 @@ def _normals(cube: Pose) -> list[np.ndarray]:
 
 
 def _path(points: list[np.ndarray], stride: float, length: int | None = None) -> np.ndarray:
-    """Return the way-points through `points`, the first excluded, none farther from the last than `stride` allows.
+    """Return waypoints through `points` without the first, at most `stride` apart in each coordinate.
 
     With a length, the last point is repeated up to it.
     """

@@ -1,7 +1,7 @@
-"""The TriFinger tasks as CortexBench sees them: three fingers reach or move a cube, five or ten decisions an episode.
+"""The TriFinger tasks of CortexBench: three fingers reach or move a cube in five or ten decisions.
 
-Facts of the benchmark (Majumdar et al. 2023, "Where are we in the search for an artificial visual cortex?"), written
-anew for the EDU hand of robot_properties_fingers. Lengths are in [m] inside, in [cm] where a policy sees them.
+The rules are those of the benchmark (Majumdar et al. 2023, "Where are we in the search for an artificial visual
+cortex?"), implemented for the EDU hand of robot_properties_fingers. Lengths are in [m] inside, in [cm] in observations.
 """
 
 import math
@@ -11,25 +11,26 @@ from typing import NamedTuple
 import numpy as np
 
 from ..rendering import CameraView
-from ..task import StepResult, Task
+from ..suite import Suite
+from ..task import Capabilities, StepResult, Task
 from .arena import DECISION_STEPS, HALF, SIM_STEP, Arena, Pose
 from .camera import CAMERAS, ArenaView
 from .expert import move_waypoints, reach_waypoints
 
 TASKS = ("reach_cube", "move_cube")
-GOAL = "goal"  # move_cube's second "camera": the goal's image, the same in all of an episode
-SUCCESS = 0.8  # the score above which a step counts as a success; our own, the benchmark only has the score
+GOAL = "goal"  # move_cube's second "camera": the goal's image, constant during an episode
+SUCCESS = 0.8  # the score above which a step counts as a success; our own rule; the benchmark only has the score
 _START_RADIUS, _GOAL_RADIUS = 0.09, 0.12  # of the discs in which cubes start and end [m]
-_CLEARANCE = 0.085  # of the cube's centre from each fingertip at the start, seen from above [m]
-_WAY = 0.05  # shortest commanded way of the cube [m]
-_MISS = 0.02  # farthest from the commanded goal that an expert's episode may end [m]
+_CLEARANCE = 0.085  # horizontal distance of the cube's centre from each fingertip at the start [m]
+_MIN_DISTANCE = 0.05  # of the commanded goal from the start [m]
+_MAX_ERROR = 0.02  # distance from the commanded goal at the end of an expert's episode [m]
 
 
 class _Rules(NamedTuple):
-    """What differs between the tasks."""
+    """The constants of one task."""
 
-    fingers: int  # that a policy moves
-    stride: float  # farthest that a coordinate moves in a decision, at action 1 [m]
+    fingers: int  # that actions move
+    stride: float  # displacement of a coordinate in a decision at action 1 [m]
     horizon: int  # decisions
 
 
@@ -37,7 +38,7 @@ _RULES = {"reach_cube": _Rules(1, 0.05, 5), "move_cube": _Rules(3, 0.08, 10)}
 
 
 def reach_score(tip: np.ndarray, start_tip: np.ndarray, cube: np.ndarray) -> float:
-    """Return the share of the way to the cube's surface that a fingertip has made, in [0, 1].
+    """Return the share of the distance to the cube's surface that a fingertip has covered, in [0, 1].
 
     Args:
         tip: (3,) [m], now.
@@ -49,24 +50,24 @@ def reach_score(tip: np.ndarray, start_tip: np.ndarray, cube: np.ndarray) -> flo
 
 
 def move_score(cube: np.ndarray, start: np.ndarray, goal: np.ndarray) -> float:
-    """Return the share of the way to the goal that the cube's centre has made, in [0, 1]; all (3,) [m]."""
+    """Return the share of the distance to the goal that the cube's centre has covered, in [0, 1]; all (3,) [m]."""
     return max(0.0, 1 - float(np.linalg.norm(cube - goal)) / float(np.linalg.norm(start - goal)))
 
 
 class TriFinger(Task):
     """Reach for a fixed cube with finger 0, or move a cube with three fingers to where an image shows it.
 
-    An action is the displacement of the fingertips' targets in a decision of 0.4 s, 1 being 5 cm (reach) or 8 cm
-    (move). Displacements add up from the start's fingertips, whatever the fingers did. Proprioception is the nine
-    fingertip coordinates [cm]. A step's reward is the change of the score in [0, 1], so the return is the last score,
-    the benchmark's number, whose hundredfold is the episode's score; a success is a score above 0.8.
+    An action is the displacement of the fingertips' targets in a decision of 0.4 s; 1 is 5 cm (reach) or 8 cm (move).
+    Displacements add up from the initial fingertip positions, also where the fingers do not follow. Proprioception is
+    the nine fingertip coordinates [cm]. A step's reward is the change of the benchmark's score in [0, 1], so the return
+    is the last score; the episode's score is 100 times that. A success is a score above 0.8.
 
     The cube starts within 9 cm of the centre and 8.5 cm or more from each fingertip, any face up, at any yaw.
-    `move_cube`: the expert is told a place within 12 cm of the centre, 5 cm or more from the start, and runs once at
-    reset. Where it leaves the cube is the goal, its last image the camera ``goal``; a start from which it misses by
-    more than 2 cm is drawn again.
+    `move_cube`: at reset the expert runs once, to a position within 12 cm of the centre and 5 cm or more from the
+    start. The goal is where it leaves the cube, and its last image is the camera ``goal``. If it misses the position by
+    more than 2 cm, another initial state is drawn.
 
-    There is one render quality, TinyRenderer without shadows, whatever name is asked for.
+    There is one render quality, TinyRenderer without shadows; the name of the quality has no effect.
 
     Args:
         task: "reach_cube" or "move_cube".
@@ -79,7 +80,7 @@ class TriFinger(Task):
     state_dim = 37
     control_hz = 1 / (DECISION_STEPS * SIM_STEP)
     demo_min_score = 100 * SUCCESS
-    model = data = None
+    capabilities = Capabilities(depth=True, calibration=True, privileged_state=True)
 
     def __init__(self, task: str) -> None:
         self._rules = _RULES[task]
@@ -101,19 +102,19 @@ class TriFinger(Task):
             self._waypoints = reach_waypoints(self._plan, cube, self.horizon, self._rules.stride)
 
     def _set_goal(self, rng: np.random.Generator, cube: Pose) -> bool:
-        """Let the expert run from a start and take its end for the goal; return whether it did as it was told."""
+        """Run the expert from an initial state and set the goal to its result; return whether it met its command."""
         self._begin(cube)
-        told = self._draw_goal(rng, cube.position)
-        self._waypoints = move_waypoints(self._plan, cube, told, self.horizon, self._rules.stride)
+        command = self._draw_goal(rng, cube.position)
+        self._waypoints = move_waypoints(self._plan, cube, command, self.horizon, self._rules.stride)
         for _ in range(self.horizon):
             self._advance(self.expert_action().astype(np.float32))
         self._goal = self._arena.cube().position
         for view in self._goal_views:
             view.keep()
-        return bool(np.linalg.norm(self._goal - told) <= _MISS)
+        return bool(np.linalg.norm(self._goal - command) <= _MAX_ERROR)
 
     def _begin(self, cube: Pose) -> None:
-        """Put everything at its start."""
+        """Put everything in its initial state."""
         self._arena.build(cube)
         self._start_cube, self._plan = cube, self._arena.tips()
         self._start_tips, self._decision, self._reached = self._plan, 0, 0.0
@@ -128,7 +129,7 @@ class TriFinger(Task):
     def _draw_goal(self, rng: np.random.Generator, start: np.ndarray) -> np.ndarray:
         while True:
             goal = _in_disc(rng, _GOAL_RADIUS)
-            if np.linalg.norm(goal - start) >= _WAY:
+            if np.linalg.norm(goal - start) >= _MIN_DISTANCE:
                 return goal
 
     def step(self, action: np.ndarray) -> StepResult:
@@ -180,7 +181,7 @@ class TriFinger(Task):
 
 
 def _in_disc(rng: np.random.Generator, radius: float) -> np.ndarray:
-    """Return a place (3,) for the centre of a cube on the table, evenly from a disc around the arena's centre."""
+    """Return a position (3,) of the centre of a cube on the table, uniform in a disc around the arena's centre."""
     distance, angle = radius * math.sqrt(rng.random()), rng.uniform(0, 2 * math.pi)
     return np.array([distance * math.cos(angle), distance * math.sin(angle), HALF])
 
@@ -193,3 +194,6 @@ def _any_face_up(rng: np.random.Generator) -> np.ndarray:
     w, yaw = math.cos(share * math.pi / 2), rng.uniform(0, 2 * math.pi)
     s, c = math.sin(yaw / 2), math.cos(yaw / 2)
     return np.array([c * x - s * y, c * y + s * x, s * w, c * w])
+
+
+SUITE = Suite("trifinger", "robot_properties_fingers", TASKS, TriFinger)

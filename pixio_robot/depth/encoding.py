@@ -1,7 +1,7 @@
-"""Depth as numbers that a network can take: codes of a distance, and images for encoders that were made for colour.
+"""Depth as network input: codes in [0, 1], and images for encoders of colour images.
 
-A code is 1 at the nearest distance and falls to 0 at the farthest. Inverse depth is the default: a stereo camera's
-steps and noise are even in it. What is invalid has code 0 and, where there is room, a channel of its own.
+A code is 1 at the nearest distance and 0 at the farthest. Inverse depth is the default, because the resolution and
+noise of a stereo camera are uniform in it. Invalid pixels have code 0 and, where possible, a separate validity channel.
 
 Shapes: B batch, H height, W width.
 """
@@ -33,7 +33,7 @@ def depth_code(depth: np.ndarray, code: str = "inverse", near: float = 0.25, far
     Args:
         depth: of any shape [m], 0 where invalid.
         code: "inverse", "log" or "metres".
-        near, far: distances of the codes 1 and 0; what lies beyond has the same codes [m].
+        near, far: distances of the codes 1 and 0; distances beyond them have the same codes [m].
 
     Raises:
         UnknownName: for another code.
@@ -48,7 +48,7 @@ def depth_code(depth: np.ndarray, code: str = "inverse", near: float = 0.25, far
     elif code == "metres":
         values = (far - held) / (far - near)
     else:
-        raise UnknownName(f"{code!r} is an image, not a number; give one of: {', '.join(CODES[:-1])}")
+        raise UnknownName(f"{code!r} is for images; here use one of: {', '.join(CODES[:-1])}")
     return np.where(valid, values, 0).astype(np.float32)
 
 
@@ -77,7 +77,7 @@ def small_depth(
 ) -> np.ndarray:
     """Return code and validity of depth at a smaller size, (B, *size, 2) uint8.
 
-    A new pixel is the mean of the codes of the valid ones under it; its validity is their share.
+    The code of a pixel is the mean over the valid pixels that it covers; its validity is their share.
 
     Args:
         depth: (B, H, W) or (B, H, W, 1) [m], 0 where invalid.

@@ -1,4 +1,4 @@
-"""Depth from single images: a frozen encoder and a small head that `pixio-robot probe` trained.
+"""Depth from single images: a frozen encoder and a small head trained by `pixio-robot probe`.
 
 Shapes: B batch, H height, W width of the frames, h x w grid of patches.
 """
@@ -13,33 +13,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
-from ..encoders.load import Backbone, load_encoder
-from ..encoders.pixio import Tokens
+from ..encoders.encoder import Backbone, Tokens
+from ..encoders.load import load_encoder
 from ..errors import BadInput, CheckpointError, PixioError
-from .heads import LEAST_DEPTH, frozen_tokens, make_head, metric_depth, token_map
+from .heads import frozen_tokens, make_head, metric_depth, token_map
 
 _BATCH = 32  # images encoded at a time
 
 
 class DepthHead(NamedTuple):
-    """What rebuilds a head, beside its weights."""
+    """The arguments that rebuild a head."""
 
     kind: str  # "linear" or "dpt"
     dim: int  # width D of the encoder's tokens
-    widths: str  # of a DPT head, a name of `dense_heads.WIDTHS`
-    blocks: list[int] | None  # that it reads, 0-based; None for the last block alone
-    size: list[int]  # height, width it answers in [px]: those of the encoder's image
+    widths: str  # of a DPT head, a name of `heads.WIDTHS`
+    blocks: list[int] | None  # blocks that it reads, 0-based; None for the last only
+    size: list[int]  # height, width of its output [px]: those of the encoder's images
     max_depth: float  # [m]
-    min_depth: float = LEAST_DEPTH  # [m]
 
 
 class DepthEstimator:
-    """Gives metric depth for RGB images. It knows the scenes and the camera that its head was trained on, no others.
+    """Predicts metric depth for RGB images, for the scenes and the camera that its head was trained on.
 
     Args:
         backbone: the frozen encoder.
         head: a `LinearHead` or `DPTHead` for its tokens, on the same device.
-        design: what the head is.
+        design: the arguments of the head.
         settings: what trained it.
         metrics: its errors on test images, such as {"rmse [m]": 0.02}.
     """
@@ -64,13 +63,13 @@ class DepthEstimator:
     def estimate(self, images: np.ndarray) -> np.ndarray:
         """Return the depth of images, (B, H, W) float32 along the optical axis [m].
 
-        The frame is squashed to the encoder's size, whole, and the map resized back to the frame bilinearly.
+        The whole frame is resized to the encoder's size, and the depth map back to the frame, bilinearly.
 
         Args:
             images: (B, H, W, 3) uint8 RGB of any size.
 
         Raises:
-            BadInput: if they are not that.
+            BadInput: for other images.
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise BadInput(f"images must be uint8 (B, H, W, 3); got {images.dtype} {images.shape}")
@@ -122,10 +121,10 @@ def load_depth(path: str | Path, encoder: str | Path | Backbone | None = None) -
 
     Args:
         path: what `save_depth` wrote, such as ``runs/probe/heads/depth_dpt-encoder.safetensors``.
-        encoder: the encoder, where it is no longer under the name that the head was trained with.
+        encoder: the encoder, if it is no longer found under the name that the head was trained with.
 
     Raises:
-        CheckpointError: if the file is no depth head, its encoder is gone, or has other weights than it was trained on.
+        CheckpointError: if the file is not a depth head, or its encoder is missing or has other weights.
     """
     checkpoint = load_checkpoint(path, kind="depth-head")
     try:
@@ -140,12 +139,12 @@ def load_depth(path: str | Path, encoder: str | Path | Backbone | None = None) -
         except PixioError as error:
             raise CheckpointError(
                 f"{path} was trained on the encoder {name!r}, which cannot be loaded: {error}; "
-                "say where it is: load_depth(path, encoder=...)"
+                "pass it: load_depth(path, encoder=...)"
             ) from error
     if encoder.fingerprint() != fingerprint:
         raise CheckpointError(
             f"{path} was trained on the encoder {name!r} with the weights {fingerprint[:12]}; "
-            f"{encoder.name!r} has the weights {encoder.fingerprint()[:12]}: give that one, or train a head on this"
+            f"{encoder.name!r} has the weights {encoder.fingerprint()[:12]}: use that encoder, or train another head"
         )
     head = make_head(design.kind, design.dim, 1, design.widths)
     load_strictly(head, checkpoint.tensors, path)

@@ -1,4 +1,4 @@
-"""Heads that turn the tokens of a frozen encoder into a map: depth, or a score for each class.
+"""Heads that predict a map from the tokens of a frozen encoder: depth, or a score for each class.
 
 Shapes: B batch, K class tokens, N = h x w patches, D width, C channels of the map, H x W its size.
 """
@@ -9,19 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..encoders.load import Backbone
-from ..encoders.pixio import PixioEncoder, Tokens
+from ..encoders.encoder import Backbone, Tokens
 from ..encoders.preprocessing import preprocess
 from ..errors import BadInput, UnknownName, closest
 
 LEAST_DEPTH = 1e-3  # [m]
 HEADS = ("linear", "dpt")
 WIDTHS = {"small": (48, 96, 192, 192), "base": (96, 192, 384, 384), "published": (256, 512, 1024, 1024)}
-FUSED = {"small": 64, "base": 128, "published": 256}  # channels at which the levels meet
+FUSED = {"small": 64, "base": 128, "published": 256}  # channels of the fused levels
 
 
 def dpt_blocks(depth: int) -> list[int]:
-    """Return the blocks that a DPT head reads, at quarters of the depth, 0-based.
+    """Return the blocks that a DPT head reads, one after each quarter of the encoder, 0-based.
 
     >>> dpt_blocks(12), dpt_blocks(24)
     ([2, 5, 8, 11], [5, 11, 17, 23])
@@ -30,32 +29,27 @@ def dpt_blocks(depth: int) -> list[int]:
         BadInput: if the encoder has fewer than four blocks.
     """
     if depth < 4:
-        raise BadInput(f"a DPT head reads four blocks; this encoder has {depth}: take the linear head")
+        raise BadInput(f"a DPT head reads four blocks; this encoder has {depth}: use the linear head")
     return [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
 
 
 @torch.no_grad()
 def frozen_tokens(backbone: Backbone, images: Tensor, blocks: Sequence[int] | None = None) -> list[Tokens]:
-    """Return what a head reads of images: normed tokens, the class tokens' mean alone (K = 1), of each block asked.
+    """Return what a head reads of images: normed tokens of each block, with the mean class token only (K = 1).
 
-    The whole frame is squashed to the encoder's size, also for an encoder that else looks at a central crop: every
-    pixel needs its answer.
+    The whole frame is resized to the encoder's size, also for an encoder that normally crops: every pixel needs a
+    prediction.
 
     Args:
         backbone: the encoder.
         images: (B, H, W, 3) uint8 RGB on the encoder's device.
-        blocks: 0-based; None for the last block alone.
+        blocks: 0-based; None for the last block only.
 
     Raises:
-        BadInput: if blocks are asked of an encoder that is not Pixio's.
+        BadInput: if `blocks` are given and the encoder returns the tokens of its last block only.
     """
     pixels = preprocess(images, backbone.preprocessing._replace(resize="squash", shorter=None))
-    if blocks is None:
-        tokens = [backbone(pixels)]
-    elif isinstance(backbone.network, PixioEncoder):
-        tokens = backbone.network(pixels, blocks=list(blocks))
-    else:
-        raise BadInput(f"{backbone.name} gives the tokens of its last block alone: take the linear head")
+    tokens = [backbone(pixels)] if blocks is None else backbone.network.block_tokens(pixels, blocks)
     return [Tokens(each.cls.mean(dim=1, keepdim=True), each.patches) for each in tokens]
 
 
@@ -71,7 +65,7 @@ def make_head(kind: str, dim: int, outputs: int = 1, widths: str = "small") -> "
 
 
 def token_map(tokens: Tokens, grid: tuple[int, int]) -> Tensor:
-    """Return each patch token beside the mean class token, (B, 2D, h, w); both normed by the encoder's final norm."""
+    """Concatenate each patch token with the mean class token, (B, 2D, h, w); both are normed."""
     patches = tokens.patches.transpose(1, 2).unflatten(2, grid)
     cls = tokens.cls.mean(dim=1)[:, :, None, None].expand_as(patches)
     return torch.cat([patches, cls], dim=1)
@@ -106,7 +100,7 @@ class LinearHead(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions around which the input passes."""
+    """Two 3x3 convolutions with a residual connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -118,7 +112,7 @@ class Residual(nn.Module):
 
 
 class DPTHead(nn.Module):
-    """Four blocks' tokens as a pyramid, fused from coarse to fine (Ranftl et al., arXiv:2103.13413), no batch norm.
+    """Tokens of four blocks as a feature pyramid, fused from coarse to fine, without batch norm (arXiv 2103.13413).
 
     Args:
         dim: D.

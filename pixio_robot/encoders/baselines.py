@@ -1,13 +1,13 @@
-"""Other vision encoders behind the same `Tokens`, to compare with: of transformers (``hf:``) and timm (``timm:``).
+"""Vision encoders of other libraries, as baselines: transformers (``hf:``) and timm (``timm:``).
 
-Class tokens come first in the sequence, register tokens are dropped, a network without class tokens gives its pooled
-output instead, a convolutional one also its feature map as patches.
+All return `Tokens`. Register tokens are dropped. A network without class tokens returns its pooled output as the class
+token, and a convolutional network returns its feature map as patches.
 
 Shapes: B batch, K class tokens, D width, L sequence, h x w grid of patches.
 """
 
 import inspect
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput, CheckpointError, MissingExtra, UnknownName, closest
-from ..policies.embedding import TokenShape
 from . import hub
-from .pixio import Tokens
+from .encoder import EncoderNetwork, LoadedEncoder, Tokens, TokenShape
 from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from .torchvision_guard import declare_missing_operators
 from .transformers_folders import read_preprocessing, require_safetensors
 
 
-class Baseline(nn.Module, ABC):
-    """A foreign network that gives class tokens and a map of patches."""
+class Baseline(EncoderNetwork):
+    """A network of another library that returns class tokens and a map of patches."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -34,14 +33,13 @@ class Baseline(nn.Module, ABC):
     def read(self, pixels: Tensor, normed: bool) -> tuple[Tensor, Tensor]:
         """Return class tokens (B, K, D) and the map of patches (B, D, h, w)."""
 
-    def forward(self, pixels: Tensor, normed: bool = True) -> Tokens:
-        """Encode (B, 3, H, W) pixels; raw tokens, before the network's final norm, unless `normed`."""
+    def forward(self, pixels: Tensor, *, normed: bool = True) -> Tokens:
         cls, patches = self.read(pixels, normed)
         return Tokens(cls, patches.flatten(2).transpose(1, 2))
 
     @torch.no_grad()
     def token_shape(self, size: tuple[int, int]) -> TokenShape:
-        """Return what an image of `size` (height, width) [px] gives, by running one."""
+        """Return the token shape of an image of `size` (height, width) [px], by encoding a black one."""
         like = next(self.parameters())
         cls, patches = self.read(torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype), normed=True)
         return TokenShape(cls.shape[1], (patches.shape[2], patches.shape[3]), cls.shape[2])
@@ -60,13 +58,13 @@ class TransformersBaseline(Baseline):
         super().__init__(model)
         config: Any = model.config
         self.registers = int(getattr(config, "num_register_tokens", 0) or 0)
-        self.shuffles = config.model_type == "vit_mae"  # unless told the order; and hides patches unless told not to
+        self.shuffles = config.model_type == "vit_mae"  # unless `read` gives it the order
         if self.shuffles:
             config.mask_ratio = 0.0
-        # transformers norms the tokens of every family but CLIP, where it norms the pooled token alone
+        # transformers norms the tokens of every family except CLIP, where it norms only the pooled token
         self.norms_itself = config.model_type != "clip_vision_model"
         patch = getattr(config, "patch_size", None)
-        if config.model_type == "dinov3_convnext":  # gives a sequence, but is a pyramid that halves at every stage
+        if config.model_type == "dinov3_convnext":  # returns a sequence, but is a pyramid
             patch = 2 ** (len(config.hidden_sizes) + 1)
         self.patch = int(patch[0] if isinstance(patch, list | tuple) else patch or 1)
         self.interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
@@ -114,7 +112,7 @@ class TimmBaseline(Baseline):
         if features.ndim == 4:
             patches = features.permute(0, 3, 1, 2) if self.channels_last else features
             pooled = model.forward_head(features, pre_logits=True).flatten(1) if normed else patches.mean((2, 3))
-            if pooled.shape[1] != patches.shape[1]:  # a head that widens, as MobileNetV3's
+            if pooled.shape[1] != patches.shape[1]:  # a head with more channels, as in MobileNetV3
                 pooled = patches.mean((2, 3))
             return pooled.unsqueeze(1), patches
         if not normed:
@@ -132,27 +130,12 @@ class TimmBaseline(Baseline):
         return cls, patches
 
 
-def check_size(network: Baseline, preprocessing: Preprocessing, name: str) -> None:
-    """Try a blank image.
-
-    Raises:
-        CheckpointError: if the network cannot take images of that size, or gives no tokens.
-    """
-    network.eval()
-    try:
-        network.token_shape(preprocessing.size)
-    except Exception as error:  # any model of two libraries may end here, each with its own complaint
-        reason = f"{type(error).__name__}: {error}"
-        size = "x".join(map(str, preprocessing.size))
-        raise CheckpointError(f"{name!r} does not give tokens from images of {size} px alone ({reason})") from error
-
-
-def load_transformers(place: str) -> tuple[Baseline, Preprocessing]:
-    """Load a vision model of transformers from a folder or the hub; of an image-text model the image tower.
+def load_transformers(place: str) -> LoadedEncoder:
+    """Load a vision model of transformers from a folder or the hub; of an image-text model the image encoder.
 
     Raises:
         MissingExtra: if transformers is not installed.
-        CheckpointError: if it cannot be fetched, has no safetensors, lacks weights, or is no vision model.
+        CheckpointError: if it cannot be fetched, has no safetensors, lacks weights, or is not a vision model.
     """
     declare_missing_operators()
     try:
@@ -162,7 +145,7 @@ def load_transformers(place: str) -> tuple[Baseline, Preprocessing]:
     folder = Path(place).expanduser()
     if not folder.is_dir():
         if not hub.REPOSITORY.fullmatch(place):
-            raise CheckpointError(f"no folder {place!r}, and it is no owner/name on the hub either")
+            raise CheckpointError(f"no folder {place!r}, and it is not an OWNER/NAME on the hub")
         folder = hub.fetch(place)
     require_safetensors(folder)
     try:
@@ -177,7 +160,7 @@ def load_transformers(place: str) -> tuple[Baseline, Preprocessing]:
                 output_loading_info=True,
                 dtype=torch.float32,
             )
-    except Exception as error:  # transformers raises what its many parts raise
+    except Exception as error:  # transformers raises many types
         raise CheckpointError(
             f"transformers cannot load {folder} ({type(error).__name__}: {error}); code from a model folder is not run"
         ) from error
@@ -185,18 +168,18 @@ def load_transformers(place: str) -> tuple[Baseline, Preprocessing]:
         raise CheckpointError(f"{folder} holds {type(model).__name__}, which does not take images")
     missing = sorted(report["missing_keys"])
     if any(key.startswith("pooler.") for key in missing):
-        model.pooler = None  # only the class token is read, and random weights would change the fingerprint
+        model.pooler = None  # it is not read, and random weights would change the fingerprint
     if missing := [key for key in missing if not key.startswith("pooler.")]:
         raise CheckpointError(f"{folder} lacks {len(missing)} weights of {type(model).__name__}: {missing[:3]}")
     image_size = getattr(config, "image_size", None) or 224
     square = (image_size, image_size) if isinstance(image_size, int) else (int(image_size[0]), int(image_size[1]))
     preprocessing = read_preprocessing(folder, square)
     network = TransformersBaseline(model)
-    check_size(network, preprocessing, f"hf:{place}")
-    return network, preprocessing
+    network.check_size(preprocessing.size, f"hf:{place}")
+    return LoadedEncoder(network, preprocessing)
 
 
-def load_timm(name: str, seed: int | None = None) -> tuple[Baseline, Preprocessing]:
+def load_timm(name: str, seed: int | None = None) -> LoadedEncoder:
     """Load a model of timm with its published weights, from safetensors only; with a `seed` random ones instead.
 
     Raises:
@@ -231,16 +214,16 @@ def load_timm(name: str, seed: int | None = None) -> tuple[Baseline, Preprocessi
         torch.default_generator.manual_seed(seed or 0)
         try:
             model = timm.create_model(name, pretrained=seed is None, pretrained_cfg_overlay=overlay, num_classes=0)
-        except Exception as error:  # timm raises what its many models raise
+        except Exception as error:  # timm raises many types
             raise CheckpointError(f"timm cannot load {name!r} ({type(error).__name__}: {error})") from error
-    config = model.pretrained_cfg
+    config: Any = model.pretrained_cfg
     height, width = config.get("input_size", (3, 224, 224))[1:]
     mode = "squash" if config.get("crop_mode") == "squash" else "crop"
     mean, std = (tuple(config.get(key, default)) for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
-    share = config.get("crop_pct") or 1.0  # of the resized image that the crop keeps
+    share = config.get("crop_pct") or 1.0  # share of the resized image that the crop keeps
     shorter = int(min(height, width) / share) if mode == "crop" and share < 1 else None
     interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
     preprocessing = Preprocessing((height, width), mode, mean, std, shorter, interpolation)
     network = TimmBaseline(model, (height, width))
-    check_size(network, preprocessing, f"timm:{name}")
-    return network, preprocessing
+    network.check_size(preprocessing.size, f"timm:{name}")
+    return LoadedEncoder(network, preprocessing, "trained" if seed is None else "random")

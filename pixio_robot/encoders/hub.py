@@ -1,4 +1,4 @@
-"""Weights from the Hugging Face hub: a folder of JSON and safetensors, or one clear error. No pickle is fetched."""
+"""Download weights from the Hugging Face hub: JSON and safetensors files only, no pickles."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ PATTERNS = ["*.json", "*.safetensors"]
 
 
 def fetch(repository: str, patterns: list[str] | None = None) -> Path:
-    """Return a local folder with the repository's JSON and safetensors files, downloading what is not cached.
+    """Return a local folder with the repository's JSON and safetensors files; download what is not cached.
 
     Args:
         repository: ``owner/name``.
@@ -26,7 +26,7 @@ def fetch(repository: str, patterns: list[str] | None = None) -> Path:
     except ImportError as error:
         raise MissingExtra(f"encoder {repository!r} from the Hugging Face hub", "hf") from error
     page = f"https://huggingface.co/{repository}"
-    by_hand = "or download its files elsewhere and give their folder instead of the name"
+    by_hand = "or download its files elsewhere and use their folder instead of the name"
     if patterns is not None:
         by_hand = "or copy the hub cache (HF_HOME) from a machine that has it"
     try:
@@ -37,7 +37,7 @@ def fetch(repository: str, patterns: list[str] | None = None) -> Path:
         ) from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise CheckpointError(
-            f"no folder {repository!r} here and no such repository on the hub; check the name, "
+            f"no folder {repository!r} and no such repository on the hub; check the name, "
             f"or `hf auth login` if {page} is private"
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
@@ -48,7 +48,7 @@ def fetch(repository: str, patterns: list[str] | None = None) -> Path:
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         raise CheckpointError(f"the hub answered {status} for {repository}; try again later, {by_hand}") from error
-    except Exception as error:  # the transport's own errors: their classes change with the hub client's version
+    except Exception as error:  # the transport's errors; their classes depend on the version of the hub client
         raise CheckpointError(
             f"fetching {repository} from the hub failed ({type(error).__name__}: {error}); try again, {by_hand}"
         ) from error

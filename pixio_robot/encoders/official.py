@@ -17,11 +17,11 @@ from .pixio import PRESETS, PixioEncoder
 
 logger = logging.getLogger(__name__)
 
-PRETRAINING_ONLY = ("decoder", "mask_token")  # starts of the keys a training checkpoint has beside the encoder's
+PRETRAINING_ONLY = ("decoder", "mask_token")  # prefixes of keys in a training checkpoint that are not the encoder's
 
 
 def build_encoder(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], source: object) -> PixioEncoder:
-    """Return an encoder with exactly these weights in fp32, without drawing random ones first.
+    """Return an encoder with exactly these weights in fp32, without initialising random ones first.
 
     Raises:
         CheckpointError: naming the argument or key that does not fit.
@@ -30,7 +30,7 @@ def build_encoder(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], s
         with torch.device("meta"):
             encoder = PixioEncoder(**arguments)
     except (TypeError, ValueError, ZeroDivisionError, RuntimeError, BadInput) as error:
-        raise CheckpointError(f"{source} describes no encoder: {error}") from error
+        raise CheckpointError(f"{source} does not describe an encoder: {error}") from error
     encoder.to_empty(device="cpu")
     load_strictly(encoder, tensors, source)
     return encoder
@@ -55,9 +55,9 @@ def read_official(path: Path) -> PixioEncoder:
     if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
         tensors = {name: value for name, value in loaded["model"].items() if not str(name).startswith(PRETRAINING_ONLY)}
         dropped = len(loaded["model"]) - len(tensors)
-        logger.info("%s is a training checkpoint: took its encoder, ignored %d decoder entries", path, dropped)
+        logger.info("%s is a training checkpoint: loaded its encoder, ignored %d decoder entries", path, dropped)
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise CheckpointError(f"{path} is no state dict: a mapping of names to tensors is needed")
+        raise CheckpointError(f"{path} is not a state dict: a mapping of names to tensors is needed")
     return build_encoder(_arguments_from_shapes(tensors, path), tensors, path)
 
 
@@ -67,10 +67,10 @@ def _arguments_from_shapes(tensors: Mapping[str, Tensor], source: Path) -> dict[
         positions = tensors["pos_embed"].shape[1] - cls_tokens
         patch = tensors["patch_embed.proj.weight"].shape[-1]
     except (KeyError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{source} is no Pixio encoder: {error}; it has {sorted(tensors)[:3]}") from error
+        raise CheckpointError(f"{source} is not a Pixio encoder: {error}; it has {sorted(tensors)[:3]}") from error
     grid = round(max(positions, 0) ** 0.5)
     if grid < 1 or grid**2 != positions:
-        raise CheckpointError(f"{source}: pos_embed holds {positions} patches, which is no square grid")
+        raise CheckpointError(f"{source}: pos_embed holds {positions} patches, which is not a square grid")
     depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
     heads = [heads for width, blocks, heads in PRESETS.values() if (width, blocks) == (dim, depth)]
     if not heads:

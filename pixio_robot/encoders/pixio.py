@@ -7,7 +7,7 @@ Shapes: B batch, K class tokens, N patches, V visible patches, L = K + N or K + 
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, overload
+from typing import ClassVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import BadInput, UnknownName, closest
-
-
-class Tokens(NamedTuple):
-    """What an encoder returns."""
-
-    cls: Tensor  # (B, K, D), K = 8 for Pixio
-    patches: Tensor  # (B, N, D), row-major over the grid; (B, V, D) when only V patches were visible
+from .encoder import EncoderNetwork, Tokens, TokenShape
 
 
 class Attention(nn.Module):
@@ -36,7 +30,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, L, D) -> (B, L, D)
         batch, length, dim = x.shape
         parts = self.qkv(x).view(batch, length, 3, self.heads, dim // self.heads).unbind(2)
-        q, k, v = (part.transpose(1, 2) for part in parts)  # unbound before it is transposed: a copy less backwards
+        q, k, v = (part.transpose(1, 2) for part in parts)  # after unbind, which saves a copy backwards
         out = F.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).reshape(batch, length, dim))
 
@@ -91,7 +85,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, dim, kernel_size=patch, stride=patch)
 
     def forward(self, pixels: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Embed all patches of (B, 3, H, W), or only the `visible` (B, V), which costs the others nothing."""
+        """Embed all patches of (B, 3, H, W), or only the `visible` (B, V); the others are not computed."""
         if visible is None:
             return self.proj(pixels).flatten(2).transpose(1, 2)
         chosen = patches_of(pixels, self.proj.kernel_size[0], visible).flatten(2)
@@ -104,7 +98,7 @@ def patches_of(pixels: Tensor, patch: int, indices: Tensor) -> Tensor:
     Args:
         pixels: (B, 3, H, W), both sides multiples of `patch`.
         patch: side P of a patch [px].
-        indices: (B, V) row-major indices of the patches wanted.
+        indices: (B, V) row-major indices of the patches to cut.
 
     Returns:
         (B, V, 3, P, P).
@@ -113,6 +107,32 @@ def patches_of(pixels: Tensor, patch: int, indices: Tensor) -> Tensor:
     rows, columns = height // patch, width // patch
     grid = pixels.view(batch, channels, rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
     return grid[torch.arange(batch, device=pixels.device).unsqueeze(1), indices // columns, indices % columns]
+
+
+@torch.no_grad()
+def initialise_transformer(
+    module: nn.Module, tokens: nn.Parameter, positions: nn.Parameter, generator: torch.Generator | None = None
+) -> None:
+    """Draw fresh weights as MAE does (He et al. 2021, arXiv 2111.06377).
+
+    Tokens and positions are normal with standard deviation 0.02, matrices and convolution kernels Xavier-uniform.
+    Biases of linear layers are zero, those of convolutions follow PyTorch's default.
+
+    Args:
+        module: all of its Linear, Conv2d and LayerNorm layers are drawn.
+        tokens: learned tokens, such as class or mask tokens.
+        positions: position table.
+        generator: None draws from PyTorch's global generator.
+    """
+    nn.init.normal_(tokens, std=0.02, generator=generator)
+    nn.init.trunc_normal_(positions, std=0.02, generator=generator)
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            kernel = layer.weight.flatten(1)
+            nn.init.xavier_uniform_(kernel, generator=generator)
+            bound = kernel.shape[1] ** -0.5
+            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+    initialise_layers(module, generator)
 
 
 @torch.no_grad()
@@ -158,7 +178,7 @@ def resized_positions(table: Tensor, cls_tokens: int, rows: int, columns: int) -
 
 
 def resized_patches(matrix: Tensor, patch: int, other: int) -> Tensor:
-    """Return weights for patches of another side: what they give for an enlarged patch is what they gave for the patch.
+    """Return patch weights for another patch size; an enlarged patch has the same embedding as before.
 
     The pseudo-inverse of bilinear resizing, FlexiViT's (Beyer et al. 2022, arXiv 2212.08013, section 3.4).
 
@@ -186,7 +206,7 @@ PRESETS: dict[str, tuple[int, int, int]] = {
 }
 
 
-class PixioEncoder(nn.Module):
+class PixioEncoder(EncoderNetwork):
     """A Pixio vision transformer.
 
     Args:
@@ -201,6 +221,9 @@ class PixioEncoder(nn.Module):
     Raises:
         BadInput: if `dim` is not a multiple of `heads` or `image_size` not of `patch`.
     """
+
+    can_finetune: ClassVar[bool] = True
+    takes_patch_residual: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -225,7 +248,7 @@ class PixioEncoder(nn.Module):
         )
         self.dim, self.patch, self.cls_tokens = dim, patch, cls_tokens
         self.grid = image_size // patch  # side of the grid the position table covers
-        self._baked: tuple[int, int] | None = None  # grid that the table was resized to, once and for all
+        self._baked: tuple[int, int] | None = None  # grid that `bake_positions` resized the table to
         self.cls_token = nn.Parameter(torch.zeros(1, cls_tokens, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, cls_tokens + self.grid**2, dim))
         self.patch_embed = PatchEmbed(dim, patch)
@@ -246,18 +269,9 @@ class PixioEncoder(nn.Module):
         dim, depth, heads = PRESETS[name]
         return cls(dim, depth, heads, drop_path=drop_path)
 
-    @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:
-        """Draw fresh weights: Xavier-uniform matrices, zero biases, 0.02 normal tokens and positions (MAE scheme)."""
-        nn.init.normal_(self.cls_token, std=0.02, generator=generator)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
-        kernel = self.patch_embed.proj.weight
-        nn.init.xavier_uniform_(kernel.view(kernel.shape[0], -1), generator=generator)
-        bias = self.patch_embed.proj.bias
-        assert bias is not None
-        bound = (3 * self.patch**2) ** -0.5  # PyTorch's default for a convolution's bias
-        nn.init.uniform_(bias, -bound, bound, generator=generator)
-        initialise_layers(self, generator)
+        """Draw fresh weights with `initialise_transformer`."""
+        initialise_transformer(self, self.cls_token, self.pos_embed, generator)
 
     def positions(self, rows: int, columns: int) -> Tensor:
         """Return the position table for a grid of `rows` x `columns` patches, (1, K + rows * columns, D)."""
@@ -267,9 +281,27 @@ class PixioEncoder(nn.Module):
 
     @torch.no_grad()
     def bake_positions(self, rows: int, columns: int) -> None:
-        """Resize the position table once, for an encoder that will see no other grid again; for programs."""
+        """Resize the position table once, for an encoder that will only see this grid again."""
         self.pos_embed = nn.Parameter(self.positions(rows, columns), requires_grad=False)
         self._baked = (rows, columns)
+
+    @property
+    def block_count(self) -> int:
+        return len(self.blocks)
+
+    def token_shape(self, size: tuple[int, int]) -> TokenShape:
+        return TokenShape(self.cls_tokens, (size[0] // self.patch, size[1] // self.patch), self.dim)
+
+    def block_tokens(self, pixels: Tensor, blocks: Sequence[int], *, normed: bool = True) -> list[Tokens]:
+        return self(pixels, blocks=list(blocks), normed=normed)
+
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        return self.norm(tokens)
+
+    def check_size(self, size: tuple[int, int], name: str) -> None:
+        if any(side < self.patch or side % self.patch for side in size):
+            asked = "x".join(map(str, size))
+            raise BadInput(f"{name}: images of {asked} px do not fit; both sides must be multiples of {self.patch}")
 
     @overload
     def forward(
@@ -278,7 +310,7 @@ class PixioEncoder(nn.Module):
         visible: Tensor | None = None,
         blocks: None = None,
         normed: bool = True,
-        added: Tensor | None = None,
+        patch_residual: Tensor | None = None,
     ) -> Tokens: ...
 
     @overload
@@ -292,17 +324,17 @@ class PixioEncoder(nn.Module):
         visible: Tensor | None = None,
         blocks: Sequence[int] | None = None,
         normed: bool = True,
-        added: Tensor | None = None,
+        patch_residual: Tensor | None = None,
     ) -> Tokens | list[Tokens]:
         """Encode images.
 
         Args:
             pixels: (B, 3, H, W) float, normalised by `preprocess`; H and W multiples of the patch size.
-            visible: (B, V) int64, row-major indices of the patches the encoder may see, in the order they are
-                returned; None shows all. Positions are added before the choice, so a patch keeps its place.
-            blocks: 0-based block indices; a list of `Tokens`, one a block in the order asked, instead of the last's.
+            visible: (B, V) int64, row-major indices of the patches that the encoder sees, in the order they are
+                returned; None shows all. A patch keeps the position of its place in the image.
+            blocks: 0-based block indices; returns a list of `Tokens`, one for each block in this order.
             normed: apply the final LayerNorm (also to intermediate blocks).
-            added: (B, N or V, D), added to the embedded patches before the first block; None adds nothing.
+            patch_residual: (B, N or V, D), added to the embedded patches before the first block; None adds nothing.
 
         Raises:
             BadInput: if a side is not a multiple of the patch size, or a block index does not exist.
@@ -313,12 +345,12 @@ class PixioEncoder(nn.Module):
         if blocks is not None and (bad := [i for i in blocks if not 0 <= i < len(self.blocks)]):
             raise BadInput(f"blocks {bad} do not exist; the encoder has blocks 0 to {len(self.blocks) - 1}")
         positions = self.positions(height // self.patch, width // self.patch)
-        places = positions[:, self.cls_tokens :]
+        patch_positions = positions[:, self.cls_tokens :]
         if visible is not None:
-            places = F.embedding(visible, places[0])
-        patches = self.patch_embed(pixels, visible) + places
-        if added is not None:
-            patches = patches + added
+            patch_positions = F.embedding(visible, patch_positions[0])
+        patches = self.patch_embed(pixels, visible) + patch_positions
+        if patch_residual is not None:
+            patches = patches + patch_residual
         cls = (self.cls_token + positions[:, : self.cls_tokens]).expand(patches.shape[0], -1, -1)
         x = torch.cat([cls, patches], dim=1)
         outputs: dict[int, Tokens] = {}

@@ -1,4 +1,4 @@
-"""From images to pixels: the one path that training, caching, evaluation and deployment share.
+"""From images to pixels: the same code for training, caching, evaluation and deployment.
 
 Shapes: B batch, H height, W width.
 """
@@ -17,13 +17,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Preprocessing(NamedTuple):
-    """How an encoder wants its images; part of what identifies a token cache."""
+    """How images become the pixels of an encoder; part of a token cache's identity."""
 
     size: tuple[int, int] = (256, 256)  # height, width [px]
     resize: str = "squash"  # "squash" to the size, or "crop": shorter side to the size, then the centre
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    shorter: int | None = None  # shorter side before the crop [px], where a margin is cut; None cuts none
+    shorter: int | None = None  # shorter side before the crop [px]; None crops no margin
     interpolation: str = "bicubic"  # or "bilinear"; both antialiased
 
     @classmethod
@@ -55,7 +55,9 @@ def preprocess(images: Tensor, preprocessing: Preprocessing = Preprocessing()) -
     if preprocessing.interpolation not in ("bicubic", "bilinear"):
         raise BadInput(f"no interpolation {preprocessing.interpolation!r}; there are: bicubic, bilinear")
     values = _resized(images.permute(0, 3, 1, 2), preprocessing)
-    shared = not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled())  # else a tensor of their own kind
+    shared = not (
+        torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
+    )  # cached tensors would be of their type
     make = _on if shared else _on.__wrapped__
     mean, std = (make(each, images.device) for each in (preprocessing.mean, preprocessing.std))
     return (values.float() / 255 - mean) / std
@@ -63,7 +65,7 @@ def preprocess(images: Tensor, preprocessing: Preprocessing = Preprocessing()) -
 
 @lru_cache(maxsize=32)
 def _on(statistics: tuple[float, float, float], device: torch.device) -> Tensor:
-    """Return channel statistics on a device, (1, 3, 1, 1); copied there once, since a copy waits for the device."""
+    """Return channel statistics on a device, (1, 3, 1, 1); copied once, because a copy synchronises with the device."""
     return torch.tensor(statistics, device=device).view(1, 3, 1, 1)
 
 

@@ -1,4 +1,4 @@
-"""What the tokens of many images say about an encoder: how alike class tokens are, how many directions features use.
+"""Statistics of an encoder's tokens: similarity of class tokens, effective rank of features.
 
 Shapes: F images, K class tokens, D width.
 """
@@ -24,12 +24,12 @@ def mean_off_diagonal(matrix: np.ndarray) -> float:
 
 
 def effective_rank(features: np.ndarray) -> float:
-    """Return how many directions features use: the exponential of the entropy of their normalised singular values.
+    """Return the effective rank of features: the exponential of the entropy of their normalised singular values.
 
-    Roy and Vetterli 2007. 1 means all features lie on a line; the greatest value is the smaller of F - 1 and D.
+    Roy and Vetterli 2007. It is 1 if all features lie on a line, and at most the smaller of F - 1 and D.
 
     Args:
-        features: (F, D); their mean is taken off.
+        features: (F, D); their mean is subtracted.
     """
     values = np.linalg.svd(features.astype(np.float64) - features.mean(axis=0), compute_uv=False)
     shares = values / max(values.sum(), 1e-12)

@@ -1,7 +1,7 @@
-"""A way around torchvision wheels that do not fit the installed torch.
+"""A workaround for torchvision wheels that do not match the installed torch.
 
-Beside a CPU torch, `import torchvision` fails ("operator torchvision::nms does not exist"), and with it every package
-that imports torchvision if it is there: transformers, timm, robomimic. Declaring the two operators is enough for them.
+With a CPU build of torch, `import torchvision` fails ("operator torchvision::nms does not exist"), and so does every
+package that imports torchvision if it is installed: transformers, timm, robomimic. Declaring two operators is enough.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ _declared: list[torch.library.Library] = []  # an operator lives as long as its 
 def declare_missing_operators() -> None:
     """Make `import torchvision` work; call it before importing transformers, timm or robomimic.
 
-    Does nothing where torchvision is absent or imports well. Box operators stay unusable: nothing here needs them.
+    Does nothing if torchvision is absent or imports without error. Box operators stay unusable; they are not needed.
     """
     if _declared or importlib.util.find_spec("torchvision") is None:
         return
@@ -25,6 +25,6 @@ def declare_missing_operators() -> None:
     except (RuntimeError, ImportError):
         library = torch.library.Library("torchvision", "DEF")
         for operator in ("nms", "qnms"):
-            with contextlib.suppress(RuntimeError):  # one of the two is there already
+            with contextlib.suppress(RuntimeError):  # one of them exists
                 library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _declared.append(library)

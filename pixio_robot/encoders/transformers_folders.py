@@ -1,6 +1,6 @@
-"""Pixio in the folders of transformers: read in the old and the new layout, written in the old.
+"""Pixio in folders of transformers: the old and the new layout are read, the old one is written.
 
-Everything is plain JSON and safetensors: transformers is not needed, and no pickle code runs.
+Files are JSON and safetensors. transformers is not needed, and no pickle code runs.
 """
 
 import json
@@ -23,7 +23,7 @@ from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 FIXED = {"hidden_act": "gelu", "mlp_ratio": 4, "qkv_bias": True, "layer_norm_eps": 1e-6, "num_channels": 3}
 
-# transformers to ours; the first spelling on disk for every version, the second in memory from 5.9 on
+# transformers' names to ours; the first alternative is used on disk, the second in memory since version 5.9
 RENAMES = [
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
@@ -58,7 +58,7 @@ def read_transformers(folder: Path) -> tuple[PixioEncoder, Preprocessing]:
     """Read a Pixio folder in the layout of transformers.
 
     Raises:
-        CheckpointError: if it is no Pixio, has no safetensors, is damaged, or was built differently from the paper.
+        CheckpointError: if it is not Pixio, has no safetensors, is damaged, or differs from the paper's architecture.
     """
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
@@ -112,12 +112,12 @@ def require_safetensors(folder: Path) -> None:
     """Refuse a folder without safetensors.
 
     Raises:
-        CheckpointError: saying whether there are pickles instead.
+        CheckpointError: the message says whether there are pickles instead.
     """
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.safetensors.index.json")):
         pickles = sorted(path.name for suffix in ("*.bin", "*.pth", "*.pt") for path in folder.glob(suffix))
         have = f"only {', '.join(pickles)}, which could run code when loaded" if pickles else "no weights"
-        raise CheckpointError(f"{folder} has no model.safetensors; it has {have}. Get or make the safetensors file")
+        raise CheckpointError(f"{folder} has no model.safetensors; it has {have}. Convert it to safetensors")
 
 
 def _from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -156,7 +156,7 @@ def _to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-PILLOW_BILINEAR = 2  # Pillow's number, as processor files write it
+PILLOW_BILINEAR = 2  # Pillow's constant, as in preprocessor files
 
 
 def read_preprocessing(folder: Path, image_size: int | tuple[int, int]) -> Preprocessing:
@@ -196,13 +196,13 @@ def _triple(values: Any) -> tuple[float, float, float]:
 
 
 def write_transformers(encoder: PixioEncoder, preprocessing: Preprocessing, folder: Path) -> None:
-    """Write config, weights and preprocessing as transformers reads them; the folder appears whole or not at all.
+    """Write config, weights and preprocessing as transformers reads them; the folder is complete or absent.
 
     Raises:
-        BadInput: if the folder is there already and not empty.
+        BadInput: if the folder exists and is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInput(f"{folder} is there already and not empty; name a new folder")
+        raise BadInput(f"{folder} exists and is not empty; choose another folder")
     arguments = encoder.arguments
     config = {
         "architectures": ["PixioModel"],
@@ -238,7 +238,7 @@ def write_transformers(encoder: PixioEncoder, preprocessing: Preprocessing, fold
         (temporary / "config.json").write_text(json.dumps(config, indent=2))
         (temporary / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
         save_file(_to_transformers(encoder.state_dict()), temporary / "model.safetensors", metadata={"format": "pt"})
-        temporary.chmod(0o755)  # mkdtemp makes it private
+        temporary.chmod(0o755)  # mkdtemp creates it as private
         temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

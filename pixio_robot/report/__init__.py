@@ -1,1 +1,1 @@
-"""Reports: the page, its curves, the tables of the command line."""
+"""Reports: the HTML page, its curves, and the tables that commands print."""

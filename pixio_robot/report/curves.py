@@ -1,4 +1,4 @@
-"""Learning curves as inline SVG in the page's own colours, byte for byte the same for the same rows."""
+"""Learning curves as inline SVG in the colours of the page; the same rows give the same bytes."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from ..errors import DataError
 
 LOG_RANGE = 20  # a curve that spans more than this factor gets a logarithmic axis
 CHART_SIZE = 420, 250  # [px] of a curve at 1:1: narrow, so that its labels stay readable on a phone
-# Stand-ins that matplotlib draws with; the page replaces them by its own colours, light or dark.
+# matplotlib draws with the keys; the page replaces them by its light or dark colours.
 COLOURS = {"#010101": "var(--accent)", "#020202": "var(--ink)", "#030303": "var(--muted)", "#040404": "var(--line)"}
 
 
@@ -24,15 +24,13 @@ class Curve(NamedTuple):
     tag: str
     steps: list[float]
     values: list[float]
-    colour: str  # as drawn by matplotlib
+    colour: str  # a key of COLOURS
     dashed: bool
-    band: tuple[list[float], list[float]] | None = (
-        None  # its interval, where ``<tag>_low`` and ``<tag>_high`` are logged
-    )
+    band: tuple[list[float], list[float]] | None = None  # its interval, if ``<tag>_low`` and ``<tag>_high`` are logged
 
     @property
     def style(self) -> Markup:
-        """The line's colour and dashes as the legend shows them."""
+        """CSS of the line in the legend."""
         return Markup(f"stroke:{COLOURS[self.colour]};stroke-dasharray:{'5 3' if self.dashed else 'none'}")
 
 
@@ -45,17 +43,17 @@ class Panel(NamedTuple):
 
 
 def curve_panels(path: Path, headline: str) -> list[Panel]:
-    """Draw the logged values: one pair of axes for ``train/loss`` and ``valid/loss`` of all policies."""
+    """Draw the logged values; ``train/loss`` and ``valid/loss`` of all policies share a panel."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     logged: dict[tuple[str, str], dict[float, float]] = {}
     for place, line in enumerate(lines, 1):
-        if not line.endswith("\n"):  # cut short by a crash
+        if not line.endswith("\n"):  # truncated by a crash
             continue
         try:
             row = json.loads(line)
             step, policy = float(row["step"]), str(row.get("policy", headline))
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} line {place} is no JSON object with a step ({error!r})") from error
+            raise DataError(f"{path} line {place} is not a JSON object with a step ({error!r})") from error
         for tag, value in row.items():
             numeric = isinstance(value, int | float) and not isinstance(value, bool)
             if tag not in ("step", "epoch", "policy") and numeric and math.isfinite(value):
@@ -72,7 +70,7 @@ def curve_panels(path: Path, headline: str) -> list[Panel]:
         if all(bound.keys() == values.keys() for bound in bounds):
             curve = curve._replace(band=([bounds[0][step] for step in steps], [bounds[1][step] for step in steps]))
         panel = panels.setdefault(tag.rpartition("/")[2], [])
-        if len(names) == 1 and not curve.dashed:  # nothing else tells one learner's curves apart
+        if len(names) == 1 and not curve.dashed:  # only colour distinguishes the curves of one learner
             curve = curve._replace(colour=list(COLOURS)[sum(not each.dashed for each in panel) % 3])
         panel.append(curve)
     return [Panel(title, _draw(title, curves), curves) for title, curves in panels.items()]
@@ -87,7 +85,7 @@ def _draw(title: str, curves: list[Curve]) -> Markup:
     _, ink, muted, line = COLOURS
     buffer = io.StringIO()
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a user's own style must not reach the page
+        matplotlib.rcdefaults()  # a user's matplotlib style must not change the page
         matplotlib.rc("svg", fonttype="none", hashsalt=title)
         matplotlib.rc("font", family="DejaVu Sans", size=12)
         figure = Figure((CHART_SIZE[0] / 72, CHART_SIZE[1] / 72), dpi=72, layout="constrained")
@@ -112,7 +110,7 @@ def _draw(title: str, curves: list[Curve]) -> Markup:
         axes.spines["bottom"].set_color(line)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", buffer.getvalue(), flags=re.DOTALL)
-    svg = re.sub(r' id="\w+_\d+"', "", svg[svg.index("<svg") :])  # "figure_1" and its like would repeat in the page
+    svg = re.sub(r' id="\w+_\d+"', "", svg[svg.index("<svg") :])  # ids such as "figure_1" would repeat in the page
     for stand_in, colour in COLOURS.items():
         svg = svg.replace(stand_in, colour)
     label = escape(f"{title} over steps: " + "; ".join(map(_curve_words, curves)))
@@ -125,7 +123,7 @@ def _curve_words(curve: Curve) -> str:
 
 
 def number(value: float) -> str:
-    """Write a number with as many digits as a reader uses.
+    """Format a number with three significant digits, or as an integer.
 
     >>> number(0.012345), number(12.345), number(4321.4), number(3.0)
     ('0.0123', '12.3', '4,321', '3')

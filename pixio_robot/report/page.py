@@ -1,7 +1,7 @@
-"""A run as one HTML page: opens from a file without a network, and repeats byte for byte.
+"""The report of a run: one HTML file that needs no network; the same run folder gives the same bytes.
 
-The page is made from what the run folder holds and leaves out what it lacks. Success rates, returns and lengths are
-counted from the rows of ``episodes.jsonl``; ``result.json`` fills in for policies that have no rows there.
+The page shows what the run folder holds. Success rates, returns and lengths come from the rows of ``episodes.jsonl``,
+and from ``result.json`` for policies without rows there.
 """
 
 import base64
@@ -24,23 +24,24 @@ from ..video import filmstrip, read_video
 from .curves import curve_panels, number
 
 RULES = {"last": "at the last step", "any": "at any step"}
-REFERENCES = ("blind", "expert")  # policies that stand beside the result and are not the result
+PROPRIO_ONLY = "blind"  # name of the policy of encoder=none
+REFERENCES = (PROPRIO_ONLY, "expert")  # shown for comparison, never as the headline
 STRIP_IMAGES = 6
 STRIP_HEIGHT = 112  # [px]
 
 
 class Policy(NamedTuple):
-    """One policy's outcome."""
+    """The results of one policy."""
 
     name: str
     rates: dict[str, Rate]  # by rule
-    score: Mean | None  # what the suite counts, 0 to 100
+    score: Mean | None  # the suite's score, 0 to 100
     mean_return: float | None
     mean_length: float | None  # [steps]
 
 
 class Stage(NamedTuple):
-    """One stage of the run and where its time went."""
+    """One stage of the run and how its time is divided."""
 
     name: str
     seconds: float
@@ -50,7 +51,7 @@ class Stage(NamedTuple):
 
 
 class Film(NamedTuple):
-    """A video that the result names, carried inside the page."""
+    """A video that the result names, embedded in the page."""
 
     title: str
     caption: str
@@ -59,7 +60,7 @@ class Film(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """An episode's video, carried inside the page."""
+    """The video of an episode, embedded in the page."""
 
     row: EpisodeRecord
     outcome: str
@@ -70,8 +71,6 @@ class Clip(NamedTuple):
 
 def write_report(run: Path) -> Path:
     """Write ``report.html`` into a run folder and return its path.
-
-    The same folder gives the same bytes.
 
     Args:
         run: holds ``result.json`` or ``episodes.jsonl``, and optionally ``metrics.jsonl``, ``config.yaml``,
@@ -84,11 +83,11 @@ def write_report(run: Path) -> Path:
     try:
         episodes = read_episodes(run / "episodes.jsonl")
     except (ValueError, TypeError) as error:
-        raise DataError(f"{run / 'episodes.jsonl'} has a row that is no episode record: {error}") from error
+        raise DataError(f"{run / 'episodes.jsonl'} has a row that is not an episode record: {error}") from error
     if not result and not episodes:
         raise DataError(
             f"{run} has neither a result.json nor an episode in episodes.jsonl, so there is nothing to report; "
-            f"`pixio-robot quickstart out={run}` or `pixio-robot evaluate out={run}` makes them"
+            f"`pixio-robot quickstart out={run}` or `pixio-robot evaluate out={run}` writes them"
         )
     policies, notes = _policies(result, episodes)
     headline = policies[0] if policies else None
@@ -98,9 +97,9 @@ def write_report(run: Path) -> Path:
     if headline:
         order = [policy.name for policy in policies]
         episodes = sorted(episodes, key=lambda row: order.index(row.policy))
-    seeing = [row for row in episodes if headline and row.policy == headline.name]
+    headline_rows = [row for row in episodes if headline and row.policy == headline.name]
     facts = {
-        key: result.get(key) or (getattr(seeing[0], key) if seeing else "")
+        key: result.get(key) or (getattr(headline_rows[0], key) if headline_rows else "")
         for key in ("encoder", "weights", "fusion", "render")
     }
     facts["frames"] = result.get("frames", "")
@@ -116,13 +115,13 @@ def write_report(run: Path) -> Path:
         title=result.get("title") or (episodes[0].task if episodes else run.resolve().name),
         task=result.get("task", ""),
         facts={key: value for key, value in facts.items() if value},
-        random=facts["weights"] == "random" or any(row.weights == "random" for row in seeing),
+        random=facts["weights"] == "random" or any(row.weights == "random" for row in headline_rows),
         notes=[*(result.get("notes") or []), *notes],
         policies=policies,
         headline=headline,
         rule=rule,
         rules={key: words for key, words in RULES.items() if any(key in policy.rates for policy in policies)},
-        comparison=_against_blind(policies, rule, episodes),
+        comparison=_against_proprio_only(policies, rule, episodes),
         numbers=result.get("numbers") or {},
         tables=result.get("tables") or {},
         images_title=result.get("images_title", "Reconstructions"),
@@ -158,12 +157,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _policies(result: dict[str, Any], episodes: list[EpisodeRecord]) -> tuple[list[Policy], list[str]]:
-    """Return the policies, the headline first and the references last, and what the two sources disagree about."""
+    """Return the policies, headline first and references last, and notes where the two sources disagree."""
     written = {name: _written_policy(name, values) for name, values in (result.get("policies") or {}).items()}
     counted = {name: _counted_policy(name, episodes) for name in dict.fromkeys(row.policy for row in episodes)}
     notes = [
-        f"result.json says {written[name].rates[rule]} for {name} {RULES[rule]}, the episodes say {rate}; "
-        "this report follows the episodes."
+        f"result.json has {written[name].rates[rule]} for {name} {RULES[rule]}, episodes.jsonl has {rate}; "
+        "this report uses episodes.jsonl."
         for name, policy in counted.items()
         for rule, rate in policy.rates.items()
         if name in written and rule in written[name].rates and written[name].rates[rule][:2] != rate[:2]
@@ -189,30 +188,30 @@ def _counted_policy(name: str, episodes: list[EpisodeRecord]) -> Policy:
     rates = {rule: success_rate(getattr(row, f"success_{rule}") for row in rows) for rule in RULES}
     returns, lengths = zip(*((row.episode_return, row.length) for row in rows), strict=True)
     score = mean_score(row.score for row in rows)
-    if score.value and not any(row.success_any for row in rows):  # the suite knows rewards only
+    if score.value and not any(row.success_any for row in rows):  # the suite has rewards only
         rates = {}
     return Policy(name, rates, score, math.fsum(returns) / len(rows), sum(lengths) / len(rows))
 
 
-def _against_blind(policies: list[Policy], rule: str, episodes: list[EpisodeRecord]) -> str:
-    """Say in words whether the episodes tell the headline from the policy that sees nothing."""
-    blind = next((policy for policy in policies[1:] if policy.name == "blind"), None)
-    if blind is None or rule not in blind.rates or rule not in policies[0].rates:
+def _against_proprio_only(policies: list[Policy], rule: str, episodes: list[EpisodeRecord]) -> str:
+    """Compare the headline policy with the proprioception-only policy, in one sentence or two."""
+    reference = next((policy for policy in policies[1:] if policy.name == PROPRIO_ONLY), None)
+    if reference is None or rule not in reference.rates or rule not in policies[0].rates:
         return ""
-    theirs = blind.rates[rule]
-    fact = f"The blind policy, which sees no image, succeeds in {theirs.successes} of {theirs.trials}. "
+    theirs = reference.rates[rule]
+    fact = f"The proprioception-only policy succeeds in {theirs.successes} of {theirs.trials}. "
     ours = [row for row in episodes if row.policy == policies[0].name]
-    test = paired_test(ours, [row for row in episodes if row.policy == "blind"], rule)
+    test = paired_test(ours, [row for row in episodes if row.policy == PROPRIO_ONLY], rule)
     if test is None:
         return fact
     pairs = (
-        f"On the same episodes, {policies[0].name} alone succeeds in {test.only_first}, blind alone in "
-        f"{test.only_second} (exact McNemar test, p = {test.p:.2g}): "
+        f"On the same episodes, only {policies[0].name} succeeds in {test.only_first} and only the proprioception-only "
+        f"policy in {test.only_second} (exact McNemar test, p = {test.p:.2g}): "
     )
     if test.p > 0.05:
-        return fact + pairs + "too few to tell the two policies apart."
-    better = policies[0].name if test.only_first > test.only_second else "blind"
-    return fact + pairs + f"{better} does better."
+        return fact + pairs + "the difference is not significant."
+    better = policies[0].name if test.only_first > test.only_second else "the proprioception-only policy"
+    return fact + pairs + f"{better} is better."
 
 
 def _stages(stages: dict[str, dict[str, Any]]) -> list[Stage]:
@@ -232,7 +231,7 @@ def _stages(stages: dict[str, dict[str, Any]]) -> list[Stage]:
 
 
 def _clips(run: Path, episodes: list[EpisodeRecord], rule: str) -> list[Clip]:
-    """Return the first success and the first failure whose video exists, of the headline policy where it has both."""
+    """Return the first success and the first failure whose video exists, of the headline policy if it has both."""
     clips = []
     for outcome in ("success", "failure"):
         for row in episodes:
@@ -245,7 +244,7 @@ def _clips(run: Path, episodes: list[EpisodeRecord], rule: str) -> list[Clip]:
 
 
 def _films(run: Path, listed: list[dict[str, str]]) -> list[Film]:
-    """Return the videos that are there."""
+    """Return the videos that exist."""
     paths = [(each, run / each["file"]) for each in listed]
     return [
         Film(each["title"], each["caption"], _data_uri("video/mp4", path.read_bytes()), _strip(path))
@@ -255,7 +254,7 @@ def _films(run: Path, listed: list[dict[str, str]]) -> list[Film]:
 
 
 def _images(run: Path, listed: list[dict[str, str]]) -> list[tuple[str, Markup]]:
-    """Return captions and data URIs of the images that are there."""
+    """Return captions and data URIs of the images that exist."""
     paths = [(each["caption"], run / each["file"]) for each in listed]
     return [(caption, _data_uri("image/png", path.read_bytes())) for caption, path in paths if path.is_file()]
 
@@ -284,7 +283,7 @@ def _data_uri(kind: str, data: bytes) -> Markup:
 
 
 def _link(run: Path, row: EpisodeRecord, clips: list[Clip]) -> tuple[str, str]:
-    """Return where a row's video is and what to call the link: in the page, beside it, or nowhere."""
+    """Return the link to a row's video and its text: inside the page, a file beside it, or empty."""
     for clip in clips:
         if clip.row is row:
             return f"#{clip.anchor}", "in this page"
@@ -304,7 +303,7 @@ def _percent(value: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Write a duration in the units one would say.
+    """Format a duration in seconds, minutes or hours.
 
     >>> _duration(0.42), _duration(80.1), _duration(7260)
     ('0.4 s', '1 min 20 s', '2 h 1 min')

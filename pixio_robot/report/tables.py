@@ -1,4 +1,4 @@
-"""The tables that end a command, for the terminal."""
+"""Tables that commands print when they end."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,15 +10,16 @@ from rich.table import Table
 
 from ..metrics import EpisodeRecord, Mean, Rate, success_rate
 from .curves import number
+from .page import PROPRIO_ONLY
 
 
 def print_quickstart(out: Path, result: dict[str, Any]) -> None:
-    """Print what ``result.json`` holds as one table."""
+    """Print ``result.json`` of quickstart as one table."""
     table = Table(title=result["title"], show_header=False)
     table.add_column("what")
     table.add_column("value", overflow="fold")
     for name, policy in result["policies"].items():
-        label = {"bc": "success", "blind": "blind policy", "expert": "expert"}.get(name, name)
+        label = {"bc": "success", PROPRIO_ONLY: "proprioception-only policy", "expert": "expert"}.get(name, name)
         table.add_row(f"{label}, last step", _rate(policy["last"]))
         table.add_row(f"{label}, any step", _rate(policy["any"]))
         table.add_row(f"{label}, suite's score", str(Mean(**policy["score"])))
@@ -42,7 +43,7 @@ def print_quickstart(out: Path, result: dict[str, Any]) -> None:
 
 
 def print_evaluation(out: Path, row: EpisodeRecord, summary: dict[str, Any]) -> None:
-    """Print one policy's rates."""
+    """Print the success rates of one policy."""
     table = Table(title=f"{row.task} · {row.policy}", show_header=False)
     table.add_row("success, last step", _rate(summary["last"]))
     table.add_row("success, any step", _rate(summary["any"]))
@@ -54,25 +55,25 @@ def print_evaluation(out: Path, row: EpisodeRecord, summary: dict[str, Any]) -> 
     _console().print(table)
 
 
-def print_parity(parity: dict[str, Any]) -> None:
-    """Print what ``parity.json`` holds."""
-    verdict = "passed" if parity["passed"] else "FAILED"
-    if not parity.get("closed_loop_shown"):
-        verdict += "; closed loop: not shown"
-    table = Table(title=f"parity, {parity['precision']}: {verdict}")
+def print_verification(verification: dict[str, Any]) -> None:
+    """Print the contents of ``verification.json``."""
+    verdict = "passed" if verification["passed"] else "FAILED"
+    if not verification.get("closed_loop_shown"):
+        verdict += "; closed loop not evaluated"
+    table = Table(title=f"verification, {verification['precision']}: {verdict}")
     for column in ("what", "value", "limit", ""):
         table.add_column(column)
-    for check in parity["checks"]:
+    for check in verification["checks"]:
         value, limit = (f"{check[key]:.6g}" for key in ("value", "limit"))
         table.add_row(check["name"], value, limit, "ok" if check["passed"] else "FAILED")
     _console().print(table)
-    for words in parity["words"]:
+    for words in verification["words"]:
         _console().print(f"- {words}", highlight=False)
 
 
 def print_plan(rows: Sequence[tuple[str, str]], assumptions: Sequence[str]) -> None:
-    """Print what a run would cost and what that takes for granted."""
-    table = Table(title="what these settings would cost", show_header=False)
+    """Print the estimated cost of a run and its assumptions."""
+    table = Table(title="estimated cost", show_header=False)
     for what, amount in rows:
         table.add_row(what, amount)
     console = _console()
@@ -83,7 +84,7 @@ def print_plan(rows: Sequence[tuple[str, str]], assumptions: Sequence[str]) -> N
 
 
 def print_curation(out: Path, result: dict[str, Any]) -> None:
-    """Print what ``curate`` decided: the numbers, then a row a source."""
+    """Print the result of ``curate``: the numbers, then one row for each source."""
     table = Table(title="curation", show_header=False)
     for name, value in result["numbers"].items():
         table.add_row(escape(name), number(value))
@@ -99,7 +100,7 @@ def print_curation(out: Path, result: dict[str, Any]) -> None:
 
 
 def print_benchmark(out: Path, result: dict[str, Any], failures: dict[str, str]) -> None:
-    """Print the table of suites, what did not run, and where the rest is."""
+    """Print the table of suites, what did not run, and the path of the report."""
     console = _console()
     for title in ("CortexBench", "Not run"):
         if rows := result["tables"][title]:
@@ -114,7 +115,7 @@ def print_benchmark(out: Path, result: dict[str, Any], failures: dict[str, str])
             soft_wrap=True,
         )
     if failures:
-        console.print("the same command runs what failed again", soft_wrap=True)
+        console.print("run the same command again to retry what failed", soft_wrap=True)
 
 
 def _print_rows(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -127,7 +128,7 @@ def _print_rows(console: Console, title: str, rows: Sequence[dict[str, Any]]) ->
 
 
 def print_probes(out: Path, result: dict[str, Any]) -> None:
-    """Print what ``probe`` measured: headlines, and where encoders are compared their paired tests."""
+    """Print the result of ``probe``: main numbers, and paired tests if there are several encoders."""
     console = _console()
     for title, rows in result["tables"].items():
         if rows and title != "All":
@@ -147,7 +148,7 @@ def _console() -> Console:
 
 
 def print_run(report: Any) -> None:
-    """Print what a robot's run came to; `report` is a `robots.session.RunReport`."""
+    """Print the result of ``run``; `report` is a `robots.session.RunReport`."""
     table = Table(title="run", show_header=False)
     if report.rows:
         table.add_row("success, last step", str(success_rate(row.success_last for row in report.rows)))

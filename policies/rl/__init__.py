@@ -1,1 +1,1 @@
-"""Reinforcement learning by stable-baselines3, with the encoder outside of the learner."""
+"""Reinforcement learning with stable-baselines3, on tokens of an encoder that is not part of the learner."""

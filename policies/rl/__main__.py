@@ -1,10 +1,10 @@
-"""Runs one job of a sweep, in its own process. Simulators' processes import this file again: nothing heavy above."""
+"""Runs one job of a sweep in a separate process. Processes of simulators import this file too: keep it light."""
 
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    from ...cortexbench.process import run_as_process
-    from .sweep import run_job
+    from ...jobs.launch import run_as_job
+    from .commands import train_folder
 
-    sys.exit(run_as_process(lambda: run_job(Path(sys.argv[1])), int(sys.argv[2])))
+    sys.exit(run_as_job(lambda: train_folder(Path(sys.argv[1])), int(sys.argv[2])))

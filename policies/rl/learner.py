@@ -1,10 +1,9 @@
-"""stable-baselines3's algorithms from our settings, and the way between their actors and `Visuomotor` policies.
+"""Algorithms of stable-baselines3 from our settings, and conversion between their actors and policies.
 
 Shapes: E embedding, A action.
 """
 
-import copy
-from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -13,30 +12,34 @@ import torch
 from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
-from torch import Tensor, nn
+from torch import nn
 
-from ...encoders.load import Backbone
 from ...errors import BadInput, CheckpointError, UnknownName, closest
-from ..settings import PolicySettings
-from ..visuomotor import Visuomotor
+from ..build import VisionPolicy
+from ..mlp import MlpConfig
+from ..necks import FusedVector
 from .embedded_env import EmbeddedVecEnv
-from .extractor import EPSILON, POLICIES, Extractor, Parts
-from .replay import Replay, Transitions
-from .settings import AlgorithmSettings
+from .extractor import EPSILON, Extractor, mlp_of
+from .replay import MixedReplay, ReplayOptions
+from .sb3 import POLICIES, WarmStartSAC, WarmStartTD3, actor_layers, extractor_of, has_tanh_output, sync_targets
+from .settings import ALGORITHMS, AlgorithmSettings
 
-ALGORITHMS = ("sac", "td3", "ppo")
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
 
-def head_settings(settings: AlgorithmSettings, normalise: bool) -> PolicySettings:
-    """Return the settings of the head that an actor becomes; its batch norm holds the running statistics."""
-    return PolicySettings(
+def actor_config(settings: AlgorithmSettings, fusion: str = "mean", frames: str = "flare") -> MlpConfig:
+    """Return the architecture of the policy that an actor becomes; its batch norm holds the running statistics.
+
+    Args:
+        fusion, frames: as in `MlpConfig`.
+    """
+    return MlpConfig(
+        fusion=fusion,
+        frames=frames,
         layers=list(settings.layers),
         activation=settings.activation,
-        batch_norm=normalise,
+        batch_norm=settings.normalise,
         tanh_output=settings.name != "ppo",
-        lr=settings.lr,
-        batch=settings.batch,
     )
 
 
@@ -52,7 +55,7 @@ def check_algorithm(settings: AlgorithmSettings, envs: int) -> None:
         ("algorithm.activation", settings.activation, tuple(_ACTIVATIONS)),
     ):
         if name not in known:
-            raise UnknownName(f"no {what} {name!r}; there are: {', '.join(known)}{closest(name, known)}")
+            raise UnknownName(f"no {what} {name!r}{closest(name, known)}; there are: {', '.join(known)}")
     if not settings.layers or min(settings.layers) < 1:
         raise BadInput(f"algorithm.layers={settings.layers}; at least one layer, each at least 1 wide")
     for what, number, low, high in (
@@ -85,34 +88,26 @@ def check_algorithm(settings: AlgorithmSettings, envs: int) -> None:
         raise BadInput(f"algorithm.entropy={settings.entropy} must be auto, auto_<first value> or a positive number")
 
 
+@dataclass(frozen=True)
+class LearnerOptions:
+    """What a learner needs beside its algorithm's settings."""
+
+    normalise: bool = True  # scale embeddings by running statistics
+    warm_start: bool = False  # the actor is initialised from a policy, so it acts from the first step on
+    replay: ReplayOptions = ReplayOptions()
+    seed: int = 0
+    device: torch.device = torch.device("cpu")
+
+
 def new_learner(
-    settings: AlgorithmSettings,
-    venv: EmbeddedVecEnv,
-    policy: Visuomotor,
-    *,
-    normalise: bool,
-    backbone: Backbone | None = None,
-    demos: Transitions | None = None,
-    demo_ratio: float = 0.0,
-    shift: bool = False,
-    begun: bool = False,
-    seed: int,
-    device: torch.device,
+    settings: AlgorithmSettings, venv: EmbeddedVecEnv, model: VisionPolicy, options: LearnerOptions = LearnerOptions()
 ) -> Any:
-    """Return an untrained SAC, TD3 or PPO; draws from torch's and NumPy's global generators, which it seeds.
+    """Return an untrained SAC, TD3 or PPO; it seeds torch's and NumPy's global generators and draws from them.
 
     Args:
-        policy: whose embedder, and network that sees, the extractor copies.
-        normalise: scale embeddings by running statistics.
-        backbone: an encoder that shall learn too.
-        begun: the actor does not begin at random, so it acts from the first step on.
+        model: whose vision and neck the learner copies.
     """
-
-    def make() -> Parts:
-        learned = None if backbone is None else copy.deepcopy(backbone).requires_grad_(True)
-        return Parts(copy.deepcopy(policy.embedder), copy.deepcopy(policy.pixels), learned)
-
-    fused = device.type in ("cpu", "cuda")
+    fused = options.device.type in ("cpu", "cuda")
     optimizer = {"fused": fused} if settings.name != "ppo" else {"fused": fused, "eps": 1e-5}
     common: dict[str, Any] = dict(
         policy=POLICIES[settings.name],
@@ -120,19 +115,18 @@ def new_learner(
         learning_rate=settings.lr,
         gamma=settings.gamma,
         batch_size=settings.batch,
-        seed=seed,
-        device=device,
+        seed=options.seed,
+        device=options.device,
         policy_kwargs=dict(
             net_arch=list(settings.layers),
             activation_fn=_ACTIVATIONS[settings.activation],
             features_extractor_class=Extractor,
-            features_extractor_kwargs=dict(make=make, normalise=normalise),
+            features_extractor_kwargs=dict(model=model, normalise=options.normalise),
             optimizer_kwargs=optimizer,
         ),
     )
-    actions = int(np.prod(venv.action_space.shape or ()))
     if settings.name == "ppo":
-        model: Any = PPO(
+        learner: Any = PPO(
             **common,
             n_steps=settings.rollout // venv.num_envs,
             n_epochs=settings.epochs,
@@ -148,119 +142,108 @@ def new_learner(
             tau=settings.tau,
             train_freq=every.denominator,
             gradient_steps=every.numerator,
-            replay_buffer_class=Replay,
-            replay_buffer_kwargs=dict(demos=demos, demo_ratio=demo_ratio, shift=shift),
+            replay_buffer_class=MixedReplay,
+            replay_buffer_kwargs=dict(options=options.replay),
         )
         if settings.name == "sac":
             entropy = settings.entropy if settings.entropy.startswith("auto") else float(settings.entropy)
-            model = (WarmStartSAC if begun else SAC)(**common, ent_coef=entropy)
+            learner = (WarmStartSAC if options.warm_start else SAC)(**common, ent_coef=entropy)
         else:
-            noise = NormalActionNoise(np.zeros(actions), np.full(actions, settings.noise)) if settings.noise else None
-            model = (WarmStartTD3 if begun else TD3)(**common, action_noise=noise)
-    model.set_logger(Logger(folder=None, output_formats=[]))
-    return model
+            noise = _exploration(settings.noise, venv)
+            learner = (WarmStartTD3 if options.warm_start else TD3)(**common, action_noise=noise)
+    learner.set_logger(Logger(folder=None, output_formats=[]))
+    return learner
 
 
-class WarmStartSAC(SAC):
-    """SAC whose first steps are its actor's, not uniform: it begins from a cloned policy."""
-
-    def _sample_action(self, learning_starts: int, *arguments: Any, **named: Any) -> tuple[np.ndarray, np.ndarray]:
-        return super()._sample_action(0, *arguments, **named)
-
-
-class WarmStartTD3(TD3):
-    """TD3 likewise."""
-
-    def _sample_action(self, learning_starts: int, *arguments: Any, **named: Any) -> tuple[np.ndarray, np.ndarray]:
-        return super()._sample_action(0, *arguments, **named)
-
-
-def extractor_of(model: Any) -> Extractor:
-    """Return the extractor that learns."""
-    extractor: Any = (model.policy if isinstance(model, PPO) else model.critic).features_extractor
-    return extractor
-
-
-def _layers(model: Any) -> list[nn.Linear]:
-    """Return the linear layers from embedding to mean action."""
-    if isinstance(model, PPO):
-        parts: Sequence[nn.Module] = (model.policy.mlp_extractor.policy_net, model.policy.action_net)
-    elif isinstance(model, SAC):
-        parts = (model.actor.latent_pi, model.actor.mu)
-    else:
-        parts = (model.actor.mu,)
-    return [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
+def _exploration(deviation: float, venv: EmbeddedVecEnv) -> NormalActionNoise | None:
+    actions = int(np.prod(venv.action_space.shape or ()))
+    return NormalActionNoise(np.zeros(actions), np.full(actions, deviation)) if deviation else None
 
 
 @torch.no_grad()
-def copy_actor(model: Any, policy: Visuomotor) -> None:
-    """Write the actor's deterministic action into a `Visuomotor` made with `head_settings`."""
-    extractor = extractor_of(model)
-    policy.embedder.load_state_dict(extractor.embedder.state_dict())
-    if policy.pixels is not None and extractor.pixels is not None:
-        policy.pixels.load_state_dict(extractor.pixels.state_dict())
-    head = policy.head.layers
+def copy_actor(learner: Any, model: VisionPolicy) -> None:
+    """Write the actor into a policy built with `actor_config`; its action is then the actor's deterministic one."""
+    extractor, policy = extractor_of(learner), mlp_of(model, "the actor")
+    model.vision.load_state_dict(extractor.vision.state_dict())
+    policy.neck.load_state_dict(extractor.policy.neck.state_dict())
+    layers = policy.head.layers
     if extractor.norm is not None:
-        norm = next(layer for layer in head if isinstance(layer, nn.BatchNorm1d))
+        norm = next(layer for layer in layers if isinstance(layer, nn.BatchNorm1d))
         norm.reset_parameters()
-        for mine, theirs in ((norm.running_mean, "running_mean"), (norm.running_var, "running_var")):
-            assert mine is not None
-            mine.copy_(getattr(extractor.norm, theirs))
-    mine_layers = [layer for layer in head if isinstance(layer, nn.Linear)]
-    for mine_layer, layer in zip(mine_layers, _layers(model), strict=True):
-        mine_layer.load_state_dict(layer.state_dict())
+        norm.load_state_dict(
+            {
+                **norm.state_dict(),
+                "running_mean": extractor.norm.running_mean,
+                "running_var": extractor.norm.running_var,
+            }
+        )
+    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    for target, layer in zip(linear, actor_layers(learner), strict=True):
+        target.load_state_dict(layer.state_dict())
 
 
 @torch.no_grad()
-def init_actor(model: Any, policy: Visuomotor, source: str) -> None:
-    """Begin the actor, and all that sees before it, from a trained policy; its running statistics then stay.
+def init_actor(learner: Any, model: VisionPolicy, source: str) -> None:
+    """Initialise the actor and its extractor from a trained policy; the running statistics then stay as they are.
 
     Args:
-        source: what to call it in messages.
+        source: what to call the policy in messages.
 
     Raises:
-        CheckpointError: if its head is not the actor's.
+        BadInput: if it is not an MLP.
+        CheckpointError: if its architecture is not the actor's.
     """
-    layers, settings = _layers(model), policy.settings
-    if settings.chunk > 1:
-        raise CheckpointError(
-            f"{source} predicts chunks of {settings.chunk} actions; reinforcement learns one action at a time: clone "
-            "with policy.chunk=1"
-        )
-    squashed = not isinstance(model, PPO)
-    wanted = [tuple(layer.weight.shape) for layer in layers]
-    theirs = [layer for layer in policy.head.layers if isinstance(layer, nn.Linear)]
-    found = [tuple(layer.weight.shape) for layer in theirs]
-    extractor = extractor_of(model)
-    if (
-        found != wanted
-        or settings.tanh_output != squashed
-        or not isinstance(extractor.embedder.pool, type(policy.embedder.pool))
-    ):
-        raise CheckpointError(
-            f"{source} has layers {found}, tanh_output={settings.tanh_output}, "
-            f"fusion={policy.embedder.settings.fusion}; the actor has {wanted}, tanh_output={squashed}, "
-            f"fusion={extractor.embedder.settings.fusion}; clone with "
-            f"policy.layers=[{','.join(str(shape[0]) for shape in wanted[:-1])}] "
-            f"policy.tanh_output={str(squashed).lower()} and the same embedding"
-        )
-    extractor.embedder.load_state_dict(policy.embedder.state_dict())
-    if extractor.pixels is not None and policy.pixels is not None:
-        extractor.pixels.load_state_dict(policy.pixels.state_dict())
-    for layer, trained in zip(layers, theirs, strict=True):
-        layer.load_state_dict(trained.state_dict())
+    policy, extractor = mlp_of(model, source), extractor_of(learner)
+    _check_same_architecture(learner, model, source)
+    own = extractor.vision.state_dict()
+    extractor.vision.load_state_dict(own | {k: v for k, v in model.vision.state_dict().items() if k in own})
+    extractor.policy.neck.load_state_dict(policy.neck.state_dict())
+    layers = actor_layers(learner)
+    trained = [layer for layer in policy.head.layers if isinstance(layer, nn.Linear)]
+    for layer, other in zip(layers, trained, strict=True):
+        layer.load_state_dict(other.state_dict())
     norm = next((layer for layer in policy.head.layers if isinstance(layer, nn.BatchNorm1d)), None)
     if norm is not None:
         _fold(layers[0], norm, extractor)
-    if not isinstance(model, PPO):
-        model.critic_target.load_state_dict(model.critic.state_dict())
-    if isinstance(model, TD3):
-        model.actor_target.load_state_dict(model.actor.state_dict())
+    sync_targets(learner)
+
+
+def _check_same_architecture(learner: Any, model: VisionPolicy, source: str) -> None:
+    """Refuse a policy that cannot be written into an actor, and say how to train one that can."""
+    policy, config, extractor = mlp_of(model, source), mlp_of(model, source).config, extractor_of(learner)
+    if policy.spec.horizon > 1:
+        raise CheckpointError(
+            f"{source} predicts {policy.spec.horizon} actions at once; train_rl learns one action at a time: clone "
+            "with horizon=1"
+        )
+    if scaled := [key for key, each in policy.spec.statistics.items() if each.mode != "none"]:
+        keys = " ".join(f"statistics.{'action' if key == 'action' else 'proprio'}=none" for key in scaled)
+        raise CheckpointError(f"{source} normalises {', '.join(scaled)} by statistics; train_rl does not: {keys}")
+    mine, tanh = extractor.policy.config, has_tanh_output(learner)
+    wanted = [tuple(layer.weight.shape) for layer in actor_layers(learner)]
+    found = [tuple(layer.weight.shape) for layer in policy.head.layers if isinstance(layer, nn.Linear)]
+    if found != wanted or config.tanh_output != tanh or not _same_neck(extractor.policy.neck, policy.neck):
+        raise CheckpointError(
+            f"{source} has layers {found}, tanh_output={config.tanh_output}, fusion={config.fusion}; the actor has "
+            f"{wanted}, tanh_output={tanh}, fusion={mine.fusion}; clone with "
+            f"policy.layers=[{','.join(str(shape[0]) for shape in wanted[:-1])}] "
+            f"policy.tanh_output={str(tanh).lower()} policy.fusion={mine.fusion} policy.frames={mine.frames} and the "
+            "same observation"
+        )
+
+
+def _same_neck(one: FusedVector, other: FusedVector) -> bool:
+    """Return whether two necks make the same embedding of the same observation."""
+    if one.tokens is None and other.tokens is None:
+        return True
+    same_frames = one.steps == other.steps and (one.steps == 1 or one.frames == other.frames)
+    return one.tokens == other.tokens and one.fusion == other.fusion and same_frames
 
 
 def _fold(first: nn.Linear, norm: nn.BatchNorm1d, extractor: Extractor) -> None:
-    """Put a trained batch norm into the running statistics, or without these wholly into the first layer."""
-    assert norm.running_mean is not None and norm.running_var is not None
+    """Put a trained batch norm into the running statistics, or into the first layer where there are none."""
+    if norm.running_mean is None or norm.running_var is None:
+        return
     mean, var = norm.running_mean, norm.running_var
     scale, shift = norm.weight.clone(), norm.bias.clone()
     if extractor.norm is not None:
@@ -271,17 +254,3 @@ def _fold(first: nn.Linear, norm: nn.BatchNorm1d, extractor: Extractor) -> None:
         scale, shift = scale / deviation, shift - scale * mean / deviation
     first.bias.add_(first.weight @ shift)
     first.weight.mul_(scale)
-
-
-@torch.no_grad()
-def newest_embeddings(model: Any, steps: int) -> Tensor:
-    """Return the embeddings (n, E), not normalised, of the newest `steps` vector steps' observations, at most 4096."""
-    buffer: Any = model.rollout_buffer if isinstance(model, PPO) else model.replay_buffer
-    if isinstance(model, PPO):  # its update has laid steps and environments out in one row
-        rows = dict(buffer.observations)
-    else:
-        places = (buffer.pos - 1 - np.arange(min(steps, buffer.size()))) % buffer.buffer_size
-        rows = {key: values[places].reshape(-1, *values.shape[2:]) for key, values in buffer.observations.items()}
-    thinned = slice(None, None, max(1, len(next(iter(rows.values()))) // 4096))
-    tensors = {key: torch.from_numpy(values[thinned]).to(model.device).float() for key, values in rows.items()}
-    return extractor_of(model).embed(tensors)

@@ -1,7 +1,7 @@
-"""Learning curves over seeds: runs that differ in nothing else become one curve with an interval."""
+"""Learning curves over seeds: runs that differ only in their seed become one curve with an interval."""
 
 import json
-from dataclasses import fields
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,23 @@ from ...files import replacing
 from ...metrics import interquartile_mean
 from ...report.page import write_report
 from ...run_folder import read_json, write_json
-from .commands import LearningCurves, TrainRL
 
 _VALUES = ("eval/score", "eval/success", "eval/return")
-Curve = dict[int, dict[str, float]]  # from environment steps to what was measured there
+Curve = dict[int, dict[str, float]]  # from environment steps to the evaluation there
 
 
-def run_learning_curves(command: LearningCurves) -> Path:
-    """Write metrics and a report of the runs' curves into a folder; return the report."""
-    groups = _groups([Path(run) for run in command.runs])
-    out = Path(command.out)
+def write_learning_curves(runs: list[Path], out: Path, free: Set[str]) -> Path:
+    """Write metrics and a report of the runs' curves into a folder; return the report.
+
+    Args:
+        runs: run folders of train_rl.
+        free: names of settings that may differ between runs of one curve.
+
+    Raises:
+        BadInput: if a run is named twice, or two runs of a curve have the same seed.
+        DataError: if a folder is not of train_rl, or runs of a curve have no evaluation at the same step.
+    """
+    groups = _groups(runs, free)
     rows, table = [], []
     for label, curves in groups.items():
         shared = sorted(set.intersection(*(set(curve) for curve in curves)))
@@ -43,11 +50,11 @@ def run_learning_curves(command: LearningCurves) -> Path:
     return write_report(out)
 
 
-def _groups(runs: list[Path]) -> dict[str, list[Curve]]:
-    """Return curves by what tells their runs from other groups of runs."""
+def _groups(runs: list[Path], free: Set[str]) -> dict[str, list[Curve]]:
+    """Return curves by the settings that distinguish their runs from those of other curves."""
     if len(set(runs)) != len(runs) or not runs:
         raise BadInput(f"runs={[str(run) for run in runs]} must name each run folder once, and at least one")
-    settings = [_settings(run) for run in runs]
+    settings = [_settings(run, free) for run in runs]
     differing = [key for key in settings[0] if key != "seed" and len({str(each.get(key)) for each in settings}) > 1]
     groups: dict[str, list[Curve]] = {}
     seeds: dict[str, set[int]] = {}
@@ -60,19 +67,19 @@ def _groups(runs: list[Path]) -> dict[str, list[Curve]]:
     return groups
 
 
-def _settings(run: Path) -> dict[str, Any]:
-    """Return a run's settings, flat, without those that may change on the way."""
+def _settings(run: Path, free: Set[str]) -> dict[str, Any]:
+    """Return a run's settings by dotted key, without those that are free to change."""
     from omegaconf import OmegaConf
 
     if read_json(run / "identity.json").get("command") != "TrainRL":
-        raise DataError(f"{run} is no run folder of train_rl")
-    free = {each.name for each in fields(TrainRL) if each.metadata.get("free")}
+        raise DataError(f"{run} is not a run folder of train_rl")
     values = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    assert isinstance(values, dict)
+    if not isinstance(values, dict):
+        raise DataError(f"{run / 'config.yaml'} holds no settings")
     return dict(_flat({str(key): value for key, value in values.items() if key not in free}, ""))
 
 
-def _flat(values: dict[str, Any], prefix: str) -> Any:
+def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")

@@ -1,149 +1,100 @@
-"""What is decided before anything of a run is written: what it sees, learns and is called, and whether it can run."""
+"""Everything a run loads and checks before it writes anything: encoder, untrained policy, size of the buffer."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-
-import torch
 
 from ...encoders.load import Backbone
-from ...envs.registry import TaskSpec
+from ...envs.features import task_features
 from ...envs.rendering import check_rendering
-from ...errors import BadInput, CheckpointError, UnknownName, closest
-from ...files import sha256_of
-from ...hardware import choose_device, choose_precision
-from ...run_folder import read_json, settings_digest
-from ..bc import new_policy
-from ..runs import load_backbone
-from ..visuomotor import EncoderIdentity, LoadedPolicy, Visuomotor, load_policy
-from .commands import TrainRL
+from ...errors import BadInput, CheckpointError
+from ...run_folder import read_json
+from ..build import PolicyDesign, VisionPolicy, build_policy
+from ..cloning import load_backbone
+from ..loaded import LoadedPolicy, load_policy
+from ..policy import EncoderIdentity
 from .embedded_env import embedded_space
-from .learner import check_algorithm, head_settings
+from .extractor import mlp_of
+from .learner import check_algorithm
+from .plan import RLPlan, check_plan
 from .replay import require_memory
 from .states import latest_state
-
-OBSERVATIONS = ("tokens", "state", "rgb")
 
 
 @dataclass
 class Preparation:
-    """A run that can begin."""
+    """A run that can start."""
 
-    kind: str  # of policy, as `Visuomotor` has it
-    request: TaskSpec
-    policy: Visuomotor  # what the actor is written into
+    model: VisionPolicy  # the actor is written into it
     normalise: bool  # embeddings are scaled by running statistics
-    begun: LoadedPolicy | None  # what the actor begins as
-    backbone: Backbone | None
-    identity: EncoderIdentity | None  # the encoder it begins with
-    precision: str
-    device: torch.device
-    inputs: str  # hashes of the files that it depends on
-    out: Path  # the run folder
+    init: LoadedPolicy | None  # initialises the actor
     buffer: int  # memory of the buffer [bytes]
 
     @property
-    def images(self) -> bool:
-        """Whether its environments draw."""
-        return "rgb" in self.request.observe
+    def encoder(self) -> EncoderIdentity | None:
+        """The encoder that the run starts with."""
+        return self.model.spec.encoder
 
 
-def prepare(command: TrainRL) -> Preparation:
-    """Load what a run begins with and refuse what cannot run, without leaving anything behind.
+def prepare(plan: RLPlan) -> Preparation:
+    """Load what a run starts with and refuse what cannot run, without writing anything.
 
     Raises:
-        UnknownName: for an algorithm, observation or task that does not exist.
+        UnknownName: for an algorithm, a camera or a task that does not exist.
         BadInput: for settings that do not go together, or a buffer that does not fit into memory.
-        CheckpointError: if its encoder is not the one of ``init=`` or of the state it would go on from.
+        CheckpointError: if the encoder is not that of ``init=`` or of the state to resume from.
     """
-    _check(command)
-    check_algorithm(command.algorithm, command.envs)
-    device = choose_device(command.device)
-    kind = {"state": "state", "rgb": "cnn"}.get(command.obs, "blind" if command.encoder == "none" else "bc")
-    backbone = load_backbone(command.encoder) if kind == "bc" else None
-    if backbone is not None and command.finetune:
-        from ...encoders.pixio import PixioEncoder
-
-        if not isinstance(backbone.network, PixioEncoder):
-            raise BadInput(f"finetune=true takes Pixio encoders; {command.encoder} is none")
-    request = _request(command, kind)
-    policy, normalise = _new_policy(command, request, kind, backbone)
-    space = embedded_space(policy, command.image_size if command.finetune else None)
-    buffer = require_memory(space, policy.actions, command.algorithm)
-    begun = None if command.init is None else load_policy(command.init)
-    files = [Path(each) for each in (command.demos, command.init) if each is not None and Path(each).is_file()]
-    inputs = " ".join(map(sha256_of, files))
-    out = Path(command.out or f"runs/train_rl/{settings_digest(command, inputs)}")
-    precision = choose_precision(command.precision, device)
-    identity = None if backbone is None else EncoderIdentity.of(backbone, precision)
-    if begun is not None:
-        _check_same_encoder(identity, begun.encoder, f"init={command.init}")
-    if state := latest_state(out / "checkpoints" / command.algorithm.name):
-        theirs = read_json(state / "state.json")["numbers"]["encoder"]
-        _check_same_encoder(identity, None if theirs is None else EncoderIdentity(**theirs), str(state))
-    if "rgb" in request.observe:
+    check_plan(plan)
+    check_algorithm(plan.algorithm, plan.envs)
+    backbone = load_backbone(plan.design.encoder)
+    if backbone is not None and plan.finetune:
+        if not backbone.network.can_finetune:
+            raise BadInput(f"finetune=true: {plan.design.encoder} cannot be fine-tuned; use a Pixio encoder")
+        backbone.weights = "trained"  # by this run
+    model, normalise = _new_model(plan, backbone)
+    buffer = require_memory(embedded_space(model), model.spec.action_dim, plan.algorithm)
+    init = None if plan.init is None else load_policy(plan.init)
+    if init is not None:
+        _check_same_encoder(model.spec.encoder, _encoder_of(init), f"init={plan.init}")
+    if state := latest_state(plan.folder):
+        saved = read_json(state / "state.json")["numbers"]["encoder"]
+        _check_same_encoder(model.spec.encoder, None if saved is None else EncoderIdentity(**saved), str(state))
+    if "rgb" in plan.task.observe:
         check_rendering()
-    return Preparation(
-        kind, request, policy, normalise, begun, backbone, identity, precision, device, inputs, out, buffer
-    )
+    return Preparation(model, normalise, init, buffer)
 
 
-def _check(command: TrainRL) -> None:
-    """Refuse settings that do not go together."""
-    if command.obs not in OBSERVATIONS:
-        raise UnknownName(
-            f"no obs {command.obs!r}{closest(command.obs, OBSERVATIONS)}; there are: {', '.join(OBSERVATIONS)}"
-        )
-    if command.obs == "tokens" and command.encoder in ("cnn", "state"):
-        raise BadInput(
-            f"encoder={command.encoder} is no encoder; use obs={'rgb' if command.encoder == 'cnn' else 'state'}"
-        )
-    if command.finetune and (command.obs != "tokens" or command.encoder == "none"):
-        raise BadInput("finetune=true needs obs=tokens and an encoder; obs=rgb learns to see anyway")
-    if command.demos is not None and command.algorithm.name == "ppo":
-        raise BadInput("ppo learns from its own steps alone, demos cannot be replayed; take algorithm=sac, or init=")
-    if command.demos is not None and command.finetune:
-        raise BadInput("demos= and finetune=true do not go together: demonstrations are kept as tokens")
-    if command.embedding.depth != "none":
-        raise BadInput(f"embedding.depth={command.embedding.depth} is for cloning; train_rl looks at colour alone")
-    if not 0 <= command.demo_ratio < 1:
-        raise BadInput(f"demo_ratio={command.demo_ratio} must be at least 0 and below 1")
-
-
-def _request(command: TrainRL, kind: str) -> TaskSpec:
-    felt = "state" if kind == "state" else "proprio"
-    return TaskSpec(
-        task=command.task,
-        observe=("rgb", felt) if kind in ("bc", "cnn") else (felt,),
-        cameras=tuple(command.embedding.cameras),
-        image_size=command.image_size,
-        render=command.render,
-        horizon=command.horizon,
-    )
-
-
-def _new_policy(command: TrainRL, request: TaskSpec, kind: str, backbone: Backbone | None) -> tuple[Visuomotor, bool]:
+def _new_model(plan: RLPlan, backbone: Backbone | None) -> tuple[VisionPolicy, bool]:
     """Return the policy that the actor is written into, and whether embeddings are scaled by running statistics."""
-    env = replace(request, observe=("proprio", "state")).make()
-    widths = {"actions": env.task.action_dim, "proprio": env.task.proprio_dim, "state": env.task.state_dim}
-    cameras = env.cameras
-    env.close()
-    images = tuple("rgb" if camera == cameras[0] else f"rgb_{camera}" for camera in cameras)
-    tokens = None if backbone is None else backbone.token_shape
+    features = task_features(plan.task)
+    images = tuple(key for key, feature in features.items() if feature.kind == "image")
+    cameras = images if plan.design.observes_images else ()
 
-    def make(normalise: bool) -> Visuomotor:
-        settings = head_settings(command.algorithm, normalise)
-        return new_policy(tokens, command.embedding, widths, settings, command.seed, kind, images)
+    def build(design: PolicyDesign) -> VisionPolicy:
+        return build_policy(design, features, cameras, backbone, plan.seed)
 
-    normalise = command.algorithm.normalise and not command.finetune and not make(True).has_trainable_encoder
-    return make(normalise), normalise
+    model = build(plan.design)
+    policy = mlp_of(model, "the actor")
+    if policy.config.batch_norm and (model.vision.trainable or policy.neck.trainable):
+        config = replace(policy.config, batch_norm=False)
+        model = build(replace(plan.design, config=config))
+    return model, mlp_of(model, "the actor").config.batch_norm
 
 
-def _check_same_encoder(mine: EncoderIdentity | None, theirs: EncoderIdentity | None, where: str) -> None:
+def _encoder_of(loaded: LoadedPolicy) -> EncoderIdentity | None:
+    """Return the encoder of a policy, with its weights as they are now; those of a tuned one differ from its name's."""
+    backbone, identity = loaded.vision.backbone, loaded.spec.encoder
+    if backbone is None or identity is None:
+        return identity
+    return replace(identity, fingerprint=backbone.fingerprint())
+
+
+def _check_same_encoder(own: EncoderIdentity | None, other: EncoderIdentity | None, where: str) -> None:
     """Refuse another encoder than a checkpoint's.
 
     Raises:
         CheckpointError: with both hashes.
     """
-    if (mine is None) != (theirs is None) or (mine and theirs and mine.fingerprint != theirs.fingerprint):
-        said = ["none" if each is None else f"{each.name} ({each.fingerprint})" for each in (mine, theirs)]
-        raise CheckpointError(f"the encoder is {said[0]}, that of {where} is {said[1]}; give the one it was trained on")
+    if (own is None) != (other is None) or (own and other and own.fingerprint != other.fingerprint):
+        names = ["none" if each is None else f"{each.name} ({each.fingerprint})" for each in (own, other)]
+        raise CheckpointError(
+            f"the encoder is {names[0]}, that of {where} is {names[1]}; give encoder= the one it was trained on"
+        )

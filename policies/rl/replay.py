@@ -1,6 +1,6 @@
-"""What is replayed: transitions with embedded observations, demonstrations among them, images moved a little.
+"""The replay buffer: transitions with embedded observations, mixed with demonstrations; images are shifted.
 
-Shapes: B batch, F transitions of demonstrations, T frames of history, S side of small images [px].
+Shapes: B batch, F transitions of demonstrations, T observation steps, S side of small images [px].
 """
 
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 from torch import Tensor
 
 from ...errors import BadInput
-from ..pixel_network import moved
-from .embedded_env import TOKENS
+from ..pixel_network import random_shift
+from ..vision import PIXELS
 from .settings import AlgorithmSettings
 
 
-@dataclass
+@dataclass(frozen=True)
 class Transitions:
-    """Steps of demonstrations as the learner would have stored them; the last of each, without a next, is left out."""
+    """Steps of demonstrations as the learner would have stored them; the last step of each has no next one."""
 
     observations: dict[str, np.ndarray]  # (F, ...)
     next_observations: dict[str, np.ndarray]
@@ -30,39 +30,38 @@ class Transitions:
     rewards: np.ndarray  # (F, 1)
 
 
-class Replay(DictReplayBuffer):
-    """stable-baselines3's buffer, with a share of each batch from demonstrations and DrQ's shifts for images.
+@dataclass(frozen=True)
+class ReplayOptions:
+    """What a buffer adds to that of stable-baselines3."""
 
-    Args:
-        demos: demonstrations; None for none.
-        demo_ratio: share of a batch that they are; 0.5 is RLPD's (Ball et al. 2023, arXiv 2302.02948).
-        shift: move small images by a few pixels, those before and after a step by their own (DrQ-v2, Yarats et al.
-            2021, arXiv 2107.09645). There is nothing like it for tokens.
+    demos: Transitions | None = None
+    demo_ratio: float = 0.0  # share of a batch from demonstrations; 0.5 in RLPD (Ball et al. 2023, arXiv 2302.02948)
+    shift: bool = False  # shift small images by a few pixels, as DrQ-v2 (Yarats et al. 2021, arXiv 2107.09645)
+
+
+class MixedReplay(DictReplayBuffer):
+    """The buffer of stable-baselines3, with a share of each batch from demonstrations and DrQ's shifts of images.
+
+    The images before and after a step are shifted independently. There is no augmentation of tokens.
     """
 
-    def __init__(
-        self,
-        *arguments: Any,
-        demos: Transitions | None = None,
-        demo_ratio: float = 0.0,
-        shift: bool = False,
-        **named: Any,
-    ) -> None:
+    def __init__(self, *arguments: Any, options: ReplayOptions = ReplayOptions(), **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.demos, self.demo_ratio, self.shift = demos, demo_ratio, shift
+        self.options = options
 
     def sample(self, batch_size: int, env: Any = None) -> Any:
-        """Return a batch of B transitions, `DictReplayBufferSamples`; the base class promises another tuple."""
-        shown = 0 if self.demos is None else round(self.demo_ratio * batch_size)
-        batch = super().sample(batch_size - shown, env)
-        if self.demos is not None and shown:
-            batch = _joined(batch, self._of_demos(self.demos, shown))
-        if self.shift:
+        """Return a batch of B transitions, `DictReplayBufferSamples`; the base class declares another tuple."""
+        demos = self.options.demos
+        count = 0 if demos is None else round(self.options.demo_ratio * batch_size)
+        batch = super().sample(batch_size - count, env)
+        if demos is not None and count:
+            batch = _joined(batch, self._sample_demos(demos, count))
+        if self.options.shift:
             for observations in (batch.observations, batch.next_observations):
-                observations[TOKENS] = _shifted(observations[TOKENS])
+                observations[PIXELS] = _shifted(observations[PIXELS])
         return batch
 
-    def _of_demos(self, demos: Transitions, count: int) -> DictReplayBufferSamples:
+    def _sample_demos(self, demos: Transitions, count: int) -> DictReplayBufferSamples:
         rows = np.random.randint(0, len(demos.actions), size=count)
         return DictReplayBufferSamples(
             observations={key: self.to_torch(values[rows]) for key, values in demos.observations.items()},
@@ -83,10 +82,10 @@ def _joined(first: DictReplayBufferSamples, second: DictReplayBufferSamples) -> 
 
 
 def _shifted(images: Tensor) -> Tensor:
-    """Move images (B, T, S, S, 3 a camera) uint8, all frames of a sample alike."""
-    batch, history, side, _, channels = images.shape
-    stacked = images.permute(0, 1, 4, 2, 3).reshape(batch, history * channels, side, side).float()
-    return moved(stacked).to(torch.uint8).view(batch, history, channels, side, side).permute(0, 1, 3, 4, 2)
+    """Shift images (B, T, S, S, 3 * cameras) uint8, all frames of a sample by the same pixels."""
+    batch, steps, side, _, channels = images.shape
+    stacked = images.permute(0, 1, 4, 2, 3).reshape(batch, steps * channels, side, side).float()
+    return random_shift(stacked).to(torch.uint8).view(batch, steps, channels, side, side).permute(0, 1, 3, 4, 2)
 
 
 def require_memory(space: spaces.Dict, actions: int, settings: AlgorithmSettings) -> int:
@@ -97,7 +96,7 @@ def require_memory(space: spaces.Dict, actions: int, settings: AlgorithmSettings
         actions: numbers of an action.
 
     Raises:
-        BadInput: with what is needed and what there is.
+        BadInput: with the memory that is needed and the memory that is free.
     """
     each = sum(int(np.prod(part.shape or ())) * np.dtype(part.dtype).itemsize for part in space.values())
     capacity, copies = (settings.rollout, 1) if settings.name == "ppo" else (settings.buffer, 2)  # the next one too
@@ -105,7 +104,7 @@ def require_memory(space: spaces.Dict, actions: int, settings: AlgorithmSettings
     if size > 0.9 * free:
         raise BadInput(
             f"a buffer of {capacity:,} steps with {each:,} bytes an observation needs {size / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} GB are free; lower algorithm.buffer (or algorithm.rollout), take obs=tokens, or another "
-            "embedding.fusion"
+            f"{free / 1e9:.1f} GB are free; lower algorithm.buffer (or algorithm.rollout), use obs=tokens, or another "
+            "fusion="
         )
     return size

@@ -1,57 +1,69 @@
-"""What `train_rl` does, from its settings to its files. Reads downwards; the work is in the files it calls."""
+"""A run of `train_rl`, from its plan to its files."""
 
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ...datasets.robomimic import DemoSet
+from ...datasets.dataset import EpisodeDataset, open_dataset
+from ...envs.features import task_cameras
 from ...envs.rollout import EpisodePlan, plan_episodes
 from ...errors import DataError, MissingExtra
 from ...metrics import mean_score, success_rate
 from ...progress import silent
 from ...report.page import write_report
 from ...run_folder import open_run, write_json
-from ..agent import Perception
-from ..evaluate import Evaluation
-from ..runs import cache_for, check_held_out, evaluate_policy
+from ..evaluate import Evaluation, RolloutSettings, check_no_overlap, evaluate_policy
+from ..loaded import LoadedPolicy, load_policy, save_policy
 from ..settings import CURVE_SEED, HELD_OUT_SEED
-from ..visuomotor import LoadedPolicy, Visuomotor, load_policy
-from .commands import TrainRL
+from .plan import RLPlan
 
 if TYPE_CHECKING:
     from .preparation import Preparation
-    from .replay import Transitions
     from .task_vec_env import TaskVecEnv
 
 SEEDS = 10_000_000  # training episodes of seed s have the seeds from SEEDS * (s + 1) on
 
 
-def run_train_rl(command: TrainRL) -> tuple[Path, Path, Evaluation]:
-    """Train, evaluate and report; return the run folder, the last policy's file and its evaluation."""
-    require_learner()
-    with _own_randomness():
-        return _run(command)
+@dataclass
+class RLResult:
+    """What a run left behind."""
+
+    out: Path  # the run folder
+    last: Path  # the last policy
+    evaluation: Evaluation  # of the last policy
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def require_learner() -> None:
-    """Refuse to go on without stable-baselines3.
+    """Check that stable-baselines3 is installed.
 
     Raises:
-        MissingExtra: with the line that installs it.
+        MissingExtra: with the command that installs it.
     """
     if importlib.util.find_spec("stable_baselines3") is None:
         raise MissingExtra("train_rl", "rl")
 
 
+def run_plan(plan: RLPlan, settings: Any) -> RLResult:
+    """Train, evaluate and report.
+
+    Args:
+        settings: of the command, written into the run folder.
+    """
+    require_learner()
+    with _kept_randomness():
+        return _run(plan, settings)
+
+
 @contextmanager
-def _own_randomness() -> Iterator[None]:
-    """Leave torch's and NumPy's global generators as they were; stable-baselines3 seeds and uses them."""
+def _kept_randomness() -> Iterator[None]:
+    """Restore torch's and NumPy's global generators afterwards; stable-baselines3 seeds and uses them."""
     state = np.random.get_state()
     try:
         with torch.random.fork_rng():
@@ -60,148 +72,116 @@ def _own_randomness() -> Iterator[None]:
         np.random.set_state(state)
 
 
-def _run(command: TrainRL) -> tuple[Path, Path, Evaluation]:
+def _run(plan: RLPlan, settings: Any) -> RLResult:
     from .preparation import prepare
     from .task_vec_env import TaskVecEnv
 
-    prepared = prepare(command)
-    request = prepared.request
-    demos = None if command.demos is None else DemoSet(command.demos)
-    curve = plan_episodes(request, command.eval_episodes, CURVE_SEED)
-    plans = plan_episodes(request, command.episodes, HELD_OUT_SEED)
-    if demos is not None:
-        _check_demos(command, demos, [*curve, *plans])
-    open_run(prepared.out, command, prepared.inputs)
-    transitions = None if demos is None else _transitions(command, prepared, demos)
-    processes = prepared.images if command.processes is None else command.processes
-    tasks = TaskVecEnv(request, command.envs, SEEDS * (command.seed + 1), processes)
+    prepared = prepare(plan)
+    dataset = None if plan.replay.demos is None else open_dataset(plan.replay.demos)
+    curve = plan_episodes(plan.task, plan.episodes.curve, CURVE_SEED)
+    final = plan_episodes(plan.task, plan.episodes.final, HELD_OUT_SEED)
+    if dataset is not None:
+        _check_demos(plan, dataset, [*curve, *final])
+    open_run(plan.out, settings, plan.inputs)
+    prepared.model.vision.place(plan.device)
+    tasks = TaskVecEnv(plan.task, plan.envs, SEEDS * (plan.seed + 1), plan.processes)
     try:
-        run = _Run(command, prepared, tasks, [] if demos is None else demos.starts, transitions)
+        run = _Run(plan, prepared, tasks, dataset)
         seconds = run.train(curve)
     finally:
         tasks.close()
-    evaluation = run.evaluate(load_policy(run.last), plans, prepared.out, command.videos)
-    _report(command, prepared.out, evaluation, seconds)
-    return prepared.out, run.last, evaluation
+    last = plan.folder / "last.safetensors"
+    encoder = prepared.model.vision.encoder if not plan.finetune else None
+    evaluation = run.evaluate(load_policy(last, encoder), final, plan.out, plan.episodes.videos)
+    _report(plan, evaluation, seconds)
+    return RLResult(plan.out, last, evaluation, seconds)
 
 
-def _check_demos(command: TrainRL, demos: DemoSet, plans: list[EpisodePlan]) -> None:
-    if demos.task != command.task:
-        raise DataError(f"{demos.path} holds demonstrations of {demos.task}; the task is {command.task}")
-    check_held_out(demos.starts, plans)
-
-
-def _transitions(command: TrainRL, prepared: "Preparation", demos: DemoSet) -> "Transitions":
-    from .demonstrations import demo_transitions
-
-    cache = None
-    if prepared.backbone is not None:
-        where, embedding = Path(command.cache), command.embedding
-        cache = cache_for(prepared.backbone, demos, embedding, where, prepared.device, prepared.precision)
-    return demo_transitions(demos, cache, prepared.policy)
+def _check_demos(plan: RLPlan, dataset: EpisodeDataset, episodes: list[EpisodePlan]) -> None:
+    task = dataset.provenance.get("task") or "an unknown task"
+    if task != plan.task.task:
+        raise DataError(f"{dataset.source} holds demonstrations of {task}; the task is {plan.task.task}")
+    check_no_overlap(dataset.initial_states, episodes)
 
 
 class _Run:
-    """A learner on its environments, with what its policies' files say of it.
+    """A learner on its environments, and what the files of its policies hold beside weights.
 
     Args:
-        starts: digests of the demonstrations' starts.
+        dataset: demonstrations to replay.
     """
 
     def __init__(
-        self,
-        command: TrainRL,
-        prepared: "Preparation",
-        tasks: "TaskVecEnv",
-        starts: list[str],
-        transitions: "Transitions | None",
+        self, plan: RLPlan, prepared: "Preparation", tasks: "TaskVecEnv", dataset: EpisodeDataset | None
     ) -> None:
+        from .demonstrations import demo_transitions
         from .embedded_env import EmbeddedVecEnv
-        from .learner import init_actor, new_learner
-        from .run_encoder import FinetunedEncoder, FrozenEncoder
+        from .learner import LearnerOptions, init_actor, new_learner
+        from .replay import ReplayOptions
 
-        self.command, self.prepared, self.tasks = command, prepared, tasks
-        self.folder = prepared.out / "checkpoints" / command.algorithm.name
-        self.last = self.folder / "last.safetensors"
-        self.described: dict[str, Any] = dict(
-            **asdict(command.algorithm),
-            algorithm=command.algorithm.name,
-            seed=command.seed,
-            task=command.task,
-            starts=starts,
-        )
-        learned = prepared.backbone if command.finetune else None
-        frozen = None if command.finetune else prepared.backbone
-        perception = Perception(prepared.policy, frozen, prepared.precision, prepared.device)
-        self.venv = EmbeddedVecEnv(tasks, perception, images=command.finetune)
-        self.model = new_learner(
-            command.algorithm,
-            self.venv,
-            prepared.policy,
+        self.plan, self.tasks, self.model = plan, tasks, prepared.model
+        cameras = task_cameras(plan.task)
+        self.provenance = {"task": plan.task.task, "environment": asdict(plan.task), "cameras": list(cameras)}
+        self.training: dict[str, Any] = {
+            **asdict(plan.algorithm),
+            "algorithm": plan.algorithm.name,
+            "seed": plan.seed,
+            "task": plan.task.task,
+            "initial_states": [] if dataset is None else dataset.initial_states,
+        }
+        self.facts = {"encoder": None if prepared.encoder is None else asdict(prepared.encoder)}
+        self.update_statistics = prepared.normalise and prepared.init is None
+        demos = None if dataset is None else demo_transitions(dataset, self.model, plan.cache, cameras)
+        self.venv = EmbeddedVecEnv(tasks, self.model)
+        shift = plan.replay.shift and self.model.vision.pixels is not None
+        options = LearnerOptions(
             normalise=prepared.normalise,
-            backbone=learned,
-            demos=transitions,
-            demo_ratio=command.demo_ratio,
-            shift=command.shift and prepared.kind == "cnn",
-            begun=prepared.begun is not None,
-            seed=command.seed,
-            device=prepared.device,
+            warm_start=prepared.init is not None,
+            replay=ReplayOptions(demos, plan.replay.demo_ratio, shift),
+            seed=plan.seed,
+            device=plan.device,
         )
-        if prepared.begun is not None:
-            init_actor(self.model, prepared.begun.policy.to(prepared.device), f"init={command.init}")
-        self.sight: FrozenEncoder | FinetunedEncoder = FrozenEncoder(frozen, prepared.identity)
-        if learned is not None:
-            self.sight = FinetunedEncoder(self.model, prepared.precision)
+        self.learner = new_learner(plan.algorithm, self.venv, self.model, options)
+        if prepared.init is not None:
+            init_actor(self.learner, prepared.init.model.to(plan.device), f"init={plan.init}")
 
     def train(self, curve: list[EpisodePlan]) -> dict[str, float]:
-        """Train to the end, with the planned episodes for the learning curve; return seconds spent."""
-        from .train import Schedule, train
+        """Train to the end, with planned episodes for the learning curve; return seconds spent."""
+        from .train import LearnerRun, train
 
-        command, identity = self.command, self.prepared.identity
-
-        def measure(trained: Visuomotor, step: int) -> dict[str, float]:
-            loaded = LoadedPolicy(trained, self.sight.identity, self.prepared.request, self.described, step)
-            where = self.prepared.out / "curve" / f"{step:09d}"
+        def measure(step: int) -> dict[str, float]:
+            loaded = LoadedPolicy(self.model, self.provenance, self.training, step)
             with silent():
-                rows = self.evaluate(loaded, curve, where, False).rows
+                rows = self.evaluate(loaded, curve, self.plan.out / "curve" / f"{step:09d}", videos=False).rows
             score, rate = mean_score(row.score for row in rows), success_rate(row.success_last for row in rows)
             mean_return = float(np.mean([row.episode_return for row in rows]))
             return {"eval/score": score.value, "eval/success": rate.value, "eval/return": mean_return}
 
-        def save(trained: Visuomotor, path: Path, step: int) -> None:
+        def save(path: Path, step: int) -> None:
             first = self.tasks.first_seed
-            described = {**self.described, "seeds": [first, first + self.tasks.begun], "environment_steps": step}
-            trained.save(path, self.sight.saved(path), self.prepared.request, described, step)
+            seeds = [first, first + self.tasks.episodes_started]
+            training = {**self.training, "seeds": seeds, "environment_steps": step}
+            save_policy(path, self.model, self.provenance, training, step)
 
-        return train(
-            self.model,
-            self.venv,
-            self.prepared.policy,
-            Schedule(command.steps, command.log_every, command.eval_every, command.save_every),
-            name=command.algorithm.name,
-            normalise=self.prepared.normalise and self.prepared.begun is None,
-            measure=measure,
-            save=save,
-            folder=self.folder,
-            out=self.prepared.out,
-            identity={"encoder": None if identity is None else asdict(identity)},
-        )
+        name = self.plan.algorithm.name
+        run = LearnerRun(name, self.plan.schedule, self.plan.out, measure, save, self.update_statistics, self.facts)
+        return train(self.learner, self.venv, self.model, run)
 
-    def evaluate(self, loaded: LoadedPolicy, plans: list[EpisodePlan], out: Path, videos: bool) -> Evaluation:
+    def evaluate(self, loaded: LoadedPolicy, episodes: list[EpisodePlan], out: Path, videos: bool) -> Evaluation:
         """Run planned episodes."""
-        request, device = self.prepared.request, self.prepared.device
-        width = self.command.envs if self.prepared.images else 1  # a worker takes longer to start than few episodes
-        return evaluate_policy(loaded, self.sight.backbone, request, plans, device, out, width, videos)
+        request = self.plan.task
+        width = self.plan.envs if "rgb" in request.observe else 1  # few episodes end before a process has started
+        return evaluate_policy(loaded, request, episodes, self.plan.device, out, RolloutSettings(width, videos))
 
 
-def _report(command: TrainRL, out: Path, evaluation: Evaluation, seconds: dict[str, float]) -> None:
-    label, algorithm = evaluation.rows[0], command.algorithm.name
+def _report(plan: RLPlan, evaluation: Evaluation, seconds: dict[str, float]) -> None:
+    label, steps = evaluation.rows[0], plan.schedule.steps
     write_json(
-        out / "result.json",
+        plan.out / "result.json",
         {
-            "title": f"{command.task} · {algorithm} from {command.obs}, {command.steps:,} environment steps",
-            "task": command.task,
-            "steps": command.steps,
+            "title": f"{plan.task.task} · {plan.algorithm.name} from {plan.observes}, {steps:,} environment steps",
+            "task": plan.task.task,
+            "steps": steps,
             "headline": label.policy,
             "success_rule": "last",
             "policies": {label.policy: evaluation.summary()},
@@ -215,4 +195,4 @@ def _report(command: TrainRL, out: Path, evaluation: Evaluation, seconds: dict[s
             },
         },
     )
-    write_report(out)
+    write_report(plan.out)

@@ -1,17 +1,16 @@
-"""Training runs side by side: each job of a sweep is a process of its own, on the engines of the benchmark."""
+"""Sweeps: several runs of `train_rl`, each in a separate process, on any engine of `jobs.launch`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
-from ...cortexbench.runner import Task, check_engine, room_of, run_as_asked
 from ...errors import BadInput
+from ...jobs.launch import JobSpec, Launch, ResourceBudget, run_jobs
 from ...progress import console
 from ...run_folder import open_run, read_json
-from .commands import TrainRL
-from .run import require_learner, run_train_rl
+from .plan import RLPlan
+from .run import require_learner
 
 if TYPE_CHECKING:
     from .preparation import Preparation
@@ -20,55 +19,53 @@ _MODULE = "pixio_robot.policies.rl"  # runs a job
 _PROCESS, _ENVIRONMENT = 1.0, 0.35  # memory of a run without encoder and buffer, and of an environment's process [GB]
 
 
-def run_sweep(commands: Sequence[TrainRL]) -> tuple[list[Path], dict[str, str]]:
-    """Train side by side what is not finished; return the run folders, and why some failed, by the folder's name.
+@dataclass(frozen=True)
+class SweepJob:
+    """A run of a sweep."""
 
-    All are prepared here before the first one starts, so that what cannot run is refused at once.
+    plan: RLPlan
+    settings: Any  # of the command, written into the run folder, which is all that the job reads
+
+
+def run_sweep(jobs: Sequence[SweepJob], launch: Launch) -> dict[str, str]:
+    """Train what is not finished, and return why some runs failed, by the name of their folder.
+
+    All runs are prepared here before the first one starts, so that what cannot run is refused at once.
 
     Raises:
-        BadInput: if two jobs have the same run folder.
-        Stopped: after SIGTERM or Ctrl-C; the same sweep goes on.
+        BadInput: if two runs have the same folder.
+        Stopped: after SIGTERM or Ctrl-C; the same sweep resumes.
     """
     from .preparation import prepare
 
     require_learner()
-    asked = commands[0]
-    check_engine(asked)
-    room_of(asked)
-    folders: dict[Path, TrainRL] = {}
-    inputs, tasks = {}, []
-    for command in commands:
-        prepared = prepare(command)
-        if prepared.out in folders:
+    ResourceBudget.of(launch)  # refuses wrong settings before any work
+    folders: set[Path] = set()
+    waiting: list[tuple[SweepJob, JobSpec]] = []
+    for job in jobs:
+        plan, prepared = job.plan, prepare(job.plan)
+        if plan.out in folders:
             raise BadInput(
-                f"two jobs would write to {prepared.out}; leave out= away, or name what differs: out='x/${{seed}}'"
+                f"two jobs would write to {plan.out}; remove out=, or use the keys that differ: out='x/${{seed}}'"
             )
-        folders[prepared.out], inputs[prepared.out] = command, prepared.inputs
-        if not _finished(prepared.out, command):
-            tasks.append(Task(prepared.out, _memory(command, prepared), command.steps))
-    for task in tasks:
-        open_run(task.folder, folders[task.folder], inputs[task.folder])
-    if len(tasks) < len(commands):
-        console().print(f"{len(commands) - len(tasks)} of {len(commands)} runs are finished already")
-    return list(folders), run_as_asked(tasks, asked, _MODULE, Path("runs/train_rl"), console())
+        folders.add(plan.out)
+        if not _finished(plan):
+            waiting.append((job, JobSpec(plan.out, _memory(plan, prepared), plan.schedule.steps)))
+    for job, spec in waiting:
+        open_run(spec.folder, job.settings, job.plan.inputs)
+    if len(waiting) < len(jobs):
+        console().print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished already")
+    specs = [spec for _, spec in waiting]
+    return run_jobs(specs, launch, _MODULE, Path("runs/train_rl"), console())
 
 
-def _memory(command: TrainRL, prepared: "Preparation") -> float:
+def _memory(plan: RLPlan, prepared: "Preparation") -> float:
     """Return about how much memory a run needs [GB]."""
-    weights = 0 if prepared.backbone is None else sum(each.numel() for each in prepared.backbone.parameters())
-    processes = prepared.images if command.processes is None else command.processes
-    total = _PROCESS + _ENVIRONMENT * command.envs * processes + (prepared.buffer + 4 * weights) / 1e9
+    encoder = prepared.model.vision.encoder
+    weights = 0 if encoder is None else sum(each.numel() for each in encoder.parameters())
+    total = _PROCESS + _ENVIRONMENT * plan.envs * plan.processes + (prepared.buffer + 4 * weights) / 1e9
     return round(total, 2)
 
 
-def _finished(out: Path, command: TrainRL) -> bool:
-    return read_json(out / "result.json").get("steps", 0) >= command.steps
-
-
-def run_job(folder: Path) -> None:
-    """Train what the ``config.yaml`` of a run folder says."""
-    settings = OmegaConf.merge(OmegaConf.structured(TrainRL), OmegaConf.load(folder / "config.yaml"))
-    command = OmegaConf.to_object(settings)
-    assert isinstance(command, TrainRL)
-    command.out = str(folder)
-    run_train_rl(command)
+def _finished(plan: RLPlan) -> bool:
+    return read_json(plan.out / "result.json").get("steps", 0) >= plan.schedule.steps

@@ -1,4 +1,4 @@
-"""A task many times over as stable-baselines3 wants it: seeds that count up, and episodes that can be taken up again.
+"""A task as a vector environment of stable-baselines3, with seeds that count up and episodes that can be restored.
 
 Shapes: B environments, A action.
 """
@@ -14,127 +14,128 @@ from ...errors import DataError
 
 
 class TaskVecEnv(VecEnv):
-    """Environments that begin their next episode by themselves; observations are dictionaries of arrays (B, ...).
+    """Environments that reset themselves at the end of an episode; observations are dictionaries of arrays (B, ...).
 
-    The k-th episode to begin, counted over all environments, has the seed ``first_seed + k``, so what is trained on is
-    a function of the seed and the actions alone. Observations are only valid until the next step.
+    The k-th episode that starts, counted over all environments, has the seed ``first_seed + k``. Training episodes are
+    therefore a function of the seed and the actions alone. Observations are only valid until the next step.
 
     Args:
         request: the environment.
         count: B.
         first_seed: of the first episode.
-        processes: run each in a spawned worker, which pays when images are drawn.
+        processes: run each environment in a spawned process, which is faster when images are rendered.
     """
 
     def __init__(self, request: TaskSpec, count: int, first_seed: int, processes: bool) -> None:
         self._envs = vector_env(request, count, processes)
         self.request, self.first_seed = request, first_seed
-        self.begun, self.steps = 0, 0  # episodes; environment steps, over all environments
-        self._seeds_now = [0] * count
-        self._taken: list[list[np.ndarray]] = [[] for _ in range(count)]
+        self.episodes_started, self.steps = 0, 0  # over all environments
+        self._seeds = [0] * count  # of the running episodes
+        self._past_actions: list[list[np.ndarray]] = [[] for _ in range(count)]  # of the running episodes
         self._returns = np.zeros(count)
         self._actions = np.zeros((count, *self._envs.single_action_space.shape), np.float32)  # type: ignore[misc]
         super().__init__(count, self._envs.single_observation_space, self._envs.single_action_space)
 
     def reset(self) -> dict[str, np.ndarray]:
-        """Begin an episode in every environment."""
-        return self._begin(np.ones(self.num_envs, bool))
+        """Start an episode in every environment."""
+        return self._start(np.ones(self.num_envs, bool))
 
-    def _begin(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def _start(self, reset_mask: np.ndarray) -> dict[str, np.ndarray]:
         seeds: list[int | None] = [None] * self.num_envs
-        for row in np.flatnonzero(rows):
-            seeds[row] = self._seeds_now[row] = self.first_seed + self.begun
-            self.begun += 1
-            self._taken[row], self._returns[row] = [], 0.0
-        return self._envs.reset(seed=seeds, options={"reset_mask": rows})[0]
+        for row in np.flatnonzero(reset_mask):
+            seeds[row] = self._seeds[row] = self.first_seed + self.episodes_started
+            self.episodes_started += 1
+            self._past_actions[row], self._returns[row] = [], 0.0
+        return self._envs.reset(seed=seeds, options={"reset_mask": reset_mask})[0]
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Note the actions (B, A) in [-1, 1].
+        """Store the actions (B, A) in [-1, 1] of the next `step_wait`.
 
         Raises:
             DataError: if one is not finite, with the step.
         """
         if not np.isfinite(actions).all():
-            self._stop("an action", actions)
+            self._raise_not_finite("an action", actions)
         self._actions = np.asarray(actions, np.float32).copy()
 
     def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """Take the step; ended environments give the first observation of their next episode.
+        """Step all environments; those whose episode ended return the first observation of their next episode.
 
-        Their last one is ``infos[row]["terminal_observation"]``, as stable-baselines3 has it.
+        The last observation of an ended episode is ``infos[row]["terminal_observation"]``, as in stable-baselines3.
 
         Raises:
             DataError: if a reward is not finite, with the step.
         """
-        observations, rewards, terminated, truncated, told = self._envs.step(self._actions)
+        observations, rewards, terminated, truncated, info = self._envs.step(self._actions)
         if not np.isfinite(rewards).all():
-            self._stop("a reward", rewards)
+            self._raise_not_finite("a reward", rewards)
         self.steps += self.num_envs
         self._returns += rewards
         infos: list[dict[str, Any]] = []
         for row in range(self.num_envs):
-            self._taken[row].append(self._actions[row])
-            success = bool(told["success"][row])
-            infos.append({"success": success, "is_success": success, "score": float(told["score"][row])})
+            self._past_actions[row].append(self._actions[row])
+            success = bool(info["success"][row])
+            infos.append({"success": success, "is_success": success, "score": float(info["score"][row])})
         ended = terminated | truncated
         if ended.any():
             for row in np.flatnonzero(ended).tolist():
                 infos[row]["terminal_observation"] = {key: value[row].copy() for key, value in observations.items()}
                 infos[row]["TimeLimit.truncated"] = bool(truncated[row] and not terminated[row])
-                infos[row]["episode"] = {"r": float(self._returns[row]), "l": len(self._taken[row])}
-            observations = self._begin(ended)
+                infos[row]["episode"] = {"r": float(self._returns[row]), "l": len(self._past_actions[row])}
+            observations = self._start(ended)
         return observations, np.asarray(rewards, np.float32), ended, infos
 
-    def _stop(self, what: str, values: np.ndarray) -> None:
+    def _raise_not_finite(self, what: str, values: np.ndarray) -> None:
         row = int(np.flatnonzero(~np.isfinite(values.reshape(self.num_envs, -1)).all(axis=1))[0])
         raise DataError(
-            f"{what} is not finite in environment {row} of {self.request.task} (seed {self._seeds_now[row]}, its step "
-            f"{len(self._taken[row])}) after {self.steps} environment steps: {values[row]}"
+            f"{what} is not finite in environment {row} of {self.request.task} (seed {self._seeds[row]}, its step "
+            f"{len(self._past_actions[row])}) after {self.steps} environment steps: {values[row]}"
         )
 
-    def under_way(self) -> dict[str, np.ndarray]:
-        """Return what `take_up` needs: seeds, lengths and actions of the present episodes, and their returns so far."""
-        actions = [np.stack(taken) if taken else self._actions[:0] for taken in self._taken]
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return what `load_state_dict` needs: counters, and seeds, actions and returns of the running episodes."""
+        actions = [np.stack(past) if past else self._actions[:0] for past in self._past_actions]
         return {
-            "begun": np.array([self.begun, self.steps]),
-            "seeds": np.array(self._seeds_now),
-            "lengths": np.array([len(taken) for taken in self._taken]),
+            "counts": np.array([self.episodes_started, self.steps]),
+            "seeds": np.array(self._seeds),
+            "lengths": np.array([len(past) for past in self._past_actions]),
             "actions": np.concatenate(actions),
             "returns": self._returns.copy(),
         }
 
-    def take_up(self, episodes: dict[str, np.ndarray]) -> None:
-        """Bring every environment to where `under_way` left it, by repeating the actions from its seed.
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Restore every environment from `state_dict()`, by repeating the actions of its episode from its seed.
 
         Raises:
-            DataError: if the simulator does not repeat itself.
+            DataError: if the simulator gives other rewards now.
         """
-        lengths, seeds = episodes["lengths"], episodes["seeds"].tolist()
-        actions = np.split(episodes["actions"], np.cumsum(lengths)[:-1])
+        lengths, seeds = state["lengths"], state["seeds"].tolist()
+        actions = np.split(state["actions"], np.cumsum(lengths)[:-1])
         returns, longest = np.zeros(self.num_envs), int(lengths.max())
         for step in range(longest + 1):
-            due = lengths == longest - step
-            if due.any() or step == 0:
-                self._envs.reset(seed=seeds, options={"reset_mask": due if step else np.ones(self.num_envs, bool)})
-                returns[due] = 0
+            reset_mask = lengths == longest - step  # so that all environments end together
+            if reset_mask.any() or step == 0:
+                every = reset_mask if step else np.ones(self.num_envs, bool)
+                self._envs.reset(seed=seeds, options={"reset_mask": every})
+                returns[reset_mask] = 0
             if step < longest:
                 repeated = np.zeros_like(self._actions)
-                for row, taken in enumerate(actions):
-                    place = step - (longest - len(taken))
+                for row, past in enumerate(actions):
+                    place = step - (longest - len(past))
                     if place >= 0:
-                        repeated[row] = taken[place]
+                        repeated[row] = past[place]
                 returns += self._envs.step(repeated)[1]
-        if not np.allclose(returns, episodes["returns"], rtol=1e-6, atol=1e-6):
+        if not np.allclose(returns, state["returns"], rtol=1e-6, atol=1e-6):
             raise DataError(
-                f"{self.request.task}: repeating the actions of the episodes under way gives returns {returns}, they "
-                f"had {episodes['returns']}; another simulator version cannot go on with this run"
+                f"{self.request.task}: repeating the actions of the running episodes gives returns {returns}, they had "
+                f"{state['returns']}; this run cannot resume with another simulator version"
             )
-        self.begun, self.steps = (int(number) for number in episodes["begun"])
-        self._seeds_now, self._returns = seeds, episodes["returns"].copy()
-        self._taken = [list(taken) for taken in actions]
+        self.episodes_started, self.steps = (int(number) for number in state["counts"])
+        self._seeds, self._returns = seeds, state["returns"].copy()
+        self._past_actions = [list(past) for past in actions]
 
     def close(self) -> None:
-        """End the workers."""
+        """End the processes of the environments."""
         self._envs.close()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:

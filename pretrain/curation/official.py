@@ -7,7 +7,6 @@
 import json
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,8 @@ def official_statistics(shard: Path, root: Path) -> ShardStatistics:
     """
     name = shard_name(shard)
     records = _records(root / f"{name}.json")
-    file = os.open(shard, os.O_RDONLY)
-    try:
-        walk = TarWalk(file)
-        members = [member for member, _ in samples(file, walk)]
-    finally:
-        os.close(file)
+    walk = TarWalk(shard)
+    members = [member for member, _ in samples(walk)]
     numbers = np.array([_numbers(records.get(member.name)) for member in members], np.float64).reshape(-1, len(_FIELDS))
     loss, entropy, height, width = numbers.T
     return ShardStatistics(

@@ -75,8 +75,8 @@ def score_shard(
     shape = mask_shape((side, side), scoring.mask_ratio, scoring.mask_block)
     file = os.open(shard, os.O_RDONLY)
     try:
-        walk = TarWalk(file)
-        members = (member for member, _ in samples(file, walk))
+        walk = TarWalk(shard)
+        members = (member for member, _ in samples(walk))
 
         def read(member: Member) -> _Reading:
             return _read(file, member, image_hash(name, member.name), scoring.image_size)

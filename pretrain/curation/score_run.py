@@ -1,23 +1,68 @@
 """Scoring of all tar shards of a set: which are left to do, by which workers, and where the scores go."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from ...checkpoint import load_checkpoint
-from ...errors import BadInput, DataError
+from ...errors import BadInput, DataError, PixioError
 from ...hardware import choose_device, choose_precision
+from ...jobs.launch import Launch
+from ...jobs.workers import choose_engine, rank_of, run_shards
 from ...progress import stage
 from ...run_folder import digest
+from ..mae import MaskedAutoencoder
 from ..masking import mask_shape
 from ..networks import load_autoencoder
-from .engines import Job, Outcome, Scorer, choose_engine, rank_of, run_jobs
-from .score import Scoring, model_hash
-from .sidecar import arrow, read_head, sidecar_path
-from .statistics import named_shards
+from .score import Scoring, model_hash, score_shard
+from .sidecar import arrow, read_head, sidecar_path, write_sidecar
+from .statistics import UNREADABLE, named_shards
 
 log = logging.getLogger(__name__)
+
+
+class ShardSpec(NamedTuple):
+    """A shard to score."""
+
+    shard: Path
+    sidecar: Path  # gets its scores
+
+
+class ShardResult(NamedTuple):
+    """What became of a shard."""
+
+    shard: str
+    images: int = 0
+    unreadable: int = 0
+    cut: bool = False
+    error: str = ""  # why there is no sidecar
+
+
+class Scorer(NamedTuple):
+    """All that a process needs to score shards; small, so that it can be sent."""
+
+    model: str  # a file
+    scoring: Scoring
+    readers: int
+
+    def load(self, device: str) -> Callable[[ShardSpec], ShardResult]:
+        """Return what scores a shard with the autoencoder, which is loaded here."""
+        return partial(write_scores, self, load_autoencoder(self.model).to(device), torch.device(device))
+
+
+def write_scores(scorer: Scorer, model: MaskedAutoencoder, device: torch.device, spec: ShardSpec) -> ShardResult:
+    """Score a shard and write its sidecar; a shard that cannot be read gives a result that says so."""
+    try:
+        found = score_shard(spec.shard, model, scorer.scoring, device, scorer.readers)
+        write_sidecar(spec.sidecar, found, scorer.scoring, spec.shard.stat().st_size)
+    except (PixioError, OSError) as error:
+        return ShardResult(str(spec.shard), error=str(error))
+    return ShardResult(str(spec.shard), len(found.key), found.status.count(UNREADABLE), found.cut)
 
 
 @dataclass(frozen=True)
@@ -67,7 +112,7 @@ def score_images(images: Any, model: Path, config: ScoreConfig, out: Path | None
     file = model / "autoencoder.safetensors" if model.is_dir() else model
     scoring = scoring_of(file, config, choose_precision(config.precision, choose_device(config.device)))
     result = ScoreResult(out or Path(f"runs/scores/{digest(scoring)}"))
-    jobs = []
+    specs = []
     for name, shard in list(shards.items())[rank::world]:
         result.shards += 1
         sidecar = sidecar_path(result.out, name)
@@ -75,23 +120,24 @@ def score_images(images: Any, model: Path, config: ScoreConfig, out: Path | None
             _check_sidecar(sidecar, shard, scoring)
             result.reused += 1
         else:
-            jobs.append(Job(shard, sidecar))
-    failed: list[Outcome] = []
-    with stage("score shards", len(jobs)) as bar:
-        for outcome in run_jobs(jobs, Scorer(str(file), scoring, device, config.readers), engine, config.workers):
+            specs.append(ShardSpec(shard, sidecar))
+    if engine == "ray":  # its workers have another current folder
+        file, specs = file.absolute(), [ShardSpec(*(path.absolute() for path in spec)) for spec in specs]
+    failed: list[ShardResult] = []
+    scorer, launch = Scorer(str(file), scoring, config.readers), Launch(engine, config.workers, config.readers)
+    with stage("score shards", len(specs)) as bar:
+        for each in run_shards(specs, scorer.load, device, launch):
             bar.advance(1)
-            result.images += outcome.images
-            result.unreadable += outcome.unreadable
-            result.cut += outcome.cut
-            if outcome.error:
-                failed.append(outcome)
-            elif outcome.cut:
-                log.warning(
-                    "%s is cut short or damaged; %d images before that are scored", outcome.shard, outcome.images
-                )
+            result.images += each.images
+            result.unreadable += each.unreadable
+            result.cut += each.cut
+            if each.error:
+                failed.append(each)
+            elif each.cut:
+                log.warning("%s is cut short or damaged; %d images before that are scored", each.shard, each.images)
     if failed:
         raise DataError(
-            f"{len(failed)} of {len(jobs)} shards could not be scored, e.g. {failed[0].shard}: {failed[0].error}. The "
+            f"{len(failed)} of {len(specs)} shards could not be scored, e.g. {failed[0].shard}: {failed[0].error}. The "
             "others are done; the same command tries these again"
         )
     return result

@@ -91,7 +91,7 @@ class TarShards(ImageSet):
     def name(self, index: int) -> str:
         shard, _, _, _, header = self._rows[index].item()
         try:
-            member = next(iter(TarWalk(self._files.get(self._shards[shard]), header)), None)
+            member = next(iter(TarWalk(self._shards[shard], header)), None)
         except OSError:  # the shard is missing; its image still needs a name
             member = None
         return f"{self._shards[shard]}:{member.name if member else f'byte {header}'}"
@@ -163,37 +163,29 @@ def _merge(shards: Sequence[Path], pieces: Sequence[Path], folder: Path) -> None
 
 def _rows_of(shard: Path) -> Arrays:
     """Index one shard: its rows, and whether it is cut short."""
-    file = os.open(shard, os.O_RDONLY)
-    try:
-        walk = TarWalk(file)
-        rows = [(0, label, image.offset, image.size, image.header) for image, label in samples(file, walk)]
-        return {"rows": np.array(rows, _ROW), "cut": np.array(walk.cut)}
-    finally:
-        os.close(file)
+    walk = TarWalk(shard)
+    rows = [(0, label, image.offset, image.size, image.header) for image, label in samples(walk)]
+    return {"rows": np.array(rows, _ROW), "cut": np.array(walk.cut)}
 
 
-def samples(file: int, walk: TarWalk) -> Iterator[tuple[Member, int]]:
-    """Yield the image of every sample that has one, and its label, -1 where there is none.
-
-    Args:
-        file: descriptor of the shard, for the labels.
-        walk: over that shard.
-    """
+def samples(walk: TarWalk) -> Iterator[tuple[Member, int]]:
+    """Yield the image of every sample of a shard that has one, and its label, -1 where there is none."""
     key, image, label = "", None, -1
-    for member in walk:
-        folder, _, base = member.name.rpartition("/")
-        stem, _, suffix = base.partition(".")
-        if key != (key := f"{folder}/{stem}"):
-            if image is not None:
-                yield image, label
-            image, label = None, -1
-        suffix = suffix.lower()
-        if suffix in IMAGE_SUFFIXES and stem:
-            image = image or member
-        elif suffix in ("cls", "json"):
-            label = _label(os.pread(file, member.size, member.offset), suffix, label)
-    if image is not None:
-        yield image, label
+    with open(walk.path, "rb") as file:
+        for member in walk:
+            folder, _, base = member.name.rpartition("/")
+            stem, _, suffix = base.partition(".")
+            if key != (key := f"{folder}/{stem}"):
+                if image is not None:
+                    yield image, label
+                image, label = None, -1
+            suffix = suffix.lower()
+            if suffix in IMAGE_SUFFIXES and stem:
+                image = image or member
+            elif suffix in ("cls", "json"):
+                label = _label(os.pread(file.fileno(), member.size, member.offset), suffix, label)
+        if image is not None:
+            yield image, label
 
 
 def _label(content: bytes, suffix: str, otherwise: int) -> int:

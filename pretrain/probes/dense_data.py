@@ -252,7 +252,7 @@ class DenseShards(DenseSet):
         for shard in shards:
             images: dict[str, Member] = {}
             targets: dict[str, Member] = {}
-            for member in TarWalk(self._files.get(shard)):
+            for member in TarWalk(shard):
                 folder, _, base = member.name.rpartition("/")
                 stem, _, ending = base.partition(".")
                 seen.add(ending)

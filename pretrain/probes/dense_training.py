@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from ...depth.estimator import at_size
 from ...depth.heads import WIDTHS, DPTHead, LinearHead, dpt_blocks, frozen_tokens, make_head, metric_depth, token_map
+from ...encoders.encoder import Tokens
 from ...encoders.load import Backbone
-from ...encoders.pixio import PixioEncoder, Tokens
 from ...errors import BadInput, DataError, UnknownName
 from ...hardware import autocast, seeded
 from .dense import silog
@@ -68,11 +68,9 @@ def blocks_of(backbone: Backbone, head: str) -> list[int] | None:
     """
     if head == "linear":
         return None
-    if not isinstance(backbone.network, PixioEncoder):
-        raise BadInput(
-            f"a DPT head reads four blocks, which only Pixio encoders have; use a linear head for {backbone.name}"
-        )
-    return dpt_blocks(len(backbone.network.blocks))
+    if backbone.network.block_count == 0:
+        raise BadInput(f"a DPT head reads four blocks; {backbone.name} returns its last block only: use linear")
+    return dpt_blocks(backbone.network.block_count)
 
 
 def encode(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...encoders.load import Backbone
-from ...encoders.pixio import PixioEncoder, Tokens
+from ...encoders.pixio import Tokens
 from ...encoders.preprocessing import preprocess
 from ...errors import DataError, Unreadable
 from ...hardware import autocast
@@ -89,12 +89,11 @@ def pixel_features(part: Part) -> Features:
 
 def _read(backbone: Backbone, pixels: Tensor, layers: bool) -> _Readings:
     network = backbone.network
-    if isinstance(network, PixioEncoder):
-        depth = len(network.blocks)
-        outputs = network(pixels, blocks=range(depth) if layers else [depth - 1], normed=False)
+    if depth := network.block_count:
+        outputs = network.block_tokens(pixels, range(depth) if layers else [depth - 1], normed=False)
         raw = outputs[-1]
-        normed = Tokens(network.norm(raw.cls), network.norm(raw.patches))
-        means = [network.norm(each.cls).float().mean(1) for each in outputs] if layers else []
+        normed = Tokens(network.final_norm(raw.cls), network.final_norm(raw.patches))
+        means = [network.final_norm(each.cls).float().mean(1) for each in outputs] if layers else []
     else:
         raw, normed, means = backbone(pixels, normed=False), backbone(pixels), []
     cls = normed.cls.float()

@@ -1,4 +1,4 @@
-"""Depth between cameras and sizes: laws on analytic scenes and on renders whose depth is known."""
+"""Points, registration, crops and resizes: laws on analytic scenes and on renders with known depth."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pixio_robot.cameras.frame import Frame, Intrinsics, counted, metric, rgbd_frame
+from pixio_robot.cameras.frame import Frame, Intrinsics, metric, rgbd_frame, to_sensor_units
 from pixio_robot.cameras.geometry import (
     crop,
     points,
@@ -44,7 +44,7 @@ def _plane(known: Intrinsics, normal: tuple[float, float, float], distance: floa
 
 
 @pytest.mark.parametrize("lens", LENSES, ids=lambda lens: f"{lens.model}{len(lens.coefficients)}")
-def test_projecting_undoes_looking(lens: Intrinsics) -> None:
+def test_projection_inverts_rays(lens: Intrinsics) -> None:
     rng = np.random.default_rng(0)
     pixels = rng.uniform((0, 0), (lens.width - 1, lens.height - 1), (200, 2))
     z = rng.uniform(0.2, 5, (200, 1))
@@ -62,7 +62,7 @@ def test_opencv_agrees_on_projection() -> None:
         assert np.abs(project(lens, there) - theirs[0][:, 0]).max() < 1e-9
 
 
-def test_invalid_never_becomes_a_distance() -> None:
+def test_invalid_depth_stays_invalid() -> None:
     sent = np.array([[0, 1, 65535], [700, 65534, 2]], np.uint16)
     depth, valid = metric(sent, 0.001)
     assert valid.tolist() == [[False, True, False], [True, True, True]]
@@ -77,23 +77,23 @@ def test_invalid_never_becomes_a_distance() -> None:
 
 
 @pytest.mark.parametrize("unit", [0.001, 0.0001, 1 / 5000, 0.00025])
-def test_counting_undoes_measuring(unit: float) -> None:
+def test_sensor_units_round_trip(unit: float) -> None:
     sent = np.arange(65535, dtype=np.uint16)[None]
     depth, valid = metric(sent, unit)
-    again = counted(depth, unit)
+    again = to_sensor_units(depth, unit)
     assert np.array_equal(again[valid], sent[valid])
     assert np.array_equal(metric(again, unit)[0], depth)
     with pytest.raises(BadInput, match="does not fit"):
-        counted(np.array([[70.0]], np.float32), 0.001)
+        to_sensor_units(np.array([[70.0]], np.float32), 0.001)
 
 
-def test_integers_have_the_bounds_of_floats() -> None:
+def test_integers_and_floats_have_the_same_bounds() -> None:
     depth, valid = metric(np.array([[9, 12, 2**31 - 1]], np.int32), 1e-4)
     assert valid.tolist() == [[False, True, False]] and depth[0, 1] == np.float32(12) * np.float32(1e-4)
     assert not depth[~valid].any()
 
 
-def test_depth_that_is_not_finite_is_invalid_wherever_it_goes() -> None:
+def test_depth_that_is_not_finite_is_invalid_everywhere() -> None:
     known = Intrinsics(32, 24, 30.0, 30.0, 15.5, 11.5)
     whole = np.full((24, 32), 1.5, np.float32)
     whole[4:9, 4:9] = 0
@@ -129,7 +129,7 @@ def test_a_registered_plane_is_the_plane_of_the_other_camera(lens: Intrinsics, f
     assert np.abs(drawn[inner] / expected[inner] - 1).max() < 0.012  # half a pixel of a slanted plane
 
 
-def test_the_nearest_surface_hides_what_is_behind() -> None:
+def test_the_nearest_surface_occludes() -> None:
     depth = np.full((48, 64), 2.0, np.float32)
     depth[10:30, 20:40] = 0.5
     drawn = register(depth, PLAIN, PLAIN, _pose((0, 0, 0), (0.1, 0, 0)))
@@ -139,12 +139,12 @@ def test_the_nearest_surface_hides_what_is_behind() -> None:
     assert (drawn[12:28, 25:29] == 0).all(), "what the near square hid stays unknown"
 
 
-def test_points_behind_the_other_camera_are_not_drawn() -> None:
+def test_points_behind_the_other_camera_are_not_rendered() -> None:
     depth = np.full((48, 64), 0.3, np.float32)
     assert not register(depth, PLAIN, PLAIN, _pose((0, 0, 0), (0, 0, -1.0))).any()
 
 
-def test_rendered_depth_meets_between_two_cameras() -> None:
+def test_rendered_depth_of_two_cameras_agrees() -> None:
     """The toy's two cameras see the same scene; registered, one's depth is the other's wherever both look."""
     env = make("toy/reach", observe=("depth",), cameras=("front", "top"), image_size=96, render="fast")
     observation, _ = env.reset(seed=1)
@@ -167,7 +167,7 @@ def _frame() -> Frame:
     return rgbd_frame(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8), depth, PLAIN)
 
 
-def test_crops_and_resizes_keep_points_in_space() -> None:
+def test_crops_and_resizes_keep_the_points() -> None:
     frame = _frame()
     assert frame.depth is not None and frame.intrinsics is not None
     whole = points(frame.depth, frame.intrinsics)
@@ -184,7 +184,7 @@ def test_crops_and_resizes_keep_points_in_space() -> None:
         assert small.valid.all() and small.is_registered
 
 
-def test_resizing_leaves_no_ghosts() -> None:
+def test_resized_depth_stays_between_valid_distances() -> None:
     rng = np.random.default_rng(3)
     depth = rng.uniform(0.5, 4, (60, 80)).astype(np.float32)
     depth[rng.random(depth.shape) < 0.4] = 0
@@ -212,7 +212,7 @@ def test_a_square_of_the_right_size_is_the_frame_itself() -> None:
     assert wide.intrinsics.cx == pytest.approx((PLAIN.cx - 8 + 0.5) / 2 - 0.5)
 
 
-def test_frames_are_registered_before_they_are_cut() -> None:
+def test_unregistered_frames_cannot_be_cropped() -> None:
     apart = replace(_frame(), depth_to_color=_pose((0, 0, 0), (0.02, 0, 0)))
     for change in (lambda: crop(apart, 0, 0, 4, 4), lambda: resize(apart, 8, 8), lambda: squared(apart, 8)):
         with pytest.raises(BadInput, match="registered"):
@@ -220,7 +220,7 @@ def test_frames_are_registered_before_they_are_cut() -> None:
     together = registered(apart)
     assert together.is_registered and together.depth_intrinsics == PLAIN and registered(together) is together
     unknown = replace(apart, depth_to_color=None, intrinsics=None)
-    with pytest.raises(BadInput, match="does not tell the colour camera's intrinsics, the pose"):
+    with pytest.raises(BadInput, match="does not provide the colour camera's intrinsics, the pose"):
         registered(unknown)
     with pytest.raises(BadInput, match="not inside"):
         crop(together, 40, 0, 20, 10)
@@ -256,7 +256,7 @@ def _drawn_pixel_by_pixel(depth: np.ndarray, source: Intrinsics, target: Intrins
 @pytest.mark.parametrize(
     "target", [(60, 44, 40.0), (150, 100, 130.0), (20, 16, 14.0)], ids=["same", "finer", "coarser"]
 )
-def test_registration_draws_what_its_definition_says(
+def test_registration_equals_its_definition(
     turn: tuple[float, float, float], shift: tuple[float, float, float], target: tuple[int, int, float]
 ) -> None:
     """Whatever is left out as not in view and however it is drawn at once: pixel by pixel it is the same."""

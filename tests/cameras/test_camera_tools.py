@@ -1,4 +1,4 @@
-"""The commands about cameras: what is recorded comes back, calibration finds the truth, a check tells good from bad."""
+"""The commands about cameras: recordings are exact, calibration finds the true values, a check finds problems."""
 
 import json
 import re
@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 
 from pixio_robot import cli
-from pixio_robot.cameras import runs
-from pixio_robot.cameras.calibration import Board, calibrate, hand_eye, spread
+from pixio_robot.cameras import registry
 from pixio_robot.cameras.camera import CameraRequest, CameraSpec
-from pixio_robot.cameras.check import Finding, Stretch, depth_noise, findings
 from pixio_robot.cameras.commands import Record
+from pixio_robot.cameras.drivers.simulated import TaskCamera
 from pixio_robot.cameras.frame import Frame, Intrinsics, rgbd_frame
 from pixio_robot.cameras.intrinsics_file import read_intrinsics
 from pixio_robot.cameras.playback import RealTimePlayback
-from pixio_robot.cameras.recording_writer import RecordingWriter
+from pixio_robot.cameras.recording.writer import RecordingWriter
 from pixio_robot.cameras.registry import find_camera
-from pixio_robot.cameras.simulated import TaskCamera
-from pixio_robot.cameras.view import colourised, depth_span
+from pixio_robot.cameras.settings import requested_camera
+from pixio_robot.cameras.tools.calibration import Board, calibrate, hand_eye, select_evenly
+from pixio_robot.cameras.tools.check import Finding, Measurements, depth_noise, findings
+from pixio_robot.cameras.tools.view import colourised, depth_span
 from pixio_robot.errors import BadInput, DataError, PixioError
 from pixio_robot.video import read_video
 
@@ -53,7 +54,7 @@ def test_record_and_replay_is_exact(capsys: pytest.CaptureFixture[str]) -> None:
                 assert np.array_equal(frame.valid, expected.valid)
                 assert np.array_equal(frame.camera_to_world, expected.camera_to_world)
     status, _, err = _run(capsys, "record", "camera=a", "out=a")
-    assert status == 1 and "a is there already" in err
+    assert status == 1 and "a exists already" in err
     status, out, _ = _run(capsys, "record", "camera=a", "out=again")
     assert status == 0 and "again: 5 frames" in out, "a recording ends by itself"
 
@@ -78,11 +79,11 @@ def test_record_keeps_what_came_before_an_interruption(
     assert status == 0 and "cut: 3 frames" in out and len(list(find_camera("cut").__enter__())) == 3
 
 
-def test_what_a_recording_cannot_do_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_that_a_recording_cannot_follow_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(capsys, "record", "camera=task:toy/reach", *TOY, "seconds=0.5", "out=half")[0] == 0
     assert len(list(find_camera("half").__enter__())) == 10, "half a second of the simulation, however long it took"
     for words, message in (
-        (["camera=half", "fps=7"], "fps=7.0: camera=half gives its frames as they are"),
+        (["camera=half", "fps=7"], "fps=7.0: camera=half has fixed values"),
         (["camera=task:toy/reach", "fps=7"], "fps=7.0"),
         (["camera=half", "max_skew=-1"], "max_skew=-1.0 is a time"),
     ):
@@ -94,7 +95,7 @@ def test_what_a_recording_cannot_do_is_refused(capsys: pytest.CaptureFixture[str
     assert status == 1 and re.search("half is damaged: [^ \n]", err)
 
 
-def test_views_of_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
+def test_views_of_every_kind_are_written(capsys: pytest.CaptureFixture[str]) -> None:
     camera = ["camera=task:toy/reach", *TOY, "frames=6", "every=2"]
     status, out, _ = _run(capsys, "camera_view", *camera, "strip=3")
     assert status == 0 and "camera.png: 6 frames" in out
@@ -108,7 +109,7 @@ def test_views_of_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("a.rrd").stat().st_size > 6 * 32 * 32 * 3
 
 
-def test_colours_of_depth_are_an_order_and_unknown_is_none_of_them() -> None:
+def test_colours_of_depth_are_ordered_and_invalid_is_grey() -> None:
     depth = np.linspace(0.5, 3, 64, dtype=np.float32).reshape(8, 8)
     depth[0, 0] = 0
     image = colourised(depth, 0.5, 3.0)
@@ -131,7 +132,7 @@ def _recording(change: Callable[[int, Frame], Frame | None], fps: float = 30.0) 
                 writer.add(frame)
 
 
-def _blind(frame: Frame) -> Frame:
+def _without_depth(frame: Frame) -> Frame:
     assert frame.depth is not None and frame.valid is not None
     return replace(frame, depth=np.zeros_like(frame.depth), valid=np.zeros_like(frame.valid))
 
@@ -143,18 +144,18 @@ def _blind(frame: Frame) -> Frame:
         (lambda n, frame: None if n % 4 == 1 else frame, "drops"),
         (lambda n, frame: replace(frame, depth_time=frame.sensor_time - 0.04), "pairs"),
         (lambda n, frame: replace(frame, depth=None, valid=None) if n % 3 else frame, "pairs"),
-        (lambda n, frame: _blind(frame), "validity"),
+        (lambda n, frame: _without_depth(frame), "validity"),
         (lambda n, frame: replace(frame, intrinsics=None), "intrinsics"),
     ],
 )
-def test_a_check_tells_good_from_bad(
+def test_a_check_finds_each_problem(
     change: Callable[[int, Frame], Frame | None], problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _recording(change)
     status, out, _ = _run(capsys, "camera_check", "camera=r")
     last = out.strip().splitlines()[-1]
     assert status == (1 if problem else 0)
-    assert last == (f"r: not usable as it is: {problem}" if problem else "r: usable")
+    assert last == (f"r: not usable: {problem}" if problem else "r: usable")
     if not problem:
         assert "30.0 frames a second" in out and "8.3% of the depth is invalid" in out and "0 of 40 frames" in out
 
@@ -166,31 +167,31 @@ def test_a_check_tells_good_from_bad(
         (["camera_check", "max_invalid=7"], "max_invalid=7.0 is a share"),
     ],
 )
-def test_numbers_without_sense_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_out_of_range_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = _run(capsys, *words, "camera=task:toy/reach", *TOY)
     assert status == 1 and message in err
 
 
 def _judged(times: list[float], max_skew: float | None = None, **spec: Any) -> dict[str, Finding]:
-    stretch = Stretch(CameraSpec("x", "x", True, (2, 2), (2, 2), 30.0, **spec))
+    measured = Measurements(CameraSpec("x", "x", True, (2, 2), (2, 2), 30.0, **spec))
     for number, when in enumerate(times):
         frame = rgbd_frame(np.zeros((2, 2, 3), np.uint8), np.ones((2, 2), np.float32), None, None, when, number)
-        stretch.add(replace(frame, depth_time=when + 0.001), None)
-    return {each.what: each for each in findings(stretch, max_skew, 0.5)}
+        measured.add(replace(frame, depth_time=when + 0.001), None)
+    return {each.subject: each for each in findings(measured, max_skew, 0.5)}
 
 
-def test_a_check_is_strict_and_says_what_it_cannot_know() -> None:
+def test_a_check_is_strict_and_reports_what_is_unknown() -> None:
     running = [n / 30 for n in range(10)]
-    assert _judged(running)["pairs"].fine and not _judged(running, max_skew=0.0)["pairs"].fine
-    stands = _judged([1.0] * 10)["rate"]
-    assert not stands.fine and "after 10 frames the camera's clock is not later" in stands.detail
-    assert "0 of 10 frames never came" in _judged(running)["drops"].detail
+    assert _judged(running)["pairs"].ok and not _judged(running, max_skew=0.0)["pairs"].ok
+    stopped = _judged([1.0] * 10)["rate"]
+    assert not stopped.ok and "the camera's clock did not advance in 10 frames" in stopped.detail
+    assert "0 of 10 frames were dropped" in _judged(running)["drops"].detail
     silent = _judged(running, numbered=False)["drops"]
-    assert silent.fine and "does not number its frames" in silent.detail and "never came" not in silent.detail
+    assert silent.ok and "does not number its frames" in silent.detail and "were dropped" not in silent.detail
 
 
-def test_a_codec_is_no_wish_for_colour() -> None:
-    camera = runs.asked_camera(Record(camera="task:toy/reach", color="png"))
+def test_the_codec_does_not_request_colour() -> None:
+    camera = requested_camera(Record(camera="task:toy/reach", color="png"))
     assert isinstance(camera, TaskCamera) and camera.request.color is True
 
 
@@ -234,7 +235,7 @@ def _some_pose(turn: tuple[float, float, float], shift: tuple[float, float, floa
     return pose
 
 
-def test_calibration_finds_lens_and_hand(capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibration_finds_lens_and_hand_eye_pose(capsys: pytest.CaptureFixture[str]) -> None:
     images, boards, known, _ = _board_images(24)
     Path("views").mkdir()
     for number, image in enumerate(images):
@@ -262,16 +263,16 @@ def test_calibration_finds_lens_and_hand(capsys: pytest.CaptureFixture[str]) -> 
         assert camera.read().intrinsics == found
 
 
-def test_hand_eye_beside_the_robot_and_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hand_eye_of_a_fixed_camera_and_its_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     camera_in_base, board_in_hand = _some_pose((2.0, 0.3, -0.1), (1, 0.2, 0.6)), _some_pose((0, 0.5, 0), (0, 0, 0.1))
     gripper = np.stack([_some_pose(tuple(rng.uniform(-1, 1, 3)), tuple(rng.uniform(-0.3, 0.3, 3))) for _ in range(9)])
     boards = np.linalg.inv(camera_in_base) @ gripper @ board_in_hand
     found = hand_eye(boards, gripper, "base")
-    assert np.allclose(found.camera_pose, camera_in_base, atol=1e-6) and found.shift_error < 1e-6
+    assert np.allclose(found.camera_pose, camera_in_base, atol=1e-6) and found.translation_error < 1e-6
     with pytest.raises(DataError, match="at least 3"):
         hand_eye(boards[:2], gripper[:2])
-    with pytest.raises(DataError, match="hardly turned"):
+    with pytest.raises(DataError, match="hardly rotated"):
         hand_eye(boards, np.repeat(gripper[:1], 9, 0))
     about_one = np.stack([_some_pose((0, 0, angle), (angle, 0.1, 0)) for angle in np.linspace(0, 2, 9)])
     with pytest.raises(DataError, match="one axis only"):
@@ -281,55 +282,55 @@ def test_hand_eye_beside_the_robot_and_what_it_refuses(monkeypatch: pytest.Monke
         hand_eye(boards, gripper)
 
 
-def test_calibration_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibration_reports_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     blank = [np.full((60, 80, 3), 200, np.uint8)] * 6
     with pytest.raises(DataError, match="found in 0 of 6"):
         calibrate(blank, Board())
-    with pytest.raises(BadInput, match="one image size; these have 40x30, 80x60"):
+    with pytest.raises(BadInput, match="must have one size; these have 40x30, 80x60"):
         calibrate([*blank, np.zeros((30, 40, 3), np.uint8)], Board())
     with pytest.raises(BadInput, match="does not fit"):
         Board(marker=0.05).make()
     with pytest.raises(BadInput, match="too few markers"):
         Board(20, 20, dictionary="DICT_4X4_50").make()
     status, out, _ = _run(capsys, "calibrate", "board=board.png", "columns=5", "rows=4")
-    assert status == 0 and "a square's side is 30 mm" in out and cv2.imread("board.png").shape == (600, 720, 3)
+    assert status == 0 and "the side of a square is 30 mm" in out and cv2.imread("board.png").shape == (600, 720, 3)
     assert _run(capsys, "calibrate", "camera=board.png")[0] == 1
     status, _, err = _run(capsys, "calibrate", "board=board.jpg")
     assert status == 1 and "give the name of a .png" in err and not Path("board.jpg").exists()
 
 
-def test_poses_are_looked_at_before_the_images(capsys: pytest.CaptureFixture[str]) -> None:
+def test_poses_are_checked_before_the_images(capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = _run(capsys, "calibrate", "camera=opencv:97", "robot=missing.npy")
-    assert status == 1 and "missing.npy holds no poses" in err
+    assert status == 1 and "missing.npy has no poses" in err
     np.save("poses.npy", np.stack([np.eye(4)] * 3))
     Path("views").mkdir()
     for number in range(4):
         cv2.imwrite(f"views/{number}.png", np.zeros((60, 80, 3), np.uint8))
     status, _, err = _run(capsys, "calibrate", "camera=views", "robot=poses.npy")
-    assert status == 1 and "poses.npy holds 3 poses for 4 images" in err
+    assert status == 1 and "robot= has 3 poses for 4 images" in err
 
 
-def test_a_live_camera_has_no_pose_a_image(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_poses_need_a_recording(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     np.save("poses.npy", np.eye(4)[None])
-    monkeypatch.setattr(runs, "find_camera", lambda *_: RealTimePlayback(find_camera("task:toy/reach")))
+    monkeypatch.setattr(registry, "find_camera", lambda *_: RealTimePlayback(find_camera("task:toy/reach")))
     status, _, err = _run(capsys, "calibrate", "camera=opencv:0", "robot=poses.npy")
     assert status == 1 and "calibrate the recording" in err
 
 
-def test_few_of_many_images_are_held() -> None:
+def test_few_of_many_images_are_kept_in_memory() -> None:
     tracemalloc.start()
-    chosen, images, count = spread((np.full((100, 1000), n % 251, np.uint8) for n in range(1000)), 10)
+    chosen, images, count = select_evenly((np.full((100, 1000), n % 251, np.uint8) for n in range(1000)), 10)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 1000 and len(chosen) == 10 and peak < 25 * 100_000
     assert all((image == number % 251).all() for number, image in zip(chosen, images, strict=True))
     assert chosen[0] == 0 and chosen[-1] > 900 and np.diff(chosen).max() < 200
-    assert spread(iter([]), 4) == ([], [], 0)
+    assert select_evenly(iter([]), 4) == ([], [], 0)
 
 
 def test_the_real_recording_through_the_commands(capsys: pytest.CaptureFixture[str], real_recording: str) -> None:
     status, out, _ = _run(capsys, "camera_check", f"camera={real_recording}")
-    assert status == 1 and out.strip().endswith("not usable as it is: pairs"), "its nearest pair is 102 ms apart"
+    assert status == 1 and out.strip().endswith("not usable: pairs"), "its nearest pair is 102 ms apart"
     assert _run(capsys, "camera_check", f"camera={real_recording}", "max_skew=0.3")[0] == 0
     assert _run(capsys, "record", f"camera={real_recording}", "out=copy")[0] == 0
     with find_camera(real_recording) as first, find_camera("copy") as second:

@@ -1,4 +1,4 @@
-"""The capture thread: the newest frame or none, every fault counted, nothing that blocks, leaks or is used when old."""
+"""The capture thread: the latest frame or none, every fault is counted, nothing blocks, leaks or is used when old."""
 
 import threading
 import time
@@ -13,10 +13,10 @@ import pytest
 
 from pixio_robot.cameras.camera import Camera, CameraRequest, CameraSpec
 from pixio_robot.cameras.capture import Capture
-from pixio_robot.cameras.faults import FaultInjectingCamera, Faults
+from pixio_robot.cameras.drivers.simulated import TaskCamera
 from pixio_robot.cameras.frame import Frame, Intrinsics, rgbd_frame
 from pixio_robot.cameras.playback import Playback, RealTimePlayback
-from pixio_robot.cameras.simulated import TaskCamera
+from pixio_robot.cameras.tools.faults import FaultInjectingCamera, Faults
 from pixio_robot.errors import CameraError, EndOfStream, StaleFrame
 
 SIZE = (24, 32)
@@ -72,14 +72,14 @@ def _until(happened: Callable[[], bool], seconds: float = 5.0) -> None:
         time.sleep(0.002)
 
 
-def test_the_latest_frame_is_new_whole_and_counted() -> None:
+def test_the_latest_frame_is_new_complete_and_counted() -> None:
     with Capture(_Steady()) as camera:
         seen = []
         for _ in range(40):
             frame = camera.latest(max_age=0.5)
             assert _whole(frame) and frame.age() < 0.5
             time.sleep(0.007)
-            assert _whole(frame), "it stays as it is until the next one is asked for"
+            assert _whole(frame), "it is valid until the next request"
             seen.append(frame.sequence)
         counters = camera.counters()
     assert seen == sorted(seen) and len(set(seen)) > 20
@@ -94,10 +94,10 @@ def test_read_gives_each_frame_once() -> None:
     assert len(set(numbers)) == 30 and numbers == sorted(numbers)
 
 
-def test_frames_live_in_three_buffers() -> None:
+def test_three_buffers_are_reused() -> None:
     with Capture(_Steady(fps=500)) as camera:
         places = {id(_array(camera.latest(1.0))) for _ in range(200) if time.sleep(0.001) is None}
-    assert len(places) <= 3, "no frame is allocated anew"
+    assert len(places) <= 3, "buffers are reused"
 
 
 def _array(frame: Frame) -> Any:
@@ -148,7 +148,7 @@ def _faulty(**rates: Any) -> tuple[Capture, FaultInjectingCamera]:
         ("repeat", "repeated"),
     ],
 )
-def test_each_fault_is_counted_and_none_gets_through(fault: str, counter: str) -> None:
+def test_each_fault_is_counted_and_rejected(fault: str, counter: str) -> None:
     camera, faulty = _faulty(**{fault: 0.3})
     with camera:
         for _ in range(60):
@@ -163,13 +163,13 @@ def test_each_fault_is_counted_and_none_gets_through(fault: str, counter: str) -
     assert counted == faulty.injected[fault] if fault != "drop" else counted >= faulty.injected[fault] - 1
 
 
-def test_an_end_tells_what_became_of_the_frames() -> None:
+def test_the_end_of_a_recording_reports_faults() -> None:
     skewed = _Steady(count=3, change=lambda frame: replace(frame, depth_time=frame.sensor_time - 0.1))
-    with Capture(skewed) as camera, pytest.raises(EndOfStream, match=r"the end; of them [0-9 a-z,]*[123] skewed"):
+    with Capture(skewed) as camera, pytest.raises(EndOfStream, match=r"the end; faults: [0-9 a-z,]*[123] skewed"):
         camera.read()
 
 
-def test_an_unplugged_camera_comes_back() -> None:
+def test_an_unplugged_camera_is_reconnected() -> None:
     camera, faulty = _faulty(unplug=0.05, gone_seconds=0.1)
     with camera:
         _until(lambda: camera.counters().reconnects >= 3, 20)
@@ -187,7 +187,7 @@ def test_an_unplugged_camera_is_closed() -> None:
     assert source.closed >= 1
 
 
-def test_a_camera_that_is_gone_blocks_nobody() -> None:
+def test_a_missing_camera_does_not_block() -> None:
     class Gone(_Steady):
         def read(self) -> Frame:
             raise CameraError("gone")
@@ -200,7 +200,7 @@ def test_a_camera_that_is_gone_blocks_nobody() -> None:
     assert time.monotonic() - began < 1 and camera.counters().failures > 1
 
 
-def test_a_driver_that_breaks_says_so_to_whoever_asks() -> None:
+def test_the_error_of_a_driver_reaches_the_reader() -> None:
     def broken(frame: Frame) -> Frame:
         raise RuntimeError("the driver broke")
 
@@ -248,7 +248,7 @@ class _Played(Playback):
 
 
 @pytest.mark.parametrize("paced", [False, True])
-def test_a_played_source_is_closed_while_it_is_read(paced: bool) -> None:
+def test_a_playback_can_be_closed_while_it_is_read(paced: bool) -> None:
     source = _Played()
     camera = Capture(RealTimePlayback(source) if paced else source)
     for times in range(1, 6):
@@ -259,21 +259,21 @@ def test_a_played_source_is_closed_while_it_is_read(paced: bool) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("camera played")]
 
 
-def test_a_task_is_closed_while_it_is_drawn() -> None:
+def test_a_task_can_be_closed_while_it_is_rendered() -> None:
     source = TaskCamera("toy/reach", CameraRequest(width=32, render="fast"))
     with Capture(source) as camera:
         camera.read()
     assert source.env is None
 
 
-def test_closing_ends_a_source_that_waits_for_frames() -> None:
+def test_close_interrupts_a_source_that_waits_for_frames() -> None:
     source = _Played(waits=True)
     with Capture(source) as camera:
         time.sleep(0.03)
     assert source.stopped == 1 and camera.counters().failures == 0
 
 
-def test_a_camera_that_counts_anew_is_not_refused() -> None:
+def test_a_camera_that_restarts_its_numbers_is_accepted() -> None:
     source = _Steady(fps=200)
 
     def restarted(frame: Frame) -> Frame:
@@ -290,14 +290,14 @@ def test_a_camera_that_counts_anew_is_not_refused() -> None:
         assert camera.counters().repeated == 0
 
 
-def test_numbers_without_times_are_enough() -> None:
-    """A source of one's own may leave out the camera's clock."""
+def test_frames_with_numbers_but_without_times_are_accepted() -> None:
+    """A custom source may lack the camera's clock."""
     with Capture(_Steady(fps=100, change=lambda frame: replace(frame, sensor_time=0.0, depth_time=0.0))) as camera:
         numbers = [camera.read().sequence for _ in range(5)]
         assert len(set(numbers)) == 5 and camera.counters().repeated == 0
 
 
-def test_an_ended_recording_is_read_again_after_it_was_closed() -> None:
+def test_an_ended_recording_can_be_opened_again() -> None:
     class Short(_Played):
         def frames(self) -> Iterator[Frame]:
             yield from islice(super().frames(), 4)
@@ -313,7 +313,7 @@ def test_an_ended_recording_is_read_again_after_it_was_closed() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_soak() -> None:
+def test_faults_for_a_long_time() -> None:
     """Ten minutes (or SOAK seconds) of a 30 Hz camera with everything that goes wrong, and a 20 Hz reader."""
     import os
 

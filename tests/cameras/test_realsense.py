@@ -1,4 +1,4 @@
-"""RealSense through the maker's library: its software device, its recorder and player, and a real recording if given.
+"""RealSense through Intel's library: its software device, its recorder and player, and a real recording if given.
 
 A real recording is named by the environment variable ``REALSENSE_BAG``: ``single_depth_color_640x480.bag`` from
 librealsense's unit tests (Apache-2.0).
@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from pixio_robot.cameras.camera import CameraRequest
+from pixio_robot.cameras.drivers.realsense import RealSense
+from pixio_robot.cameras.drivers.realsense_frames import frame_of, realsense_library
 from pixio_robot.cameras.frame import Frame, Intrinsics, metric
 from pixio_robot.cameras.geometry import registered, squared
 from pixio_robot.cameras.lenses import rays
-from pixio_robot.cameras.realsense import RealSense
-from pixio_robot.cameras.realsense_frames import frame_of, realsense_library
-from pixio_robot.cameras.registry import find_camera, kind_of
+from pixio_robot.cameras.registry import find_camera, recognise
 from pixio_robot.errors import CameraError, DataError, MissingExtra
 
 if importlib.util.find_spec("pyrealsense2") is None:
@@ -107,7 +107,7 @@ def _through_the_syncer(count: int, late: float = 0.0) -> list[Frame]:
     return frames
 
 
-def test_software_device_frames_come_through_whole() -> None:
+def test_frames_of_the_software_device_are_complete() -> None:
     frames = _through_the_syncer(8)
     pairs = [frame for frame in frames if frame.rgb is not None and frame.depth is not None]
     assert len(pairs) >= 6, "the syncer pairs them, but for the first"
@@ -121,7 +121,7 @@ def test_software_device_frames_come_through_whole() -> None:
     assert np.allclose(pose[:3], [[0, -1, 0, 0.015], [1, 0, 0, 0.001], [0, 0, 1, -0.002]], atol=1e-6)
 
 
-def test_a_late_colour_sensor_shows_as_skew() -> None:
+def test_a_late_colour_sensor_gives_skew() -> None:
     pairs = [frame for frame in _through_the_syncer(8, late=9.0) if frame.rgb is not None and frame.depth is not None]
     assert pairs and all(frame.skew == pytest.approx(0.009, abs=1e-4) or frame.skew > 0.02 for frame in pairs)
 
@@ -148,7 +148,7 @@ def _recorded(count: int, own_clock: bool = False) -> str:
 
 def test_a_recording_of_the_library_plays_back_exactly() -> None:
     name = _recorded(12)
-    assert kind_of(Path(name)) == "realsense-file"
+    assert recognise(Path(name)) == "realsense-file"
     with find_camera(name) as camera:
         frames = list(camera)
         assert camera.spec.color_size == SIZE and camera.spec.unit == pytest.approx(UNIT)
@@ -161,7 +161,7 @@ def test_a_recording_of_the_library_plays_back_exactly() -> None:
     assert both.is_registered and both.depth is not None and both.depth.any()
 
 
-def test_in_a_recording_with_two_clocks_arrival_pairs() -> None:
+def test_a_recording_with_two_clocks_is_paired_by_arrival() -> None:
     with find_camera(_recorded(12, own_clock=True)) as camera:
         frames = list(camera)
     pairs = [frame for frame in frames if frame.depth is not None and frame.skew < 1e-6]
@@ -172,7 +172,7 @@ def test_in_a_recording_with_two_clocks_arrival_pairs() -> None:
         assert frame.sensor_time == pytest.approx(50 + frame.sequence / 30, abs=2e-3)
 
 
-def test_no_camera_and_no_recording_say_so() -> None:
+def test_a_missing_camera_or_recording_is_reported() -> None:
     camera = RealSense("", CameraRequest())
     if not rs.context().query_devices().size():
         with pytest.raises(CameraError, match="no RealSense camera is connected; connected are: none"):
@@ -198,7 +198,7 @@ class _WithoutLibusb:
             raise ImportError("libusb-1.0.so.0: cannot open shared object file: No such file or directory")
 
 
-def test_libusb_is_taken_from_its_package_where_the_system_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libusb_of_its_package_is_the_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loaded for all libraries, before the second import; without the package the error says what to do."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.delitem(sys.modules, "pyrealsense2")
@@ -266,7 +266,7 @@ def test_the_real_recording_plays_registers_and_agrees_with_the_library(real_rec
     )
 
 
-def test_the_live_camera_reads_what_its_pipeline_gives(real_recording: str) -> None:
+def test_the_live_camera_returns_the_frames_of_its_pipeline(real_recording: str) -> None:
     """All of it but the search for a device; so short a file may be over before it is asked."""
 
     class Played(RealSense):

@@ -1,4 +1,4 @@
-"""Released demonstrations become ours once: nothing is lost, our layout is filled, and bad sources are refused."""
+"""Released demonstrations are converted without loss to our layout, and bad sources are refused."""
 
 import json
 import os
@@ -19,13 +19,13 @@ import torch
 import pixio_robot
 from pixio_robot import cli
 from pixio_robot.config import compose
-from pixio_robot.cortexbench.commands import Convert
 from pixio_robot.cortexbench.released import convert as converting
-from pixio_robot.cortexbench.released.convert import run_convert, source_of
+from pixio_robot.cortexbench.released.convert import SplitRequest, convert, source_of
 from pixio_robot.cortexbench.released.releases import RELEASES, PathsRelease
-from pixio_robot.datasets.robomimic import DemoSet
+from pixio_robot.datasets.robomimic import RobomimicDataset
 from pixio_robot.envs import registry
 from pixio_robot.errors import DataError
+from pixio_robot.policies.evaluate import task_of
 
 GUIDE = Path(pixio_robot.__file__).resolve().parent.parent / "docs/demonstrations.md"
 SIDE = 16  # of the images [px]; published are 256
@@ -110,33 +110,37 @@ def _same(one: Any, other: Any) -> None:
         assert type(one) is type(other) and one == other
 
 
-def _convert(source: Path, task: str, out: str = "out.hdf5", **keys: Any) -> DemoSet:
-    return DemoSet(run_convert(Convert(source=str(source), task=task, out=out, **keys)).path)
+def _convert(source: Path, task: str, out: str = "out.hdf5", **splits: Any) -> RobomimicDataset:
+    return RobomimicDataset(convert(task, source, Path(out), SplitRequest(**splits)).path)
 
 
 @pytest.mark.parametrize("task", [each for each in RELEASES if not each.startswith("trifinger")])
-def test_everything_comes_back_bit_by_bit(task: str, tmp_path: Path) -> None:
+def test_the_source_can_be_read_back_bit_by_bit(task: str, tmp_path: Path) -> None:
     paths = _paths(task)
     release = RELEASES[task]
     demos = _convert(_write(tmp_path / f"{release.env_id}.pickle", paths), task)
-    assert demos.task == task and demos.names == ["demo_0", "demo_1", "demo_2"] and demos.lengths.tolist() == [4, 7, 1]
+    assert (
+        demos.provenance["task"] == task
+        and demos.names == ["demo_0", "demo_1", "demo_2"]
+        and demos.lengths.tolist() == [4, 7, 1]
+    )
     for name, path in zip(demos.names, paths, strict=True):
         _same(source_of(demos.path, name), path)
     assert np.array_equal(
         np.concatenate(list(demos.batches("rgb", 0, 3))), np.concatenate([p["images"] for p in paths])
     )
-    actions = demos.read("actions")
+    actions = demos.column("action")
     assert actions.dtype == np.float32 and np.abs(actions).max() == 1
     assert np.array_equal(actions, np.concatenate([p["actions"] for p in paths]).clip(-1, 1).astype(np.float32))
-    assert np.array_equal(demos.read("rewards"), np.concatenate([p["rewards"] for p in paths]))
-    assert np.array_equal(demos.read("state"), np.concatenate([p["observations"] for p in paths]))
+    assert np.array_equal(demos.column("reward"), np.concatenate([p["rewards"] for p in paths]))
+    assert np.array_equal(demos.column("state"), np.concatenate([p["observations"] for p in paths]))
     if release.proprio:
-        felt = np.concatenate([p["env_infos"][release.proprio] for p in paths]).astype(np.float32)
-        assert np.array_equal(demos.read("proprio"), felt) and demos.read("success").sum() > 0
+        proprio = np.concatenate([p["env_infos"][release.proprio] for p in paths]).astype(np.float32)
+        assert np.array_equal(demos.column("proprio"), proprio) and demos.column("success").sum() > 0
     else:
-        assert "proprio" not in demos.disk_keys
+        assert "proprio" not in demos.features
         with pytest.raises(DataError, match="has no 'success'"):
-            demos.read("success")
+            demos.column("success")
 
 
 def test_images_are_stored_once_and_compressed(tmp_path: Path) -> None:
@@ -166,8 +170,8 @@ def test_the_member_of_an_archive_is_found_by_the_task(packing: str, tmp_path: P
     source = _zipped(root, tmp_path / "metaworld-expert-v1.0.zip") if packing == "zip" else root
     assert _convert(source, "metaworld/assembly").lengths.tolist() == [3]
     assert sorted(path.name for path in tmp_path.glob("*hdf5*")) == ["out.hdf5"], "what was unpacked is removed"
-    plain = Convert(source=str(root / "assembly-v2-goal-observable.pickle"), task="metaworld/assembly", out="out.hdf5")
-    assert run_convert(plain).reused, "the same content, unpacked"
+    plain = root / "assembly-v2-goal-observable.pickle"
+    assert convert("metaworld/assembly", plain, Path("out.hdf5")).reused, "the same content, unpacked"
     with pytest.raises(DataError, match=r"no hammer|no bin-picking.*it has: assembly"):
         _convert(source, "metaworld/bin-picking", "other.hdf5")
 
@@ -179,7 +183,7 @@ def test_splits_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     demos = _convert(source, "metaworld/hammer", "b.hdf5", demos=3, valid=2)
     assert demos.rows("train").tolist() == [0, 1, 2] and demos.rows("valid").tolist() == [3, 4]
     assert len(demos.names) == 30, "nothing is lost"
-    monkeypatch.setattr(converting, "_write", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(converting, "_write", lambda *_: pytest.fail("it started"))
     with pytest.raises(DataError, match="demos=31 was asked for; there are 30"):
         _convert(source, "metaworld/hammer", "c.hdf5", demos=31)
     with pytest.raises(DataError, match="valid=6 was asked for"):
@@ -201,9 +205,9 @@ def test_trifinger(task: str, columns: int, width: int, reach: float, packed: bo
     for name, demo in zip(demos.names, made, strict=True):
         _same(source_of(demos.path, name), demo)
     moved = np.concatenate([demo["delta_ftpos"][:-1, :width] for demo in made])
-    assert np.allclose(demos.read("actions"), np.clip(moved / reach, -1, 1), atol=1e-6)
+    assert np.allclose(demos.column("action"), np.clip(moved / reach, -1, 1), atol=1e-6)
     tips = np.concatenate([demo["ft_pos_cur"][:-1] for demo in made])
-    assert np.array_equal(demos.read("proprio"), tips.astype(np.float32))
+    assert np.array_equal(demos.column("proprio"), tips.astype(np.float32))
     images = np.concatenate(list(demos.batches("rgb", 0, 100)))
     assert np.array_equal(images, np.concatenate([demo["image_60"][:-1] for demo in made]))
     if task == "move":
@@ -221,10 +225,10 @@ def test_trifinger_s_own_splits(tmp_path: Path) -> None:
 
     splits = {"train_demos": entries(4, 1), "test_demos": entries(2), "scale": 100, "max_a": 4.0, "min": [1, 2]}
     (tmp_path / "s.json").write_text(json.dumps(splits))
-    demos = _convert(tmp_path / "t", "trifinger/reach_cube", splits=str(tmp_path / "s.json"))
-    assert demos.members("train") == ["demo_1", "demo_4"] and demos.members("valid") == ["demo_2"]
+    demos = _convert(tmp_path / "t", "trifinger/reach_cube", file=str(tmp_path / "s.json"))
+    assert demos.split("train").tolist() == [1, 4] and demos.split("valid").tolist() == [2]
     raw = source_of(demos.path, "demo_0")["delta_ftpos"]
-    assert np.allclose(demos.read("actions")[:5], np.clip(raw[:5] / 4, -1, 1), atol=1e-6)
+    assert np.allclose(demos.column("action")[:5], np.clip(raw[:5] / 4, -1, 1), atol=1e-6)
     for broken, message in (
         ({"train_demos": entries(9), "test_demos": []}, r"lacks the demonstrations \[9\]"),
         ({"train_demos": entries(1), "test_demos": entries(1)}, "in both splits"),
@@ -234,11 +238,11 @@ def test_trifinger_s_own_splits(tmp_path: Path) -> None:
     ):
         (tmp_path / "s.json").write_text(json.dumps(broken))
         with pytest.raises(DataError, match=message):
-            _convert(tmp_path / "t", "trifinger/reach_cube", "b.hdf5", splits=str(tmp_path / "s.json"))
+            _convert(tmp_path / "t", "trifinger/reach_cube", "b.hdf5", file=str(tmp_path / "s.json"))
     assert not list(tmp_path.glob("*b.hdf5*"))
 
 
-def test_odd_values_are_kept_too(tmp_path: Path) -> None:
+def test_unusual_values_are_kept(tmp_path: Path) -> None:
     (path,) = _paths("adroit/pen", (3,))
     path["notes"] = {
         "a/b": 1, ".": "dot", "100%": True, "none": None, "list": [1.5, "x", [2]], "tuple": (1, np.float32(2)),
@@ -254,18 +258,16 @@ def test_odd_values_are_kept_too(tmp_path: Path) -> None:
     _same(found, path)
 
 
-def test_the_environment_is_made_again_where_the_registry_has_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_is_known_where_the_registry_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     demos = _convert(
         _write(tmp_path / "hammer-v2-goal-observable.pickle", _paths("metaworld/hammer")), "metaworld/hammer"
     )
-    request = demos.request
+    request = task_of(demos.provenance, demos.source)
     assert (request.task, request.render, request.horizon) == ("metaworld/hammer", "benchmark", None)
     assert request.observe == ("rgb", "proprio") and request.image_size == SIDE
-    monkeypatch.setattr("pixio_robot.datasets.robomimic.tasks", lambda: ["toy/reach"])
+    monkeypatch.setattr("pixio_robot.policies.evaluate.tasks", lambda: ["toy/reach"])
     with pytest.raises(DataError, match="cannot be simulated"):
-        _ = demos.request
+        task_of(demos.provenance, demos.source)
 
 
 def test_policies_train_on_released_demonstrations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,7 +277,7 @@ def test_policies_train_on_released_demonstrations(tmp_path: Path, capsys: pytes
             "train_bc",
             "demos=out.hdf5",
             f"encoder={encoder}",
-            "policy.epochs=1",
+            "training.epochs=1",
             f"out={encoder}",
             "device=cpu",
         ]
@@ -283,7 +285,9 @@ def test_policies_train_on_released_demonstrations(tmp_path: Path, capsys: pytes
     out = _convert(_write(tmp_path / "pen-v0.pickle", _paths("adroit/pen")), "adroit/pen", "pen.hdf5").path
     with h5py.File(out, "r+") as file:
         file["data"].attrs["env_args"] = file["data"].attrs["env_args"].replace("adroit/pen", "adroit/other")
-    assert cli.run(["train_bc", f"demos={out}", "encoder=none"]) == 1
+    arguments = ["train_bc", f"demos={out}", "encoder=none", "training.epochs=1", "out=other", "device=cpu"]
+    assert cli.run(arguments) == 0, capsys.readouterr().err
+    assert cli.run(["evaluate", "checkpoint=other/checkpoints/none/last.safetensors"]) == 1
     assert "adroit/other, which cannot be simulated" in capsys.readouterr().err
 
 
@@ -303,16 +307,18 @@ def test_names_of_tasks_are_known_before_their_simulators(tmp_path: Path) -> Non
     assert len(RELEASES) == 14
 
 
-def test_interrupted_it_leaves_nothing_and_goes_through_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_conversion_leaves_nothing_and_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "adroit-expert-v1.0"
     _write(root / "pen-v0.pickle", _paths("adroit/pen"))
     source = _zipped(root, tmp_path / "a.zip")
     write, before = converting._write, set(tmp_path.rglob("*"))
 
-    def stop_at_second(group: Any, reading: Any) -> None:
-        if reading.number == 1:
+    def stop_at_second(group: Any, demo: Any) -> None:
+        if demo.number == 1:
             raise KeyboardInterrupt
-        write(group, reading)
+        write(group, demo)
 
     monkeypatch.setattr(converting, "_write", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
@@ -336,12 +342,12 @@ def test_an_existing_output_is_reused_for_the_same_source_only(
     assert cli.run(arguments) == 1 and "holds other demonstrations" in capsys.readouterr().err
 
 
-def test_a_disk_without_room_is_said_before_anything_is_written(
+def test_a_full_disk_is_reported_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = _write(tmp_path / "in/pen-v0.pickle", _paths("adroit/pen"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 2**20))
-    monkeypatch.setattr(converting, "_write", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(converting, "_write", lambda *_: pytest.fail("it started"))
     assert cli.run(["convert", f"source={source}", "task=adroit/pen", "out=o.hdf5"]) == 1
     assert "no space left" in capsys.readouterr().err and not Path("o.hdf5").exists()
 

@@ -1,4 +1,4 @@
-"""Export: one program that acts as the eager policy does, whatever it looks at, in a bundle that says what it is."""
+"""Export: the program acts as the eager policy for all kinds of observations, and the bundle describes itself."""
 
 import importlib.util
 import json
@@ -11,30 +11,29 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from pixio_robot.policies.bc import train_bc
+from pixio_robot.policies.embedding import Embedder
+from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, Visuomotor, load_policy
 
 from pixio_robot import cli
 from pixio_robot.cameras.camera import CameraSpec
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.deploy.eager import EagerPolicy, eager_policies
-from pixio_robot.deploy.export.int8 import in_blocks, quantise_onnx
-from pixio_robot.deploy.export.onnx_file import write_onnx
+from pixio_robot.deploy.export.describe import control_of
 from pixio_robot.deploy.export.pixels import DepthImages, Pixels, SmallDepth, SmallImages
 from pixio_robot.deploy.export.precision import to_half
 from pixio_robot.deploy.export.program import EncoderProgram, PolicyProgram, program_of
-from pixio_robot.deploy.export.run import acting
-from pixio_robot.deploy.runtime.bundle import STARTS, Manifest
-from pixio_robot.deploy.runtime.runtime import Runtime
+from pixio_robot.deploy.manifest import STARTS, Manifest
+from pixio_robot.deploy.runtime import Runtime
+from pixio_robot.deploy.targets.onnx import in_blocks, quantise_onnx, write_onnx
 from pixio_robot.depth.encoding import depth_images, small_depth
 from pixio_robot.encoders.load import Backbone
 from pixio_robot.encoders.preprocessing import Preprocessing, preprocess
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.errors import BadInput
 from pixio_robot.policies.agent import Agent
-from pixio_robot.policies.bc import train_bc
-from pixio_robot.policies.embedding import Embedder
 from pixio_robot.policies.pixel_network import shrunk
 from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
-from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, Visuomotor, load_policy
 from pixio_robot.robots.fit import check_fit
 from pixio_robot.robots.robot import RobotRequest
 from pixio_robot.robots.simulated import TaskRobot
@@ -83,13 +82,13 @@ def _played(program: PolicyProgram, episode: list[dict[str, np.ndarray]]) -> np.
     actions = []
     for step, observation in enumerate(episode):
         values = []
-        for port in program.inputs:
-            if port.name in observation:
-                values.append(torch.from_numpy(observation[port.name])[None])
-            elif port.name == STARTS:
+        for tensor in program.inputs:
+            if tensor.name in observation:
+                values.append(torch.from_numpy(observation[tensor.name])[None])
+            elif tensor.name == STARTS:
                 values.append(torch.tensor([step == 0]))
             else:
-                values.append(kept.get(port.name, torch.full((1, *port.shape), torch.nan)))
+                values.append(kept.get(tensor.name, torch.full((1, *tensor.shape), torch.nan)))
         action, *newest = program(*values)
         for memory, value in zip(program.memory, newest, strict=True):
             past = kept.get(memory.history.name, value[:, None].expand(-1, memory.frames - 1, *value.shape[1:]))
@@ -147,7 +146,7 @@ def test_pixels_are_those_of_preprocess(size: tuple[int, int], preprocessing: Pr
 
 
 @pytest.mark.parametrize("code", ["inverse", "log", "metres", "colours"])
-def test_depth_is_coded_as_for_training(code: str) -> None:
+def test_exported_depth_encoding_equals_training(code: str) -> None:
     depth = np.stack([each["depth"] for each in _episode(2)])
     depth[0, :8] = 1.0
     images = DepthImages(code, 0.25, 4.0)(torch.from_numpy(depth)).numpy()
@@ -201,7 +200,7 @@ def test_types_are_written_into_the_graph(precision: str, tiny: Backbone, tmp_pa
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(tmp_path / name))
-    feed = {port.name: value.numpy() for port, value in zip(program.inputs, program.example(3), strict=True)}
+    feed = {tensor.name: value.numpy() for tensor, value in zip(program.inputs, program.example(3), strict=True)}
     together = session.run(None, feed)[0]
     alone = [session.run(None, {key: value[row : row + 1] for key, value in feed.items()})[0] for row in range(3)]
     assert np.abs(together - np.concatenate(alone)).max() < 1e-3, "any batch, and rows do not mix"
@@ -225,15 +224,21 @@ def test_int8_for_tensorrt_is_symmetric(tiny: Backbone, tmp_path: Path) -> None:
     assert scaled and {each.dtype for each in scaled} == {np.dtype(np.int8)}
 
 
-def test_a_bundle_is_whole_reused_and_told_apart(
+def test_a_bundle_is_complete_reused_and_not_overwritten(
     toy_bundle: Path, toy_checkpoint: Path, toy_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    card = Manifest.read(toy_bundle)
-    assert (card.kind, card.task, card.chunk, card.actions, card.batch) == ("policy", "toy/reach", 1, 3, 1)
-    assert card.control_period == pytest.approx(0.05) and card.action_low == [-1.0] * 3
-    assert card.action_names == ["x", "y", "z"] and card.action_meanings == ["set point + 0.02 a m"] * 3
-    assert [(each.name, each.shape) for each in card.observation] == [("rgb", (256, 256, 3)), ("proprio", (3,))]
-    assert card.memory[0].frames == 3 and json.loads((toy_bundle / "parity.json").read_text())["passed"]
+    manifest = Manifest.read(toy_bundle)
+    assert (manifest.kind, manifest.task, manifest.horizon, manifest.actions, manifest.batch) == (
+        "policy",
+        "toy/reach",
+        1,
+        3,
+        1,
+    )
+    assert manifest.control_period == pytest.approx(0.05) and manifest.action_low == [-1.0] * 3
+    assert manifest.action_names == ["x", "y", "z"] and manifest.action_meanings == ["set point + 0.02 a m"] * 3
+    assert [(each.name, each.shape) for each in manifest.observation] == [("rgb", (256, 256, 3)), ("proprio", (3,))]
+    assert manifest.memory[0].frames == 3 and json.loads((toy_bundle / "verification.json").read_text())["passed"]
     words = [f"checkpoint={toy_checkpoint}", f"demos={toy_file}", "frames=16", "episodes=0", f"out={toy_bundle}"]
     assert cli.run(["export", *words]) == 0 and "reused" in capsys.readouterr().out
     assert cli.run(["export", *words, "precision=fp16"]) == 1
@@ -241,7 +246,7 @@ def test_a_bundle_is_whole_reused_and_told_apart(
     assert not [each for each in toy_bundle.parent.iterdir() if each.name != "toy"], "nothing half-written is left"
 
 
-def test_a_policy_of_a_robots_demonstrations_keeps_its_axes_and_its_rate(
+def test_a_policy_trained_on_a_robot_recording_keeps_axes_and_rate(
     toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its task is no simulation, so the recording is asked."""
@@ -255,16 +260,20 @@ def test_a_policy_of_a_robots_demonstrations_keeps_its_axes_and_its_rate(
     settings = PolicySettings(layers=[8], batch=64, epochs=1)
     how: dict[str, Any] = dict(embedding=EmbeddingSettings(), settings=settings, seed=0, device=CPU, kind="blind")
     checkpoint = train_bc(DemoSet(demos), None, None, None, out=tmp_path, **how).last
-    card, _, _ = eager_policies(str(checkpoint), CPU)
-    assert (card.task, card.control_period, card.action_names) == ("ros:arm", 0.08, ["base", "elbow", "wrist"])
+    manifest, _, _ = eager_policies(str(checkpoint), CPU)
+    assert (manifest.task, manifest.control_period, manifest.action_names) == (
+        "ros:arm",
+        0.08,
+        ["base", "elbow", "wrist"],
+    )
     toy = TaskRobot("toy/reach", RobotRequest(stepped=True))
     with toy, pytest.raises(BadInput, match="actions are base, elbow, wrist, task:toy/reach takes x, y, z"):
-        check_fit(card, toy.spec, CameraSpec("cam", "test", True, (64, 64), None, 30.0), 12.5)
+        check_fit(manifest, toy.spec, {"rgb": CameraSpec("cam", "test", True, (64, 64), None, 30.0)}, 12.5)
     assert cli.run(["export", f"checkpoint={checkpoint}", f"demos={demos}"]) == 1
     assert "ros:arm cannot be simulated" in capsys.readouterr().err
     loaded = load_policy(checkpoint)
     loaded.training["robot"] = None  # recorded by an older version
-    assert acting(loaded) == {"control_period": None, "action_names": None, "action_meanings": None}
+    assert control_of(loaded) == {"control_period": None, "action_names": None, "action_meanings": None}
 
 
 @pytest.mark.parametrize("target", ["openvino", pytest.param("aoti", marks=pytest.mark.slow)])
@@ -292,14 +301,17 @@ def _recorded(file: Path, frames: int) -> list[dict[str, np.ndarray]]:
         (["checkpoint=CHECKPOINT", "target=onx"], "did you mean 'onnx'"),
         (["checkpoint=CHECKPOINT", "precision=fp8"], "there are: fp32, fp16, bf16, int8"),
         (["checkpoint=CHECKPOINT"], "give demos=FILE"),
-        (["checkpoint=CHECKPOINT", "precision=int8", "gate=false"], "int8 takes its ranges from recorded frames"),
-        (["checkpoint=CHECKPOINT", "precision=bf16", "gate=false"], "use target=openvino"),
-        (["checkpoint=CHECKPOINT", "target=aoti", "precision=int8", "gate=false"], "are not quantised here"),
-        (["checkpoint=CHECKPOINT", "image_size=99", "gate=false"], "trained on 256 px"),
+        (["checkpoint=CHECKPOINT", "precision=int8", "verify=false"], "int8 takes its ranges from recorded frames"),
+        (["checkpoint=CHECKPOINT", "precision=bf16", "verify=false"], "use target=openvino"),
+        (
+            ["checkpoint=CHECKPOINT", "target=aoti", "precision=int8", "verify=false"],
+            "int8 is not supported for AOT",
+        ),
+        (["checkpoint=CHECKPOINT", "image_size=99", "verify=false"], "trained on 256 px"),
         (["encoder=random:ti", "demos=DEMOS", "image_size=128"], "holds 'rgb' of shape (256, 256, 3)"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_in_words(
+def test_impossible_exports_are_refused(
     words: list[str], message: str, toy_checkpoint: Path, toy_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [each.replace("CHECKPOINT", str(toy_checkpoint)).replace("DEMOS", str(toy_file)) for each in words]
@@ -307,10 +319,10 @@ def test_what_cannot_be_exported_is_refused_in_words(
     assert message in capsys.readouterr().err and not Path("runs").exists()
 
 
-def test_tensorrt_is_built_where_it_is(toy_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_tensorrt_is_explained(toy_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if importlib.util.find_spec("tensorrt"):
         pytest.skip("TensorRT is installed")
-    assert cli.run(["export", f"checkpoint={toy_checkpoint}", "target=tensorrt", "gate=false"]) == 1
+    assert cli.run(["export", f"checkpoint={toy_checkpoint}", "target=tensorrt", "verify=false"]) == 1
     assert "run this command on the machine that will use it" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""Latency: work is counted as torch counts it, things are timed in turns, and aims are judged as they are stated."""
+"""Latency: FLOPs equal torch's count, programs are timed in rounds, and targets are judged as stated."""
 
 import os
 import subprocess
@@ -15,14 +15,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixio_robot import cli
-from pixio_robot.deploy.commands import Latency
+from pixio_robot.deploy.commands import Latency, measure_latency
 from pixio_robot.deploy.latency.contenders import Spec, opened
 from pixio_robot.deploy.latency.floor import Products, Rates, multiplications
-from pixio_robot.deploy.latency.run import run_latency, speedups, targets
+from pixio_robot.deploy.latency.run import speedups, targets
 from pixio_robot.deploy.latency.table import lines
-from pixio_robot.deploy.latency.workers import Call, Worker, time_contender
+from pixio_robot.deploy.latency.workers import Call, time_contender
 from pixio_robot.encoders.pixio import PixioEncoder
 from pixio_robot.errors import BadInput, PixioError, UnknownName, WorkerLost
+from pixio_robot.jobs.workers import Worker
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 64)])
@@ -37,7 +38,7 @@ def test_products_are_those_that_torch_counts(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-def test_every_way_to_multiply_gives_the_same_product(precision: str) -> None:
+def test_all_matrix_products_agree(precision: str) -> None:
     found = {name: way() for name, way in multiplications(24, 32, 48, precision, "cpu").items()}
     assert len(found) >= (1 if precision == "int8" else 2)
     first, *others = found.values()
@@ -47,7 +48,7 @@ def test_every_way_to_multiply_gives_the_same_product(precision: str) -> None:
         torch.testing.assert_close(torch.as_tensor(other).float(), first, rtol=2e-2, atol=0.3)
 
 
-def test_rates_keep_the_best_of_all_turns() -> None:
+def test_rates_keep_the_best_of_all_rounds() -> None:
     rates = Rates(Products(24, 64, 2, 16, 16), ("fp32",), "cpu")
     rates.turn(2)
     before = rates.best["fp32"][0]
@@ -72,7 +73,7 @@ def _result(seconds: float, ratio: float, units: list[str]) -> dict[str, Any]:
     return {"rows": [eager, *bundles], "floor": {"bf16": {"seconds": 0.6, "units": units}}}
 
 
-def test_aims_are_judged_by_the_best_bundle() -> None:
+def test_targets_are_judged_by_the_best_bundle() -> None:
     found = targets(_result(0.7, 4.5, ["avx512_bf16"]), "cpu")
     assert found["best"] == "quick" and found["times_as_fast"]["met"] and found["share_of_bf16_floor"]["met"]
     found = targets(_result(0.9, 3.9, ["avx512_bf16"]), "cpu")
@@ -98,16 +99,19 @@ def _failing(pipe: Connection, _: None) -> None:
 
 def test_workers_compute_when_it_is_their_turn_and_say_what_went_wrong() -> None:
     with Worker(_sleeping, 0.01, threads=3) as worker:
-        assert worker.start == 3 and worker.turn(5) == 5
-    with pytest.raises(PixioError, match="nowhere"), Worker(time_contender, Spec("eager", "nowhere.safetensors"), 1):
-        pass
+        assert worker.receive() == 3
+        worker.send(5)
+        assert worker.receive() == 5
+    spec = Spec("eager", "nowhere.safetensors")
+    with pytest.raises(PixioError, match="nowhere"), Worker(time_contender, spec, 1) as worker:
+        worker.receive()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("job", "message"), [(_dying, "ended"), (_failing, "ZeroDivisionError")])
 def test_a_worker_s_end_is_noticed(job: Callable[[Connection, None], None], message: str) -> None:
-    with pytest.raises(WorkerLost, match=message), Worker(job, None, 1):
-        pass
+    with pytest.raises(WorkerLost, match=message), Worker(job, None, 1) as worker:
+        worker.receive()
 
 
 def test_a_bundle_is_timed_without_torch_and_with_its_library_loaded(toy_bundle: Path) -> None:
@@ -123,7 +127,7 @@ assert "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_peak_memory_is_a_peak() -> None:
+def test_peak_memory_keeps_the_maximum() -> None:
     """In a process of its own: this one may have held more before."""
     code = """
 from pixio_robot.deploy.latency.workers import peak_memory
@@ -138,7 +142,7 @@ assert peak_memory() > with_it - 2**20  # the system counts in lots
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_transformers_and_we_compute_the_same(tiny_file: Path) -> None:
+def test_transformers_gives_the_same_tokens(tiny_file: Path) -> None:
     pytest.importorskip("transformers")
     ours, size = opened(Spec("eager", str(tiny_file)))
     theirs, _ = opened(Spec("transformers", str(tiny_file)))
@@ -148,12 +152,12 @@ def test_transformers_and_we_compute_the_same(tiny_file: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_bundle_is_timed_beside_its_encoder(tiny_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bundle_is_timed_against_its_encoder(tiny_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    assert cli.run(["export", f"encoder={tiny_file}", "out=bundle", "gate=false"]) == 0
+    assert cli.run(["export", f"encoder={tiny_file}", "out=bundle", "verify=false"]) == 0
     command = Latency(bundle=["bundle"], baselines=["eager"], rounds=2, calls=3, out="latency")
-    out, result = run_latency(command)
+    out, result = measure_latency(command)
     assert [row["label"] for row in result["rows"]] == ["eager fp32", "bundle bundle"]
     assert result["encoder"] == str(tiny_file) and (out / "result.json").is_file()
     for row in result["rows"]:
@@ -173,6 +177,6 @@ def test_a_bundle_is_timed_beside_its_encoder(tiny_file: Path, capsys: pytest.Ca
         ({"encoder": "random:ti", "baselines": ["graph"]}, BadInput, "CUDA graphs need device=cuda"),
     ],
 )
-def test_what_cannot_be_timed_is_refused(keys: dict[str, Any], error: type[PixioError], message: str) -> None:
+def test_impossible_timings_are_refused(keys: dict[str, Any], error: type[PixioError], message: str) -> None:
     with pytest.raises(error, match=message):
-        run_latency(Latency(**keys))
+        measure_latency(Latency(**keys))

@@ -1,4 +1,4 @@
-"""A policy on another machine: the same actions, clients that do not disturb each other, nothing for the hostile."""
+"""A remote policy: the same actions, clients do not disturb each other, malformed input is refused."""
 
 import base64
 import hashlib
@@ -24,16 +24,16 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from pixio_robot import cli
-from pixio_robot.deploy.commands import Serve
-from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
+from pixio_robot.deploy.commands import Serve, new_server
+from pixio_robot.deploy.manifest import Manifest, TensorSpec
 from pixio_robot.deploy.serve.client import RemotePolicy
-from pixio_robot.deploy.serve.command import new_server
 from pixio_robot.deploy.serve.messages import HEADER_LIMIT, VERSION, pack, unpack
-from pixio_robot.deploy.serve.server import Limits, PolicyServer
+from pixio_robot.deploy.serve.served import Served
+from pixio_robot.deploy.serve.server import ClientLimits, PolicyServer
 from pixio_robot.errors import BadInput, DataError, RemoteError
 
 SIDE = 8
-CARD = Manifest(
+MANIFEST = Manifest(
     kind="policy",
     target="onnx",
     precision="fp32",
@@ -41,7 +41,7 @@ CARD = Manifest(
     observation=[TensorSpec("rgb", (SIDE, SIDE, 3), "uint8", "RGB"), TensorSpec("proprio", (2,), "float32")],
     outputs=[TensorSpec("action", (3, 2), "float32")],
     task="toy/reach",
-    chunk=3,
+    horizon=3,
     action_low=[-1.0] * 2,
     action_high=[1.0] * 2,
 )
@@ -84,7 +84,7 @@ def serve() -> Iterator[Callable[..., PolicyServer]]:
     servers = []
 
     def start(**how: Any) -> PolicyServer:
-        servers.append(PolicyServer(CARD, Counting, **how).start())
+        servers.append(PolicyServer(Served(MANIFEST, Counting), **how).start())
         return servers[-1]
 
     yield start
@@ -97,12 +97,12 @@ def _address(server: PolicyServer) -> str:
     return f"127.0.0.1:{server.port}"
 
 
-def _observation(value: int = 1, felt: float = 0.0) -> dict[str, np.ndarray]:
-    return {"rgb": np.full((SIDE, SIDE, 3), value, np.uint8), "proprio": np.array([0, felt], np.float32)}
+def _observation(value: int = 1, proprio: float = 0.0) -> dict[str, np.ndarray]:
+    return {"rgb": np.full((SIDE, SIDE, 3), value, np.uint8), "proprio": np.array([0, proprio], np.float32)}
 
 
 def _raw(server: PolicyServer, **how: Any) -> ClientConnection:
-    """Connect as one who keeps to the handshake and then does as he likes; the card is read."""
+    """Connect as one who keeps to the handshake and then does as he likes; the manifest is read."""
     client = connect(
         f"ws://{_address(server)}",
         subprotocols=[VERSION],
@@ -112,7 +112,7 @@ def _raw(server: PolicyServer, **how: Any) -> ClientConnection:
         close_timeout=0.2,
         **how,
     ).__enter__()
-    assert unpack(client.recv(30, decode=False)).header["kind"] == "card"
+    assert unpack(client.recv(30, decode=False)).header["kind"] == "manifest"
     return client
 
 
@@ -128,7 +128,7 @@ def _still_serves(server: PolicyServer) -> None:
 # messages
 
 
-def test_a_message_is_read_as_it_was_written() -> None:
+def test_messages_survive_a_round_trip() -> None:
     random = np.random.default_rng(0)
     arrays = {
         "rgb": random.integers(0, 255, (5, 7, 3), dtype=np.uint8),
@@ -177,7 +177,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("what", MALFORMED)
-def test_what_cannot_be_read_is_refused_before_anything_is_allocated(what: str) -> None:
+def test_malformed_messages_are_refused_before_allocation(what: str) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(BadInput):
@@ -193,7 +193,7 @@ def test_what_cannot_be_read_is_refused_before_anything_is_allocated(what: str) 
 def test_each_client_has_its_own_history(serve: Callable[..., PolicyServer]) -> None:
     server = serve()
     with RemotePolicy(_address(server), timeout=30) as one, RemotePolicy(_address(server), timeout=30) as other:
-        assert one.card == CARD and one.server_seconds == 0
+        assert one.manifest == MANIFEST and one.server_seconds == 0
         pixels = SIDE * SIDE * 3
         assert one.act(_observation(1)).shape == (3, 2)
         assert other.act(_observation(2, 0.5))[0].tolist() == [1, 2 * pixels + 0.5]
@@ -221,8 +221,8 @@ def test_many_clients_at_once_are_computed_one_at_a_time(serve: Callable[..., Po
     assert not wrong and sum(each.calls for each in Counting.made) == 80
 
 
-def test_places_are_limited_and_sessions_are_used_again(serve: Callable[..., PolicyServer]) -> None:
-    server = serve(limits=Limits(clients=1))
+def test_clients_are_limited_and_sessions_reused(serve: Callable[..., PolicyServer]) -> None:
+    server = serve(limits=ClientLimits(clients=1))
     for _ in range(3):
         with RemotePolicy(_address(server), timeout=30) as policy:
             assert policy.act(_observation())[0, 0] == 1
@@ -232,8 +232,8 @@ def test_places_are_limited_and_sessions_are_used_again(serve: Callable[..., Pol
     assert len(Counting.made) == 1
 
 
-def test_a_place_keeps_nothing_of_the_client_before(serve: Callable[..., PolicyServer]) -> None:
-    server = serve(limits=Limits(clients=1))
+def test_a_session_keeps_no_history_of_the_client_before(serve: Callable[..., PolicyServer]) -> None:
+    server = serve(limits=ClientLimits(clients=1))
     with RemotePolicy(_address(server), timeout=30) as policy:
         for _ in range(3):
             policy.act(_observation())
@@ -251,10 +251,10 @@ def _wait(until: Callable[[], bool], seconds: float = 30.0) -> None:
         time.sleep(0.01)
 
 
-def test_a_token_is_asked_for_and_compared(serve: Callable[..., PolicyServer]) -> None:
+def test_a_token_is_required_and_compared(serve: Callable[..., PolicyServer]) -> None:
     server = serve(token="a secret of some length")
     for wrong in (None, "", "a secret of some lengtH", "a secret of some lengt"):
-        with pytest.raises(RemoteError, match=r"HTTP 401.*asks for a token"):
+        with pytest.raises(RemoteError, match=r"HTTP 401.*requires a token"):
             RemotePolicy(_address(server), token=wrong)
     twice = [("Authorization", "Bearer a secret of some length")] * 2
     with pytest.raises(InvalidStatus):
@@ -267,10 +267,10 @@ def test_a_token_is_asked_for_and_compared(serve: Callable[..., PolicyServer]) -
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "robot.example", ""])
 def test_other_machines_need_a_token(host: str) -> None:
     with pytest.raises(BadInput, match="token_file"):
-        PolicyServer(CARD, Counting, host=host)
+        PolicyServer(Served(MANIFEST, Counting), host=host)
 
 
-def test_another_version_and_a_browser_are_turned_away(serve: Callable[..., PolicyServer]) -> None:
+def test_other_versions_and_browsers_are_refused(serve: Callable[..., PolicyServer]) -> None:
     server = serve()
     for protocols in (["pixio-robot-policy.2"], None):
         with pytest.raises(InvalidStatus) as caught:
@@ -281,7 +281,7 @@ def test_another_version_and_a_browser_are_turned_away(serve: Callable[..., Poli
     assert caught.value.response.status_code == 403 and not Counting.made
 
 
-def test_a_server_of_another_kind_or_none_at_all_is_named() -> None:
+def test_a_wrong_or_missing_server_is_reported() -> None:
     from websockets.sync.server import serve as other_server
 
     with other_server(lambda socket: None, "127.0.0.1", 0) as other:
@@ -310,7 +310,9 @@ def test_an_observation_that_does_not_fit_is_not_sent(serve: Callable[..., Polic
 
 
 @pytest.mark.parametrize("what", [*MALFORMED, "text", "wrong shape", "no id", "array missing", "unknown kind"])
-def test_malformed_messages_are_refused_and_others_go_on(serve: Callable[..., PolicyServer], what: str) -> None:
+def test_malformed_messages_are_refused_and_other_clients_continue(
+    serve: Callable[..., PolicyServer], what: str
+) -> None:
     server = serve()
     more: dict[str, bytes | str] = {
         "text": "act!",
@@ -339,7 +341,7 @@ def _frame(opcode: int, claimed: int, payload: bytes = b"", last: bool = True) -
     return struct.pack("!BBQ", (0x80 if last else 0) | opcode, 0x80 | 127, claimed) + mask + payload
 
 
-def test_a_message_that_claims_to_be_huge_is_refused_by_its_header(serve: Callable[..., PolicyServer]) -> None:
+def test_a_message_with_a_huge_announced_length_is_refused(serve: Callable[..., PolicyServer]) -> None:
     server = serve()
     assert server.message_limit == 4 + HEADER_LIMIT + SIDE * SIDE * 3 + 8
     for claimed in (server.message_limit + 1, 2**40):
@@ -351,7 +353,7 @@ def test_a_message_that_claims_to_be_huge_is_refused_by_its_header(serve: Callab
     _still_serves(server)
 
 
-def test_fragments_without_end_are_refused(serve: Callable[..., PolicyServer]) -> None:
+def test_fragmented_messages_are_refused(serve: Callable[..., PolicyServer]) -> None:
     server = serve()
     bad = _raw(server)
     bad.socket.sendall(_frame(2, 0, last=False) + _frame(0, 0, last=False) * 1000)
@@ -370,8 +372,8 @@ def test_compressed_messages_are_refused(serve: Callable[..., PolicyServer]) -> 
     _still_serves(server)
 
 
-def test_slow_clients_lose_their_place(serve: Callable[..., PolicyServer]) -> None:
-    server = serve(limits=Limits(clients=2, idle=2.0, open=2.0))
+def test_slow_clients_are_disconnected(serve: Callable[..., PolicyServer]) -> None:
+    server = serve(limits=ClientLimits(clients=2, idle=2.0, open=2.0))
     half, silent = _raw(server), socket.create_connection(("127.0.0.1", server.port))
     whole = _request()
     half.socket.sendall(_frame(2, len(whole), whole[: len(whole) // 2]))
@@ -410,7 +412,7 @@ def test_a_client_that_sends_ahead_is_answered_in_order(serve: Callable[..., Pol
 
 
 @pytest.mark.slow
-def test_a_flood_of_pings_whose_answers_are_not_read_is_cut_off(serve: Callable[..., PolicyServer]) -> None:
+def test_unread_pongs_disconnect_the_client(serve: Callable[..., PolicyServer]) -> None:
     server = serve()
     flooder = socket.create_connection(("127.0.0.1", server.port))
     flooder.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -428,7 +430,7 @@ def test_a_flood_of_pings_whose_answers_are_not_read_is_cut_off(serve: Callable[
     _still_serves(server)
 
 
-def test_random_bytes_and_other_protocols_do_no_harm(serve: Callable[..., PolicyServer]) -> None:
+def test_random_bytes_and_other_protocols_are_survived(serve: Callable[..., PolicyServer]) -> None:
     server, random = serve(), np.random.default_rng(0)
     for said in (random.bytes(4096), b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00", b"A" * 100_000):
         with socket.create_connection(("127.0.0.1", server.port)) as stranger:
@@ -456,9 +458,11 @@ def test_random_bytes_and_other_protocols_do_no_harm(serve: Callable[..., Policy
 # what may go wrong
 
 
-def test_a_server_that_reads_nothing_is_given_up_in_time() -> None:
+def test_a_server_that_does_not_read_times_out() -> None:
     side = 1700
-    card = replace(CARD, observation=[TensorSpec("rgb", (side, side, 3), "uint8")])  # more than fits between the two
+    manifest = replace(
+        MANIFEST, observation=[TensorSpec("rgb", (side, side, 3), "uint8")]
+    )  # more than fits between the two
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         listening.bind(("127.0.0.1", 0))
@@ -472,7 +476,7 @@ def test_a_server_that_reads_nothing_is_given_up_in_time() -> None:
                 said += client.recv(4096)
             key = next(line.split(b": ")[1] for line in said.split(b"\r\n") if b"websocket-key" in line.lower())
             accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
-            hello = pack({"kind": "card", "card": asdict(card)})
+            hello = pack({"kind": "manifest", "manifest": asdict(manifest)})
             client.sendall(
                 b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                 b"Sec-WebSocket-Accept: "
@@ -496,7 +500,7 @@ def test_a_server_that_reads_nothing_is_given_up_in_time() -> None:
         done.set()
 
 
-def test_a_policy_that_fails_is_reported_and_the_others_go_on(
+def test_a_failing_policy_is_reported_and_other_clients_continue(
     serve: Callable[..., PolicyServer], caplog: pytest.LogCaptureFixture
 ) -> None:
     server = serve()
@@ -504,14 +508,14 @@ def test_a_policy_that_fails_is_reported_and_the_others_go_on(
         good.act(_observation())
         with pytest.raises(RemoteError, match="the policy failed"):
             bad.act({**_observation(), "proprio": np.array([99, 0], np.float32)})
-        with pytest.raises(RemoteError, match="reset to connect anew"):
+        with pytest.raises(RemoteError, match="reset to connect again"):
             bad.act(_observation())
         bad.reset()
         assert bad.act(_observation())[0, 0] == 1 and good.act(_observation())[0, 0] == 2
     assert "a bug" in caplog.text
 
 
-def test_a_late_answer_is_never_taken_for_the_next(serve: Callable[..., PolicyServer]) -> None:
+def test_a_late_reply_is_not_used_for_the_next_request(serve: Callable[..., PolicyServer]) -> None:
     server = serve()
     with RemotePolicy(_address(server), timeout=30) as policy:
         policy.act(_observation(1))
@@ -525,7 +529,7 @@ def test_a_late_answer_is_never_taken_for_the_next(serve: Callable[..., PolicySe
         assert policy.act(_observation(3))[0].tolist() == [1, 3 * SIDE * SIDE * 3]
 
 
-def test_a_server_that_ends_is_noticed(serve: Callable[..., PolicyServer]) -> None:
+def test_a_stopped_server_is_detected(serve: Callable[..., PolicyServer]) -> None:
     server = serve()
     policy = RemotePolicy(_address(server), timeout=1)
     policy.act(_observation())
@@ -536,11 +540,11 @@ def test_a_server_that_ends_is_noticed(serve: Callable[..., PolicyServer]) -> No
         policy.reset()
 
 
-def test_a_port_that_is_taken_is_named(serve: Callable[..., PolicyServer]) -> None:
+def test_a_port_in_use_is_reported(serve: Callable[..., PolicyServer]) -> None:
     server = serve()
     for port in (server.port, 70_000):
         with pytest.raises(RemoteError, match=f"cannot listen on 127.0.0.1:{port}"):
-            PolicyServer(CARD, Counting, port=port).start()
+            PolicyServer(Served(MANIFEST, Counting), port=port).start()
 
 
 # the command
@@ -552,10 +556,10 @@ def test_a_recorded_episode_is_served_without_a_model(toy_file: Path) -> None:
     demos = DemoSet(toy_file)
     length = demos.lengths[0]
     actions = demos.read("actions")[length : length + demos.lengths[1]]
-    command = Serve(replay=str(toy_file), episode=1, chunk=4, stride=2, port=0)
+    command = Serve(replay=str(toy_file), episode=1, horizon=4, stride=2, port=0)
     with new_server(command) as server, RemotePolicy(_address(server), timeout=30) as policy:
-        assert policy.card.chunk == 4 and policy.card.task == "toy/reach"
-        seen = {port.name: np.zeros(port.shape, port.dtype) for port in policy.card.observation}
+        assert policy.manifest.horizon == 4 and policy.manifest.task == "toy/reach"
+        seen = {port.name: np.zeros(port.shape, port.dtype) for port in policy.manifest.observation}
         assert set(seen) == {"rgb", "proprio"}
         for _ in range(2):
             for step in range(0, 40, 2):
@@ -567,14 +571,14 @@ def test_a_recorded_episode_is_served_without_a_model(toy_file: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["bundle", pytest.param("checkpoint", marks=pytest.mark.slow)])
-def test_a_policy_acts_over_the_wire_as_it_does_here(toy_file: Path, tiny_file: Path, how: str) -> None:
+def test_a_remote_policy_returns_the_same_actions(toy_file: Path, tiny_file: Path, how: str) -> None:
     import torch
+    from pixio_robot.policies.runs import run_train_bc
 
     from pixio_robot.datasets.robomimic import DemoSet
-    from pixio_robot.deploy.commands import Export
+    from pixio_robot.deploy.commands import Export, run_export
     from pixio_robot.deploy.eager import EagerPolicy
     from pixio_robot.policies.commands import TrainBC
-    from pixio_robot.policies.runs import run_train_bc
     from pixio_robot.policies.settings import PolicySettings
 
     if how == "bundle":
@@ -586,21 +590,20 @@ def test_a_policy_acts_over_the_wire_as_it_does_here(toy_file: Path, tiny_file: 
     here: Any = EagerPolicy.load(checkpoint, torch.device("cpu"))
     serving = Serve(checkpoint=str(checkpoint), device="cpu", port=0)
     if how == "bundle":
-        from pixio_robot.deploy.export.run import run_export
-        from pixio_robot.deploy.runtime.runtime import Runtime
+        from pixio_robot.deploy.runtime import Runtime
 
-        bundle = run_export(Export(checkpoint=str(checkpoint), gate=False)).out
-        here = Runtime.load(bundle, threads=1)
-        serving = Serve(bundle=str(bundle), threads=1, port=0)
+        assert run_export(Export(checkpoint=str(checkpoint), verify=False, out="bundle")) == 0
+        here = Runtime.load("bundle", threads=1)
+        serving = Serve(bundle="bundle", threads=1, port=0)
     images = [np.concatenate([*DemoSet(toy_file).batches("rgb", 0, 4)][:1])[row] for row in range(4)]
-    felt = DemoSet(toy_file).read("proprio").astype(np.float32)
+    proprio = DemoSet(toy_file).read("proprio").astype(np.float32)
     with new_server(serving) as server, RemotePolicy(_address(server), timeout=20) as policy:
         for starts in (True, False):
             if starts:
                 policy.reset()
             for row, image in enumerate(images):
-                seen = {"rgb": image, "proprio": felt[row]}
-                assert np.array_equal(policy.act(seen), here.act(seen)) and policy.card.chunk == 3
+                seen = {"rgb": image, "proprio": proprio[row]}
+                assert np.array_equal(policy.act(seen), here.act(seen)) and policy.manifest.horizon == 3
 
 
 @pytest.mark.parametrize(
@@ -616,7 +619,7 @@ def test_impossible_servers_are_refused(keys: dict[str, Any], message: str) -> N
         new_server(Serve(**keys))
 
 
-def test_a_token_file_opens_the_door(toy_file: Path, tmp_path: Path) -> None:
+def test_a_token_file_authenticates(toy_file: Path, tmp_path: Path) -> None:
     secret = tmp_path / "token"
     secret.write_text("0123456789abcdef0123\n")
     os.chmod(secret, 0o600)
@@ -626,7 +629,7 @@ def test_a_token_file_opens_the_door(toy_file: Path, tmp_path: Path) -> None:
         RemotePolicy(_address(server), token="0123456789abcdef0123").close()
 
 
-def test_a_robot_is_driven_over_the_wire_as_by_the_checkpoint(
+def test_a_remote_policy_drives_a_robot_like_the_checkpoint(
     toy_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import h5py
@@ -644,3 +647,37 @@ def test_a_robot_is_driven_over_the_wire_as_by_the_checkpoint(
     assert cli.run(drive) == 1
     shown = capsys.readouterr().err
     assert "127.0.0.1:1" in shown and "one policy is needed" in shown and "Traceback" not in shown
+
+
+def test_a_remote_policy_of_two_cameras_drives_a_robot(capsys: pytest.CaptureFixture[str]) -> None:
+    side = 32
+    images = [TensorSpec(name, (side, side, 3), "uint8", "RGB") for name in ("rgb", "rgb_front")]
+    manifest = replace(
+        MANIFEST,
+        observation=[
+            *images,
+            TensorSpec("depth_front", (side, side), "float32"),
+            TensorSpec("proprio", (3,), "float32"),
+        ],
+        outputs=[TensorSpec("action", (1, 3), "float32")],
+        image_size=side,
+        horizon=1,
+        control_period=0.05,
+        action_low=[-1.0] * 3,
+        action_high=[1.0] * 3,
+    )
+    seen: list[Mapping[str, np.ndarray]] = []
+
+    class Watching:
+        def reset(self) -> None:
+            pass
+
+        def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+            seen.append(observation)
+            return np.zeros((1, 3), np.float32)
+
+    with PolicyServer(Served(manifest, Watching)) as server:
+        words = ["run", "robot=task:toy/reach@top", f"server={_address(server)}", "time=stepped", "steps=4", "out=run"]
+        assert cli.run(words) == 0, capsys.readouterr().err
+    assert len(seen) == 4 and all(set(each) == {tensor.name for tensor in manifest.observation} for each in seen)
+    assert all((each["rgb"] != each["rgb_front"]).any() and each["depth_front"].max() > 0 for each in seen)

@@ -1,4 +1,4 @@
-"""The runtime: without torch, without a growing memory, with a history that begins where an episode does."""
+"""The runtime: needs no torch, allocates no memory per step, and starts its history with each episode."""
 
 import json
 import re
@@ -14,10 +14,8 @@ import pytest
 from pixio_robot import cli
 from pixio_robot.datasets.robomimic import DemoSet
 from pixio_robot.deploy.eager import EagerPolicy
-from pixio_robot.deploy.runtime.bundle import Manifest, check_gate
-from pixio_robot.deploy.runtime.policy import Policy
-from pixio_robot.deploy.runtime.programs import open_program
-from pixio_robot.deploy.runtime.runtime import Runtime
+from pixio_robot.deploy.manifest import Manifest, check_verified
+from pixio_robot.deploy.runtime import RunningPolicy, Runtime, open_program
 from pixio_robot.errors import BadInput, CheckpointError
 
 Observation = dict[str, np.ndarray]
@@ -35,12 +33,14 @@ def runtime(toy_bundle: Path) -> Runtime:
     return Runtime.load(toy_bundle, threads=1)
 
 
-def _actions(policy: Policy, frames: list[Observation]) -> np.ndarray:
+def _actions(policy: RunningPolicy, frames: list[Observation]) -> np.ndarray:
     policy.reset()
     return np.stack([policy.act(each) for each in frames])
 
 
-def test_it_acts_as_the_eager_policy(runtime: Runtime, toy_checkpoint: Path, frames: list[Observation]) -> None:
+def test_the_runtime_acts_as_the_eager_policy(
+    runtime: Runtime, toy_checkpoint: Path, frames: list[Observation]
+) -> None:
     eager = EagerPolicy.load(toy_checkpoint)
     for episode in (frames[:6], frames[4:]):
         expected = _actions(eager, episode)
@@ -60,7 +60,7 @@ def test_sessions_share_a_program_and_no_history(runtime: Runtime, frames: list[
     assert not np.array_equal(runtime.act(frames[5]), other.act(frames[5])), "the past counts"
 
 
-def test_what_it_returns_stays(runtime: Runtime, frames: list[Observation]) -> None:
+def test_returned_actions_are_copies(runtime: Runtime, frames: list[Observation]) -> None:
     runtime.reset()
     first = runtime.act(frames[0])
     kept = first.copy()
@@ -68,7 +68,7 @@ def test_what_it_returns_stays(runtime: Runtime, frames: list[Observation]) -> N
     assert np.array_equal(first, kept)
 
 
-def test_steps_take_no_memory(runtime: Runtime, frames: list[Observation]) -> None:
+def test_steps_allocate_no_memory(runtime: Runtime, frames: list[Observation]) -> None:
     _actions(runtime, frames)
     tracemalloc.start()
     try:
@@ -106,7 +106,7 @@ assert "torch" not in sys.modules
 """
 
 
-def test_it_needs_no_torch(runtime: Runtime, toy_bundle: Path, frames: list[Observation]) -> None:
+def test_the_runtime_needs_no_torch(runtime: Runtime, toy_bundle: Path, frames: list[Observation]) -> None:
     np.savez("frames.npz", **{key: np.stack([each[key] for each in frames[:4]]) for key in frames[0]})
     command = [sys.executable, "-c", WITHOUT_TORCH, str(toy_bundle), "frames.npz"]
     outcome = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -127,7 +127,7 @@ def test_it_needs_no_torch(runtime: Runtime, toy_bundle: Path, frames: list[Obse
         ({"proprio": [0.0, 0.0, 0.0]}, "got list"),
     ],
 )
-def test_wrong_observations_are_refused_in_words(
+def test_wrong_observations_are_refused(
     change: dict[str, object], message: str, runtime: Runtime, frames: list[Observation]
 ) -> None:
     before = _actions(runtime, frames[:2])
@@ -149,40 +149,43 @@ def test_damaged_bundles_are_refused(toy_bundle: Path, tmp_path: Path) -> None:
         file.write(b" ")
     with pytest.raises(CheckpointError, match=r"program\.onnx is not the file that was exported"):
         Runtime.load(changed)
-    card = json.loads((changed / "card.json").read_text())
-    for wrong, message in (({**card, "format": "x/9"}, "format 'x/9'"), ({"format": card["format"]}, "damaged")):
-        (changed / "card.json").write_text(json.dumps(wrong))
+    manifest = json.loads((changed / "manifest.json").read_text())
+    for wrong, message in (
+        ({**manifest, "format": "x/9"}, "format 'x/9'"),
+        ({"format": manifest["format"]}, "damaged"),
+    ):
+        (changed / "manifest.json").write_text(json.dumps(wrong))
         with pytest.raises(CheckpointError, match=message):
             Manifest.read(changed)
 
 
-def test_a_bundle_that_did_not_pass_the_gate_is_told_apart(
+def test_a_bundle_that_did_not_pass_verification_is_warned_about(
     toy_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Runtime.load(toy_bundle, threads=1)
     assert not caplog.records
     edited = tmp_path / "edited"
     shutil.copytree(toy_bundle, edited)
-    parity = json.loads((edited / "parity.json").read_text())
-    card = json.loads((edited / "card.json").read_text())
+    verification = json.loads((edited / "verification.json").read_text())
+    manifest = json.loads((edited / "manifest.json").read_text())
     for text, words in (
-        (json.dumps({**parity, "passed": False}), "did not pass the gate"),
+        (json.dumps({**verification, "passed": False}), "did not pass verification"),
         ("{", "cannot be read"),
         (None, "was never compared"),
     ):
-        (edited / "parity.json").unlink(missing_ok=True)
+        (edited / "verification.json").unlink(missing_ok=True)
         if text is not None:
-            (edited / "parity.json").write_text(text)
+            (edited / "verification.json").write_text(text)
         caplog.clear()
         Runtime.load(edited, threads=1)
         assert words in caplog.text
-        check_gate(edited, allow_unverified=False)
-        (edited / "card.json").write_text(json.dumps({**card, "precision": "int8"}))
-        check_gate(edited, allow_unverified=True)
+        check_verified(edited, allow_unverified=False)
+        (edited / "manifest.json").write_text(json.dumps({**manifest, "precision": "int8"}))
+        check_verified(edited, allow_unverified=True)
         for command in (["serve"], ["run", "robot=task:toy/reach"]):
             assert cli.run([*command, f"bundle={edited}"]) == 1
             assert re.search(f"is int8 and .*{words}.*allow_unverified=true", capsys.readouterr().err)
-        (edited / "card.json").write_text(json.dumps(card))
+        (edited / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_an_encoder_alone_gives_tokens(toy_file: Path, tiny_file: Path, frames: list[Observation]) -> None:
@@ -215,11 +218,11 @@ def test_an_open_batch_takes_any_number(
 
     words = [f"encoder={tiny_file}", f"demos={toy_file}", f"target={target}", "batch=null", "frames=8", "out=tokens"]
     assert cli.run(["export", *words, "threads=1"]) == 0
-    card, backbone = Manifest.read(Path("tokens")), load_encoder(str(tiny_file))
-    program = open_program(card, Path("tokens"), threads=1)
+    manifest, backbone = Manifest.read(Path("tokens")), load_encoder(str(tiny_file))
+    program = open_program(manifest, Path("tokens"), threads=1)
     for rows in (1, 3):
         images = np.stack([frame["rgb"] for frame in frames[:rows]])
-        outputs = {port.name: np.zeros((rows, *port.shape), port.dtype) for port in card.outputs}
+        outputs = {tensor.name: np.zeros((rows, *tensor.shape), tensor.dtype) for tensor in manifest.outputs}
         program.bind({"rgb": images}, outputs).run()
         with torch.inference_mode():
             expected = backbone(backbone.preprocess(torch.from_numpy(images)))

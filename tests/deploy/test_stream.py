@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pixio_robot.policies.bc import train_bc
+from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, load_policy
 
 from pixio_robot import cli
 from pixio_robot.cameras.camera import Camera, CameraRequest, CameraSpec
@@ -22,9 +24,7 @@ from pixio_robot.encoders.load import Backbone
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.errors import BadInput
 from pixio_robot.policies.agent import Agent
-from pixio_robot.policies.bc import train_bc
 from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
-from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, load_policy
 
 CPU = torch.device("cpu")
 

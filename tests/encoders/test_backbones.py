@@ -9,6 +9,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from pixio_robot.checkpoint import Checkpoint, save_checkpoint
 from pixio_robot.encoders import hub
 from pixio_robot.encoders import load as backbones
 from pixio_robot.encoders.baselines import Baseline
-from pixio_robot.encoders.load import Backbone, export_transformers, load_encoder, save_encoder
+from pixio_robot.encoders.encoder import Backbone, EncoderNetwork, LoadedEncoder, Tokens, TokenShape
+from pixio_robot.encoders.load import export_transformers, load_encoder, save_encoder
 from pixio_robot.encoders.pixio import PRESETS, PixioEncoder
 from pixio_robot.encoders.preprocessing import Preprocessing
 from pixio_robot.errors import BadInput, CheckpointError, MissingExtra, PixioError, UnknownName
-from pixio_robot.policies.embedding import TokenShape
 
 PREPROCESSING = Preprocessing((64, 96), "squash", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 
@@ -155,7 +156,7 @@ def test_a_side_behind_the_name_sets_the_size_of_images(encoder: PixioEncoder, t
     assert other(other.preprocess(images)).patches.shape[1] == (48 // encoder.patch) ** 2
     assert other.fingerprint() == own.fingerprint() and other.preprocessing != own.preprocessing
     for side in ("0", "50"):
-        with pytest.raises(BadInput, match=f"@{side} cannot be: its patches are"):
+        with pytest.raises(BadInput, match=f"@{side}: images of {side}x{side} px do not fit; both sides must be mult"):
             load_encoder(f"{path}@{side}")
 
 
@@ -177,7 +178,7 @@ def test_random_weights_say_so(caplog: pytest.LogCaptureFixture) -> None:
         ("random:tii", "did you mean 'ti'"),
         ("random:", "random:SIZE"),
         ("randm:b", "did you mean 'random:b'"),
-        ("none", "blind"),
+        ("none", "proprioception only"),
         ("", "an encoder is one of"),
     ],
 )
@@ -237,7 +238,7 @@ def test_keys_that_do_not_fit_are_named(encoder: PixioEncoder, tmp_path: Path, c
 @pytest.mark.parametrize("arguments", [{}, {"encoder": {"dim": 24}, "preprocessing": {}, "weights": "trained"}])
 def test_a_file_that_does_not_explain_itself_is_refused(tmp_path: Path, arguments: dict[str, Any]) -> None:
     save_checkpoint(tmp_path / "x.safetensors", Checkpoint("encoder", {"x": torch.zeros(1)}, arguments))
-    with pytest.raises(CheckpointError, match=r"how its encoder is built|describes no encoder"):
+    with pytest.raises(CheckpointError, match=r"how its encoder is built|does not describe an encoder"):
         load_encoder(tmp_path / "x.safetensors")
 
 
@@ -277,7 +278,7 @@ def test_an_official_file_of_unknown_size_lists_the_sizes(encoder: PixioEncoder,
 @pytest.mark.parametrize("content", [{"x": torch.zeros(1)}, [torch.zeros(1)], {"model": {"x": 1}}, torch.zeros(1)])
 def test_a_pth_of_something_else_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=r"no Pixio encoder|no state dict"):
+    with pytest.raises(CheckpointError, match=r"not a Pixio encoder|not a state dict"):
         load_encoder(tmp_path / "other.pth")
 
 
@@ -400,8 +401,8 @@ def edit(path: Path, **changes: Any) -> None:
         ({"model_type": "dinov2"}, "'hf:.*pixio'"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"image_size": [64, 32]}, "not square"),
-        ({"hidden_size": 25}, "describes no encoder"),
-        ({"hidden_size": "wide"}, "describes no encoder"),
+        ({"hidden_size": 25}, "does not describe an encoder"),
+        ({"hidden_size": "wide"}, "does not describe an encoder"),
         ({"num_hidden_layers": 3}, "12 keys missing"),
         ({"num_hidden_layers": 1}, "12 keys unexpected"),
     ],
@@ -527,8 +528,8 @@ def test_a_hub_name_is_fetched_and_read(encoder: PixioEncoder, tmp_path: Path, m
 HUB_ERRORS = {
     "GatedRepoError": (403, r"is gated: accept its licence at https://huggingface\.co/facebook/pixio-vitb16.*HF_TOKEN"),
     "RepositoryNotFoundError": (404, "no such repository"),
-    "LocalEntryNotFoundError": (None, "out of reach.*give their folder"),
-    "OfflineModeIsEnabled": (None, "out of reach.*give their folder"),
+    "LocalEntryNotFoundError": (None, "out of reach.*use their folder"),
+    "OfflineModeIsEnabled": (None, "out of reach.*use their folder"),
     "HFValidationError": (None, "no such repository"),
     "HfHubHTTPError": (500, "the hub answered 500"),
 }
@@ -548,7 +549,7 @@ def test_every_failure_of_the_hub_is_one_message(case: str, monkeypatch: pytest.
         request = None
 
     def fail(*_: Any, **__: Any) -> str:
-        raise kind("told so") if status is None else kind("told so", response=Response())
+        raise kind("refused") if status is None else kind("refused", response=Response())
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(CheckpointError, match=message):
@@ -590,8 +591,81 @@ def test_only_pixio_is_saved_and_exported(tmp_path: Path) -> None:
     backbone = Backbone(Other(nn.Linear(1, 1)), "other", PREPROCESSING)
     assert backbone.token_shape == TokenShape(1, (64, 96), 3)
     for write in (save_encoder, export_transformers):
-        with pytest.raises(CheckpointError, match="no Pixio encoder"):
+        with pytest.raises(CheckpointError, match="not a Pixio encoder"):
             write(backbone, tmp_path / "x")
+
+
+# --- plug-ins ----------------------------------------------------------------------------------------------------
+
+
+class Stripes(EncoderNetwork):
+    """A network of another package: one class token, four patches, no optional capability."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.arguments = {"text": text}
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, pixels: Tensor, *, normed: bool = True) -> Tokens:
+        patches = nn.functional.adaptive_avg_pool2d(pixels, 2).flatten(2).transpose(1, 2) * self.weight
+        return Tokens(patches.mean(1, keepdim=True), patches)
+
+    def token_shape(self, size: tuple[int, int]) -> TokenShape:
+        return TokenShape(1, (2, 2), 3)
+
+
+def load_stripes(text: str) -> LoadedEncoder:
+    return LoadedEncoder(Stripes(text), Preprocessing((8, 8)), "random")
+
+
+def load_nothing(text: str) -> nn.Module:
+    return nn.Linear(1, 1)
+
+
+def load_badly(text: str) -> LoadedEncoder:
+    raise RuntimeError("no GPU")
+
+
+@pytest.fixture
+def stripes(entries: list[metadata.EntryPoint]) -> None:
+    sys.modules["stripes"] = sys.modules[__name__]  # the tests' modules have no name that can be imported
+    for name in ("stripes", "nothing", "badly"):
+        entries.append(metadata.EntryPoint(name, f"stripes:load_{name}", "pixio_robot.encoders"))
+    yield
+    del sys.modules["stripes"]
+
+
+def test_an_encoder_of_another_package_is_used_like_ours(stripes: None) -> None:
+    backbone = load_encoder("stripes:a/b:c@16")
+    assert backbone.network.arguments == {"text": "a/b:c"} and backbone.weights == "random"
+    assert backbone.preprocessing.size == (16, 16) and backbone.token_shape == TokenShape(1, (2, 2), 3)
+    pixels = backbone.preprocess(torch.zeros(2, 20, 30, 3, dtype=torch.uint8))
+    assert backbone(pixels).patches.shape == (2, 4, 3)
+    assert backbone.fingerprint() != load_encoder("stripes:other").fingerprint()
+    backbone.network.bake_positions(2, 2)  # nothing to bake
+
+
+def test_a_capability_that_a_network_lacks_is_refused(stripes: None) -> None:
+    backbone = load_encoder("stripes:a")
+    pixels = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(BadInput, match="stripes:a takes no patch residual"):
+        backbone(pixels, patch_residual=torch.zeros(1, 4, 3))
+    assert backbone.network.block_count == 0 and not backbone.network.can_finetune
+    with pytest.raises(BadInput, match="its last block only"):
+        backbone.network.block_tokens(pixels, [0])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing:a", "'nothing:a' returned a Linear; its loader must return a LoadedEncoder"),
+        ("badly:a", r"'badly:a' cannot be loaded \(RuntimeError: no GPU\)"),
+        ("stripe:a", r"stripes:\.\.\. +from a plug-in"),
+    ],
+)
+def test_a_plugin_that_fails_is_named(stripes: None, name: str, message: str) -> None:
+    with pytest.raises(PixioError, match=message):
+        load_encoder(name)
 
 
 def test_every_error_has_the_one_root() -> None:

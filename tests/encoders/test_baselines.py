@@ -14,11 +14,10 @@ from torch import Tensor
 
 from pixio_robot.encoders import hub
 from pixio_robot.encoders.load import Backbone, export_transformers, load_encoder
-from pixio_robot.encoders.pixio import PixioEncoder
+from pixio_robot.encoders.pixio import PixioEncoder, TokenShape
 from pixio_robot.encoders.preprocessing import Preprocessing
 from pixio_robot.encoders.torchvision_guard import declare_missing_operators
 from pixio_robot.errors import BadInput, CheckpointError, UnknownName
-from pixio_robot.policies.embedding import TokenShape
 
 VIT = dict(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=32, patch_size=8

@@ -35,8 +35,9 @@ def test_it_is_small_and_explains_itself() -> None:
 
 @in_checkout
 def test_the_card_inside_is_the_card_beside() -> None:
-    card = load_checkpoint(FILE, kind="encoder").settings["model_card"]
-    assert card == (ROOT / "docs" / "pixio-robot-ti.md").read_text(), "package the encoder again"
+    inside = load_checkpoint(FILE, kind="encoder").settings["model_card"]
+    beside = (ROOT / "docs" / "pixio-robot-ti.md").read_text()
+    assert inside == beside, "run: python examples/package_encoder.py FILE FILE, with the bundled file twice"
 
 
 def test_it_loads_as_a_ti_at_256() -> None:
@@ -53,7 +54,7 @@ def test_it_is_what_a_newcomer_gets() -> None:
     assert Quickstart().encoder == "pixio-robot-ti"
 
 
-def test_its_tokens_tell_places_better_than_random_ones() -> None:
+def test_its_tokens_locate_objects_better_than_random_ones() -> None:
     """In a scene it was not trained on, the nearest image by class tokens has its ball nearer than by random ones."""
     env = make("toy/reach", observe=("rgb", "state"), render="fast")
     seen = [env.reset(seed=seed)[0] for seed in range(120)]

@@ -112,7 +112,7 @@ def _policy(classes: dict[str, type], widths: tuple[int, ...], **changed: Any) -
 
 
 @pytest.mark.parametrize("task", list(WIDTHS))
-def test_the_network_is_the_file_s(task: str, classes: dict[str, type], tmp_path: Path) -> None:
+def test_the_network_has_the_values_of_the_file(task: str, classes: dict[str, type], tmp_path: Path) -> None:
     built, arrays = _policy(classes, WIDTHS[task])
     (tmp_path / "p.pickle").write_bytes(pickle.dumps(built, 3))
     policy = load_dapg(tmp_path / "p.pickle")
@@ -127,7 +127,7 @@ def test_the_network_is_the_file_s(task: str, classes: dict[str, type], tmp_path
         policy.act(np.zeros(7))
 
 
-def test_without_shifts_and_scales_there_are_none(classes: dict[str, type], tmp_path: Path) -> None:
+def test_missing_shifts_and_scales_are_identities(classes: dict[str, type], tmp_path: Path) -> None:
     nothing = dict.fromkeys(("in_shift", "in_scale", "out_shift", "out_scale"))
     built, _ = _policy(classes, (4, 3, 2), **nothing)
     (tmp_path / "p.pickle").write_bytes(pickle.dumps(built, 3))
@@ -135,7 +135,7 @@ def test_without_shifts_and_scales_there_are_none(classes: dict[str, type], tmp_
     assert not policy.in_shift.any() and (policy.in_scale == 1).all() and (policy.out_scale == 1).all()
 
 
-def test_other_files_are_refused_in_words(classes: dict[str, type], tmp_path: Path) -> None:
+def test_other_files_are_refused_with_a_message(classes: dict[str, type], tmp_path: Path) -> None:
     path = tmp_path / "p.pickle"
     wrong, _ = _policy(classes, (4, 3, 2))
     relu, _ = _policy(classes, (4, 3, 2), nonlinearity=_Call(getattr, _Functions, "relu"))
@@ -162,7 +162,7 @@ def test_other_files_are_refused_in_words(classes: dict[str, type], tmp_path: Pa
         load_dapg(tmp_path / "none.pickle")
 
 
-def test_code_beside_a_policy_is_not_run(classes: dict[str, type], tmp_path: Path) -> None:
+def test_code_in_the_file_is_not_run(classes: dict[str, type], tmp_path: Path) -> None:
     """The getattr that honest files hold is kept as words; one that would do something does nothing."""
     built, _ = _policy(classes, (4, 3, 2))
     built.evil = _Call(os.mkdir, str(tmp_path / "trap"))

@@ -1,13 +1,17 @@
 """The simulated depth sensor: its laws, and that it errs as the real camera it was fitted to does."""
 
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
-from pixio_robot.cameras.camera import CameraRequest
-from pixio_robot.cameras.frame import Intrinsics
-from pixio_robot.cameras.noise_fit import fit_sensor, noise_figures, simulated_figures
+import pixio_robot
+from pixio_robot.cameras.camera import CameraRequest, CameraSpec
+from pixio_robot.cameras.frame import Frame, Intrinsics, metric
+from pixio_robot.cameras.recording.writer import RecordingWriter
 from pixio_robot.cameras.registry import find_camera
 from pixio_robot.envs.contract import check_contract
 from pixio_robot.envs.depth_noise import SENSORS, NoisyDepth, depth_sensor, edges
@@ -15,7 +19,19 @@ from pixio_robot.envs.registry import installed, make
 from pixio_robot.errors import DataError, UnknownName
 
 D435 = SENSORS["d435"]
+NOISE_FIT = Path(pixio_robot.__file__).resolve().parent.parent / "benchmarks" / "noise_fit.py"
 QUIET = replace(D435, sigma=0.0, edge_share=0.0, hole_share=0.0, margin=0.0)
+
+
+@pytest.fixture(scope="module")
+def noise_fit() -> ModuleType:
+    """The tool that fits sensors, which is part of a checkout."""
+    spec = importlib.util.spec_from_file_location("noise_fit", NOISE_FIT)
+    if not NOISE_FIT.is_file() or spec is None or spec.loader is None:
+        pytest.skip("runs in a checkout")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _wall(distance: float, shape: tuple[int, int] = (120, 160)) -> np.ndarray:
@@ -23,7 +39,7 @@ def _wall(distance: float, shape: tuple[int, int] = (120, 160)) -> np.ndarray:
 
 
 @pytest.mark.parametrize("distance", [0.5, 1.0, 2.0, 4.0])
-def test_errors_are_even_in_disparity(distance: float) -> None:
+def test_errors_are_uniform_in_disparity(distance: float) -> None:
     """Noise and steps grow with the square of the distance: sigma z^2 / (f b)."""
     camera = NoisyDepth(replace(D435, edge_share=1e-9, hole_share=1e-9), D435.focal, 0)
     seen = np.stack([camera.measure(_wall(distance)) for _ in range(20)])
@@ -37,7 +53,7 @@ def test_errors_are_even_in_disparity(distance: float) -> None:
     )
 
 
-def test_holes_are_zero_and_stay_and_flicker() -> None:
+def test_holes_are_zero_persist_and_flicker() -> None:
     camera = NoisyDepth(replace(D435, hole_share=0.1), D435.focal, 1)
     seen = np.stack([camera.measure(_wall(1.2)) for _ in range(12)])
     inner = seen[:, :, 40:] == 0
@@ -49,7 +65,7 @@ def test_holes_are_zero_and_stay_and_flicker() -> None:
     assert np.array_equal(frames[0], frames[2])
 
 
-def test_the_second_camera_is_blind_on_the_left_and_behind_near_things() -> None:
+def test_the_left_border_and_occlusions_are_invalid() -> None:
     exact = _wall(2.0)
     exact[40:80, 80:120] = 0.5
     seen = NoisyDepth(QUIET, D435.focal, 0).measure(exact)
@@ -60,7 +76,7 @@ def test_the_second_camera_is_blind_on_the_left_and_behind_near_things() -> None
     assert (seen[:30, 40:] > 0).all(), "nothing is hidden where nothing stands before it"
 
 
-def test_what_is_nothing_stays_nothing_and_the_range_ends() -> None:
+def test_background_and_distances_out_of_range_are_invalid() -> None:
     exact = np.array([[0.0, 0.1, 1.0, 20.0]] * 40, np.float32).repeat(8, 1)
     seen = NoisyDepth(replace(QUIET, focal=10.0, baseline=0.05), 10.0, 0).measure(exact)
     assert (seen[:, :8] == 0).all() and (seen[:, 8:16] == 0).all() and (seen[:, 24:] == 0).all()
@@ -68,7 +84,7 @@ def test_what_is_nothing_stays_nothing_and_the_range_ends() -> None:
     assert edges(np.zeros((9, 9), np.float32), 2).sum() == 0
 
 
-def test_a_task_can_have_the_sensor() -> None:
+def test_a_task_can_use_the_sensor() -> None:
     settings = dict(observe=("rgb", "depth"), image_size=64, render="fast", horizon=5)
     exact, noisy = (make("toy/reach", depth_sensor=name, **settings) for name in ("exact", "d435"))  # type: ignore[arg-type]
     first, again = noisy.reset(seed=3)[0]["depth"], noisy.reset(seed=3)[0]["depth"]
@@ -93,7 +109,7 @@ def test_a_task_can_have_the_sensor() -> None:
 
 
 @pytest.mark.parametrize("task", ["metaworld/hammer", "dmc/reacher_easy", "adroit/pen", "trifinger/reach_cube"])
-def test_every_suite_can_have_the_sensor(task: str) -> None:
+def test_every_suite_can_use_the_sensor(task: str) -> None:
     if task not in installed():
         pytest.skip(f"needs the extra of {task.split('/')[0]}")
     env = make(task, observe=("rgb", "depth"), image_size=48, render="fast", depth_sensor="d435")
@@ -103,7 +119,7 @@ def test_every_suite_can_have_the_sensor(task: str) -> None:
     assert np.allclose(seen, np.rint(seen / D435.unit) * D435.unit, atol=1e-6), "in the sensor's steps"
 
 
-def test_fitting_finds_the_sensor_that_made_the_frames() -> None:
+def test_fitting_finds_the_sensor_that_made_the_frames(noise_fit: ModuleType) -> None:
     """Frames of a made-up sensor in a made-up scene: the fit has their figures, whatever it began with."""
     rows, columns = np.mgrid[0:240, 0:320]
     scene = (1.4 + 0.002 * columns + 0.001 * rows).astype(np.float32)
@@ -112,36 +128,53 @@ def test_fitting_finds_the_sensor_that_made_the_frames() -> None:
     camera = NoisyDepth(truth, D435.focal, 5)
     frames = np.stack([camera.measure(scene) for _ in range(3)])
     known = Intrinsics(320, 240, D435.focal, D435.focal, 159.5, 119.5)
-    found = fit_sensor(frames, known, D435.baseline, D435)
+    found = noise_fit.fit_sensor(frames, known, D435.baseline, D435)
     assert found.sigma == pytest.approx(0.06, rel=0.1) and found.blob == pytest.approx((4.0, 3.0), rel=0.25)
     assert found.margin == pytest.approx(18, abs=4) and found.hole_share == pytest.approx(0.02, rel=0.5)
     with pytest.raises(DataError, match="two frames"):
-        noise_figures(frames[:1], known.fx, D435.baseline)
+        noise_fit.noise_figures(frames[:1], known.fx, D435.baseline)
 
 
-def test_frames_that_show_no_such_noise_are_refused() -> None:
+def test_the_tool_fits_a_sensor_to_a_recording(
+    noise_fit: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = Intrinsics(320, 240, D435.focal, D435.focal, 159.5, 119.5)
+    sensor = NoisyDepth(D435, D435.focal, 5)
+    with RecordingWriter(Path("still"), CameraSpec("test", "test", False, None, (240, 320), 30.0, 0.001)) as writer:
+        for number in range(3):
+            depth, valid = metric(np.rint(sensor.measure(_wall(1.5, (240, 320))) * 1000).astype(np.uint16), 0.001)
+            frame = Frame(None, depth, valid, None, known, unit=0.001, sensor_time=number / 30, depth_time=number / 30)
+            writer.add(frame)
+    monkeypatch.setattr("sys.argv", ["noise_fit.py", "still", "--baseline", "0.05"])
+    noise_fit.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("recording NoiseFigures(") and lines[1].startswith("fitted    NoiseFigures(")
+    assert lines[2].startswith("StereoSensor(focal=390.4, baseline=0.05, step=0.03125")
+
+
+def test_frames_that_show_no_such_noise_are_refused(noise_fit: ModuleType) -> None:
     known = Intrinsics(160, 120, D435.focal, D435.focal, 79.5, 59.5)
     with pytest.raises(DataError, match="same in all frames"):
-        fit_sensor(np.stack([_wall(1.5)] * 2), known, D435.baseline, D435)
+        noise_fit.fit_sensor(np.stack([_wall(1.5)] * 2), known, D435.baseline, D435)
     wide, waves = D435.focal * D435.baseline, np.cos(np.arange(160) * np.pi / 8)
     striped = wide / (wide / 1.5 + 0.1 * np.stack([_wall(1.0) * waves, _wall(-1.0) * waves]))
     with pytest.raises(DataError, match=r"8 px across is correlated by -1\.00"):
-        fit_sensor(striped.astype(np.float32), known, D435.baseline, D435)
+        noise_fit.fit_sensor(striped.astype(np.float32), known, D435.baseline, D435)
     noisy = NoisyDepth(replace(D435, margin=0.0), D435.focal, 0)
     seen = np.stack([noisy.measure(_wall(1.5)) for _ in range(2)])
     with pytest.raises(DataError, match=r"steps of start\.step=1 px"):
-        fit_sensor(seen, known, D435.baseline, replace(D435, step=1))
+        noise_fit.fit_sensor(seen, known, D435.baseline, replace(D435, step=1))
 
 
-def test_the_sensor_errs_as_the_real_camera_does(real_recording: str) -> None:
+def test_the_sensor_has_the_errors_of_the_real_camera(noise_fit: ModuleType, real_recording: str) -> None:
     with find_camera(real_recording, CameraRequest(color=False)) as camera:
         frames = list(camera)
     known, depths = frames[0].depth_intrinsics, np.stack([frame.depth for frame in frames if frame.depth is not None])
     assert len(depths) == 2 and known is not None
-    real = noise_figures(depths, known.fx, D435.baseline)
+    real = noise_fit.noise_figures(depths, known.fx, D435.baseline)
     assert real.step == pytest.approx(1 / 32, rel=0.05) and real.invalid == pytest.approx(0.067, abs=0.001)
     for seed in range(3):
-        ours = simulated_figures(replace(D435, focal=known.fx), depths, D435.baseline, seed)
+        ours = noise_fit.simulated_figures(replace(D435, focal=known.fx), depths, D435.baseline, seed)
         print(f"\nreal {real}\nours {ours}")
         assert ours.step == pytest.approx(real.step, rel=0.05)
         assert ours.sigma == pytest.approx(real.sigma, rel=0.05)

@@ -1,4 +1,4 @@
-"""Every task obeys the contract; rendering tells colours, metres and poses that agree; rollouts keep to their plan."""
+"""Tasks obey the contract; colour, depth and poses of rendering agree; rollouts run the planned episodes."""
 
 import os
 import pickle
@@ -15,7 +15,7 @@ from pixio_robot.envs.contract import check_contract
 from pixio_robot.envs.registry import TaskSpec, make
 from pixio_robot.envs.rendering import View
 from pixio_robot.envs.rollout import BatchRollout, plan_episodes, run_expert
-from pixio_robot.errors import BadInput, DataError, MissingExtra, UnknownName
+from pixio_robot.errors import BadInput, ContractError, DataError, MissingExtra, UnknownName
 
 needs_metaworld = pytest.mark.skipif("metaworld/reach" not in registry.installed(), reason="needs the extra metaworld")
 
@@ -41,12 +41,12 @@ def test_the_contract_catches_an_environment_that_ignores_its_seed(monkeypatch: 
 
     original = Reach.reset
     monkeypatch.setattr(Reach, "reset", lambda self, rng: original(self, np.random.default_rng()))
-    with pytest.raises(AssertionError, match="same seed"):
+    with pytest.raises(ContractError, match="same seed"):
         check_contract("toy/reach")
 
 
 def test_depth_colour_and_calibration_agree() -> None:
-    """The ball, projected with intrinsics and pose, is a red pixel at the depth of its near side."""
+    """The ball, projected with intrinsics and pose, is a red pixel at the depth of its front side."""
     for camera in ("front", "top"):
         env = make("toy/reach", observe=("rgb", "depth"), cameras=(camera,), render="benchmark")
         for seed in range(3):
@@ -91,7 +91,7 @@ def test_render_qualities_change_pixels_and_are_recorded() -> None:
 
 
 def test_nothing_is_rendered_unless_observed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: View, data: object) -> None:
+    def refuse(self: View) -> None:
         raise AssertionError("rendered")
 
     monkeypatch.setattr(View, "rgb", refuse)
@@ -104,13 +104,14 @@ def test_nothing_is_rendered_unless_observed(monkeypatch: pytest.MonkeyPatch) ->
     [
         ({"task": "toy/reech"}, "did you mean 'toy/reach'"),
         ({"task": "metaworld/drawer-opne"}, "did you mean 'metaworld/drawer-open'"),
-        ({"task": "atari/pong"}, "suites: toy, metaworld"),
+        ({"task": "atari/pong"}, "suites: adroit, dmc, metaworld, toy, trifinger, e.g. 'toy/reach'"),
         ({"task": "toy/reach", "render": "fsat"}, "benchmark, balanced, fast"),
         ({"task": "toy/reach", "cameras": ("side",)}, "it has: front, top"),
         ({"task": "toy/reach", "observe": ("smell",)}, "rgb, depth, proprio"),
+        ({"task": "toy/reach", "imagesize": 64}, "no setting 'imagesize'; did you mean 'image_size'"),
     ],
 )
-def test_wrong_names_are_answered_with_right_ones(arguments: dict[str, object], message: str) -> None:
+def test_unknown_names_are_refused_with_the_known_ones(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(UnknownName, match=message):
         make(**arguments)  # type: ignore[arg-type]
 
@@ -136,7 +137,7 @@ def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     assert str(error).startswith("metaworld/hammer needs the extra"), "it crosses from a worker to its parent"
 
 
-def test_no_gl_context_is_said_in_words() -> None:
+def test_a_missing_gl_context_has_an_error_message() -> None:
     code = "from pixio_robot.envs.rendering import check_rendering; check_rendering()"
     environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"} | {"MUJOCO_GL": "glfw"}
     outcome = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -154,13 +155,13 @@ def test_the_list_of_metaworld_tasks_is_the_package_s() -> None:
 
 @needs_metaworld
 @pytest.mark.parametrize("task", metaworld.CORTEXBENCH)
-def test_metaworld_starts_vary_and_experts_succeed(task: str) -> None:
-    request = TaskSpec(f"metaworld/{task}", observe=("proprio",), horizon=200)
-    plans = plan_episodes(request, 4, first_seed=0)
-    assert len({plan.start for plan in plans}) == 4
-    np.random.seed(1)  # the package would draw starts from numpy's global generator
-    assert plan_episodes(request, 4, first_seed=0) == plans
-    results = [run_expert(request, plan) for plan in plans[:2]]
+def test_metaworld_initial_states_vary_and_experts_succeed(task: str) -> None:
+    spec = TaskSpec(f"metaworld/{task}", observe=("proprio",), horizon=200)
+    plans = plan_episodes(spec, 4, first_seed=0)
+    assert len({plan.initial_state_hash for plan in plans}) == 4
+    np.random.seed(1)  # the package would draw initial states from numpy's global generator
+    assert plan_episodes(spec, 4, first_seed=0) == plans
+    results = [run_expert(spec, plan) for plan in plans[:2]]
     assert all(result.success[-1] and not result.success[0] for result in results)
 
 
@@ -177,7 +178,7 @@ def test_metaworld_episodes_last_500_steps_and_success_is_not_latched() -> None:
 
 
 @needs_metaworld
-def test_the_benchmark_s_camera_looks_at_the_table() -> None:
+def test_the_benchmark_s_camera_is_aimed_at_the_table() -> None:
     env = make("metaworld/drawer-open", render="fast")
     env.reset(seed=0)
     assert env.cameras == (metaworld.CAMERA,)
@@ -186,7 +187,7 @@ def test_the_benchmark_s_camera_looks_at_the_table() -> None:
     towards = np.array([0, 0.6, 0]) - pose[:3, 3]
     assert pose[:3, 2] == pytest.approx(towards / np.linalg.norm(towards), abs=1e-6)
     assert pose[2, 1] < 0, "the image is upright: its y axis points down"
-    assert env.observation_space["proprio"].shape == (4,), "hand and gripper only, never the goal"  # type: ignore[index]
+    assert env.observation_space["proprio"].shape == (4,), "end effector and gripper only, never the goal"  # type: ignore[index]
     env.close()
 
 
@@ -196,11 +197,11 @@ def short() -> TaskSpec:
 
 
 def _drift(observations: dict[str, np.ndarray], *_: np.ndarray) -> np.ndarray:
-    """A policy whose action depends on what it sees."""
+    """A policy whose action depends on its observation."""
     return np.tanh(observations["proprio"] * 10)
 
 
-def test_the_plan_decides_the_episodes_whatever_the_width(short: TaskSpec) -> None:
+def test_episodes_do_not_depend_on_the_width(short: TaskSpec) -> None:
     plans = plan_episodes(short, 5, first_seed=100)
     outcomes = []
     for width in (1, 3):
@@ -211,7 +212,7 @@ def test_the_plan_decides_the_episodes_whatever_the_width(short: TaskSpec) -> No
     assert outcomes[0] == outcomes[1]
 
 
-def test_a_start_that_is_not_the_planned_one_is_refused(short: TaskSpec) -> None:
-    plans = [replace(plan, start="other") for plan in plan_episodes(short, 1, first_seed=0)]
+def test_an_initial_state_that_was_not_planned_is_refused(short: TaskSpec) -> None:
+    plans = [replace(plan, initial_state_hash="other") for plan in plan_episodes(short, 1, first_seed=0)]
     with BatchRollout(short, plans, 1) as rollout, pytest.raises(DataError, match="planned was other"):
         list(rollout.run(_drift))

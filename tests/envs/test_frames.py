@@ -1,4 +1,4 @@
-"""Rendered frames: one seed one set of bytes, images that show something, starts that are not evaluated."""
+"""Rendered frames: bytes depend on the seed, images are not blank, initial states are not those of evaluations."""
 
 import importlib.util
 import itertools
@@ -15,7 +15,7 @@ from pixio_robot.cli import run
 from pixio_robot.envs import registry
 from pixio_robot.envs.frame_renderer import FrameSettings
 from pixio_robot.envs.frames import render_frames
-from pixio_robot.envs.randomisation import Look, random_eye, whereabouts
+from pixio_robot.envs.randomisation import Appearance, moving_region, random_viewpoint
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.envs.rollout import plan_episodes
 from pixio_robot.envs.scenes import open_scene, scene_names
@@ -40,7 +40,7 @@ ARM = """
 """
 SMALL = FrameSettings(
     scenes=("toy/reach",), frames=9, image_size=48, render=("fast",),
-    keep_appearance_prob=0.3, scene_camera_prob=0.5, close=0.3, clutter=4,
+    keep_appearance_prob=0.3, scene_camera_prob=0.5, closeup_prob=0.3, clutter=4,
     frames_per_scene=3, shard=6, quality=90, seed=0,
 )  # fmt: skip
 
@@ -64,7 +64,7 @@ def arm(tmp_path: Path) -> Path:
     return path
 
 
-def test_bytes_depend_on_the_seed_alone(tmp_path: Path) -> None:
+def test_bytes_depend_on_the_seed_only(tmp_path: Path) -> None:
     render_frames(SMALL, tmp_path / "a", workers=1)
     render_frames(SMALL, tmp_path / "b", workers=2)
     render_frames(replace(SMALL, seed=1), tmp_path / "c", workers=2)
@@ -82,7 +82,7 @@ def test_a_longer_set_begins_with_the_shorter(tmp_path: Path) -> None:
     assert len(_read(tmp_path / "short")) == 9 and len(_read(tmp_path / "long")) == 12
 
 
-def test_missing_shards_alone_are_made_again(tmp_path: Path) -> None:
+def test_only_missing_shards_are_rendered_again(tmp_path: Path) -> None:
     out = tmp_path / "frames"
     render_frames(SMALL, out, workers=1)
     shard = out / "frames-00001.tar"
@@ -95,12 +95,12 @@ def test_missing_shards_alone_are_made_again(tmp_path: Path) -> None:
         render_frames(replace(SMALL, clutter=0), out)
 
 
-def test_images_show_something_and_differ(tmp_path: Path, arm: Path) -> None:
+def test_images_are_not_blank_and_differ(tmp_path: Path, arm: Path) -> None:
     settings = replace(SMALL, scenes=("toy/reach", str(arm)), frames=24, frames_per_scene=4, shard=24)
     render_frames(settings, tmp_path / "frames", workers=1)
     images = _read(tmp_path / "frames")
     assert {about["scene"] for _, about in images} == {"toy/reach", str(arm)}
-    assert {about["keep_appearance_prob"] for _, about in images} == {True, False}
+    assert {about["keeps_appearance"] for _, about in images} == {True, False}
     assert len({about["camera"] for _, about in images}) >= 3
     images = np.stack([image for image, _ in images]).astype(float)
     assert images.shape == (24, 48, 48, 3)
@@ -124,36 +124,36 @@ def test_depth_lies_beside_the_same_images(tmp_path: Path, arm: Path) -> None:
     assert depths[nearest].std() > 0.01, "flat depth"
 
 
-def test_without_randomisation_a_scene_looks_as_its_authors_made_it(tmp_path: Path) -> None:
+def test_without_randomisation_a_scene_keeps_its_appearance(tmp_path: Path) -> None:
     settings = replace(SMALL, keep_appearance_prob=1.0, scene_camera_prob=1.0, frames=4)
     render_frames(settings, tmp_path / "frames", workers=1)
     env = registry.make("toy/reach", observe=("rgb",), image_size=48, render="fast")
     own = env.reset(seed=0)[0]["rgb"].astype(float)
     env.close()
     for image, about in _read(tmp_path / "frames"):
-        assert about["keep_appearance_prob"] and about["camera"] == "front"
+        assert about["keeps_appearance"] and about["camera"] == "front"
         assert np.abs(np.median(image, (0, 1)) - np.median(own, (0, 1))).max() < 25
 
 
-def test_a_look_can_be_undone() -> None:
+def test_restore_undoes_a_random_appearance() -> None:
     scene = open_scene("toy/reach")
     names = ("geom_rgba", "mat_rgba", "light_diffuse", "tex_data")
     before = {name: getattr(scene.model, name).copy() for name in names}
-    look = Look(scene.model)
-    look.draw(np.random.default_rng(0))
+    appearance = Appearance(scene.model)
+    appearance.draw(np.random.default_rng(0))
     assert not np.array_equal(before["geom_rgba"], scene.model.geom_rgba)
-    look.restore()
+    appearance.restore()
     assert all(np.array_equal(before[name], getattr(scene.model, name)) for name in names)
 
 
-def test_viewpoints_look_at_what_moves() -> None:
+def test_viewpoints_are_aimed_at_moving_bodies() -> None:
     scene, rng = open_scene("toy/reach"), np.random.default_rng(0)
     scene.reset(rng)
-    where = whereabouts(scene.model, scene.data)
-    for close, nearest in ((True, 1.5), (False, 4.0)):
-        eye = random_eye(scene.model, scene.data, close, rng)
-        assert np.linalg.norm(eye.lookat - where.moving, axis=1).min() < where.radius
-        assert eye.distance < nearest * where.radius and -75 <= eye.elevation <= -5
+    region = moving_region(scene.model, scene.data)
+    for closeup, nearest in ((True, 1.5), (False, 4.0)):
+        viewpoint = random_viewpoint(scene.model, scene.data, closeup, rng)
+        assert np.linalg.norm(viewpoint.lookat - region.positions, axis=1).min() < region.radius
+        assert viewpoint.distance < nearest * region.radius and -75 <= viewpoint.elevation <= -5
 
 
 def test_joints_stay_in_their_ranges_and_states_finite(arm: Path) -> None:
@@ -168,13 +168,13 @@ def test_joints_stay_in_their_ranges_and_states_finite(arm: Path) -> None:
 
 
 @needs_metaworld
-def test_no_image_is_of_an_evaluated_start(tmp_path: Path) -> None:
+def test_no_image_is_of_an_evaluated_initial_state(tmp_path: Path) -> None:
     settings = replace(SMALL, scenes=("metaworld/hammer",), frames=30, frames_per_scene=10, shard=30)
     render_frames(settings, tmp_path / "frames", workers=1)
-    starts = {about["start"] for _, about in _read(tmp_path / "frames")}
-    request = TaskSpec("metaworld/hammer", observe=("proprio",))
-    evaluated = {plan.start for plan in plan_episodes(request, 25, 10_000)}
-    assert len(starts) == 3 and all(len(start) == 12 for start in starts) and not starts & evaluated
+    hashes = {about["initial_state_hash"] for _, about in _read(tmp_path / "frames")}
+    spec = TaskSpec("metaworld/hammer", observe=("proprio",))
+    evaluated = {plan.initial_state_hash for plan in plan_episodes(spec, 25, 10_000)}
+    assert len(hashes) == 3 and all(len(each) == 12 for each in hashes) and not hashes & evaluated
 
 
 @pytest.mark.parametrize("package", ["dm_control", "gymnasium_robotics"])
@@ -192,7 +192,7 @@ def test_scenes_of_other_packages(package: str, tmp_path: Path) -> None:
     assert max(image.std() for image, _ in images) > 10
 
 
-def test_sources(arm: Path) -> None:
+def test_sources_select_tasks_and_files(arm: Path) -> None:
     (arm.parent / "broken.xml").write_text("<mujoco><worldbody><geom/></worldbody>")
     assert scene_names([str(arm.parent / "a*.xml"), "toy"]) == [str(arm), "toy/reach"]
     for source, error, words in (
@@ -226,7 +226,7 @@ def test_a_missing_package_is_named() -> None:
         ([], "render_frames needs scenes=..."),
     ],
 )
-def test_bad_settings_are_refused_in_words(
+def test_bad_settings_are_refused_with_a_message(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["render_frames", *words, f"out={tmp_path / 'out'}"]) == 1

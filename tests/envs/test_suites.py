@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from pixio_robot.policies.bc import new_policy
 
 from pixio_robot.cli import run
 from pixio_robot.cortexbench.protocol import TASKS
@@ -17,7 +18,6 @@ from pixio_robot.envs.rollout import BatchRollout, plan_episodes
 from pixio_robot.envs.state_actor import shipped_expert
 from pixio_robot.envs.task import StepResult, TaskEnv
 from pixio_robot.errors import BadInput
-from pixio_robot.policies.bc import new_policy
 from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
 
 BENCHMARKED = [f"dmc/{task}" for task in dmc.CORTEXBENCH] + [f"adroit/{task}" for task in adroit.TASKS]
@@ -53,7 +53,7 @@ def test_gymnasium_and_stable_baselines_accept(task: str) -> None:
         env.close()
 
 
-def test_the_table_names_every_task_of_the_suite() -> None:
+def test_the_table_has_every_task_of_the_suite() -> None:
     suite = pytest.importorskip("dm_control.suite")
     assert {f"{domain}_{task}" for domain, task in suite.ALL_TASKS if domain not in ("lqr", "quadruped")} == set(
         dmc.TASKS
@@ -64,8 +64,8 @@ def test_the_table_names_every_task_of_the_suite() -> None:
 @pytest.mark.parametrize(
     ("task", "least"), [("finger_spin", 40), ("cheetah_run", 42), ("walker_walk", 60), ("walker_stand", 80)]
 )
-def test_trained_experts_that_are_shipped_are_worth_it(task: str, least: float) -> None:
-    """They act on the known state alone; 100 steps, in which a cheetah only gets going, score `least`."""
+def test_shipped_experts_reach_their_score(task: str, least: float) -> None:
+    """They use the privileged state only; 100 steps, in which a cheetah only gets going, score `least`."""
     needs(f"dmc/{task}")
     env = make(f"dmc/{task}", observe=("state",))
     actor = shipped_expert(f"dmc/{task}")
@@ -94,7 +94,7 @@ def test_control_suite_rewards_are_a_hundred_at_best() -> None:
     env.close()
 
 
-def test_a_suite_without_proprioception_has_no_blind_policy() -> None:
+def test_a_suite_without_proprioception_has_no_proprioception_only_policy() -> None:
     widths = {"state": 6, "actions": 2}
     with pytest.raises(BadInput, match="sees nothing"):
         new_policy(None, EmbeddingSettings(), widths, PolicySettings(), 0, "blind")
@@ -126,8 +126,8 @@ def test_a_dropped_pen_ends_the_episode() -> None:
 
 
 @pytest.mark.parametrize("task", adroit.TASKS)
-def test_adroit_proprioception_is_the_hand_alone(task: str) -> None:
-    """It is the same at every start, while objects and goals are elsewhere."""
+def test_adroit_proprioception_is_the_hand_only(task: str) -> None:
+    """It is the same in every initial state, while objects and goals differ."""
     needs(f"adroit/{task}")
     env = make(f"adroit/{task}", observe=("proprio", "state"))
     first, other = (env.reset(seed=seed)[0] for seed in (1, 2))
@@ -135,7 +135,7 @@ def test_adroit_proprioception_is_the_hand_alone(task: str) -> None:
     env.close()
 
 
-def test_planning_disturbs_nothing_and_repeats_itself() -> None:
+def test_planning_has_no_side_effects_and_is_deterministic() -> None:
     needs("dmc/reacher_easy")
     actions = []
     for _ in range(2):
@@ -158,7 +158,7 @@ def test_planned_actions_earn_rewards() -> None:
     env.close()
 
 
-def test_experts_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_experts_are_refused_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     needs("dmc/dog_run")
     needs("adroit/pen")
     (tmp_path / "policy.pickle").write_bytes(b"no pickle")
@@ -173,14 +173,14 @@ def test_experts_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.Cap
         assert words in capsys.readouterr().err and not Path("demos.hdf5").exists()
 
 
-def test_episodes_that_end_early_free_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminated_episodes_stay_terminated(monkeypatch: pytest.MonkeyPatch) -> None:
     request = TaskSpec("toy/reach", observe=("proprio",), horizon=12)
     env = request.make()
     original = type(env.task).step
 
     def step(self: object, action: np.ndarray) -> StepResult:
         result = original(self, action)  # type: ignore[arg-type]
-        return result._replace(over=len(env._rewards) == 4)
+        return result._replace(terminated=len(env._rewards) == 4)
 
     monkeypatch.setattr(type(env.task), "step", step)
     env.reset(seed=0)
@@ -214,7 +214,7 @@ def test_a_demonstration_is_what_scores_well(tmp_path: Path, monkeypatch: pytest
     ("task", "message"),
     [("dmc/walker_wlak", "did you mean 'dmc/walker_walk'"), ("adroit/pan", "did you mean 'adroit/pen'")],
 )
-def test_unknown_tasks_are_refused_in_words(task: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_tasks_are_refused_with_a_message(task: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["collect", f"task={task}", "out=x.hdf5"]) == 1
     assert message in capsys.readouterr().err
 
@@ -229,7 +229,7 @@ def test_unknown_tasks_are_refused_in_words(task: str, message: str, capsys: pyt
         ("finger_spin", "cam0"),
     ],
 )
-def test_the_control_suite_is_seen_through_camera_0(task: str, camera: str) -> None:
+def test_the_control_suite_s_default_is_camera_0(task: str, camera: str) -> None:
     needs(f"dmc/{task}")
     env = make(f"dmc/{task}", observe=("state",))
     assert env.cameras == (camera,) == (env.task.model.camera(0).name,)
@@ -237,7 +237,7 @@ def test_the_control_suite_is_seen_through_camera_0(task: str, camera: str) -> N
 
 
 @pytest.mark.parametrize("task", ["pen", "relocate"])
-def test_adroits_goal_is_in_the_image_and_not_in_proprioception(task: str) -> None:
+def test_adroit_s_goal_is_in_the_image_and_not_in_proprioception(task: str) -> None:
     needs(f"adroit/{task}")
     env = make(f"adroit/{task}", observe=("rgb", "proprio"), render="fast", image_size=128)
     before, _ = env.reset(seed=0)

@@ -1,4 +1,4 @@
-"""TriFinger: the torque path, the open-loop plan, the score, the goal's image, and starts that repeat bit by bit."""
+"""TriFinger: torques, the open-loop plan, the score, the goal's image, and initial states that repeat bit by bit."""
 
 import hashlib
 import importlib.util
@@ -47,7 +47,7 @@ def _fingerprint(env: TaskEnv, seed: int, steps: int = 2) -> str:
     """Return a digest of everything that is observed and simulated in the first steps of an episode."""
     seen = hashlib.sha256()
     observation, info = env.reset(seed=seed)
-    seen.update(info["start"].encode())
+    seen.update(info["initial_state_hash"].encode())
     for action in [None, *_random_actions(env)[:steps]]:
         if action is not None:
             observation, *_ = env.step(action)
@@ -62,7 +62,7 @@ def test_contract(task: str) -> None:
     check_contract(f"trifinger/{task}")
 
 
-def test_the_spring_is_no_longer_than_a_centimetre() -> None:
+def test_the_position_error_is_limited_to_a_centimetre() -> None:
     still, free = np.zeros(9), np.zeros(9)
     near = impedance_torque(np.eye(9), np.full(9, 0.001), still, free)
     assert near == pytest.approx(0.3)  # 300 N/m
@@ -73,7 +73,7 @@ def test_the_spring_is_no_longer_than_a_centimetre() -> None:
     assert impedance_torque(np.eye(9), still, np.full(9, 0.1), np.full(9, 0.2)) == pytest.approx(0.5 + 0.2)
 
 
-def test_motors_are_limited_and_their_boards_brake() -> None:
+def test_motor_torques_are_limited_and_damped() -> None:
     still = np.zeros(9)
     assert motor_torque(np.full(9, 0.2), still) == pytest.approx(0.2)
     assert motor_torque(np.full(9, 9.0), still) == pytest.approx(0.396)
@@ -82,7 +82,7 @@ def test_motors_are_limited_and_their_boards_brake() -> None:
     assert all(np.abs(motor_torque(*pair)).max() <= 0.396 for pair in wild.swapaxes(0, 1))
 
 
-def test_scores_on_states_made_by_hand() -> None:
+def test_scores_of_given_states() -> None:
     cube, start = np.array([0, 0, 0.0325]), np.array([0.1325, 0, 0.0325])
     assert reach_score(start, start, cube) == 0
     assert reach_score(np.array([0.0825, 0, 0.0325]), start, cube) == pytest.approx(0.5)
@@ -109,7 +109,7 @@ def test_decisions_and_actions_are_the_benchmark_s(moving: TaskEnv, reaching: Ta
 
 
 @needs_trifinger
-def test_the_plan_accumulates_whatever_the_fingers_do(reaching: TaskEnv) -> None:
+def test_displacements_add_up_also_where_fingers_do_not_follow(reaching: TaskEnv) -> None:
     reaching.reset(seed=0)
     tips = reaching.task.proprio()
     down = np.array([0, 0, -1], np.float32)  # 25 cm, far below the table
@@ -151,7 +151,7 @@ def test_kinematics_and_gravity_are_pinocchio_s() -> None:
 
 
 @needs_trifinger
-def test_starts_lie_where_they_should(reaching: TaskEnv) -> None:
+def test_initial_states_are_in_their_range(reaching: TaskEnv) -> None:
     ups = set()
     for seed in range(12):
         reaching.reset(seed=seed)
@@ -219,15 +219,17 @@ def _check_cube_is_at(place: np.ndarray, image: np.ndarray, env: TaskEnv) -> Non
 
 
 @needs_trifinger
-def test_the_expert_does_what_it_is_told(moving: TaskEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its score for the place it was told, which the goal differs from a little."""
-    told: list[np.ndarray] = []
+def test_the_expert_reaches_the_commanded_position(moving: TaskEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its score for the commanded position, which differs slightly from the goal."""
+    commanded: list[np.ndarray] = []
     draw = trifinger.TriFinger._draw_goal
-    monkeypatch.setattr(trifinger.TriFinger, "_draw_goal", lambda *given: told.append(draw(*given)) or told[-1])
+    monkeypatch.setattr(
+        trifinger.TriFinger, "_draw_goal", lambda *given: commanded.append(draw(*given)) or commanded[-1]
+    )
     task: Any = moving.task
     for seed in range(10, 13):
         moving.reset(seed=seed)
-        assert move_score(task._goal, task._arena.cube().position, told[-1]) > 0.9
+        assert move_score(task._goal, task._arena.cube().position, commanded[-1]) > 0.9
 
 
 @needs_trifinger
@@ -270,7 +272,7 @@ def test_another_process_gives_the_same_bits(moving: TaskEnv) -> None:
 
 
 @needs_trifinger
-def test_environments_do_not_disturb_each_other(reaching: TaskEnv) -> None:
+def test_environments_are_independent(reaching: TaskEnv) -> None:
     alone = _fingerprint(reaching, 6)
     other = make("trifinger/reach_cube", observe=("rgb",), image_size=32)
     other.reset(seed=9)
@@ -311,7 +313,7 @@ def test_a_missing_extra_says_what_to_install(package: str, monkeypatch: pytest.
 
 
 @needs_trifinger
-def test_render_frames_refuses_what_is_not_mujoco_s() -> None:
+def test_render_frames_refuses_tasks_without_a_mujoco_model() -> None:
     from pixio_robot.envs.scenes import open_scene
 
     with pytest.raises(BadInput, match="not simulated by MuJoCo"):

@@ -1,46 +1,39 @@
-"""Evaluation: a fixed list of episodes, one row each, resumed, reproduced, and never on starts that were trained on."""
+"""Evaluation: a fixed list of episodes, one row each, resumed, reproduced, never on initial states of training."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pixio_robot.datasets.robomimic import DemoSet
-from pixio_robot.datasets.token_cache import TokenCache
+from pixio_robot.datasets.dataset import EpisodeDataset
 from pixio_robot.encoders.load import Backbone
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.envs.rollout import plan_episodes
 from pixio_robot.errors import DataError
 from pixio_robot.metrics import EpisodeRecord, append_episode, paired_test, read_episodes, success_rate
-from pixio_robot.policies.agent import Agent
-from pixio_robot.policies.bc import train_bc
-from pixio_robot.policies.embedding import TokenShape
-from pixio_robot.policies.evaluate import Label, evaluate, evaluate_expert
-from pixio_robot.policies.runs import check_held_out, evaluate_policy
-from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
-from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, load_policy
+from pixio_robot.policies.evaluate import (
+    Label,
+    RolloutSettings,
+    check_no_overlap,
+    evaluate,
+    evaluate_expert,
+    evaluate_policy,
+    policy_task,
+    task_of,
+)
+from pixio_robot.policies.loaded import LoadedPolicy, load_policy
 from pixio_robot.video import read_video
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def trained(toy_demos: DemoSet, toy_cache: TokenCache, tiny: Backbone, tmp_path: Path) -> LoadedPolicy:
-    result = train_bc(
-        toy_demos,
-        toy_cache,
-        EncoderIdentity.of(tiny, "fp32"),
-        tiny.token_shape,
-        embedding=EmbeddingSettings(),
-        settings=PolicySettings(layers=[32], batch=32, epochs=2),
-        seed=0,
-        device=CPU,
-        out=tmp_path / "training",
-    )
-    return load_policy(result.last)
+def trained(clone: Any) -> LoadedPolicy:
+    return load_policy(clone("training").last)
 
 
 def test_rows_videos_and_resumption(
@@ -49,12 +42,15 @@ def test_rows_videos_and_resumption(
     plans = plan_episodes(toy_request, 3, first_seed=10_000)
 
     def run(out: str, width: int) -> list[EpisodeRecord]:
-        return evaluate_policy(trained, tiny, toy_request, plans, CPU, tmp_path / out, width, videos=True).rows
+        rollout = RolloutSettings(width, videos=True)
+        return evaluate_policy(trained, toy_request, plans, CPU, tmp_path / out, rollout).rows
 
     rows = run("a", width=2)
-    assert [(row.index, row.seed, row.start) for row in rows] == [(plan.index, plan.seed, plan.start) for plan in plans]
+    assert [(row.index, row.seed, row.start) for row in rows] == [
+        (plan.index, plan.seed, plan.initial_state_hash) for plan in plans
+    ]
     first = rows[0]
-    assert (first.task, first.policy, first.fusion, first.render) == ("toy/reach", "bc", "mean", "fast")
+    assert (first.task, first.policy, first.fusion, first.render) == ("toy/reach", "mlp", "mean", "fast")
     assert first.encoder == tiny.name and first.weights == tiny.weights and first.length == 25
     videos = [row for row in rows if row.video]
     assert [row.index for row in videos] == sorted(
@@ -75,11 +71,11 @@ def test_rows_videos_and_resumption(
 
 
 def test_rows_of_another_list_are_refused(toy_request: TaskSpec, tmp_path: Path) -> None:
-    blind = replace(toy_request, observe=("proprio",))
-    plans = plan_episodes(blind, 2, first_seed=0)
-    evaluate_expert(blind, plans, tmp_path, workers=1)
+    plain = replace(toy_request, observe=("proprio",))
+    plans = plan_episodes(plain, 2, first_seed=0)
+    evaluate_expert(plain, plans, tmp_path, workers=1)
     with pytest.raises(DataError, match="another list"):
-        evaluate_expert(blind, plan_episodes(blind, 2, first_seed=5), tmp_path, workers=1)
+        evaluate_expert(plain, plan_episodes(plain, 2, first_seed=5), tmp_path, workers=1)
 
 
 def test_the_expert_s_row_is_the_upper_bound(toy_request: TaskSpec, tmp_path: Path) -> None:
@@ -109,40 +105,45 @@ def test_last_any_and_count_are_three_different_things(toy_request: TaskSpec, tm
     assert row.success_any and not row.success_last and 0 < row.success_count < 25
 
 
-def test_starts_that_were_trained_on_are_refused(toy_demos: DemoSet, toy_request: TaskSpec) -> None:
-    check_held_out(toy_demos.starts, plan_episodes(toy_request, 3, first_seed=10_000))
+def test_initial_states_that_were_trained_on_are_refused(toy_demos: EpisodeDataset, toy_request: TaskSpec) -> None:
+    check_no_overlap(toy_demos.initial_states, plan_episodes(toy_request, 3, first_seed=10_000))
     with pytest.raises(DataError, match=r"seeds \[3, 4\]"):
-        check_held_out(toy_demos.starts, plan_episodes(toy_request, 5, first_seed=3))
+        check_no_overlap(toy_demos.initial_states, plan_episodes(toy_request, 5, first_seed=3))
 
 
-def test_an_agent_sees_live_what_it_was_trained_on(
-    trained: LoadedPolicy, tiny: Backbone, toy_demos: DemoSet, toy_cache: TokenCache
+def test_seeds_of_reinforcement_learning_are_refused(toy_request: TaskSpec) -> None:
+    check_no_overlap([], plan_episodes(toy_request, 3, first_seed=10_000), seeds=(0, 10_000))
+    with pytest.raises(DataError, match=r"seeds \[10001, 10002\] have initial states of training episodes"):
+        check_no_overlap([], plan_episodes(toy_request, 3, first_seed=10_000), seeds=(10_001, 20_000))
+
+
+def test_the_environment_is_the_one_that_recorded(
+    trained: LoadedPolicy, toy_demos: EpisodeDataset, toy_request: TaskSpec
 ) -> None:
-    """Actions from recorded images, step by step, equal actions from the cache with the dataset's history."""
-    from pixio_robot.policies.embedding import frame_indices
-
-    agent = Agent(trained, tiny, CPU)
-    images = np.concatenate(list(toy_demos.batches("rgb", 25, 25)))[:25]
-    proprio = toy_demos.read("proprio")[25:50]
-    running = np.array([True, False])  # a second environment that only waits changes nothing
-    live = []
-    for step in range(8):
-        observations = {"rgb": np.stack([images[step]] * 2), "proprio": np.stack([proprio[step]] * 2)}
-        live.append(agent.act(observations, np.array([step == 0] * 2), running)[0])
-    history = frame_indices(toy_demos.frame_starts, 3)[25:33]
-    with torch.inference_mode():
-        cached = trained.policy(torch.from_numpy(toy_cache.cls[history]), torch.from_numpy(proprio[:8])).clamp(-1, 1)
-    assert np.abs(np.stack(live) - cached.numpy()).max() < 2e-3
+    assert task_of(toy_demos.provenance, "demos") == toy_request
+    assert task_of(trained.provenance, "policy") == toy_request
+    assert policy_task(trained, toy_request).observe == ("rgb", "proprio"), "nothing that it does not observe"
 
 
-def test_a_batch_of_environments_is_encoded_in_one_call(trained: LoadedPolicy, tiny: Backbone) -> None:
-    sizes: list[int] = []
-    tiny.register_forward_hook(lambda module, arguments, output: sizes.append(len(arguments[0])))
-    observations = {"rgb": np.zeros((5, 256, 256, 3), np.uint8), "proprio": np.zeros((5, 3), np.float32)}
-    agent = Agent(trained, tiny, CPU)
-    agent.act(observations, np.ones(5, bool), np.ones(5, bool))
-    agent.act(observations, np.zeros(5, bool), np.array([True, False, True, False, False]))
-    assert sizes == [5, 2] and isinstance(tiny.token_shape, TokenShape)
+def test_nothing_is_rendered_for_a_policy_without_images(clone: Any, toy_request: TaskSpec, tmp_path: Path) -> None:
+    loaded = load_policy(clone("state", encoder="state").last)
+    assert policy_task(loaded, toy_request).observe == ("state",)
+    plans = plan_episodes(toy_request, 2, first_seed=10_000)
+    rows = evaluate_policy(loaded, toy_request, plans, CPU, tmp_path / "a", RolloutSettings(1, videos=True)).rows
+    assert [(row.policy, row.encoder, row.render, row.video) for row in rows] == [("state", "none", "none", "")] * 2
+
+
+@pytest.mark.parametrize(
+    ("provenance", "message"),
+    [
+        ({}, "was not recorded by pixio-robot"),
+        ({"task": "Lift", "environment": {"robots": "Panda"}}, "was not recorded by pixio-robot"),
+        ({"task": "toy/reech", "environment": {"task": "toy/reech"}}, "toy/reech, which cannot be simulated here"),
+    ],
+)
+def test_data_whose_environment_is_not_known_asks_for_a_task(provenance: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=rf"{message}.*task=SUITE/TASK"):
+        task_of(provenance, "demos.hdf5")
 
 
 def test_the_interval_is_wilson_s() -> None:
@@ -183,7 +184,7 @@ def test_odd_images_can_be_filmed(tmp_path: Path, toy_request: TaskSpec) -> None
 
 
 def test_records_survive_their_file(tmp_path: Path) -> None:
-    row = EpisodeRecord("t", "bc", "e", "random", "mean", "fast", 0, 5, "abc", 1.5, True, False, 3, 0.0, 25, 0.1)
+    row = EpisodeRecord("t", "mlp", "e", "random", "mean", "fast", 0, 5, "abc", 1.5, True, False, 3, 0.0, 25, 0.1)
     append_episode(tmp_path / "episodes.jsonl", row)
     assert read_episodes(tmp_path / "episodes.jsonl") == [row]
     assert json.loads((tmp_path / "episodes.jsonl").read_text())["success_count"] == 3

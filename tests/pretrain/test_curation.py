@@ -30,11 +30,11 @@ import pixio_robot
 from pixio_robot.cli import run
 from pixio_robot.config import compose
 from pixio_robot.errors import BadInput, CheckpointError, DataError, MissingExtra, PixioError, Stopped, UnknownName
+from pixio_robot.jobs.workers import SHARD_ENGINES
 from pixio_robot.pretrain.commands import Pretrain, pretrain, pretrain_values
-from pixio_robot.pretrain.curation import engines
+from pixio_robot.pretrain.curation import score_run
 from pixio_robot.pretrain.curation.accepted_order import CHUNK, AcceptedOrder, drawn, draws
 from pixio_robot.pretrain.curation.commands import Curate, Score, compute_scores, compute_weights
-from pixio_robot.pretrain.curation.engines import choose_engine, rank_of
 from pixio_robot.pretrain.curation.entropy import colour_entropy
 from pixio_robot.pretrain.curation.joined import join_weights
 from pixio_robot.pretrain.curation.official import official_statistics
@@ -251,29 +251,6 @@ def test_processes_and_actors_write_the_same_bytes(engine: str, shards: Path, mo
     assert result.images == 36 and files("scores") == files("other")
 
 
-def test_shards_are_dealt_to_ranks_once_each() -> None:
-    array = {
-        "SLURM_JOB_ID": "1",
-        "SLURM_ARRAY_TASK_MIN": "4",
-        "SLURM_ARRAY_TASK_STEP": "2",
-        "SLURM_ARRAY_TASK_COUNT": "3",
-    }
-    places = [
-        rank_of("slurm", array | {"SLURM_ARRAY_TASK_ID": str(job), "SLURM_NTASKS": "2", "SLURM_PROCID": str(task)})
-        for job in (4, 6, 8)
-        for task in range(2)
-    ]
-    assert places == [(rank, 6) for rank in range(6)]
-    assert rank_of("torchrun", {"RANK": "1", "WORLD_SIZE": "3"}) == (1, 3) and rank_of("ray", {}) == (0, 1)
-    assert choose_engine("auto", {}) == "local" and choose_engine("auto", {"WORLD_SIZE": "2"}) == "torchrun"
-    assert choose_engine("auto", {"SLURM_ARRAY_TASK_ID": "0"}) == "slurm"
-    for engine in ("torchrun", "slurm"):
-        with pytest.raises(BadInput, match="did not start this"):
-            rank_of(engine, {})
-    with pytest.raises(UnknownName, match="did you mean 'local'"):
-        choose_engine("locall", {})
-
-
 # 3. Epochs are independent and reach everything.
 
 
@@ -404,15 +381,15 @@ def test_stopped_scoring_resumes_to_the_same_bytes(
     shards: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute_scores(score(model_file, out="whole"))
-    original, done = engines.run_job, []
+    original, done = score_run.write_scores, []
 
-    def stopping(*arguments: Any) -> engines.Outcome:
+    def stopping(*arguments: Any) -> score_run.ShardResult:
         done.append(1)
         if len(done) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
-    monkeypatch.setattr(engines, "run_job", stopping)
+    monkeypatch.setattr(score_run, "write_scores", stopping)
     with pytest.raises(Stopped, match="stopped by SIGTERM after 2 of 4 shards"):
         compute_scores(score(model_file))
     assert len(files("scores")) == 2 and files("scores").items() <= files("whole").items()
@@ -788,14 +765,14 @@ def test_wrong_inputs_are_refused_with_reasons(
 def test_unreadable_shard_does_not_stop_the_others(
     shards: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = engines.score_shard
+    original = score_run.score_shard
 
     def failing(shard: Path, *arguments: Any) -> ShardStatistics:
         if shard.name == "001.tar":
             raise OSError(5, "Input/output error", str(shard))
         return original(shard, *arguments)
 
-    monkeypatch.setattr(engines, "score_shard", failing)
+    monkeypatch.setattr(score_run, "score_shard", failing)
     with pytest.raises(DataError, match=r"1 of 4 shards could not be scored, e\.g\. data/a/001\.tar"):
         compute_scores(score(model_file))
     assert len(files("scores")) == 3
@@ -828,7 +805,7 @@ def test_guide_names_existing_keys_and_columns() -> None:
     assert named <= known and {"entropy", "least_side", "temperature", "cap"} <= named
     columns = set(re.findall(r"`(\w+)`", text.partition("| column |")[2].partition("The file")[0]))
     assert columns >= {*ShardStatistics._fields} - {"shard", "masks", "cut"}
-    assert all(f"`{engine}`" in text for engine in engines.ENGINES)
+    assert all(f"`{engine}`" in text for engine in SHARD_ENGINES)
 
 
 def test_missing_extra_is_named(shards: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,29 @@ def test_links_folders_and_large_sizes_are_skipped() -> None:
     assert _values(open_images("a.tar", CACHE)) == [1]
 
 
+def test_sparse_files_and_sizes_beyond_the_end_are_no_images() -> None:
+    path = _shard(Path("a.tar"), 0, 3, label=False)
+    header = 2 * 1024  # of the third image, each has one block of content
+    content = bytearray(path.read_bytes())
+
+    def changed(place: int, value: bytes) -> Path:
+        block = bytearray(content[header : header + 512])
+        block[place : place + len(value)] = value
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+        return _written(Path("a.tar"), content[:header] + block + content[header + 512 :])
+
+    assert _values(open_images(str(changed(156, b"S")), CACHE)) == [0, 1]
+    images = open_images(str(changed(124, b"00007777777\0")), CACHE)
+    assert _values(images) == [0, 1] and images.name(1) == "a.tar:0001.png"
+    assert _values(open_images(str(changed(124, b"\xff" * 12)), CACHE)) == [0, 1]  # a size below 0
+
+
+def _written(path: Path, content: bytes | bytearray) -> Path:
+    path.write_bytes(content)
+    return path
+
+
 def test_brace_patterns_expand_to_files() -> None:
     for number in range(3):
         _shard(Path(f"data/train-{number:03d}.tar"), 10 * number, 4)

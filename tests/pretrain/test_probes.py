@@ -242,7 +242,7 @@ def test_heads_overfit_a_few_depth_maps_on_any_grid(kind: type, grid: tuple[int,
 
 
 def test_what_cannot_be_read_is_refused() -> None:
-    with pytest.raises(BadInput, match="take the linear head"):
+    with pytest.raises(BadInput, match="use the linear head"):
         dpt_blocks(3)
     with pytest.raises(UnknownName, match="did you mean 'small'"):
         DPTHead(32, widths="smal")

@@ -1,4 +1,4 @@
-"""Limits hold whatever is asked, the stop latches, the beat never catches up, and what does not fit is refused."""
+"""Robots: limits are enforced, the emergency stop latches, the rate is kept, and what does not fit is refused."""
 
 import json
 import signal
@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pixio_robot import plugins
 from pixio_robot.cameras.camera import CameraSpec
-from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
+from pixio_robot.deploy.manifest import Manifest, TensorSpec
 from pixio_robot.envs.action_spec import ActionSpec
 from pixio_robot.envs.registry import make
 from pixio_robot.errors import BadInput, DataError, EmergencyStopped, OutOfControl, PixioError, RobotError, UnknownName
-from pixio_robot.robots import registry
-from pixio_robot.robots.actions import ActionPlan, Interpolation
 from pixio_robot.robots.clock import Rate, SteppedClock, WallClock
 from pixio_robot.robots.emergency import EmergencyStop
 from pixio_robot.robots.faults import Fault
 from pixio_robot.robots.fit import check_fit
-from pixio_robot.robots.inference import Answer, InferenceThread, Job
+from pixio_robot.robots.inference import InferenceRequest, InferenceThread
+from pixio_robot.robots.interpolation import Interpolation
 from pixio_robot.robots.limits import Limits
 from pixio_robot.robots.registry import find_robot
 from pixio_robot.robots.robot import Robot, RobotRequest, RobotSpec
@@ -42,7 +42,14 @@ JOINTS = ActionSpec(  # two joints sent to places, and a gripper driven by an ef
     np.array([1.5, 2.0, 1.0]),
     np.array([2.0, 3.0, np.inf]),
 )
-KINDS = pytest.mark.parametrize("commands", [REACH, JOINTS], ids=["relative", "absolute"])
+ARM = ActionSpec.positions(  # actions are positions, as in third-party data
+    ("base", "shoulder", "wrist"),
+    ("rad", "rad", "rad"),
+    np.array([-2.5, 0.0, -1.0]),
+    np.array([2.5, 2.0, 1.0]),
+    np.array([2.0, 3.0, 1.0]),
+)
+KINDS = pytest.mark.parametrize("commands", [REACH, JOINTS, ARM], ids=["relative", "absolute", "positions"])
 
 
 class _Still(Robot):
@@ -78,9 +85,9 @@ def _free(commands: ActionSpec, **changes: Any) -> Limits:
 
 
 @KINDS
-def test_whatever_is_asked_what_is_sent_stays_within_limits(commands: ActionSpec) -> None:
+def test_sent_actions_stay_within_limits_for_any_request(commands: ActionSpec) -> None:
     rng = np.random.default_rng(0)
-    box = (np.array([-0.1, -0.15, 0.1]), np.array([0.15, 0.1, 0.3])) if commands.hand else None
+    box = (np.array([-0.1, -0.15, 0.1]), np.array([0.15, 0.1, 0.3])) if commands.end_effector else None
     step = 0.6 * np.minimum(commands.speed * PERIOD, 1.0)
     limits = Limits(0.8 * commands.low, 0.9 * commands.high, 0.7 * commands.speed, step, box)
     robot = _Still(commands)
@@ -93,7 +100,8 @@ def test_whatever_is_asked_what_is_sent_stays_within_limits(commands: ActionSpec
         before = robot.get_observation()
         decision = guard.apply(asked, before)
         seen |= set(decision.reasons)
-        assert np.isfinite(decision.action).all() and np.abs(decision.action).max() <= 1
+        low, high = commands.action_range
+        assert np.isfinite(decision.action).all() and (low <= decision.action).all() and (decision.action <= high).all()
         robot.send_action(decision.action)
         moved = np.abs(robot.at - before["positions"])[np.array(commands.units) != "1"]
         most = np.minimum(limits.velocity * PERIOD, limits.step)[np.array(commands.units) != "1"]
@@ -119,7 +127,7 @@ def test_a_safe_action_passes_bit_for_bit(commands: ActionSpec) -> None:
         robot.send_action(decision.action)
 
 
-def test_a_hold_changes_nothing_and_efforts_rest() -> None:
+def test_a_hold_keeps_positions_and_zeroes_efforts() -> None:
     robot = _Still(JOINTS)
     guard = SafetyFilter(JOINTS, _free(JOINTS), PERIOD, robot.clock)
     robot.send_action(guard.apply(np.array([0.05, 0.1, 0.7]), robot.get_observation()).action)
@@ -130,7 +138,7 @@ def test_a_hold_changes_nothing_and_efforts_rest() -> None:
     assert robot.at[2] == 0
 
 
-def test_commands_in_quick_succession_go_no_faster() -> None:
+def test_quick_commands_respect_the_velocity_limit() -> None:
     """The limit is one of velocity, not of change a command."""
     robot = _Still(REACH)
     limits = _free(REACH, velocity=np.full(3, 0.1))
@@ -143,7 +151,7 @@ def test_commands_in_quick_succession_go_no_faster() -> None:
     assert (robot.at - begin <= 0.1 * (PERIOD + 20 * 0.01) + 1e-6).all()
 
 
-def test_from_outside_its_limits_nothing_moves_by_itself_and_nothing_further_out() -> None:
+def test_an_axis_outside_its_limits_moves_only_inwards() -> None:
     robot = _Still(REACH)
     robot.at = np.array([0.19, 0.0, 0.0])
     limits = _free(REACH, high=np.full(3, 0.18), low=np.full(3, -0.18))
@@ -164,7 +172,7 @@ def _refused(tmp_path: Path, robot: _Still, kind: type[PixioError], words: str) 
         assert not robot.sent and robot.stops == before + 1
 
 
-def test_a_joint_found_outside_its_range_is_not_thrown_into_it(tmp_path: Path) -> None:
+def test_a_joint_outside_its_range_is_refused_instead_of_jumping(tmp_path: Path) -> None:
     """An absolute action reaches no further than the range, so that even a hold would be a jump."""
     robot = _Still(JOINTS)
     robot.at[0] = -1.5 - 0.05 * 3
@@ -177,21 +185,21 @@ def test_a_joint_found_outside_its_range_is_not_thrown_into_it(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("axis", ["set_point", "positions"])
-def test_where_nobody_knows_where_a_joint_is_nothing_is_sent(axis: str, tmp_path: Path) -> None:
+def test_an_unknown_joint_position_is_refused(axis: str, tmp_path: Path) -> None:
     class Blind(_Still):
         def get_observation(self) -> dict[str, np.ndarray]:
             return super().get_observation() | {axis: np.array([0.0, np.nan, 0.0])}
 
-    _refused(tmp_path, Blind(JOINTS), RobotError, "does not tell where axis elbow is")
+    _refused(tmp_path, Blind(JOINTS), RobotError, "the position of axis elbow is unknown")
 
 
-def test_tasks_say_in_units_what_their_actions_do() -> None:
+def test_action_specs_of_tasks_predict_their_targets() -> None:
     for name in ("toy/reach", "metaworld/drawer-open"):
         if name.startswith("metaworld"):
             pytest.importorskip("metaworld")
         env = make(name, observe=("proprio",))
         env.reset(seed=1)
-        commands, rng = env.task.commands(), np.random.default_rng(0)
+        commands, rng = env.task.action_spec(), np.random.default_rng(0)
         for _ in range(5):
             action = rng.uniform(-0.3, 0.3, env.task.action_dim).astype(np.float32)
             target = commands.target(action, env.task.set_point())
@@ -203,7 +211,7 @@ def test_tasks_say_in_units_what_their_actions_do() -> None:
         env.close()
 
 
-def test_the_stop_latches_until_somebody_resets_it(tmp_path: Path) -> None:
+def test_the_emergency_stop_latches_until_reset(tmp_path: Path) -> None:
     robot, stop = _Still(REACH), EmergencyStop(tmp_path / "estop.json")
     safe = SafeRobot(robot, _free(REACH), PERIOD, stop)
     safe.send_action(np.zeros(3))
@@ -222,7 +230,9 @@ def test_the_stop_latches_until_somebody_resets_it(tmp_path: Path) -> None:
         safe.hold()
 
 
-def test_the_stop_can_be_pressed_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_emergency_stop_file_does_not_depend_on_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     stop = EmergencyStop(Path("runs/estop.json"))
     monkeypatch.chdir("/")
@@ -230,7 +240,7 @@ def test_the_stop_can_be_pressed_from_anywhere(tmp_path: Path, monkeypatch: pyte
     assert stop.latched and str(tmp_path / "runs/estop.json") in str(stop.path)
 
 
-def test_a_lost_terminal_asks_to_stop_unless_it_shall_be_ignored() -> None:
+def test_a_lost_terminal_requests_a_stop_unless_sighup_is_ignored() -> None:
     with Stopping() as stopping:
         signal.raise_signal(signal.SIGHUP)
         assert stopping.asked
@@ -243,7 +253,7 @@ def test_a_lost_terminal_asks_to_stop_unless_it_shall_be_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_the_beat_is_kept_and_never_caught_up_with() -> None:
+def test_the_rate_is_kept_and_missed_ticks_are_not_caught_up() -> None:
     clock = SteppedClock()
     beat = Rate(clock, 0.1)
     times = []
@@ -255,7 +265,7 @@ def test_the_beat_is_kept_and_never_caught_up_with() -> None:
     assert (beat.ticks, beat.misses, beat.resyncs) == (8, 2, 1)
 
 
-def test_the_walls_clock_waits() -> None:
+def test_the_wall_clock_waits() -> None:
     clock = WallClock()
     beat = Rate(clock, 0.01)
     begin = clock.now()
@@ -264,43 +274,7 @@ def test_the_walls_clock_waits() -> None:
     assert 0.05 <= clock.now() - begin < 2
 
 
-def _answer(actions: Any, step: int) -> Answer:
-    return Answer(Job({}, step, 0.0, False), np.array(actions, np.float32), 0.01)
-
-
-def test_of_a_chunk_what_is_past_is_dropped() -> None:
-    plan = ActionPlan()
-    plan.put(_answer([[0.0], [1.0], [2.0], [3.0]], 10), 12)
-    taken = [plan.take() for _ in range(3)]
-    assert [None if each is None else float(each.action[0]) for each in taken] == [2.0, 3.0, None]
-    plan.put(_answer([[0.0], [1.0]], 10), 99)
-    late, single = plan.take(), ActionPlan()
-    assert late is not None and late.action[0] == 1.0 and plan.dropped == 3
-    single.put(_answer([[5.0]], 10), 11)
-    assert len(single) == 1, "a policy of single actions is always late by what it takes"
-    first = ActionPlan(n_action_steps=2)
-    first.put(_answer([[0.0], [1.0], [2.0]], 0), 0)
-    assert len(first) == 2
-
-
-def test_where_two_chunks_plan_a_step_they_are_mixed() -> None:
-    plan = ActionPlan(chunk_blend=0.7)
-    plan.put(_answer([[0.0], [1.0], [2.0], [np.nan], [4.0]], 0), 0)
-    first, second = plan.take(), plan.take()
-    plan.put(_answer([[9.0], [12.0], [13.0], [14.0], [15.0]], 1), 2)  # asked at step 1, here at step 2
-    taken = [float(each.action[0]) for _ in range(4) if (each := plan.take()) is not None]
-    assert first is not None and second is not None and (first.action[0], second.action[0]) == (0, 1)
-    assert taken == pytest.approx([0.3 * 2 + 0.7 * 12, 13, 0.3 * 4 + 0.7 * 14, 15]) and plan.dropped == 1
-    plan.put(_answer([[0.0], [1.0]], 6), 6)
-    plan.put(_answer([[5.0], [6.0]], 0), 6)  # wholly of the past: it is not of this step
-    late = plan.take()
-    assert late is not None and late.action[0] == 6
-    for share in (0.0, 1.1, np.nan):
-        with pytest.raises(BadInput, match="weight of a new chunk"):
-            ActionPlan(chunk_blend=share)
-
-
-def test_ways_between_targets_are_straight_and_whole_steps_add_up() -> None:
+def test_interpolation_is_linear_and_parts_add_up() -> None:
     ways = Interpolation(JOINTS, 4)
     actions = np.random.default_rng(0).uniform(-1, 1, (3, 3)).astype(np.float32)
     last = None
@@ -316,7 +290,7 @@ def test_ways_between_targets_are_straight_and_whole_steps_add_up() -> None:
         last = action
 
 
-def test_after_an_action_that_is_no_number_the_way_goes_on() -> None:
+def test_interpolation_continues_after_a_nan_action() -> None:
     ways, sent = Interpolation(JOINTS, 2), []
     for action in ([np.nan] * 3, [0.0] * 3, [np.nan] * 3, [0.2] * 3):
         ways.aim(np.array(action, np.float32))
@@ -324,7 +298,7 @@ def test_after_an_action_that_is_no_number_the_way_goes_on() -> None:
     np.testing.assert_allclose(sent, [[np.nan] * 2, [0, 0], [np.nan] * 2, [0.1, 0.2]], atol=1e-6)
 
 
-def test_a_thread_thinks_about_one_thing_and_its_errors_arrive() -> None:
+def test_an_inference_thread_takes_one_request_and_returns_errors() -> None:
     class Odd:
         def reset(self) -> None:
             self.count = 0
@@ -336,12 +310,12 @@ def test_a_thread_thinks_about_one_thing_and_its_errors_arrive() -> None:
             return np.full((1, 2), self.count, np.float32)
 
     thread = InferenceThread(Odd(), delay=lambda: 0.05)
-    first = Job({}, 0, 0.0, True)
+    first = InferenceRequest({}, 0, 0.0, True)
     assert thread.submit(first) and not thread.submit(first), "busy"
-    assert thread.poll() is None and thread.ready(5.0)
-    answer = thread.poll()
-    assert answer is not None and answer.actions is not None and answer.actions[0, 0] == 1 and answer.seconds > 0.05
-    assert thread.submit(Job({"break": np.zeros(1)}, 1, 0.0, False)) and thread.ready(5.0)
+    assert thread.poll() is None and thread.wait_idle(5.0)
+    result = thread.poll()
+    assert result is not None and result.actions[0, 0] == 1 and result.seconds > 0.05
+    assert thread.submit(InferenceRequest({"break": np.zeros(1)}, 1, 0.0, False)) and thread.wait_idle(5.0)
     broken = thread.poll()
     assert broken is not None and isinstance(broken.error, ValueError) and thread.poll() is None
     thread.close()
@@ -350,7 +324,7 @@ def test_a_thread_thinks_about_one_thing_and_its_errors_arrive() -> None:
 # what does not fit
 
 
-def _card(**changes: Any) -> Manifest:
+def _manifest(**changes: Any) -> Manifest:
     observation = [TensorSpec("rgb", (64, 64, 3), "uint8"), TensorSpec("proprio", (3,), "float32")]
     known: dict[str, Any] = dict(
         kind="policy", target="onnx", precision="fp32", program="program.onnx", observation=observation, outputs=[]
@@ -359,38 +333,49 @@ def _card(**changes: Any) -> Manifest:
     return Manifest(**{**known, **changes})
 
 
-def test_what_does_not_fit_is_refused_in_words() -> None:
+def test_check_fit_refuses_with_a_clear_message() -> None:
     robot = RobotSpec("arm", "test", REACH, 3, 20.0)
     camera = CameraSpec("cam", "test", True, (48, 64), None, 30.0)
-    assert check_fit(_card(), robot, camera, 20.0) == 1
-    assert check_fit(_card(), replace(robot, control_hz=None), camera, 100.0) == 5
-    rgb = _card().observation[:1]
-    for card, spec, rate, words in (
-        (_card(action_low=[-1.0] * 4, action_high=[1.0] * 4), robot, 20.0, r"actions of 4 numbers, arm takes 3 \(x, y"),
-        (_card(action_names=["z", "y", "x"]), robot, 20.0, "actions are z, y, x, arm takes x, y, z"),
-        (_card(kind="encoder"), robot, 20.0, "encoder alone"),
-        (_card(), replace(robot, proprio=7), 20.0, "feels 3 numbers of proprioception, arm tells 7"),
-        (_card(observation=[*rgb, TensorSpec("rgb_wrist", (64, 64, 3), "uint8")]), robot, 20.0, "observes 'rgb_wrist'"),
+    assert check_fit(_manifest(), robot, {"rgb": camera}, 20.0) == 1
+    assert check_fit(_manifest(), replace(robot, control_hz=None), {"rgb": camera}, 100.0) == 5
+    rgb = _manifest().observation[:1]
+    for manifest, spec, rate, words in (
         (
-            _card(observation=[TensorSpec("depth", (64, 64), "float32")]),
+            _manifest(action_low=[-1.0] * 4, action_high=[1.0] * 4),
             robot,
             20.0,
-            "looks at depth, which cam does not",
+            r"actions have size 4, arm takes 3 \(x, y",
         ),
-        (_card(), robot, 50.0, "arm takes 20 commands a second, not rate=50"),
-        (_card(control_period=0.0125), robot, 20.0, "a step every 12.5 ms, commands go out every 50 ms"),
-        (_card(), replace(robot, control_hz=None), 33.0, "multiple of it"),
+        (_manifest(action_names=["z", "y", "x"]), robot, 20.0, "actions are z, y, x, arm takes x, y, z"),
+        (_manifest(action_high=[1.0, 1.5, 1.0]), robot, 20.0, "on axis y are -1 to 1.5, arm takes -1 to 1"),
+        (_manifest(kind="encoder"), robot, 20.0, "encoder alone"),
+        (_manifest(), replace(robot, proprio=7), 20.0, "expects proprioception of size 3, arm provides 7"),
+        (
+            _manifest(observation=[*rgb, TensorSpec("rgb_wrist", (64, 64, 3), "uint8")]),
+            robot,
+            20.0,
+            "observes 'rgb_wrist'",
+        ),
+        (
+            _manifest(observation=[TensorSpec("depth", (64, 64), "float32")]),
+            robot,
+            20.0,
+            r"observes depth \(depth\), which cam does not",
+        ),
+        (_manifest(), robot, 50.0, "arm takes 20 commands a second, not rate=50"),
+        (_manifest(control_period=0.0125), robot, 20.0, "a step every 12.5 ms, commands are sent every 50 ms"),
+        (_manifest(), replace(robot, control_hz=None), 33.0, "multiple of it"),
     ):
         with pytest.raises(BadInput, match=words):
-            check_fit(card, spec, camera, rate)
+            check_fit(manifest, spec, {"rgb": camera}, rate)
 
 
-def test_actions_that_mean_something_else_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_actions_with_another_meaning_cause_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     robot = RobotSpec("arm", "test", REACH, 3, 20.0)
     camera = CameraSpec("cam", "test", True, (48, 64), None, 30.0)
-    check_fit(_card(action_meanings=REACH.meanings), robot, camera, 20.0)
+    check_fit(_manifest(action_meanings=REACH.meanings), robot, {"rgb": camera}, 20.0)
     assert not caplog.records
-    check_fit(_card(action_meanings=["0.5 + 1 a rad", *REACH.meanings[1:]]), robot, camera, 20.0)
+    check_fit(_manifest(action_meanings=["0.5 + 1 a rad", *REACH.meanings[1:]]), robot, {"rgb": camera}, 20.0)
     assert f"x: {REACH.meanings[0]}, was 0.5 + 1 a rad" in caplog.text and "; " not in caplog.text
 
 
@@ -402,16 +387,16 @@ def test_limits_from_a_file_only_narrow(tmp_path: Path) -> None:
     assert narrow.low.tolist() == [-0.1, -0.2, -0.2] and narrow.high.tolist() == [0.2] * 3
     assert narrow.velocity[1] == 0.2 and narrow.step[2] == 0.01 and narrow.workspace is not None
     narrow.check(REACH, "arm", True)
-    with pytest.raises(BadInput, match="does not know where its hand is"):
+    with pytest.raises(BadInput, match="does not know its end-effector position"):
         narrow.check(REACH, "arm", False)
     free = REACH._replace(high=np.array([0.2, np.inf, 0.2]))
     with pytest.raises(BadInput, match=r"arm has no position limit for axis 'y' \[m\].*limits=FILE"):
         Limits.of(free).check(free, "arm", True)
     for text, kind, words in (
-        ("{", DataError, "no JSON"),
+        ("{", DataError, "not JSON"),
         ('{"position": {"w": [0, 1]}}', UnknownName, "no axis 'w'"),
         ('{"speed": {"x": 1}}', UnknownName, "no limit 'speed'"),
-        ('{"position": {"x": 3}}', DataError, "no number or pair"),
+        ('{"position": {"x": 3}}', DataError, "not a number or pair"),
         ('{"workspace": [1, 2]}', DataError, "workspace"),
         ('{"workspace": [[0, 0, NaN], [1, 1, 1]]}', DataError, "workspace"),
         ('{"velocity": {"x": NaN}}', DataError, "nan limits nothing"),
@@ -428,22 +413,24 @@ def test_limits_from_a_file_only_narrow(tmp_path: Path) -> None:
         Limits.of(REACH).narrowed(path, REACH).check(REACH, "arm", True)
 
 
-def test_a_robot_that_does_not_exist_lists_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_robot_lists_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownName, match=r"drivers are ros, task.*; did you mean 'task'"):
         find_robot("tusk:toy/reach")
     with pytest.raises(UnknownName, match="robot=task:toy/reach"):
         find_robot("toy/reach")
     with pytest.raises(UnknownName, match="did you mean 'toy/reach'"):
         find_robot("task:toy/raech")
-    entries = [
-        metadata.EntryPoint("still", f"{__name__}:_Third", registry.GROUP),
-        metadata.EntryPoint("broken", "no_such_module:Robot", registry.GROUP),
-    ]
-    monkeypatch.setattr(metadata, "entry_points", lambda group: entries)
+    entries = {
+        "still": metadata.EntryPoint("still", f"{__name__}:_Third", "pixio_robot.robots"),
+        "broken": metadata.EntryPoint("broken", "no_such_module:Robot", "pixio_robot.robots"),
+    }
+    monkeypatch.setattr(plugins, "_entries", lambda group: entries)
     monkeypatch.setattr(metadata.EntryPoint, "load", lambda entry: _load(entry))
-    assert isinstance(find_robot("still:left"), _Third) and registry.drivers() == ["broken", "ros", "still", "task"]
-    with pytest.raises(PixioError, match="'broken' of no_such_module:Robot does not load"):
+    assert isinstance(find_robot("still:left"), _Third)
+    with pytest.raises(PixioError, match=r"'broken' \(no_such_module:Robot\) cannot be imported"):
         find_robot("broken:x")
+    with pytest.raises(UnknownName, match="drivers are broken, still"):
+        find_robot("task:toy/reach")
 
 
 class _Third(_Still):
@@ -458,19 +445,37 @@ def _load(entry: metadata.EntryPoint) -> Any:
     return _Third
 
 
-def test_planned_faults_are_read() -> None:
+def test_faults_are_parsed() -> None:
     assert Fault.parse("late@0:0.5") == Fault("late", 0, 0.5, 0.5)
+    assert Fault.parse("stall.rgb_wrist@0:1:2") == Fault("stall", 0, 1.0, 2.0, "rgb_wrist")
     with pytest.raises(UnknownName, match="no fault 'stal'; did you mean 'stall'"):
         Fault.parse("stal@0:1")
     with pytest.raises(BadInput, match="is not KIND@EPISODE:TIME"):
         Fault.parse("stall:1")
+    with pytest.raises(BadInput, match="only a stall has a camera"):
+        Fault.parse("nan.rgb@0:1")
 
 
 def test_robots_need_no_torch() -> None:
     code = (
-        "import sys, pixio_robot.robots.runs, pixio_robot.robots.ros, pixio_robot.deploy.runtime.runtime\n"
+        "import sys, pixio_robot.robots.drive, pixio_robot.robots.ros, pixio_robot.deploy.runtime\n"
         "heavy = {'torch', 'matplotlib', 'hydra', 'rclpy'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert outcome.returncode == 0, outcome.stderr
+
+
+def test_actions_in_the_units_of_the_data_are_targets() -> None:
+    robot = RobotSpec("arm", "test", ARM, 3, 20.0)
+    camera = {"rgb": CameraSpec("cam", "test", True, (48, 64), None, 30.0)}
+    fits = _manifest(action_low=[-2.5, 0.0, -1.0], action_high=[2.5, 2.0, 1.0])
+    assert check_fit(fits, robot, camera, 20.0) == 1
+    with pytest.raises(BadInput, match=r"on axis shoulder are -1 to 1, arm takes 0 to 2"):
+        check_fit(_manifest(), robot, camera, 20.0)
+    target = np.array([2.25, 1.5, -0.75])
+    assert np.array_equal(ARM.target(target, np.zeros(3)), target) and np.array_equal(
+        ARM.action(target, target), target
+    )
+    assert ARM.clip(np.array([9.0, -9.0, 0.5])).tolist() == [2.5, 0.0, 0.5]
+    assert ARM.meanings[0] == "0 + 1 a rad"

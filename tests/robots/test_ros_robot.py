@@ -1,4 +1,4 @@
-"""An arm on ROS 2 topics: what is sent arrives within limits, silence is noticed. Needs rclpy (extra `ros`)."""
+"""An arm on ROS 2 topics: targets arrive within limits, silence is detected. Needs rclpy (extra `ros`)."""
 
 import json
 import os
@@ -16,15 +16,15 @@ from pixio_robot import cli
 from pixio_robot.cameras.camera import Camera, CameraSpec
 from pixio_robot.cameras.frame import Frame, rgbd_frame
 from pixio_robot.datasets.robomimic import DemoSet
-from pixio_robot.deploy.runtime.bundle import Manifest, TensorSpec
+from pixio_robot.deploy.load import LoadedSource
+from pixio_robot.deploy.manifest import Manifest, TensorSpec
 from pixio_robot.errors import BadInput, DataError, RobotError
 from pixio_robot.robots.clock import Rate, WallClock
-from pixio_robot.robots.commands import Run
+from pixio_robot.robots.commands import Run, drive_robot
 from pixio_robot.robots.emergency import EmergencyStop
 from pixio_robot.robots.limits import Limits
 from pixio_robot.robots.registry import find_robot
 from pixio_robot.robots.ros import RosRobot
-from pixio_robot.robots.runs import run_robot
 from pixio_robot.robots.safety import SafeRobot
 
 pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_:DeprecationWarning")  # lark, which rclpy's messages use
@@ -103,7 +103,7 @@ def _until(happened: Any, seconds: float = 5.0) -> None:
     raise AssertionError("it did not happen")
 
 
-def test_an_arm_goes_where_it_is_sent_and_no_further(arm: _Arm, tmp_path: Path) -> None:
+def test_an_arm_reaches_its_targets_within_limits(arm: _Arm, tmp_path: Path) -> None:
     with find_robot(f"ros:{_file(tmp_path)}") as robot:
         assert robot.action_features == {"shoulder": float, "elbow": float}
         np.testing.assert_allclose(robot.get_observation()["proprio"], [0.1, 0.9], rtol=1e-6)
@@ -124,9 +124,9 @@ def test_an_arm_goes_where_it_is_sent_and_no_further(arm: _Arm, tmp_path: Path) 
         _until(lambda: np.allclose(arm.heard[-1], [1.0, 0.0], atol=1e-6))
 
 
-def test_silence_is_no_answer(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pixio_robot.robots.ros._OLD", 0.1)
-    monkeypatch.setattr("pixio_robot.robots.ros._PATIENCE", 2.0)
+def test_a_silent_robot_raises_an_error(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pixio_robot.robots.ros._MAX_AGE", 0.1)
+    monkeypatch.setattr("pixio_robot.robots.ros._STARTUP_TIMEOUT", 2.0)
     with RosRobot(_file(tmp_path)) as robot:
         arm.silent = True
         _until(lambda: _raises(robot))
@@ -134,18 +134,16 @@ def test_silence_is_no_answer(arm: _Arm, tmp_path: Path, monkeypatch: pytest.Mon
         RosRobot(_file(tmp_path)).connect()
 
 
-def test_a_controller_that_does_not_listen_is_noticed(
-    arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pixio_robot.robots.ros._PATIENCE", 1.0)
+def test_a_missing_controller_is_detected(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pixio_robot.robots.ros._STARTUP_TIMEOUT", 1.0)
     robot = RosRobot(_file(tmp_path, command_topic="/pixio_test/nobody"))
-    with pytest.raises(RobotError, match="nobody listens on /pixio_test/nobody"):
+    with pytest.raises(RobotError, match="nobody subscribes to /pixio_test/nobody"):
         robot.connect()
     assert robot._running is None
 
 
-def test_after_silence_a_stop_sends_no_old_position(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pixio_robot.robots.ros._OLD", 0.1)
+def test_a_stop_after_silence_sends_the_last_target(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pixio_robot.robots.ros._MAX_AGE", 0.1)
     with RosRobot(_file(tmp_path)) as robot:
         arm.silent = True
         _until(lambda: _raises(robot))
@@ -156,11 +154,11 @@ def test_after_silence_a_stop_sends_no_old_position(arm: _Arm, tmp_path: Path, m
     assert arm.heard == [[0.4, 1.2]], "nothing is known to send before the first command"
 
 
-def test_a_state_without_positions_is_not_heard(tmp_path: Path) -> None:
+def test_a_joint_state_without_positions_is_ignored(tmp_path: Path) -> None:
     robot = RosRobot(_file(tmp_path))
-    robot._hear(SimpleNamespace(name=["shoulder", "elbow"], position=[]))
+    robot._on_state(SimpleNamespace(name=["shoulder", "elbow"], position=[]))
     assert robot._positions is None
-    robot._hear(SimpleNamespace(name=["elbow", "shoulder"], position=[1.0, 0.5]))
+    robot._on_state(SimpleNamespace(name=["elbow", "shoulder"], position=[1.0, 0.5]))
     np.testing.assert_array_equal(robot._positions, [0.5, 1.0])
 
 
@@ -194,10 +192,12 @@ class _Reaching:
         return np.zeros((4, 2), np.float32)
 
 
-def test_what_an_arm_did_teaches_the_next_policy(arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recorded_run_of_an_arm_trains_and_exports_a_policy(
+    arm: _Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The whole way: run, demonstrations, train_bc, export."""
-    monkeypatch.setattr("pixio_robot.robots.runs.asked_camera", lambda command: _Webcam())
-    card = Manifest(
+    monkeypatch.setattr("pixio_robot.cameras.settings.requested_camera", lambda settings: _Webcam())
+    manifest = Manifest(
         "policy",
         "onnx",
         "fp32",
@@ -206,22 +206,24 @@ def test_what_an_arm_did_teaches_the_next_policy(arm: _Arm, tmp_path: Path, monk
         [TensorSpec("action", (4, 2), "float32")],
         image_size=32,
         control_period=0.1,
-        chunk=4,
+        horizon=4,
         action_low=[-1.0] * 2,
         action_high=[1.0] * 2,
     )
     command = Run(
         robot=f"ros:{_file(tmp_path, rate=10)}", camera="webcam", bundle="b", steps=10, out="out", depth=False
     )
-    report = run_robot(command, card, _Reaching(), "policy")
+    report = drive_robot(command, LoadedSource(manifest, _Reaching(), "policy"))
     assert report.endings == {"end": 1} and report.demos is not None
     _until(lambda: np.allclose(arm.positions, [0.0, 1.0], atol=1e-6))
     demos = DemoSet(report.demos)
     assert demos.task == "ros:arm" and demos.environment["robot"]["control_hz"] == pytest.approx(10)
     assert len(demos.members("train")) == 1 and demos.widths == {"proprio": 2, "actions": 2}
-    assert cli.run(["train_bc", f"demos={demos.path}", "encoder=none", "policy.epochs=1", "device=cpu", "out=bc"]) == 0
+    assert (
+        cli.run(["train_bc", f"demos={demos.path}", "encoder=none", "training.epochs=1", "device=cpu", "out=bc"]) == 0
+    )
     pytest.importorskip("onnxscript", reason="needs the extra export")
-    words = ["checkpoint=bc/checkpoints/blind/last.safetensors", "gate=false", "out=bundle"]
+    words = ["checkpoint=bc/checkpoints/blind/last.safetensors", "verify=false", "out=bundle"]
     assert cli.run(["export", *words]) == 0
     exported = Manifest.read("bundle")
     assert exported.action_names == ["shoulder", "elbow"] and exported.control_period == pytest.approx(0.1)
@@ -236,7 +238,7 @@ def _raises(robot: RosRobot) -> bool:
     return False
 
 
-def test_a_description_that_lacks_something_is_refused(tmp_path: Path) -> None:
+def test_an_incomplete_description_is_refused(tmp_path: Path) -> None:
     for changes, words in (
         ({"joints": []}, "must name the joints"),
         ({"position": None}, 'mode "absolute" needs "position"'),
@@ -247,7 +249,7 @@ def test_a_description_that_lacks_something_is_refused(tmp_path: Path) -> None:
         ({"rate": float("nan")}, "not nan"),
         ({"rate": "fast"}, "not 'fast'"),
         ({"colour": 1}, "no key 'colour'"),
-        ({"velocity": {"elbow": "fast"}}, "no number"),
+        ({"velocity": {"elbow": "fast"}}, "not a number"),
     ):
         with pytest.raises(DataError, match=words):
             RosRobot(_file(tmp_path, **changes))
@@ -256,3 +258,9 @@ def test_a_description_that_lacks_something_is_refused(tmp_path: Path) -> None:
     commands = RosRobot(_file(tmp_path, velocity=None))._commands
     with pytest.raises(BadInput, match="no velocity limit for axis 'shoulder'"):
         Limits.of(commands).check(commands, "arm", False)
+
+
+def test_in_mode_positions_actions_are_joint_positions(tmp_path: Path) -> None:
+    commands = RosRobot(_file(tmp_path, mode="positions"))._commands
+    assert commands.action_range[0].tolist() == [-1.0, 0.0] and commands.action_range[1].tolist() == [1.0, 2.0]
+    assert commands.target(np.array([0.5, 1.5]), np.zeros(2)).tolist() == [0.5, 1.5]

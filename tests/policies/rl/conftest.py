@@ -14,23 +14,21 @@ if importlib.util.find_spec("stable_baselines3") is None:
     collect_ignore_glob = ["*"]
 else:
     from pixio_robot.policies.rl.embedded_env import EmbeddedVecEnv
-    from pixio_robot.policies.rl.learner import new_learner
+    from pixio_robot.policies.rl.learner import LearnerOptions, new_learner
+    from pixio_robot.policies.rl.replay import ReplayOptions
     from pixio_robot.policies.rl.task_vec_env import TaskVecEnv
 
 from pixio_robot.encoders.load import Backbone, load_encoder, save_encoder
 from pixio_robot.encoders.pixio import PixioEncoder
+from pixio_robot.envs.features import task_features
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.metrics import EpisodeRecord
-from pixio_robot.policies.agent import Perception
-from pixio_robot.policies.bc import new_policy
+from pixio_robot.policies.build import PolicyDesign, VisionPolicy, build_policy
 from pixio_robot.policies.evaluate import Evaluation
+from pixio_robot.policies.mlp import MlpConfig
 from pixio_robot.policies.rl.commands import TrainRL
 from pixio_robot.policies.rl.settings import AlgorithmSettings
-from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
-from pixio_robot.policies.visuomotor import Visuomotor
-
-CPU = torch.device("cpu")
-WIDTHS = {"actions": 3, "proprio": 3, "state": 6}
+from pixio_robot.policies.settings import ObservationSettings
 
 
 class World:
@@ -43,33 +41,40 @@ class World:
         tiny = dict(name=name, layers=[16, 16], batch=8, buffer=500, warmup=16, rollout=48, updates=0.25, epochs=2)
         return AlgorithmSettings(**{**tiny, **changes})
 
-    def request(self, kind: str, horizon: int = 5) -> TaskSpec:
-        observe = {"state": ("state",), "blind": ("proprio",)}.get(kind, ("rgb", "proprio"))
+    def request(self, encoder: str, horizon: int = 5) -> TaskSpec:
+        observe = {"state": ("state",), "none": ("proprio",)}.get(encoder, ("rgb", "proprio"))
         return TaskSpec("toy/reach", observe, image_size=32, render="fast", horizon=horizon)
 
     def policy(
-        self, kind: str, backbone: Backbone | None = None, settings: PolicySettings | None = None, **how: Any
-    ) -> Visuomotor:
-        embedding = EmbeddingSettings(**{"history": 2, **how})
-        tokens = None if backbone is None else backbone.token_shape
-        settings = settings or PolicySettings(layers=[16, 16], tanh_output=True)
-        return new_policy(tokens, embedding, WIDTHS, settings, 0, kind).eval()
+        self, encoder: str, backbone: Backbone | None = None, config: MlpConfig | None = None, **changes: Any
+    ) -> VisionPolicy:
+        """Return an untrained policy.
+
+        Args:
+            encoder: a baseline, or "tokens" with `backbone`.
+            changes: of the design, of its observation and of its config.
+        """
+        config = config or MlpConfig(layers=[16, 16], tanh_output=True)
+        config = replace(config, **{key: changes.pop(key) for key in ("fusion", "frames") if key in changes})
+        observation = ObservationSettings(steps=changes.pop("steps", 2))
+        design = PolicyDesign(encoder, config, observation, **changes)
+        cameras = ("rgb",) if design.observes_images else ()
+        return build_policy(design, task_features(self.request(encoder)), cameras, backbone, seed=0).eval()
 
     def tasks(self, request: TaskSpec, count: int, first_seed: int) -> "TaskVecEnv":
         self.open.append(TaskVecEnv(request, count, first_seed, processes=False))
         return self.open[-1]
 
-    def embedded(self, policy: Visuomotor, backbone: Backbone | None, images: bool = False) -> "EmbeddedVecEnv":
-        tasks = self.tasks(self.request(policy.kind), 2, 7)
-        return EmbeddedVecEnv(tasks, Perception(policy, backbone, "fp32", CPU), images)
+    def embedded(self, model: VisionPolicy) -> "EmbeddedVecEnv":
+        encoder = "state" if "state" in model.spec.vectors else model.vision.spec.encoder
+        return EmbeddedVecEnv(self.tasks(self.request(encoder), 2, 7), model)
 
-    def learner(
-        self, name: str, policy: Visuomotor, backbone: Backbone | None = None, normalise: bool = True, **more: Any
-    ) -> Any:
-        learned = more.pop("learned", None)
-        venv = self.embedded(policy, backbone, images=learned is not None)
-        settings = more.pop("settings", self.settings(name))
-        return new_learner(settings, venv, policy, normalise=normalise, backbone=learned, seed=0, device=CPU, **more)
+    def learner(self, settings: AlgorithmSettings, model: VisionPolicy, **options: Any) -> Any:
+        """Return a learner; `options` are those of `ReplayOptions` and `LearnerOptions`."""
+        replay = {key: options.pop(key) for key in ("demos", "demo_ratio", "shift") if key in options}
+        return new_learner(
+            settings, self.embedded(model), model, LearnerOptions(**options, replay=ReplayOptions(**replay))
+        )
 
     def actions(self, seed: int, shape: tuple[int, ...]) -> np.ndarray:
         return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
@@ -81,7 +86,7 @@ class World:
             obs="state",
             steps=240,
             envs=2,
-            horizon=10,
+            episode_steps=10,
             eval_every=120,
             eval_episodes=2,
             episodes=2,
@@ -119,6 +124,6 @@ def small(small_file: Path) -> Backbone:
 
 @pytest.fixture
 def no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the learning curve and the last episodes cost nothing."""
+    """Skip the episodes of the learning curve and of the last policy."""
     row = EpisodeRecord("t", "sac", "none", "none", "none", "none", 0, 0, "s", 0.0, False, False, 0, 0.0, 1, 0.0)
     monkeypatch.setattr("pixio_robot.policies.rl.run.evaluate_policy", lambda *_: Evaluation([row], 0))

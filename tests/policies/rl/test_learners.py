@@ -1,80 +1,95 @@
-"""Learners: what they hold, what they replay, and the way from and to policies."""
+"""Learners: what they hold, what they replay, and conversion from and to policies."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pixio_robot.datasets.robomimic import DemoSet
-from pixio_robot.datasets.token_cache import TokenCache
+from pixio_robot.datasets.dataset import EpisodeDataset
+from pixio_robot.datasets.statistics import FeatureStatistics
 from pixio_robot.encoders.load import Backbone
 from pixio_robot.errors import CheckpointError
+from pixio_robot.policies.build import VisionPolicy
+from pixio_robot.policies.mlp import MlpConfig, MlpPolicy
 from pixio_robot.policies.rl.demonstrations import demo_transitions
-from pixio_robot.policies.rl.embedded_env import FELT, TOKENS
 from pixio_robot.policies.rl.extractor import RunningNorm
-from pixio_robot.policies.rl.learner import copy_actor, extractor_of, head_settings, init_actor
-from pixio_robot.policies.settings import PolicySettings
+from pixio_robot.policies.rl.learner import actor_config, copy_actor, init_actor
+from pixio_robot.policies.rl.replay import ReplayOptions
+from pixio_robot.policies.rl.sb3 import extractor_of
+from pixio_robot.policies.vision import PIXELS
 
 ALGORITHMS = ("sac", "td3", "ppo")
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("kind", ["state", "bc", "cnn"])
-def test_the_actor_becomes_a_policy(world: Any, small: Backbone, name: str, kind: str) -> None:
-    """After learning, the exported policy gives the algorithm's own deterministic action."""
-    normalise = kind != "cnn"
-    policy = world.policy(kind, small if kind == "bc" else None, head_settings(world.settings(name), normalise))
-    model = world.learner(name, policy, small if kind == "bc" else None, normalise, shift=kind == "cnn")
-    model.learn(48, log_interval=None)
-    if normalise:
-        extractor_of(model).norm.update(torch.randn(50, policy.embedder.dim) * 2 + 1)
-        model.learn(24, log_interval=None, reset_num_timesteps=False)
-    copy_actor(model, policy)
-    observation = model.env.reset()
-    expected = np.clip(model.predict(observation, deterministic=True)[0], -1, 1)
-    tokens = torch.from_numpy(observation[TOKENS]) if TOKENS in observation else None
-    felt = torch.from_numpy(observation[FELT])
+def _config(settings: Any, normalise: bool) -> MlpConfig:
+    return replace(actor_config(settings), batch_norm=normalise)
+
+
+def _acted(model: VisionPolicy, observation: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the actions of a policy, clipped as environments clip them, for stored observations (B, ...)."""
+    tensors = {key: torch.from_numpy(values) for key, values in observation.items()}
+    vectors = {key: tensors.pop(key)[:, None] for key in model.spec.vectors}
     with torch.no_grad():
-        found = policy.eval()(tokens, felt).clamp(-1, 1).numpy()
-    np.testing.assert_allclose(found, expected, atol=2e-5)
-    assert model.num_timesteps >= 48 and model._n_updates > 0
+        return model.eval().act(tensors, vectors, {})[0][:, 0].clamp(-1, 1).numpy()
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("encoder", ["state", "tokens", "cnn"])
+def test_the_actor_becomes_a_policy(world: Any, small: Backbone, name: str, encoder: str) -> None:
+    """After learning, the exported policy gives the algorithm's own deterministic action."""
+    normalise, settings = encoder != "cnn", world.settings(name)
+    model = world.policy(encoder, small if encoder == "tokens" else None, _config(settings, normalise))
+    learner = world.learner(settings, model, normalise=normalise, shift=encoder == "cnn")
+    learner.learn(48, log_interval=None)
+    if normalise:
+        extractor_of(learner).norm.update(torch.randn(50, model.policy.neck.dim) * 2 + 1)
+        learner.learn(24, log_interval=None, reset_num_timesteps=False)
+    copy_actor(learner, model)
+    observation = learner.env.reset()
+    expected = np.clip(learner.predict(observation, deterministic=True)[0], -1, 1)
+    np.testing.assert_allclose(_acted(model, observation), expected, atol=2e-5)
+    assert learner.num_timesteps >= 48 and learner._n_updates > 0
 
 
 @pytest.mark.parametrize("name", ["sac", "td3"])
-def test_actor_and_critics_share_what_sees_and_critics_teach_it(world: Any, name: str) -> None:
-    model = world.learner(name, world.policy("cnn", None, head_settings(world.settings(name), False)), normalise=False)
-    actor = {id(parameter) for group in model.actor.optimizer.param_groups for parameter in group["params"]}
-    critic = {id(parameter) for group in model.critic.optimizer.param_groups for parameter in group["params"]}
-    seeing = {id(parameter) for parameter in extractor_of(model).parameters()}
-    assert seeing and seeing <= critic and not seeing & actor
-    before = [parameter.clone() for parameter in extractor_of(model).pixels.parameters()]
-    model.learn(32, log_interval=None)
-    assert all(not torch.equal(*pair) for pair in zip(before, extractor_of(model).pixels.parameters(), strict=True))
+def test_actor_and_critics_share_the_extractor_and_critics_train_it(world: Any, name: str) -> None:
+    settings = world.settings(name)
+    learner = world.learner(settings, world.policy("cnn", None, _config(settings, False)), normalise=False)
+    actor = {id(parameter) for group in learner.actor.optimizer.param_groups for parameter in group["params"]}
+    critic = {id(parameter) for group in learner.critic.optimizer.param_groups for parameter in group["params"]}
+    shared = {id(parameter) for parameter in extractor_of(learner).parameters()}
+    assert shared and shared <= critic and not shared & actor
+    pixels = extractor_of(learner).vision.pixels
+    before = [parameter.clone() for parameter in pixels.parameters()]
+    learner.learn(32, log_interval=None)
+    assert all(not torch.equal(*pair) for pair in zip(before, pixels.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_a_frozen_encoder_is_nowhere_in_the_learner(world: Any, small: Backbone, name: str) -> None:
-    model = world.learner(name, world.policy("bc", small), small)
-    count = sum(parameter.numel() for parameter in model.policy.parameters())
+def test_a_frozen_encoder_is_not_part_of_the_learner(world: Any, small: Backbone, name: str) -> None:
+    learner = world.learner(world.settings(name), world.policy("tokens", small))
+    count = sum(parameter.numel() for parameter in learner.policy.parameters())
     assert count < 40_000 < sum(parameter.numel() for parameter in small.parameters()) + 30_000
-    assert not any("backbone" in key or "network" in key for key in model.policy.state_dict())
+    assert not any("backbone" in key or "network" in key for key in learner.policy.state_dict())
+    assert extractor_of(learner).vision.encoder is small, "it is shared, not copied"
 
 
 @pytest.mark.parametrize("name", ["sac", "ppo"])
 def test_an_encoder_that_learns_keeps_its_weights_at_first_and_then_moves(
     world: Any, small: Backbone, name: str
 ) -> None:
-    """PPO's orthogonal initialisation must not touch it."""
+    """PPO's orthogonal initialisation must not change it."""
     settings = world.settings(name, batch=4, rollout=8, epochs=1)
-    policy = world.policy("bc", small, head_settings(settings, False))
-    model = world.learner(name, policy, small, False, learned=small, settings=settings)
-    mine = extractor_of(model).backbone
-    assert mine is not small and mine.fingerprint() == small.fingerprint()
-    assert model.observation_space[TOKENS].dtype == np.uint8
-    model.learn(48, log_interval=None)
-    assert mine.fingerprint() != small.fingerprint()
+    model = world.policy("tokens", small, _config(settings, False), tune="full")
+    learner = world.learner(settings, model, normalise=False)
+    copied = extractor_of(learner).vision.backbone
+    assert copied is not small and copied.fingerprint() == small.fingerprint()
+    assert learner.observation_space["rgb"].dtype == np.uint8
+    learner.learn(48, log_interval=None)
+    assert copied.fingerprint() != small.fingerprint()
 
 
 def test_running_statistics_are_those_of_all_that_was_added() -> None:
@@ -86,12 +101,10 @@ def test_running_statistics_are_those_of_all_that_was_added() -> None:
     torch.testing.assert_close(norm.running_var, values.var(0, unbiased=False))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("sac", "bc"), ("td3", "state"), ("ppo", "bc"), ("sac", "cnn")])
-def test_an_actor_begins_as_the_cloned_policy(world: Any, small: Backbone, name: str, kind: str) -> None:
-    backbone = small if kind == "bc" else None
-    cloned = world.policy(kind, backbone, PolicySettings(layers=[16, 16], tanh_output=name != "ppo", activation="relu"))
-    norm = cloned.head.layers[0]
-    with torch.no_grad():  # as training leaves it
+def _trained_norm(policy: MlpPolicy) -> None:
+    """Give the batch norm of a head numbers as training leaves them."""
+    norm = policy.head.layers[0]
+    with torch.no_grad():
         for tensor, low, high in (
             (norm.running_mean, -1, 1),
             (norm.running_var, 1, 2),
@@ -99,52 +112,67 @@ def test_an_actor_begins_as_the_cloned_policy(world: Any, small: Backbone, name:
             (norm.bias, 0, 1),
         ):
             tensor.uniform_(low, high)
-        cloned.head.layers[-2 if name != "ppo" else -1].weight.mul_(100)
-    normalise = kind != "cnn"
-    model = world.learner(
-        name,
-        world.policy(kind, backbone, head_settings(world.settings(name), normalise)),
-        backbone,
-        normalise,
-        begun=True,
-    )
-    init_actor(model, cloned, "bc.safetensors")
-    observation = model.env.reset()
-    tokens = torch.from_numpy(observation[TOKENS]) if TOKENS in observation else None
-    with torch.no_grad():
-        expected = cloned(tokens, torch.from_numpy(observation[FELT])).clamp(-1, 1).numpy()
-    found = model.predict(observation, deterministic=True)[0]
+        policy.head.layers[-2 if policy.config.tanh_output else -1].weight.mul_(100)
+
+
+@pytest.mark.parametrize(("name", "encoder"), [("sac", "tokens"), ("td3", "state"), ("ppo", "tokens"), ("sac", "cnn")])
+def test_an_actor_starts_as_the_cloned_policy(world: Any, small: Backbone, name: str, encoder: str) -> None:
+    backbone, settings = small if encoder == "tokens" else None, world.settings(name)
+    cloned = world.policy(encoder, backbone, MlpConfig(layers=[16, 16], tanh_output=name != "ppo"))
+    _trained_norm(cloned.policy)
+    normalise = encoder != "cnn"
+    model = world.policy(encoder, backbone, _config(settings, normalise))
+    learner = world.learner(settings, model, normalise=normalise, warm_start=True)
+    init_actor(learner, cloned, "bc.safetensors")
+    observation = learner.env.reset()
+    expected = _acted(cloned, observation)
+    found = learner.predict(observation, deterministic=True)[0]
     np.testing.assert_allclose(np.clip(found, -1, 1), expected, atol=2e-5)
     assert np.abs(expected).max() > 0.01
-    other = world.policy(kind, backbone, PolicySettings(layers=[8], tanh_output=name != "ppo"))
+    other = world.policy(encoder, backbone, MlpConfig(layers=[8], tanh_output=name != "ppo"))
     with pytest.raises(CheckpointError, match=r"clone with policy.layers=\[16,16\]"):
-        init_actor(model, other, "bc.safetensors")
+        init_actor(learner, other, "bc.safetensors")
+
+
+def test_policies_that_are_no_actors_are_refused(world: Any, small: Backbone) -> None:
+    settings, config = world.settings("sac"), MlpConfig(layers=[16, 16], tanh_output=True)
+    learner = world.learner(settings, world.policy("tokens", small, actor_config(settings)), warm_start=True)
+    with pytest.raises(CheckpointError, match=r"predicts 3 actions at once.*horizon=1"):
+        init_actor(learner, world.policy("tokens", small, config, horizon=3), "bc.safetensors")
+    with pytest.raises(CheckpointError, match=r"policy\.fusion=mean policy\.frames=flare"):
+        init_actor(learner, world.policy("tokens", small, config, fusion="first"), "bc.safetensors")
+    scaled = world.policy("tokens", small, config)
+    statistics = {"action": FeatureStatistics("mean_std", (0.0,) * 3, (2.0,) * 3)}
+    scaled.policy.spec = replace(scaled.spec, statistics=statistics)
+    with pytest.raises(CheckpointError, match=r"statistics\.action=none"):
+        init_actor(learner, scaled, "bc.safetensors")
 
 
 def test_a_batch_has_its_share_of_demonstrations(
-    world: Any, toy_demos: DemoSet, toy_cache: TokenCache, small: Backbone
+    world: Any, toy_demos: EpisodeDataset, small: Backbone, tmp_path: Path
 ) -> None:
-    policy = world.policy("bc", small)
-    transitions = demo_transitions(toy_demos, toy_cache, policy)
+    model = world.policy("tokens", small)
+    transitions = demo_transitions(toy_demos, model, tmp_path)
     marked = replace(transitions, rewards=np.full_like(transitions.rewards, 99.0))
-    model = world.learner("sac", policy, small, demos=marked, demo_ratio=0.25)
-    model.learn(40, log_interval=None)
-    batch = model.replay_buffer.sample(64)
+    learner = world.learner(world.settings("sac"), model, demos=marked, demo_ratio=0.25)
+    learner.learn(40, log_interval=None)
+    batch = learner.replay_buffer.sample(64)
     assert len(batch.rewards) == 64 and int((batch.rewards == 99).sum()) == 16
-    assert batch.observations[TOKENS].shape[0] == 64
+    assert batch.observations["rgb.cls"].shape[0] == 64
 
 
-def test_only_replayed_images_are_moved(world: Any, small: Backbone) -> None:
-    model = world.learner("sac", world.policy("cnn"), normalise=False, shift=True)
-    model.learn(20, log_interval=None)
-    buffer = model.replay_buffer
+def test_only_replayed_images_are_shifted(world: Any) -> None:
+    learner = world.learner(world.settings("sac"), world.policy("cnn"), normalise=False, shift=True)
+    learner.learn(20, log_interval=None)
+    buffer = learner.replay_buffer
     np.random.seed(0)
-    moved = buffer.sample(32).observations[TOKENS]
-    buffer.shift = False
+    shifted = buffer.sample(32).observations[PIXELS]
+    buffer.options = ReplayOptions()
     np.random.seed(0)
-    still = buffer.sample(32).observations[TOKENS]
-    assert moved.shape == still.shape and moved.dtype == still.dtype == torch.uint8 and not torch.equal(moved, still)
-    inner = moved[:, :, 3:-3, 3:-3]
+    still = buffer.sample(32).observations[PIXELS]
+    assert shifted.shape == still.shape and shifted.dtype == still.dtype == torch.uint8
+    assert not torch.equal(shifted, still)
+    inner = shifted[:, :, 3:-3, 3:-3]
     found = [
         any(
             torch.equal(inner[row], still[row, :, 3 + y : 61 + y, 3 + x : 61 + x])

@@ -1,4 +1,4 @@
-"""What train_rl refuses, with what it says, and what it leaves behind."""
+"""What train_rl refuses, with which message, and what it leaves behind."""
 
 import json
 from dataclasses import replace
@@ -12,11 +12,11 @@ from gymnasium import spaces
 
 from pixio_robot.encoders.load import load_encoder
 from pixio_robot.errors import BadInput, CheckpointError, DataError, UnknownName
+from pixio_robot.policies.rl.commands import train_rl
 from pixio_robot.policies.rl.replay import require_memory
-from pixio_robot.policies.rl.run import run_train_rl
 from pixio_robot.policies.rl.settings import AlgorithmSettings
 from pixio_robot.policies.rl.task_vec_env import TaskVecEnv
-from pixio_robot.policies.settings import EmbeddingSettings
+from pixio_robot.policies.settings import ObservationSettings
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,8 @@ from pixio_robot.policies.settings import EmbeddingSettings
         ({"algorithm": AlgorithmSettings(name="sac", buffer=10**12)}, BadInput, r"needs [\d.]+ GB, [\d.]+ GB are free"),
         ({"obs": "tokens", "encoder": "cnn"}, BadInput, "use obs=rgb"),
         ({"finetune": True}, BadInput, "needs obs=tokens"),
-        ({"embedding": EmbeddingSettings(depth="late")}, BadInput, "looks at colour alone"),
-        ({"algorithm": AlgorithmSettings(name="ppo"), "demos": "d.hdf5"}, BadInput, "cannot be replayed"),
+        ({"observation": ObservationSettings(depth="late")}, BadInput, "observes colour images only"),
+        ({"algorithm": AlgorithmSettings(name="ppo"), "demos": "d.hdf5"}, BadInput, "needs a replay buffer"),
         ({"demos": "d.hdf5", "demo_ratio": 1.0}, BadInput, "below 1"),
         ({"task": "toy/reahc"}, UnknownName, "did you mean 'toy/reach'"),
         ({"init": "nowhere.safetensors"}, CheckpointError, "no file"),
@@ -44,20 +44,20 @@ def test_impossible_settings_are_refused(
     changes: dict[str, Any], error: type[Exception], message: str, tmp_path: Path, world: Any
 ) -> None:
     with pytest.raises(error, match=message):
-        run_train_rl(world.command(tmp_path / "rl", **changes))
+        train_rl(world.command(tmp_path / "rl", **changes))
     assert not (tmp_path / "rl").exists(), "nothing is left behind"
 
 
-def test_a_buffer_s_size_is_said() -> None:
+def test_the_buffer_size_is_computed() -> None:
     space = spaces.Dict(
-        {"tokens": spaces.Box(-1, 1, (3, 1, 192), np.float16), "felt": spaces.Box(-1, 1, (4,), np.float32)}
+        {"rgb.cls": spaces.Box(-1, 1, (3, 1, 192), np.float16), "proprio": spaces.Box(-1, 1, (4,), np.float32)}
     )
     assert require_memory(space, 3, AlgorithmSettings(buffer=1000)) == 1000 * (2 * (2 * 576 + 16) + 4 * 3 + 12)
 
 
 def test_another_encoder_is_refused_with_both_hashes(tmp_path: Path, small_file: Path, world: Any) -> None:
     command = world.command(tmp_path / "rl", obs="tokens", encoder=str(small_file), steps=96, episodes=1)
-    run_train_rl(command)
+    train_rl(command)
     mine = load_encoder(str(small_file)).fingerprint()
     other = tmp_path / "other.safetensors"
     from pixio_robot.encoders.load import save_encoder
@@ -70,7 +70,7 @@ def test_another_encoder_is_refused_with_both_hashes(tmp_path: Path, small_file:
     last = str(tmp_path / "rl/checkpoints/sac/last.safetensors")
     for changed in (replace(command, encoder=str(other)), replace(command, encoder=str(other), init=last, out="x")):
         with pytest.raises(CheckpointError) as caught:
-            run_train_rl(changed)
+            train_rl(changed)
         assert mine in str(caught.value) and theirs in str(caught.value)
 
 
@@ -97,7 +97,7 @@ def test_numbers_that_are_not_finite_stop_the_run_with_the_step(
         )
     command = world.command(tmp_path / "rl", eval_every=10_000)
     with pytest.raises(DataError, match=rf"{what} is not finite in environment .* after \d+ environment steps"):
-        run_train_rl(command)
+        train_rl(command)
     failure = json.loads((tmp_path / "rl/failure.json").read_text())
     assert 96 < failure["step"] < 240 and "not finite" in failure["error"]
     assert (tmp_path / "rl/checkpoints/sac/state-000000096").is_dir()

@@ -1,4 +1,4 @@
-"""Sweeps of train_rl: jobs in processes of their own, the same files from every engine."""
+"""Sweeps of train_rl: jobs in separate processes, the same files from every engine."""
 
 import subprocess
 import sys
@@ -11,12 +11,12 @@ from pixio_robot.checkpoint import load_checkpoint
 from pixio_robot.config import sweep_jobs
 from pixio_robot.metrics import read_episodes
 
-TINY = ["task=toy/reach", "obs=state", "steps=60", "horizon=10", "eval_every=60", "eval_episodes=1", "episodes=1"]
+TINY = ["task=toy/reach", "obs=state", "steps=60", "episode_steps=10", "eval_every=60", "eval_episodes=1", "episodes=1"]
 TINY += ["algorithm.layers=[8]", "algorithm.batch=8", "algorithm.buffer=100", "algorithm.warmup=20"]
 LAST = "checkpoints/sac/last.safetensors"
 
 
-def test_each_job_is_a_run_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_job_is_a_separate_run(capsys: pytest.CaptureFixture[str]) -> None:
     sweep = [
         "train_rl",
         "-m",

@@ -1,0 +1,1 @@
+"""Calibration, checks, views and fault injection for cameras."""

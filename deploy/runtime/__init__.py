@@ -1,1 +1,0 @@
-"""Exported policies at work: bundles, and what runs them without torch."""
