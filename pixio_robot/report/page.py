@@ -24,7 +24,7 @@ from ..video import filmstrip, read_video
 from .curves import curve_panels, number
 
 RULES = {"last": "at the last step", "any": "at any step"}
-PROPRIO_ONLY = "blind"  # name of the policy of encoder=none
+PROPRIO_ONLY = "none"  # name of the policy of encoder=none
 REFERENCES = (PROPRIO_ONLY, "expert")  # shown for comparison, never as the headline
 STRIP_IMAGES = 6
 STRIP_HEIGHT = 112  # [px]
