@@ -10,9 +10,7 @@ from PIL.Image import Exif
 
 from ...errors import Unreadable
 
-_READERS: dict[
-    str, tuple[Any, ...]
-] = {  # kind: reader, first bytes; `Image.open` warns about large sizes
+_READERS: dict[str, tuple[Any, ...]] = {  # kind: reader, first bytes; `Image.open` warns about large sizes
     "jpeg": (JpegImagePlugin.JpegImageFile, b"\xff\xd8\xff"),
     "png": (PngImagePlugin.PngImageFile, b"\x89PNG\r\n\x1a\n"),
     "webp": (WebPImagePlugin.WebPImageFile, b"RIFF"),
