@@ -552,7 +552,7 @@ def test_easy_images_are_drawn_less_and_rendered_pages_never(trained: Path) -> N
     loss = {kind: float(each.loss.mean()) for kind, each in found.items()}
     share = {kind: float(weigh(each, WeightRule(least_side=0)).weight.mean()) for kind, each in found.items()}
     assert loss["flat"] < 0.2 < loss["scene"] and loss["gradient"] < 0.9 * loss["scene"]
-    assert loss["page"] > loss["scene"] or loss["page"] > 0.8  # hard to reconstruct: without the entropy filter pages would be drawn most
+    assert loss["page"] > loss["scene"] or loss["page"] > 0.8  # without the entropy filter, pages would be drawn most
     assert share["flat"] == 0 and share["page"] == 0
     assert share["gradient"] < share["scene"] and 0.3 < share["texture"] <= 1
     for each in found.values():  # a few masks suffice

@@ -435,7 +435,7 @@ def launch(out: str, *words: str, restarts: int = 0, wait: bool = True) -> "subp
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp", pytest.param("hsdp", marks=pytest.mark.slow)])
 def test_two_processes_match_one(parallel: str) -> None:
-    """With gradients summed over two passes before they are exchanged, an odd number of validation images, and `cls_only`."""
+    """With two passes per gradient exchange, an odd number of validation images, and `cls_only`."""
     out, _ = pretrain(small(out="one", val_images=7, cls_only=0.5))
     launch("two", f"parallel={parallel}", "micro_batch=2", "val_images=7", "cls_only=0.5")
     assert difference("one", "two") < 5e-5
