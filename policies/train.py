@@ -144,15 +144,16 @@ def train_policy(
                         average.update_parameters(model)
                     total += world.mean(loss) * data.targets(parts[number].numpy())
             state.train_loss = float(total) / data.targets(order.numpy())
+            values = {"train/loss": state.train_loss, **learner.logged()}
             trained = model
             if average is not None and isinstance(average.module, VisionPolicy):
                 trained = average.module
-            state.valid_loss = learner.valid_loss(trained, data.valid, epoch)
+            with seeded(plan.seed, 0):  # the same noise in every epoch, for policies that draw it
+                state.valid_loss = learner.valid_loss(trained, data.valid, epoch)
             state.epoch, state.step = epoch, state.step + len(parts)
             if not np.isfinite(state.train_loss):
                 raise DataError(f"the training loss is {state.train_loss} in epoch {epoch}; lower training.lr")
             seconds["learning"] += perf_counter() - began
-            values = {"train/loss": state.train_loss, **learner.logged()}
             if len(data.valid):
                 values["valid/loss"] = state.valid_loss
             metrics.write(epoch, state.step, values)
