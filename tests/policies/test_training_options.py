@@ -11,7 +11,7 @@ from pixio_robot.errors import BadInput
 from pixio_robot.policies import train as training_loop
 from pixio_robot.policies.loaded import load_policy
 from pixio_robot.policies.mlp import MlpConfig
-from pixio_robot.policies.settings import StatisticsSettings, TrainingSettings
+from pixio_robot.policies.settings import ObservationSettings, StatisticsSettings, TrainingSettings
 from pixio_robot.policies.train import check_training
 
 PLAIN = MlpConfig(layers=[32], batch_norm=False, output_init_scale=1.0)
