@@ -121,7 +121,9 @@ def test_a_disk_that_is_really_full(
 def test_collect_train_evaluate_and_sweep(capsys: pytest.CaptureFixture[str], tiny_file: Path, tmp_path: Path) -> None:
     """The commands one after another, and the training run's number again from its checkpoint."""
     assert (
-        _run(capsys, "collect", "task=toy/reach", "demos=2", "valid=1", "episode_steps=25", "render=fast", "out=d.hdf5")[0]
+        _run(
+            capsys, "collect", "task=toy/reach", "demos=2", "valid=1", "episode_steps=25", "render=fast", "out=d.hdf5"
+        )[0]
         == 0
     )
     encoder = f"encoder={tiny_file}"
@@ -202,7 +204,7 @@ def test_a_refused_command_leaves_the_place_free(
     evaluate = ["evaluate", "checkpoint=c/checkpoints/mlp/last.safetensors", "episodes=1", "out=e"]
     assert _run(capsys, *evaluate, "render=pretty")[0] == 1
     status, _, err = _run(capsys, *evaluate, "first_seed=0")
-    assert status == 1 and "start where demonstrations start" in err
+    assert status == 1 and "have initial states of demonstrations" in err
     assert _run(capsys, *evaluate)[0] == 0
 
 

@@ -102,7 +102,7 @@ def write_report(run: Path) -> Path:
         key: result.get(key) or (getattr(headline_rows[0], key) if headline_rows else "")
         for key in ("encoder", "weights", "fusion", "render")
     }
-    facts["frames"] = result.get("frames", "")
+    facts["observation steps"] = result.get("observation_steps", "")
     facts |= result.get("facts") or {}
     clips = _clips(run, episodes, rule)
     config = run / "config.yaml"

@@ -19,7 +19,7 @@ def print_quickstart(out: Path, result: dict[str, Any]) -> None:
     table.add_column("what")
     table.add_column("value", overflow="fold")
     for name, policy in result["policies"].items():
-        label = {"bc": "success", PROPRIO_ONLY: "proprioception-only policy", "expert": "expert"}.get(name, name)
+        label = {PROPRIO_ONLY: "proprioception-only policy", "expert": "expert"}.get(name, "success")
         table.add_row(f"{label}, last step", _rate(policy["last"]))
         table.add_row(f"{label}, any step", _rate(policy["any"]))
         table.add_row(f"{label}, suite's score", str(Mean(**policy["score"])))
@@ -27,7 +27,7 @@ def print_quickstart(out: Path, result: dict[str, Any]) -> None:
     weights = " (RANDOM WEIGHTS, not pre-trained)" if result["weights"] == "random" else ""
     table.add_row("encoder", f"{result['encoder']}{weights}")
     table.add_row(
-        "fusion", f"{result['fusion']} of {'normed' if result['normed'] else 'raw'} tokens, {result['frames']}"
+        "fusion", f"{result['fusion']} of {'normed' if result['normed'] else 'raw'} tokens of {result['observation_steps']} frames"
     )
     table.add_row("render quality", result["render"])
     table.add_section()
