@@ -9,6 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -121,6 +122,10 @@ def test_the_plug_ins_work_with_built_in_ones(site: Path, ran: tuple[Path, dict[
     checkpoint = "checkpoint=point/checkpoints/attention/last.safetensors"
     run(site, folder, "run", "robot=task:point/reach", checkpoint, "time=stepped", "depth=false", "out=simulated")
     assert open_dataset(folder / "simulated" / "demos.hdf5").features["rgb"].shape == (32, 32, 3)
+    checkpoint_of_npz = "checkpoint=npz/checkpoints/attention/last.safetensors"
+    run(site, folder, "evaluate", checkpoint_of_npz, "task=point/reach", "episodes=1", "envs=1", "out=evaluated")
+    (video,) = (folder / "evaluated" / "videos").glob("*.mp4")
+    assert cv2.VideoCapture(str(video)).get(cv2.CAP_PROP_FRAME_HEIGHT) == 32  # as in the data, not the task's default
     if not (importlib.util.find_spec("onnxscript") and importlib.util.find_spec("onnxruntime")):
         pytest.skip("needs the extra export")
     printed = run(site, folder, "export", checkpoint, "demos=point.hdf5", "episodes=0", "frames=16", "out=onnx")
