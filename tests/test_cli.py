@@ -19,7 +19,7 @@ from pixio_robot.errors import Stopped
 from pixio_robot.policies.commands import COMMANDS as policy_commands
 from pixio_robot.pretrain.commands import COMMANDS as pretrain_commands
 
-TOY = ["task=toy/reach", "demos=2", "valid=1", "episodes=2", "horizon=25", "envs=2", "training.epochs=2"]
+TOY = ["task=toy/reach", "demos=2", "valid=1", "episodes=2", "episode_steps=25", "envs=2", "training.epochs=2"]
 
 
 def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -241,7 +241,7 @@ def test_quickstart_reuses_what_exists(capsys: pytest.CaptureFixture[str], tiny_
     status, out, _ = _run(capsys, *arguments)
     assert status == 0
     result = json.loads((tmp_path / "run/result.json").read_text())
-    assert set(result["policies"]) == {"bc", "blind", "expert"} and result["policies"]["expert"]["last"]["rate"] == 1
+    assert set(result["policies"]) == {"mlp", "none", "expert"} and result["policies"]["expert"]["last"]["rate"] == 1
     for stage in ("collect", "encode", "train", "evaluate"):
         assert result["stages"][stage]["seconds"] > 0 and not result["stages"][stage]["reused"]
         assert f"time to {stage}" in out
@@ -249,14 +249,14 @@ def test_quickstart_reuses_what_exists(capsys: pytest.CaptureFixture[str], tiny_
         assert said in out
     for name in ("config.yaml", "environment.json", "episodes.jsonl", "metrics.jsonl", "report.html"):
         assert (tmp_path / "run" / name).stat().st_size > 0
-    assert list((tmp_path / "run/tensorboard/bc").iterdir())
+    assert list((tmp_path / "run/tensorboard/mlp").iterdir())
     status, again, _ = _run(capsys, *arguments)
     assert status == 0 and again.count("(reused)") == 4
     second = json.loads((tmp_path / "run/result.json").read_text())
     assert second["policies"] == result["policies"]
     assert _run(capsys, "evaluate", f"checkpoint={result['checkpoint']}", "episodes=2", "envs=2", "out=again")[0] == 0
     once_more = json.loads((tmp_path / "again/result.json").read_text())
-    assert once_more["policies"]["bc"] == result["policies"]["bc"], "evaluate reproduces the training run's number"
+    assert once_more["policies"]["mlp"] == result["policies"]["mlp"], "evaluate reproduces the training run's number"
     rows = (tmp_path / "run/episodes.jsonl").read_text().splitlines()
     assert len(rows) == 6 and all(json.loads(row)["weights"] in ("trained", "none") for row in rows)
 
@@ -268,13 +268,13 @@ def test_a_random_encoder_is_named_everywhere(capsys: pytest.CaptureFixture[str]
     assert status == 0 and "RANDOM WEIGHTS" in out
     assert "random weights" in (tmp_path / "r/report.html").read_text()
     rows = [json.loads(line) for line in (tmp_path / "r/episodes.jsonl").read_text().splitlines()]
-    assert {row["weights"] for row in rows if row["policy"] == "bc"} == {"random"}
+    assert {row["weights"] for row in rows if row["policy"] == "mlp"} == {"random"}
 
 
 def test_a_quickstart_without_images_renders_no_evaluation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, _, _ = _run(capsys, "quickstart", *TOY, "encoder=none", "out=run")
     result = json.loads((tmp_path / "run/result.json").read_text())
-    assert status == 0 and set(result["policies"]) == {"blind", "expert"} and result["weights"] == "none"
+    assert status == 0 and set(result["policies"]) == {"none", "expert"} and result["weights"] == "none"
     assert result["class_token_cosine"] is None
 
 
