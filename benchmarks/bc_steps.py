@@ -1,6 +1,6 @@
-"""Optimiser steps of behaviour cloning on cached tokens: our `train_bc` against robomimic's BC.
+"""Optimiser steps of behaviour cloning on cached tokens: our training loop against robomimic's BC.
 
-Shapes: F frames, K class tokens, D width, T frames of history, E fused, P proprioception, A action.
+Shapes: F frames, K class tokens, D width, T observation steps, E fused, P proprioception, A action.
 """
 
 import contextlib
@@ -8,7 +8,7 @@ import io
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,8 +17,8 @@ import numpy as np
 from timing import Section, cells, compare, in_turns, markdown, per_second
 
 if TYPE_CHECKING:
-    from pixio_robot.datasets.robomimic import DemoSet
-    from pixio_robot.policies.settings import PolicySettings
+    from pixio_robot.datasets.dataset import EpisodeDataset
+    from pixio_robot.policies.settings import TrainingSettings
 
 NEEDS = {"robomimic": "robomimic"}  # package: extra of pixio-robot
 DEMOS, STEPS = 32, 160  # 5120 frames, which is 20 whole batches
@@ -29,7 +29,7 @@ OUR_EPOCHS, THEIR_STEPS, PAIRS = 20, 40, 7  # work of a turn: 400 steps against 
 class Step(NamedTuple):
     """The time of one optimiser step, by what it includes [s]."""
 
-    whole: float  # ours: the whole `train_bc` call
+    whole: float  # ours: building the policy, reading the data and training
     loop: float  # batches, forward, backward, optimiser
     compute: float  # the loop without making batches; ours makes none, it indexes a table
 
@@ -41,17 +41,20 @@ def measure() -> Section:
 
 
 def _measure(folder: Path) -> Section:
-    from pixio_robot.datasets.robomimic import DemoSet
+    from pixio_robot.datasets.dataset import open_dataset
     from pixio_robot.hardware import threads
-    from pixio_robot.policies.settings import PolicySettings
+    from pixio_robot.policies.mlp import MlpConfig
+    from pixio_robot.policies.settings import TrainingSettings
 
-    settings = PolicySettings(epochs=OUR_EPOCHS)
-    demos = DemoSet(_write_demos(folder))
+    settings, config = TrainingSettings(epochs=OUR_EPOCHS), MlpConfig()
+    demos = open_dataset(_write_demos(folder))
     tokens = np.random.default_rng(1).normal(size=(DEMOS * STEPS, TOKENS, WIDTH)).astype(np.float16)  # (F, K, D)
     comparisons, notes = [], []
-    for frames, what in (("flare", f"FLARE over 3 frames, E = {3 * WIDTH}"), ("single", f"one frame, E = {WIDTH}")):
-        ours = Ours(folder / frames, demos, tokens, frames, settings)
-        theirs = Robomimic(_write_fused(folder / f"{frames}.hdf5", demos, ours.fused()), ours.embedder.dim, settings)
+    for steps, what in ((3, f"FLARE over 3 frames, E = {3 * WIDTH}"), (1, f"one frame, E = {WIDTH}")):
+        ours = Ours(folder / f"{steps}", demos, tokens, steps, settings)
+        fused = ours.fused()
+        path = _write_fused(folder / f"{steps}.hdf5", demos, fused)
+        theirs = Robomimic(path, fused.shape[1], tuple(config.layers), settings)
         with threads(1):
             us, them = in_turns(ours.turn, theirs.turn, PAIRS)
         comparisons += [
@@ -62,7 +65,7 @@ def _measure(folder: Path) -> Section:
         loading = 1 - sum(step.compute for step in them) / sum(step.loop for step in them)
         notes.append(f"{what}: {loading:.0%} of robomimic's loop is fetching and collating batches and logging.")
     how = (
-        "`train_bc` against robomimic's BC in its own loop, `TrainUtils.run_epoch`, on the same "
+        "`train_policy` against robomimic's BC in its own loop, `TrainUtils.run_epoch`, on the same "
         f"{DEMOS} demonstrations of {STEPS} steps. Our loop starts from {TOKENS} x {WIDTH} float16 tokens in a cache, "
         f"{PROPRIO} numbers of proprioception and the default fusion; robomimic gets the fused float32 vector (E) "
         "ready made, as a `low_dim` key beside proprioception, with `hdf5_cache_mode='all'`, no worker processes and "
@@ -77,62 +80,70 @@ def _measure(folder: Path) -> Section:
 
 
 class Ours:
-    """`train_bc` on a token cache, in a fresh run folder each turn."""
+    """`train_policy` on cached tokens, in a new run folder each turn.
+
+    Args:
+        tokens: (F, K, D) float16.
+        steps: T.
+    """
 
     def __init__(
-        self, folder: Path, demos: "DemoSet", tokens: np.ndarray, frames: str, settings: "PolicySettings"
+        self, folder: Path, demos: "EpisodeDataset", tokens: np.ndarray, steps: int, settings: "TrainingSettings"
     ) -> None:
-        from pixio_robot.policies.embedding import Embedder
-
-        from pixio_robot.datasets.token_cache import TokenCache
-        from pixio_robot.encoders.pixio import TokenShape
-        from pixio_robot.policies.settings import EmbeddingSettings
+        from pixio_robot.encoders.load import load_encoder
+        from pixio_robot.policies.build import PolicyDesign
+        from pixio_robot.policies.mlp import MlpConfig
+        from pixio_robot.policies.settings import ObservationSettings
 
         folder.mkdir()
         np.save(folder / "cls.npy", tokens)
-        self.folder, self.demos, self.settings = folder, demos, settings
-        self.cache = TokenCache(folder, np.load(folder / "cls.npy", mmap_mode="r"), None, {})
-        self.shape, self.embedding = TokenShape(TOKENS, (16, 16), WIDTH), EmbeddingSettings(frames=frames)
-        self.embedder = Embedder(self.shape, replace(self.embedding, proprio=False), 0)
+        self.folder, self.demos, self.settings, self.observation_steps = folder, demos, settings, steps
+        self.tokens = np.load(folder / "cls.npy", mmap_mode="r")
+        self.backbone = load_encoder("random:ti:0")  # never run; its tokens have the shape of these
+        self.design = PolicyDesign("random:ti:0", MlpConfig(frames="flare"), ObservationSettings(steps=steps))
         self.steps = settings.epochs * len(tokens) // settings.batch
         self.turns = 0
 
     def fused(self) -> np.ndarray:
         """Return the embedding of all frames without proprioception, (F, E) float32."""
         import torch
-        from pixio_robot.policies.embedding import frame_indices
 
-        history = frame_indices(self.demos.frame_starts, self.embedder.history)  # (F, T)
-        return self.embedder(torch.from_numpy(self.cache.cls[history]), None).numpy()
+        from pixio_robot.datasets.windows import observation_rows
+        from pixio_robot.policies.necks import FusedVector
+
+        history = observation_rows(self.demos.episode_starts, self.observation_steps)  # (F, T)
+        neck = FusedVector(self.backbone.token_shape, "mean", "flare", self.observation_steps, 0)
+        return neck(torch.from_numpy(self.tokens[history]), None).numpy()
 
     def turn(self) -> Step:
-        """Train from nothing; return the time of one step."""
-        import torch
-        from pixio_robot.policies.bc import train_bc
-        from pixio_robot.policies.visuomotor import EncoderIdentity
+        """Train from the start; return the time of one step."""
+        from pixio_robot.datasets.dataset import Feature
+        from pixio_robot.policies.build import build_policy
+        from pixio_robot.policies.data import CachedFrames, TrainingData
+        from pixio_robot.policies.train import TrainPlan, train_policy
 
         self.turns += 1
         began = perf_counter()
         with _quiet():
-            result = train_bc(
-                self.demos,
-                self.cache,
-                EncoderIdentity("random:ti:0", "", "random", {}, "fp32"),
-                self.shape,
-                embedding=self.embedding,
-                settings=self.settings,
-                seed=0,
-                device=torch.device("cpu"),
-                out=self.folder / f"run-{self.turns}",
-            )
+            features = {**self.demos.features, "rgb": Feature("image", (256, 256, 3), "uint8")}
+            model = build_policy(self.design, features, ("rgb",), self.backbone, seed=0)
+            data = TrainingData(self.demos, model.spec, CachedFrames({"rgb.cls": self.tokens}))
+            plan = TrainPlan(self.folder / f"run-{self.turns}", "mlp", seed=0)
+            result = train_policy(model, data, self.settings, plan)
         loop = result.seconds["learning"] / self.steps
         return Step((perf_counter() - began) / self.steps, loop, loop)
 
 
 class Robomimic:
-    """robomimic's BC on a file, set up as its training script does."""
+    """robomimic's BC on a file, set up as its training script does.
 
-    def __init__(self, path: Path, width: int, settings: "PolicySettings") -> None:
+    Args:
+        path: demonstrations with the fused embedding.
+        width: E.
+        layers: widths of the hidden layers.
+    """
+
+    def __init__(self, path: Path, width: int, layers: tuple[int, ...], settings: "TrainingSettings") -> None:
         from pixio_robot.encoders.torchvision_guard import declare_missing_operators
 
         declare_missing_operators()
@@ -146,7 +157,7 @@ class Robomimic:
         config = config_factory("bc")
         with config.values_unlocked():
             config.observation.modalities.obs.low_dim = ["embedding", "proprio"]
-            config.algo.actor_layer_dims = tuple(settings.layers)
+            config.algo.actor_layer_dims = layers
             config.algo.optim_params.policy.learning_rate.initial = settings.lr
             config.train.data = str(path)
             config.train.dataset_keys = ("actions",)
@@ -162,7 +173,7 @@ class Robomimic:
         )
 
     def turn(self) -> Step:
-        """Go on training; return the time of one step."""
+        """Continue training; return the time of one step."""
         with _quiet():
             log = self._run_epoch(self._model, self._loader, epoch=1, num_steps=THEIR_STEPS)
         loop = log["Time_Epoch"] * 60 / THEIR_STEPS  # robomimic counts in minutes
@@ -178,7 +189,7 @@ def _quiet() -> Iterator[None]:
 
 def _write_demos(folder: Path) -> Path:
     """Write demonstrations of noise, as `collect` would."""
-    from pixio_robot.datasets.writer import Demo, merge_demos, write_demo
+    from pixio_robot.datasets.writer import Demo, EpisodeFacts, Provenance, Splits, merge_demos, write_demo
     from pixio_robot.envs.registry import TaskSpec
 
     rng = np.random.default_rng(0)
@@ -190,21 +201,20 @@ def _write_demos(folder: Path) -> Path:
             rewards=np.zeros(STEPS),
             success=np.ones(STEPS, bool),
             states=np.zeros((STEPS, 1)),
-            seed=index,
-            start=str(index),
-            cameras={},
+            facts=EpisodeFacts(index, str(index), 100.0, True, {}),
         )
         parts.append(folder / f"part-{index}.hdf5")
         write_demo(parts[-1], demo)
-    merge_demos(folder / "demos.hdf5", parts, [], TaskSpec("toy/reach"), ("none",), {})
+    environment = Provenance("toy/reach", asdict(TaskSpec("toy/reach")), ())
+    merge_demos(folder / "demos.hdf5", Splits(parts), environment, {})
     return folder / "demos.hdf5"
 
 
-def _write_fused(path: Path, demos: "DemoSet", fused: np.ndarray) -> Path:
+def _write_fused(path: Path, demos: "EpisodeDataset", fused: np.ndarray) -> Path:
     """Write the same frames in robomimic's layout with the fused embedding (F, E) as an observation."""
     import h5py
 
-    arrays = {"actions": demos.read("actions"), "obs/proprio": demos.read("proprio"), "obs/embedding": fused}
+    arrays = {"actions": demos.column("action"), "obs/proprio": demos.column("proprio"), "obs/embedding": fused}
     with h5py.File(path, "w") as file:
         for index in range(DEMOS):
             group = file.create_group(f"data/demo_{index}")

@@ -1,67 +1,72 @@
-"""Behaviour cloning with several encoders and without, on common starts, seed by seed.
+"""Behaviour cloning with several encoders and baselines, on the same held-out episodes, for several seeds.
 
     python benchmarks/behaviour_cloning.py --out runs/bc --encoders pixio-robot-ti pixio-robot-ti+concat none
 
-NAME+FUSION fuses an encoder's tokens otherwise than by their mean.
-Cells (task, encoder, seed) that are finished are not run again, so several calls may share the work.
+NAME+FUSION chooses another fusion of an encoder's tokens than their mean.
+Runs (task, encoder, seed) that are finished are not repeated, so several calls may share the work.
 """
 
 import argparse
 from pathlib import Path
 
 import numpy as np
-from pixio_robot.policies.runs import run_evaluate, run_train_bc
 
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.metrics import EpisodeRecord, mcnemar, read_episodes, resampled, success_rate
 from pixio_robot.policies.collect import collect
-from pixio_robot.policies.commands import Evaluate, TrainBC
-from pixio_robot.policies.settings import PolicySettings
+from pixio_robot.policies.commands import Evaluate, TrainBC, evaluate, train_bc
+from pixio_robot.policies.mlp import MlpConfig
+from pixio_robot.policies.settings import TrainingSettings
 
 TASKS = ("button-press-topdown", "hammer", "assembly", "bin-picking")
-EPISODES = 25  # of a cell
-END_TO_END = PolicySettings(batch=64, epochs=20)  # about as many steps as the others take
+EPISODES = 25  # of a run
+END_TO_END = TrainingSettings(batch=64, epochs=20)  # about as many optimiser steps as for the others
 
 
-def run_cell(out: Path, task: str, encoder: str, seed: int, envs: int) -> None:
+def run(out: Path, task: str, encoder: str, seed: int, envs: int) -> None:
     """Train and evaluate one policy, unless that is done."""
-    cell = out / name_of(task, encoder, seed)
-    if len(read_episodes(cell / "eval/episodes.jsonl")) == EPISODES:
+    folder = out / name_of(task, encoder, seed)
+    if len(read_episodes(folder / "eval/episodes.jsonl")) == EPISODES:
         return
     name, _, fusion = encoder.partition("+")
-    command = TrainBC(demos=str(out / f"{task}.hdf5"), encoder=name, seed=seed, out=str(cell))
-    command.cache, command.policy.fusion = str(out / "cache"), fusion or "mean"
-    if encoder == "cnn":
-        command.policy = END_TO_END
-    _, result = run_train_bc(command)
-    judged = Evaluate(checkpoint=str(result.last), episodes=EPISODES, envs=envs, videos=False, out=str(cell / "eval"))
-    run_evaluate(judged)
+    settings = TrainBC(
+        demos=str(out / f"{task}.hdf5"),
+        encoder=name,
+        policy=MlpConfig(fusion=fusion or "mean"),
+        training=END_TO_END if encoder == "cnn" else TrainingSettings(),
+        seed=seed,
+        cache=str(out / "cache"),
+        out=str(folder),
+    )
+    _, result = train_bc(settings)
+    checkpoint, into = str(result.last), str(folder / "eval")
+    evaluate(Evaluate(checkpoint=checkpoint, episodes=EPISODES, envs=envs, videos=False, out=into))
 
 
 def name_of(task: str, encoder: str, seed: int) -> str:
-    """Return the folder of a cell."""
+    """Return the name of a run's folder."""
     return f"{task}--{Path(encoder).name.removesuffix('.safetensors').replace(':', '-')}--{seed}"
 
 
-def read_cells(out: Path, task: str, encoder: str, seeds: list[int]) -> list[list[EpisodeRecord]]:
-    """Return the episodes of each seed; fewer seeds where some are not run to their end yet."""
+def read_runs(out: Path, task: str, encoder: str, seeds: list[int]) -> list[list[EpisodeRecord]]:
+    """Return the episodes of each seed that is finished."""
     found = (read_episodes(out / name_of(task, encoder, seed) / "eval/episodes.jsonl") for seed in seeds)
     return [rows for rows in found if len(rows) == EPISODES]
 
 
-def outcomes(cells: list[list[EpisodeRecord]], rule: str) -> np.ndarray:
-    """Return successes, (seeds, starts) bool."""
-    return np.array([[getattr(row, f"success_{rule}") for row in rows] for rows in cells])
+def outcomes(runs: list[list[EpisodeRecord]], rule: str) -> np.ndarray:
+    """Return successes, (seeds, episodes) bool."""
+    return np.array([[getattr(row, f"success_{rule}") for row in rows] for rows in runs])
 
 
 def table(out: Path, encoders: list[str], seeds: list[int], rule: str) -> list[str]:
     """Return rates by task and encoder, and each encoder against the first, as Markdown.
 
-    A rate's interval is Wilson's over all its episodes. The interval of a difference resamples starts, which seeds and
-    encoders share, and training seeds (percentile bootstrap); p is McNemar's, over all pairs of episodes.
+    A rate's interval is Wilson's over all its episodes. The interval of a difference is a percentile bootstrap over
+    training seeds and over episodes, which seeds and encoders share; p is McNemar's, over all pairs of episodes.
     """
     lines = [f"Success at {rule} step.", "", f"| task | {' | '.join(encoders)} |", "|---" * (len(encoders) + 1) + "|"]
-    grids = {(t, e): outcomes(read_cells(out, t, e, seeds), rule) for t in TASKS for e in encoders}
+    grids = {(t, e): outcomes(read_runs(out, t, e, seeds), rule) for t in TASKS for e in encoders}
     for task in TASKS:
         rates = []
         for encoder in encoders:
@@ -84,24 +89,24 @@ def table(out: Path, encoders: list[str], seeds: list[int], rule: str) -> list[s
 
 
 def main() -> None:
-    """Record demonstrations, run the cells that are missing, print the tables."""
+    """Record demonstrations, do the runs that are missing, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--encoders", nargs="+", required=True)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--render", default="fast")
-    parser.add_argument("--horizon", type=int, default=200)
+    parser.add_argument("--episode-steps", type=int, default=200)
     parser.add_argument("--envs", type=int, default=4)
     parser.add_argument("--workers", type=int, default=None)
     asked = parser.parse_args()
     observe = ("rgb", "proprio", "state")
     for task in asked.tasks:
-        request = TaskSpec(f"metaworld/{task}", observe, render=asked.render, horizon=asked.horizon)
+        request = TaskSpec(f"metaworld/{task}", observe, render=asked.render, horizon=asked.episode_steps)
         collect(request, demos=25, valid=3, first_seed=0, out=asked.out / f"{task}.hdf5", workers=asked.workers)
         for encoder in asked.encoders:
             for seed in asked.seeds:
-                run_cell(asked.out, task, encoder, seed, asked.envs)
+                run(asked.out, task, encoder, seed, asked.envs)
     for rule in ("any", "last"):
         print("\n".join(table(asked.out, asked.encoders, asked.seeds, rule)), end="\n\n")
 

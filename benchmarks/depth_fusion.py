@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 nice python benchmarks/depth_fusion.py --out runs/depth_fusion
 
-Two tasks, depth exact and as a D435 measures it, three training seeds, every policy on the same starts. Small on
-purpose: the bundled encoder on small images, one frame, few demonstrations and epochs. What is finished is not done
-again; the tables, of what is there so far, are printed at the end and by ``--only-table``.
+Two tasks, exact depth and depth as a D435 measures it, three training seeds, every policy on the same episodes. It is
+small on purpose: the bundled encoder on small images, one frame, few demonstrations and epochs. Finished runs are not
+repeated. The tables of all finished runs are printed at the end and by ``--only-table``.
 """
 
 import argparse
@@ -12,21 +12,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from pixio_robot.policies.runs import run_collect, run_evaluate, run_train_bc
+from pixio_robot.pretrain.settings import DenseSettings
 
+from pixio_robot.command_table import find_command
 from pixio_robot.encoders.load import load_encoder, save_encoder
 from pixio_robot.envs.rendering import use_headless_gl
 from pixio_robot.metrics import EpisodeRecord, mcnemar, read_episodes, resampled, success_rate
-from pixio_robot.policies.commands import Collect, Evaluate, TrainBC
-from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
-from pixio_robot.pretrain.probes.commands import DenseSettings, Probe, probe_encoders
+from pixio_robot.policies.commands import Collect, Evaluate, TrainBC, collect, evaluate, train_bc
+from pixio_robot.policies.mlp import MlpConfig
+from pixio_robot.policies.settings import ObservationSettings, TrainingSettings
+from pixio_robot.pretrain.commands import Probe
 
 SIDE = 128  # of the images, for the encoder too [px]
 SENSORS = ("exact", "d435")
 FUSIONS = {"(a) patches": "patches", "(b) late": "late", "(c) points": "points", "(d) channels": "channels"}
 PREDICTED = "(e) predicted, late"
-POLICY = PolicySettings(batch=64, epochs=30)
-EMBEDDING = EmbeddingSettings(fusion="concat", frames="single", depth_epochs=2, depth_points=128)
+POLICY = MlpConfig(fusion="concat")
+TRAINING = TrainingSettings(batch=64, epochs=30)
+OBSERVATION = ObservationSettings(steps=1, depth_epochs=2, depth_points=128)
 HEAD = DenseSettings(train_images=300, test_images=50, epochs=6)
 
 
@@ -37,9 +40,9 @@ class Plan:
     task: str
     demos: int
     episodes: int
-    horizon: int
-    reach: list[float]  # nearest and farthest depth [m]
-    box: list[float]  # of the points, in the world: above floor or table, as far as the robot goes [m]
+    episode_steps: int
+    depth_range: list[float]  # nearest and farthest depth [m]
+    box: list[float]  # of the points, in the world: above floor or table, within the robot's reach [m]
 
     @property
     def name(self) -> str:
@@ -54,8 +57,8 @@ PLANS = (
 )
 
 
-def cells() -> list[tuple[str, str]]:
-    """Return rows and sensors; colour knows nothing of the sensor."""
+def variants() -> list[tuple[str, str]]:
+    """Return rows and sensors; colour does not depend on the sensor."""
     return [("colour", "exact"), (PREDICTED, "exact"), *((row, sensor) for sensor in SENSORS for row in FUSIONS)]
 
 
@@ -63,8 +66,8 @@ def demonstrations(out: Path, plan: Plan, sensor: str) -> Path:
     """Record the same episodes with either sensor."""
     path = out / f"{plan.name}-{sensor}.hdf5"
     if not path.is_file():
-        command = Collect(plan.task, plan.demos, valid=0, render="fast", obs="rgbd", depth_sensor=sensor)
-        run_collect(replace(command, image_size=SIDE, horizon=plan.horizon, workers=1, out=str(path)))
+        settings = Collect(plan.task, plan.demos, valid=0, render="fast", obs="rgbd", depth_sensor=sensor)
+        collect(replace(settings, image_size=SIDE, episode_steps=plan.episode_steps, workers=1, out=str(path)))
     return path
 
 
@@ -85,39 +88,40 @@ def depth_head(out: Path, plan: Plan) -> Path:
     if not list((folder / "heads").glob("depth_dpt-*.safetensors")):
         images = str(demonstrations(out, plan, "exact"))
         settings = dict(encoder=str(small_encoder(out)), images=images, probes=["depth_dpt"], dense=HEAD, device="cpu")
-        probe_encoders(Probe(**settings, out=str(folder), cache=str(out / "cache")))
+        find_command("probe").run(Probe(**settings, out=str(folder), cache=str(out / "cache")))
     return next((folder / "heads").glob("depth_dpt-*.safetensors"))
 
 
 def folder_of(out: Path, plan: Plan, row: str, sensor: str, seed: int) -> Path:
-    """Return the folder of a cell."""
+    """Return the folder of a run."""
     kind = "predicted" if row == PREDICTED else FUSIONS.get(row, row)
     return out / f"{plan.name}--{kind}--{sensor}--{seed}"
 
 
-def run_cell(out: Path, plan: Plan, row: str, sensor: str, seed: int) -> None:
+def run(out: Path, plan: Plan, row: str, sensor: str, seed: int) -> None:
     """Train and evaluate one policy, unless that is done."""
-    cell = folder_of(out, plan, row, sensor, seed)
-    if len(read_episodes(cell / "eval/episodes.jsonl")) == plan.episodes:
+    folder = folder_of(out, plan, row, sensor, seed)
+    if len(read_episodes(folder / "eval/episodes.jsonl")) == plan.episodes:
         return
-    embedding = replace(EMBEDDING, depth_range=plan.reach, depth_box=plan.box)
+    observation = replace(OBSERVATION, depth_range=plan.depth_range, depth_box=plan.box)
     if row == PREDICTED:
-        embedding = replace(embedding, depth="late", depth_head=str(depth_head(out, plan)))
+        observation = replace(observation, depth="late", depth_head=str(depth_head(out, plan)))
     elif row in FUSIONS:
-        embedding = replace(embedding, depth=FUSIONS[row])
-    command = TrainBC(
+        observation = replace(observation, depth=FUSIONS[row])
+    settings = TrainBC(
         demos=str(demonstrations(out, plan, sensor)),
         encoder=str(small_encoder(out)),
-        embedding=embedding,
+        observation=observation,
         policy=POLICY,
+        training=TRAINING,
         seed=seed,
-        save_every=POLICY.epochs,
+        save_every=TRAINING.epochs,
         cache=str(out / "cache"),
-        out=str(cell),
+        out=str(folder),
     )
-    _, result = run_train_bc(replace(command, device="cpu"))
-    judged = Evaluate(checkpoint=str(result.last), episodes=plan.episodes, envs=1, videos=False, out=str(cell / "eval"))
-    run_evaluate(replace(judged, device="cpu"))
+    _, result = train_bc(replace(settings, device="cpu"))
+    chosen = Evaluate(checkpoint=str(result.last), episodes=plan.episodes, envs=1, videos=False)
+    evaluate(replace(chosen, out=str(folder / "eval"), device="cpu"))
 
 
 def episodes(out: Path, plan: Plan, row: str, sensor: str, seeds: list[int]) -> list[list[EpisodeRecord]]:
@@ -127,24 +131,24 @@ def episodes(out: Path, plan: Plan, row: str, sensor: str, seeds: list[int]) -> 
 
 
 def values(rows: list[list[EpisodeRecord]], field: str) -> np.ndarray:
-    """Return a number of each episode, (seeds, starts)."""
+    """Return a number of each episode, (seeds, episodes)."""
     return np.array([[float(getattr(each, field)) for each in some] for some in rows])
 
 
 def table(out: Path, plan: Plan, seeds: list[int]) -> list[str]:
     """Return success, return and their differences to colour alone, row by row, as Markdown.
 
-    A rate's interval is Wilson's over all its episodes; a difference's resamples starts, which all policies share, and
-    training seeds (percentile bootstrap); p is McNemar's exact test over all pairs of episodes, not corrected.
+    A rate's interval is Wilson's over all its episodes. A difference's is a percentile bootstrap over training seeds
+    and over episodes, which all policies share. p is McNemar's exact test over all pairs of episodes, not corrected.
     """
     titles = ("depth", "success at the last step", "by seed", "at any step", "against colour", "wins, losses, p")
     lines = [f"| {plan.name} | {' | '.join(titles)} | return | against colour |", "|---" * 9 + "|"]
     colour = episodes(out, plan, "colour", "exact", seeds)
-    for row, sensor in cells():
+    for row, sensor in variants():
         found = episodes(out, plan, row, sensor, seeds)
-        said = {"colour": "none", PREDICTED: "from colour"}.get(row, sensor)
+        depth = {"colour": "none", PREDICTED: "from colour"}.get(row, sensor)
         if not found:
-            lines.append(f"| {row} | {said} | not run | | | | | | |")
+            lines.append(f"| {row} | {depth} | not run | | | | | | |")
             continue
         last, reward = values(found, "success_last"), values(found, "episode_return")
         each = ", ".join(str(int(count)) for count in last.sum(axis=1))
@@ -156,13 +160,13 @@ def table(out: Path, plan: Plan, seeds: list[int]) -> list[str]:
             test = mcnemar((last > 0).ravel().tolist(), (theirs[0] > 0).ravel().tolist())
             against = [f"{gap.value:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]" for gap in gaps]
             against.insert(1, f"{test.only_first}, {test.only_second}, {test.p:.2g}")
-        cell = [row, said, str(rates[0]), each, str(rates[1]), *against[:2], f"{reward.mean():.2f}", against[2]]
-        lines.append(f"| {' | '.join(cell)} |")
+        cells = [row, depth, str(rates[0]), each, str(rates[1]), *against[:2], f"{reward.mean():.2f}", against[2]]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
 def main() -> None:
-    """Run what is missing, task by task and seed by seed, and print the tables."""
+    """Do the runs that are missing, task by task and seed by seed, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", default=[plan.name for plan in PLANS])
@@ -173,8 +177,8 @@ def main() -> None:
     use_headless_gl()
     for plan in [] if asked.only_table else plans:
         for seed in asked.seeds:
-            for row, sensor in cells():
-                run_cell(asked.out, plan, row, sensor, seed)
+            for row, sensor in variants():
+                run(asked.out, plan, row, sensor, seed)
     for plan in plans:
         print("\n".join(table(asked.out, plan, asked.seeds)), end="\n\n")
 

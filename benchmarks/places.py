@@ -1,8 +1,9 @@
-"""How well frozen class tokens tell where things are: ``python benchmarks/places.py ENCODER [ENCODER ...]``
+"""How well object positions can be read from frozen class tokens: ``python benchmarks/places.py ENCODER [ENCODER ...]``
 
-For each task, 400 images at random moments of its expert's disturbed episodes, each with another placement; ridge
-regression from tokens to the first object's position on 300 of them, and on 25, as few as cloning has, twelve times;
-R squared on the others. Minutes instead of the hours that cloning takes, and blind to all that it needs besides.
+For each task it renders 400 images at random times of its expert's disturbed episodes, each with another placement of
+the objects. Ridge regression maps tokens to the first object's position. It is fitted on 300 images, and twelve times
+on 25, as few as cloning has; R squared is measured on the others. This takes minutes where cloning takes hours, but it
+measures position only, not the rest of what cloning needs.
 """
 
 import sys
@@ -22,7 +23,7 @@ OBJECT = slice(4, 7)  # in MetaWorld's state: x, y, z of the first object [m]
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 
 
-def moments_of(name: str) -> tuple[np.ndarray, np.ndarray]:
+def images_of(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return images (N, 256, 256, 3) uint8 and the object's position (N, 3) [m]; kept in ``runs/places``."""
     file = Path(f"runs/places/{name}.npz")
     if not file.is_file():
@@ -53,12 +54,12 @@ def class_tokens(encoder: Backbone, images: np.ndarray) -> np.ndarray:
 def r_squared(inputs: np.ndarray, targets: np.ndarray, known: int) -> float:
     """Return the share of the targets' variance that ridge regressions explain on the last rows, mean over columns.
 
-    The penalty is the best of four on those rows, for every encoder alike. Columns that never change are left out.
+    The penalty is the best of four on those rows, for every encoder. Columns that never change are left out.
 
     Args:
         inputs: (N, D).
         targets: (N, C).
-        known: rows to learn from; each such part of the first rows gives a regression.
+        known: rows of a fit; the first rows are split into parts of this size, one fit each.
     """
     targets = targets[:, targets[:TRAINING].std(axis=0) > 1e-3]
     inputs = (inputs - inputs[:TRAINING].mean(axis=0)) / (inputs[:TRAINING].std(axis=0) + 1e-6)
@@ -85,7 +86,7 @@ def main(names: list[str]) -> None:
         encoder = load_encoder(name)
         scores: dict[tuple[str, int], list[float]] = defaultdict(list)
         for task in TASKS:
-            images, places = moments_of(task)
+            images, places = images_of(task)
             tokens = class_tokens(encoder, images)
             for used, inputs in (("mean", tokens.mean(axis=1)), ("all", tokens.reshape(len(tokens), -1))):
                 for known in (TRAINING, FEW):

@@ -1,6 +1,6 @@
-"""Run every benchmark and write ``benchmarks/README.md``: ``python benchmarks/run.py [--quickstart RUN]``.
+"""Runs every benchmark and writes ``benchmarks/README.md``: ``python benchmarks/run.py [--quickstart RUN]``.
 
-Worker processes import this file again: nothing heavy above the functions.
+Worker processes import this file too, so heavy imports stay inside functions.
 """
 
 import argparse
@@ -36,17 +36,17 @@ PACKAGES = (
 )
 HEAD = """# Side by side
 
-Written by `python benchmarks/run.py`; a file beside it holds each benchmark and runs alone, too. Both sides do the same
-work in turns (ours, theirs, ours, ...) after one unseen turn each. Times and rates are medians; `ratio` is the median
-over pairs of their time divided by ours, above 1 where we are faster; `quartiles` are those of the same ratios.
+Written by `python benchmarks/run.py`. Each benchmark is a file beside it that also runs alone. Both sides do the same
+work in turns (ours, theirs, ours, ...) after one warm-up turn each. Times and rates are medians. `ratio` is the median
+over pairs of their time divided by ours: above 1 we are faster. `quartiles` are those of the same ratios.
 """
 
 
 def main() -> None:
-    """Run what is installed, print it and write it down."""
+    """Run the benchmarks whose packages are installed; print and write the results."""
     parser = argparse.ArgumentParser(description="Run every benchmark and write benchmarks/README.md.")
     parser.add_argument(
-        "--quickstart", type=Path, metavar="RUN", help="folder of a finished quickstart run to split up"
+        "--quickstart", type=Path, metavar="RUN", help="folder of a finished quickstart run, to report its stages"
     )
     arguments = parser.parse_args()
     parts = [HEAD, markdown(machine())]
@@ -77,7 +77,7 @@ def _run(name: str, benchmark: ModuleType) -> str:
 
 
 def machine() -> Section:
-    """Describe the machine the numbers are of."""
+    """Describe the machine."""
     import torch
 
     from pixio_robot.envs.rollout import default_width

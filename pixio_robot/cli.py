@@ -3,12 +3,11 @@
 import logging
 import sys
 from collections.abc import Callable
-from functools import partial
 
 from .command import INTERRUPTED
 from .command_table import NAMES, find_command
-from .config import check_least, command_help, compose, first_job, register
-from .errors import PixioError, Stopped
+from .config import check_least, command_help, compose, first_job, register, sweep_jobs
+from .errors import BadInput, PixioError, Stopped
 from .files import explain
 
 
@@ -68,8 +67,14 @@ def _dispatch(arguments: list[str]) -> int:
         print(command_help(name))
         return 0
     if any(argument in ("-m", "--multirun") for argument in rest):
-        sweep = command.sweep or partial(_sweep, name)
-        return sweep([each for each in rest if each not in ("-m", "--multirun")])
+        overrides = [each for each in rest if each not in ("-m", "--multirun")]
+        if command.sweep is None:
+            return _sweep(name, overrides)
+        if hydra := [each for each in overrides if each.startswith("hydra")]:
+            raise BadInput(
+                f"{' '.join(hydra)}: sweeps of {name} take engine=local, ray or slurm, not Hydra's launchers"
+            )
+        return command.sweep([compose(name, job) for job in sweep_jobs(overrides)])
     return command.run(compose(name, rest))
 
 

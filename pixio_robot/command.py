@@ -13,4 +13,4 @@ class Command(NamedTuple):
     run: Callable[[Any], int]  # takes the settings, prints the result, returns the exit status
     groups: Mapping[str, str] = {}  # config groups and their default option
     values: Mapping[str, Any] = {}  # defaults that differ from the dataclass's
-    sweep: Callable[[list[str]], int] | None = None  # runs ``-m``; None runs one job after the other, by Hydra
+    sweep: Callable[[list[Any]], int] | None = None  # runs the jobs of ``-m``; None is one after the other, by Hydra

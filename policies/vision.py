@@ -7,6 +7,7 @@ gradients where something learns.
 Shapes: B batch, U frames, T observation steps, K class tokens, N patches, D width, H, W image, S side of small images.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -61,7 +62,8 @@ class Vision(nn.Module):
 
     Args:
         spec: what to do.
-        backbone: the encoder of ``spec.encoder == "encoder"``. Frozen, it is no part of the state; tuned, it is.
+        backbone: the encoder of ``spec.encoder == "encoder"``. Frozen, it is no part of the state. Tuned, a copy of it
+            is.
 
     Raises:
         BadInput: if the encoder is missing or cannot be tuned as asked.
@@ -72,10 +74,14 @@ class Vision(nn.Module):
         self.spec = spec
         if (spec.encoder == "encoder") != (backbone is not None):
             raise BadInput("a policy on an encoder needs this encoder, and only such a policy takes one")
-        self._frozen = (backbone,)  # in a tuple: its weights are no part of this module's state
-        self.backbone: Backbone | None = None
-        if spec.tune != "frozen":
-            self.backbone = _tuned(backbone, spec.tune)
+        tuned = spec.tune != "frozen"
+        if tuned and spec.depth == "patches":
+            raise BadInput(
+                f"observation.depth=patches adds depth to a frozen encoder, and training.tune={spec.tune} tunes it; use "
+                "training.tune=frozen, or observation.depth=late or points"
+            )
+        self.backbone: Backbone | None = _tuned(backbone, spec.tune) if tuned else None
+        self._frozen = (None if tuned else backbone,)  # in a tuple: its weights are no part of this module's state
         self.pixels = PixelNetwork(spec.steps, len(spec.cameras)) if spec.encoder == "cnn" else None
         self.depth: PixelNetwork | PointNetwork | None = None
         self.residual: DepthPatches | None = None
@@ -226,7 +232,8 @@ class Vision(nn.Module):
 
         Args:
             frames: what `encode` gives, with T observation steps, (B, T, ...). Instead of a camera's tokens there may
-                be its images (U, H, W, 3) uint8, which are encoded with gradients, and the small depth (U, ...).
+                be its images (U, H, W, 3) uint8, or its depth (U, H, W) [m] where that is encoded as images; they are
+                encoded with gradients. Small depth and clouds are then those of these frames, (U, ...).
             index: (B, T), which of the U frames each step is.
         """
         tokens = {name: values for name, values in frames.items() if name.endswith((".cls", ".patches"))}
@@ -237,7 +244,8 @@ class Vision(nn.Module):
                 added = self.residual(frames[DEPTH_FEATURE]) if self.residual is not None and number == 0 else None
                 tokens |= self._encode_with_gradients(key, frames[key], index, added)
         if self.depth is not None:
-            tokens[f"{DEPTH_FEATURE}.cls"] = self.depth(frames[DEPTH_FEATURE])
+            depth = frames[DEPTH_FEATURE]
+            tokens[f"{DEPTH_FEATURE}.cls"] = self.depth(depth if index is None else depth[index])
         return tokens
 
     def _encode_with_gradients(
@@ -246,6 +254,8 @@ class Vision(nn.Module):
         encoder = self.encoder
         if encoder is None:
             raise BadInput(f"there is no encoder for the images of {key}")
+        if key.startswith("depth"):
+            images = torch.from_numpy(self.as_images(key, images.cpu().numpy())).to(images.device)
         blocks, shape = _blocks(encoder), encoder.token_shape
         numbers = len(images) * shape.grid[0] * shape.grid[1] * shape.dim
         kept = 4 * ACTIVATIONS_PER_INPUT * numbers * len(blocks)
@@ -257,7 +267,7 @@ class Vision(nn.Module):
 
 
 def _tuned(backbone: Backbone | None, tune: str) -> Backbone:
-    """Return an encoder whose last blocks, or all of which, learn.
+    """Return a copy of an encoder whose last blocks, or all of which, learn.
 
     Raises:
         BadInput: unless `tune` is frozen, last:N or full, and the encoder has blocks.
@@ -265,6 +275,7 @@ def _tuned(backbone: Backbone | None, tune: str) -> Backbone:
     if backbone is None or not backbone.network.can_finetune:
         raise BadInput(f"training.tune={tune} needs an encoder that can be finetuned, such as Pixio's")
     word, _, number = tune.partition(":")
+    backbone = copy.deepcopy(backbone)
     blocks = _blocks(backbone)
     if tune == "full":
         return backbone.requires_grad_(True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -114,10 +114,10 @@ class Distillation(Objective):
             draw_feature_maps(path, images.cpu(), shown)
 
     def save(self, whole: nn.Module, out: Path, settings: dict[str, Any], step: int) -> None:
-        assert isinstance(whole, Students)
-        for name, student in whole.students.items():
-            assert isinstance(student, Student)
-            save_encoder(student.encoder, out / f"{name}.safetensors", settings | {"student": name}, step)
+        for name, student in cast(Students, whole).students.items():
+            save_encoder(
+                cast(Student, student).encoder, out / f"{name}.safetensors", settings | {"student": name}, step
+            )
 
     def blank(self) -> nn.Module:
         return blank_students(self.specs, self.teacher.token_shape.dim, str(self.model.projection))

@@ -1,7 +1,7 @@
 """The objective of pre-training: predict hidden patches."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,9 +67,9 @@ class MaskedReconstruction(Objective):
             draw_reconstructions(path, pixels.cpu(), prediction.float().cpu(), mask, unwrapped(trained).norm_pixels)
 
     def save(self, whole: nn.Module, out: Path, settings: dict[str, Any], step: int) -> None:
-        assert isinstance(whole, MaskedAutoencoder)
-        save_autoencoder(out / "autoencoder.safetensors", whole, settings, step)
-        save_encoder(whole.encoder, out / "encoder.safetensors", settings, step)
+        model = cast(MaskedAutoencoder, whole)
+        save_autoencoder(out / "autoencoder.safetensors", model, settings, step)
+        save_encoder(model.encoder, out / "encoder.safetensors", settings, step)
 
     def blank(self) -> nn.Module:
         return blank_autoencoder(self.arguments)

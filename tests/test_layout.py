@@ -31,7 +31,6 @@ BELOW = {
     "cli": {*CODE, "core"},
 }
 COMMAND_LINE = ("cli", "commands", "command_table", "config", "doctor")
-ALLOWED_FOR_NOW = 27  # modules that still import upward
 
 checkout = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="runs in a checkout")
 
@@ -114,7 +113,7 @@ def test_imports_point_down() -> None:
     modules = [each for each in _modules() if each[0] not in ("pixio_robot.__init__", "pixio_robot.__main__")]
     assert len(modules) > 200
     found = {module: up for module, file in modules if (up := _upward(module, file))}
-    assert len(found) <= ALLOWED_FOR_NOW, found
+    assert not found
 
 
 @checkout

@@ -94,13 +94,12 @@ class States:
                 file.flush()
                 os.fsync(file.fileno())
         self.world.wait()
-        future = dcp.async_save(
+        future: Any = dcp.async_save(
             _tensors(model, optimizer)[0],
             checkpoint_id=str(temporary),
             process_group=self._group,
             no_dist=self.world.size == 1,
         )
-        assert isinstance(future, Future)
         self._pending, self._named = future, Event()
         future.add_done_callback(lambda done: self._name(done, temporary, final))
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...command import Command
-from ...config import compose, sweep_jobs
 from ...engine_schemas import EngineSettings
 from ...errors import BadInput
 from ...settings import MISSING, Hardware, key
@@ -52,7 +51,7 @@ class TrainRL(Hardware, EngineSettings):
     episode_steps: int | None = key(None, "steps of an episode; null means the task's own", least=1)
     demos: str | None = key(None, "demonstrations to replay too (sac, td3)")
     demo_ratio: float = key(0.5, "share of each batch that comes from demos")
-    init: str | None = key(None, "policy checkpoint that initialises the actor, e.g. of train_bc")
+    init_from: str | None = key(None, "policy checkpoint that initialises the actor, e.g. of train_bc")
     eval_every: int = key(10_000, "environment steps between evaluations of the learning curve", least=1)
     eval_episodes: int = key(
         10, "episodes of each of these evaluations; the best one chooses best.safetensors", least=1
@@ -107,7 +106,7 @@ def _plan(settings: TrainRL) -> "RLPlan":
         render=settings.render,
         horizon=settings.episode_steps,
     )
-    files = [Path(each) for each in (settings.demos, settings.init) if each is not None and Path(each).is_file()]
+    files = [Path(each) for each in (settings.demos, settings.init_from) if each is not None and Path(each).is_file()]
     inputs = " ".join(map(sha256_of, files))
     return RLPlan(
         task=task,
@@ -118,7 +117,7 @@ def _plan(settings: TrainRL) -> "RLPlan":
         replay=ReplaySetup(
             None if settings.demos is None else Path(settings.demos), settings.demo_ratio, settings.shift
         ),
-        init=settings.init,
+        init_from=settings.init_from,
         seed=settings.seed,
         envs=settings.envs,
         processes=design.observes_images if settings.processes is None else settings.processes,
@@ -142,19 +141,12 @@ def run_train_rl(settings: TrainRL) -> int:
     return 0
 
 
-def sweep_train_rl(overrides: list[str]) -> int:
-    """Train every combination of the overrides' values, and print what became of each run.
-
-    Raises:
-        BadInput: for Hydra's own launchers.
-    """
+def sweep_train_rl(every: list[TrainRL]) -> int:
+    """Train every combination of a sweep, and print what became of each run."""
     from .run import require_learner
     from .sweep import SweepJob, run_sweep
 
-    if hydra := [override for override in overrides if override.startswith("hydra")]:
-        raise BadInput(f"{' '.join(hydra)}: sweeps of train_rl take engine=local, ray or slurm, not Hydra's launchers")
     require_learner()
-    every: list[TrainRL] = [compose("train_rl", job) for job in sweep_jobs(overrides)]
     launch = every[0].launch()
     jobs = [SweepJob(_plan(settings), settings) for settings in every]
     failures = run_sweep(jobs, launch)

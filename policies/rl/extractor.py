@@ -99,9 +99,10 @@ class Extractor(BaseFeaturesExtractor):
         frames = {name: values for name, values in observations.items() if name not in vectors}
         index = None
         if self.vision.backbone is not None:  # images (B, T, H, W, 3), encoded with gradients
-            batch, steps = next(iter(frames.values())).shape[:2]
+            first = next(iter(frames.values()))
+            batch, steps = first.shape[:2]
             frames = {key: images.flatten(0, 1).to(torch.uint8) for key, images in frames.items()}
-            index = torch.arange(batch * steps).view(batch, steps)
+            index = torch.arange(batch * steps, device=first.device).view(batch, steps)
         return self.policy.embed({**self.vision(frames, index), **vectors})
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:

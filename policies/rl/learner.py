@@ -213,7 +213,7 @@ def _check_same_architecture(learner: Any, model: VisionPolicy, source: str) -> 
     policy, config, extractor = mlp_of(model, source), mlp_of(model, source).config, extractor_of(learner)
     if policy.spec.horizon > 1:
         raise CheckpointError(
-            f"{source} predicts {policy.spec.horizon} actions at once; train_rl learns one action at a time: clone "
+            f"{source} predicts chunks of {policy.spec.horizon} actions; train_rl learns one action at a time: clone "
             "with horizon=1"
         )
     if scaled := [key for key, each in policy.spec.statistics.items() if each.mode != "none"]:

@@ -51,7 +51,7 @@ class RLPlan:
     schedule: Schedule
     episodes: Episodes
     replay: ReplaySetup
-    init: str | None  # policy checkpoint that initialises the actor
+    init_from: str | None  # policy checkpoint that initialises the actor
     seed: int
     envs: int
     processes: bool  # run each environment in a separate process
@@ -101,7 +101,7 @@ def check_plan(plan: RLPlan) -> None:
     """
     replay, depth = plan.replay, plan.design.observation.depth
     if replay.demos is not None and plan.algorithm.name == "ppo":
-        raise BadInput("demos= needs a replay buffer, and ppo has none; use algorithm=sac or td3, or init=")
+        raise BadInput("demos= needs a replay buffer, and ppo has none; use algorithm=sac or td3, or init_from=")
     if replay.demos is not None and plan.finetune:
         raise BadInput("demos= and finetune=true do not go together: demonstrations are replayed as tokens")
     if depth != "none":

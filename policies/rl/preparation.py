@@ -25,7 +25,7 @@ class Preparation:
 
     model: VisionPolicy  # the actor is written into it
     normalise: bool  # embeddings are scaled by running statistics
-    init: LoadedPolicy | None  # initialises the actor
+    initial: LoadedPolicy | None  # initialises the actor
     buffer: int  # memory of the buffer [bytes]
 
     @property
@@ -40,7 +40,7 @@ def prepare(plan: RLPlan) -> Preparation:
     Raises:
         UnknownName: for an algorithm, a camera or a task that does not exist.
         BadInput: for settings that do not go together, or a buffer that does not fit into memory.
-        CheckpointError: if the encoder is not that of ``init=`` or of the state to resume from.
+        CheckpointError: if the encoder is not that of ``init_from=`` or of the state to resume from.
     """
     check_plan(plan)
     check_algorithm(plan.algorithm, plan.envs)
@@ -51,15 +51,15 @@ def prepare(plan: RLPlan) -> Preparation:
         backbone.weights = "trained"  # by this run
     model, normalise = _new_model(plan, backbone)
     buffer = require_memory(embedded_space(model), model.spec.action_dim, plan.algorithm)
-    init = None if plan.init is None else load_policy(plan.init)
-    if init is not None:
-        _check_same_encoder(model.spec.encoder, _encoder_of(init), f"init={plan.init}")
+    initial = None if plan.init_from is None else load_policy(plan.init_from)
+    if initial is not None:
+        _check_initial(plan, model, initial)
     if state := latest_state(plan.folder):
         saved = read_json(state / "state.json")["numbers"]["encoder"]
         _check_same_encoder(model.spec.encoder, None if saved is None else EncoderIdentity(**saved), str(state))
     if "rgb" in plan.task.observe:
         check_rendering()
-    return Preparation(model, normalise, init, buffer)
+    return Preparation(model, normalise, initial, buffer)
 
 
 def _new_model(plan: RLPlan, backbone: Backbone | None) -> tuple[VisionPolicy, bool]:
@@ -79,12 +79,16 @@ def _new_model(plan: RLPlan, backbone: Backbone | None) -> tuple[VisionPolicy, b
     return model, mlp_of(model, "the actor").config.batch_norm
 
 
-def _encoder_of(loaded: LoadedPolicy) -> EncoderIdentity | None:
-    """Return the encoder of a policy, with its weights as they are now; those of a tuned one differ from its name's."""
-    backbone, identity = loaded.vision.backbone, loaded.spec.encoder
-    if backbone is None or identity is None:
-        return identity
-    return replace(identity, fingerprint=backbone.fingerprint())
+def _check_initial(plan: RLPlan, model: VisionPolicy, initial: LoadedPolicy) -> None:
+    """Refuse a policy whose encoder is not the run's.
+
+    Raises:
+        CheckpointError: if it has another encoder, or one that was trained with it and would not be trained here.
+    """
+    source = f"init_from={plan.init_from}"
+    if initial.vision.backbone is not None and not plan.finetune:
+        raise CheckpointError(f"{source} has an encoder that was trained with it; add finetune=true")
+    _check_same_encoder(model.spec.encoder, initial.spec.encoder, source)
 
 
 def _check_same_encoder(own: EncoderIdentity | None, other: EncoderIdentity | None, where: str) -> None:

@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,42 +131,51 @@ class _Run:
             "initial_states": [] if dataset is None else dataset.initial_states,
         }
         self.facts = {"encoder": None if prepared.encoder is None else asdict(prepared.encoder)}
-        self.update_statistics = prepared.normalise and prepared.init is None
+        self.update_statistics = prepared.normalise and prepared.initial is None
         demos = None if dataset is None else demo_transitions(dataset, self.model, plan.cache, cameras)
         self.venv = EmbeddedVecEnv(tasks, self.model)
         shift = plan.replay.shift and self.model.vision.pixels is not None
         options = LearnerOptions(
             normalise=prepared.normalise,
-            warm_start=prepared.init is not None,
+            warm_start=prepared.initial is not None,
             replay=ReplayOptions(demos, plan.replay.demo_ratio, shift),
             seed=plan.seed,
             device=plan.device,
         )
         self.learner = new_learner(plan.algorithm, self.venv, self.model, options)
-        if prepared.init is not None:
-            init_actor(self.learner, prepared.init.model.to(plan.device), f"init={plan.init}")
+        if prepared.initial is not None:
+            init_actor(self.learner, prepared.initial.model.to(plan.device), f"init_from={plan.init_from}")
 
     def train(self, curve: list[EpisodePlan]) -> dict[str, float]:
         """Train to the end, with planned episodes for the learning curve; return seconds spent."""
         from .train import LearnerRun, train
 
-        def measure(step: int) -> dict[str, float]:
-            loaded = LoadedPolicy(self.model, self.provenance, self.training, step)
-            with silent():
-                rows = self.evaluate(loaded, curve, self.plan.out / "curve" / f"{step:09d}", videos=False).rows
-            score, rate = mean_score(row.score for row in rows), success_rate(row.success_last for row in rows)
-            mean_return = float(np.mean([row.episode_return for row in rows]))
-            return {"eval/score": score.value, "eval/success": rate.value, "eval/return": mean_return}
-
-        def save(path: Path, step: int) -> None:
-            first = self.tasks.first_seed
-            seeds = [first, first + self.tasks.episodes_started]
-            training = {**self.training, "seeds": seeds, "environment_steps": step}
-            save_policy(path, self.model, self.provenance, training, step)
-
-        name = self.plan.algorithm.name
-        run = LearnerRun(name, self.plan.schedule, self.plan.out, measure, save, self.update_statistics, self.facts)
+        run = LearnerRun(
+            name=self.plan.algorithm.name,
+            schedule=self.plan.schedule,
+            out=self.plan.out,
+            measure=partial(self._measure, curve),
+            save=self._save,
+            update_statistics=self.update_statistics,
+            facts=self.facts,
+        )
         return train(self.learner, self.venv, self.model, run)
+
+    def _measure(self, curve: list[EpisodePlan], step: int) -> dict[str, float]:
+        """Return score, success rate and mean return of the policy at an environment step, on planned episodes."""
+        loaded = LoadedPolicy(self.model, self.provenance, self.training, step)
+        with silent():
+            rows = self.evaluate(loaded, curve, self.plan.out / "curve" / f"{step:09d}", videos=False).rows
+        score, rate = mean_score(row.score for row in rows), success_rate(row.success_last for row in rows)
+        mean_return = float(np.mean([row.episode_return for row in rows]))
+        return {"eval/score": score.value, "eval/success": rate.value, "eval/return": mean_return}
+
+    def _save(self, path: Path, step: int) -> None:
+        """Write the policy of an environment step, with the seeds of the episodes that trained it."""
+        first = self.tasks.first_seed
+        seeds = [first, first + self.tasks.episodes_started]
+        training = {**self.training, "seeds": seeds, "environment_steps": step}
+        save_policy(path, self.model, self.provenance, training, step)
 
     def evaluate(self, loaded: LoadedPolicy, episodes: list[EpisodePlan], out: Path, videos: bool) -> Evaluation:
         """Run planned episodes."""

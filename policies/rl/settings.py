@@ -19,7 +19,7 @@ class AlgorithmSettings:
     gamma: float = key(0.99, "discount")
     batch: int = key(256, "steps in the batch of a gradient step", least=2)
     buffer: int = key(1_000_000, "steps kept for replay (sac, td3)", least=1)
-    warmup: int = key(5_000, "environment steps before learning, with uniform actions unless init= is given (sac, td3)")
+    warmup: int = key(5_000, "environment steps before learning, with uniform actions without init_from (sac, td3)")
     updates: float = key(1.0, "gradient steps an environment step (sac, td3)")
     tau: float = key(0.005, "coefficient of the soft updates of target networks (sac, td3)")
     entropy: str = key("auto", "temperature: auto, auto_<first value> or a number (sac)")

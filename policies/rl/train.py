@@ -37,7 +37,7 @@ class LearnerRun:
     out: Path  # the run folder
     measure: Callable[[int], dict[str, float]]  # from the environment step to the policy's score on the learning curve
     save: Callable[[Path, int], None]  # write the policy of an environment step to a file
-    update_statistics: bool  # update the running statistics of embeddings; False where `init=` gave them
+    update_statistics: bool  # update the running statistics of embeddings; False where `init_from=` gave them
     facts: dict[str, Any]  # written into each state
 
     @property

@@ -1,4 +1,4 @@
-"""Scoring of all tar shards of a set: which are left to do, by which workers, and where the scores go."""
+"""Scoring of all tar shards of a set: distribution over workers, and one sidecar for each shard."""
 
 import logging
 from collections.abc import Callable
@@ -30,11 +30,11 @@ class ShardSpec(NamedTuple):
     """A shard to score."""
 
     shard: Path
-    sidecar: Path  # gets its scores
+    sidecar: Path  # file of its scores
 
 
 class ShardResult(NamedTuple):
-    """What became of a shard."""
+    """Outcome of scoring a shard."""
 
     shard: str
     images: int = 0
@@ -44,19 +44,19 @@ class ShardResult(NamedTuple):
 
 
 class Scorer(NamedTuple):
-    """All that a process needs to score shards; small, so that it can be sent."""
+    """Everything that a worker process needs to score shards; small, so it can be sent."""
 
     model: str  # a file
     scoring: Scoring
     readers: int
 
     def load(self, device: str) -> Callable[[ShardSpec], ShardResult]:
-        """Return what scores a shard with the autoencoder, which is loaded here."""
+        """Load the autoencoder and return a function that scores a shard with it."""
         return partial(write_scores, self, load_autoencoder(self.model).to(device), torch.device(device))
 
 
 def write_scores(scorer: Scorer, model: MaskedAutoencoder, device: torch.device, spec: ShardSpec) -> ShardResult:
-    """Score a shard and write its sidecar; a shard that cannot be read gives a result that says so."""
+    """Score a shard and write its sidecar; for an unreadable shard the result has the error."""
     try:
         found = score_shard(spec.shard, model, scorer.scoring, device, scorer.readers)
         write_sidecar(spec.sidecar, found, scorer.scoring, spec.shard.stat().st_size)
@@ -75,7 +75,7 @@ class ScoreConfig:
     batch: int = 32  # images a forward pass
     precision: str = "auto"
     device: str = "auto"
-    engine: str = "auto"  # who runs the workers
+    engine: str = "auto"  # as for `choose_engine`
     workers: int | None = None  # processes or Ray actors; None is one a core or GPU
     readers: int = 1  # threads of a worker that read and decode ahead
 
@@ -121,7 +121,7 @@ def score_images(images: Any, model: Path, config: ScoreConfig, out: Path | None
             result.reused += 1
         else:
             specs.append(ShardSpec(shard, sidecar))
-    if engine == "ray":  # its workers have another current folder
+    if engine == "ray":  # its workers have a different working directory
         file, specs = file.absolute(), [ShardSpec(*(path.absolute() for path in spec)) for spec in specs]
     failed: list[ShardResult] = []
     scorer, launch = Scorer(str(file), scoring, config.readers), Launch(engine, config.workers, config.readers)

@@ -1,4 +1,4 @@
-"""From the bytes of an image to RGB: JPEGs through libjpeg-turbo (simplejpeg), everything else through OpenCV.
+"""Decoding of images to RGB: JPEGs with libjpeg-turbo (simplejpeg), all other formats with OpenCV.
 
 Shapes: H height, W width, C channels.
 """
@@ -12,23 +12,23 @@ import simplejpeg
 from ...errors import Unreadable
 from .headers import Header, read_header
 
-MOST_PIXELS = 178_956_970  # larger images are refused unseen, as Pillow refuses them: they may be bombs
-_PAPER = 255  # what shows through transparent pixels
+MOST_PIXELS = 178_956_970  # larger images are refused without decoding, as in Pillow: they may be decompression bombs
+_BACKGROUND = 255  # behind transparent pixels
 
 
 def decode(
     data: bytes, *, shrink: float = 1.0, header: Header | None = None, most_pixels: int = MOST_PIXELS
 ) -> np.ndarray:
-    """Decode an image to (H, W, 3) uint8 RGB, upright as its EXIF orientation says.
+    """Decode an image to (H, W, 3) uint8 RGB, with its EXIF orientation applied.
 
-    Grey, palette, 16-bit and CMYK images become 8-bit RGB, transparent ones are laid on white paper, and of an
-    animation the first image counts.
+    Grey, palette, 16-bit and CMYK images become 8-bit RGB. Transparent images get a white background. Of an animation
+    the first image is used.
 
     Args:
-        data: a whole JPEG, PNG, WebP, BMP, GIF or TIFF file.
-        shrink: a JPEG may come back with sides up to so many times smaller; decoding a half, quarter or eighth is
-            faster.
-        header: what `read_header` said of `data`, to save reading it again.
+        data: a complete JPEG, PNG, WebP, BMP, GIF or TIFF file.
+        shrink: a JPEG may be returned with sides smaller by up to this factor; decoding at a half, quarter or eighth
+            is faster.
+        header: result of `read_header` for `data`, if it is known.
         most_pixels: the largest image accepted [px].
 
     Raises:
@@ -37,7 +37,7 @@ def decode(
     header = header or read_header(data)
     if header.height * header.width > most_pixels:
         raise Unreadable(f"{header.width}x{header.height} pixels, more than the {most_pixels} that are accepted")
-    if header.kind == "tiff":  # the one kind that OpenCV turns upright whatever it is told
+    if header.kind == "tiff":  # the only format that OpenCV always rotates
         return _other(data, header.kind)
     pixels = _jpeg(data, header, shrink) if header.kind == "jpeg" else _other(data, header.kind)
     return _upright(pixels, header.orientation)
@@ -47,7 +47,7 @@ def _jpeg(data: bytes, header: Header, shrink: float) -> np.ndarray:
     try:
         colours = simplejpeg.decode_jpeg_header(data)[2]
         if colours in ("CMYK", "YCCK"):
-            return _from_ink(simplejpeg.decode_jpeg(data, colorspace="CMYK"))
+            return _from_cmyk(simplejpeg.decode_jpeg(data, colorspace="CMYK"))
         if shrink < 2:
             return simplejpeg.decode_jpeg(data)
         least = dict(min_height=math.ceil(header.height / shrink), min_width=math.ceil(header.width / shrink))
@@ -58,9 +58,9 @@ def _jpeg(data: bytes, header: Header, shrink: float) -> np.ndarray:
         return _other(data, "jpeg")
 
 
-def _from_ink(inks: np.ndarray) -> np.ndarray:
-    """Turn CMYK (H, W, 4), inverted as all programs write it, into RGB."""
-    product = inks[..., :3].astype(np.uint16) * inks[..., 3:]
+def _from_cmyk(values: np.ndarray) -> np.ndarray:
+    """Convert CMYK (H, W, 4), inverted as all programs write it, to RGB."""
+    product = values[..., :3].astype(np.uint16) * values[..., 3:]
     return ((product + 127) // 255).astype(np.uint8)
 
 
@@ -79,18 +79,18 @@ def _other(data: bytes, kind: str) -> np.ndarray:
     if values.dtype == np.uint16:
         values = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if values.dtype != np.uint8:
-        raise Unreadable(f"a {kind} of {values.dtype} samples; 8 and 16 bits are known")
+        raise Unreadable(f"a {kind} of {values.dtype} samples; 8 and 16 bits are supported")
     if values.ndim == 2 or values.shape[2] == 1:
         return cv2.cvtColor(values, cv2.COLOR_GRAY2RGB)
     if values.shape[2] == 4:
-        return _on_paper(cv2.cvtColor(values, cv2.COLOR_BGRA2RGBA), premultiplied)
+        return _on_background(cv2.cvtColor(values, cv2.COLOR_BGRA2RGBA), premultiplied)
     return cv2.cvtColor(values, cv2.COLOR_BGR2RGB)
 
 
-def _on_paper(values: np.ndarray, premultiplied: bool) -> np.ndarray:
-    """Lay RGBA (H, W, 4) on white."""
+def _on_background(values: np.ndarray, premultiplied: bool) -> np.ndarray:
+    """Blend RGBA (H, W, 4) with a white background."""
     opacity = values[..., 3:].astype(np.uint16)
-    blend = values[..., :3] * (np.uint16(255) if premultiplied else opacity) + _PAPER * (255 - opacity)
+    blend = values[..., :3] * (np.uint16(255) if premultiplied else opacity) + _BACKGROUND * (255 - opacity)
     return ((blend + 127) // 255).astype(np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""What an encoded image says about itself: kind, size and orientation. Pillow reads it; no pixel is decoded."""
+"""Format, size and orientation of an encoded image, read by Pillow without decoding pixels."""
 
 import io
 from contextlib import suppress
@@ -10,7 +10,7 @@ from PIL.Image import Exif
 
 from ...errors import Unreadable
 
-_READERS: dict[str, tuple[Any, ...]] = {  # kind: reader, first bytes. `Image.open` would warn of sizes we accept
+_READERS: dict[str, tuple[Any, ...]] = {  # kind: reader, first bytes; `Image.open` warns about large sizes
     "jpeg": (JpegImagePlugin.JpegImageFile, b"\xff\xd8\xff"),
     "png": (PngImagePlugin.PngImageFile, b"\x89PNG\r\n\x1a\n"),
     "webp": (WebPImagePlugin.WebPImageFile, b"RIFF"),
@@ -21,7 +21,7 @@ _READERS: dict[str, tuple[Any, ...]] = {  # kind: reader, first bytes. `Image.op
 
 
 class Header(NamedTuple):
-    """What an encoded image says about itself."""
+    """Format, size and orientation of an encoded image."""
 
     kind: str  # "jpeg", "png", "webp", "bmp", "gif" or "tiff"
     height: int  # as stored [px]
@@ -30,7 +30,7 @@ class Header(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Return height and width as seen, the orientation applied [px]."""
+        """Return height and width with the orientation applied [px]."""
         return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
 
@@ -38,7 +38,7 @@ def read_header(data: bytes) -> Header:
     """Read the header of an encoded image.
 
     Raises:
-        Unreadable: if it is none of the known kinds, its header is damaged or cut short, or it has no pixels.
+        Unreadable: if the format is unknown, the header is damaged or cut short, or the image has no pixels.
     """
     kind = next((kind for kind, (_, *starts) in _READERS.items() if data.startswith(tuple(starts))), None)
     if kind is None:

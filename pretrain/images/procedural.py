@@ -1,7 +1,7 @@
 """Images that are computed instead of read, each a pure function of seed and index.
 
-`Procedural` draws textures, shapes, text and simple 3-D scenes, enough to try pre-training and its probes without any
-data. `Synthetic` serves noise at next to no cost, to measure what a loader costs by itself.
+`Procedural` draws textures, shapes, text and simple 3-D scenes, to test pre-training and its probes without data.
+`Synthetic` returns noise at almost no cost, to measure the speed of training without reading.
 
 Shapes: N images, S side of a square image.
 """
@@ -18,7 +18,7 @@ Random = np.random.Generator
 Colour = tuple[float, ...]  # red, green, blue in 0 to 255
 
 _SIDE = 128  # of procedural images [px]
-_POOL = (1024, 1280, 3)  # synthetic images are cut from one array of noise
+_POOL = (1024, 1280, 3)  # synthetic images are crops of one array of noise
 _CUT = 256  # their side [px]
 _FONTS = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_COMPLEX, cv2.FONT_HERSHEY_TRIPLEX, cv2.FONT_HERSHEY_SCRIPT_COMPLEX)
 _LETTERS = np.array(list(string.ascii_letters + string.digits + " " * 12))
@@ -28,11 +28,11 @@ _SUN = np.array([0.45, 0.8, -0.4])  # direction towards the light: from the righ
 
 
 class Procedural(ImageSet):
-    """Drawn images (128, 128, 3), labelled by what they show.
+    """Drawn images (128, 128, 3) with eight labels.
 
     Args:
         count: N, at least 1.
-        seed: other images for another seed.
+        seed: of the images.
     """
 
     def __init__(self, count: int, seed: int) -> None:
@@ -52,7 +52,7 @@ class Procedural(ImageSet):
 
 
 class Synthetic(ImageSet):
-    """Noise (256, 256, 3) at a constant and tiny cost: what training takes with it, it takes without reading.
+    """Noise (256, 256, 3) at a constant, very small cost.
 
     Args:
         count: N, at least 1.
@@ -75,7 +75,7 @@ class Synthetic(ImageSet):
 
 
 def draw(seed: int, index: int, side: int = _SIDE) -> np.ndarray:
-    """Draw one image, (S, S, 3) uint8 RGB, of kind ``index % 8``, under uneven light and with some noise."""
+    """Draw one image, (S, S, 3) uint8 RGB, of kind ``index % 8``, with uneven light and noise."""
     generator = np.random.default_rng([seed, index])
     image = list(KINDS.values())[index % len(KINDS)](generator, side)
     light = cv2.resize(generator.uniform(0.65, 1.1, (2, 2)), (side, side))[..., None]
@@ -144,7 +144,7 @@ def _text(generator: Random, side: int) -> np.ndarray:
         cv2.putText(page, words, at, font, height / 24, ink, 1 + int(height > 18), cv2.LINE_AA)
     page = 255 - page if generator.random() < 0.4 else page  # light on dark
     image = _backdrop(generator, side)
-    _lay(image, page, _SQUARE * side + generator.normal(0, generator.choice([0, 0.12]) * side, (4, 2)))
+    _paste(image, page, _SQUARE * side + generator.normal(0, generator.choice([0, 0.12]) * side, (4, 2)))
     return image
 
 
@@ -154,7 +154,7 @@ def _room(generator: Random, side: int) -> np.ndarray:
     camera = _Camera(eye, generator.normal(0, 0.15), generator.uniform(0, 0.22), generator.uniform(0.6, 0.95))
     image, room = _backdrop(generator, side), _box((0, 0, 0.05), size)
     camera.draw(image, [(room, _colour(generator, 90))], inside=True)
-    _lay(image, _TEXTURES[generator.integers(4)](generator, side), camera.project(room[_FACES[2]], side))
+    _paste(image, _TEXTURES[generator.integers(4)](generator, side), camera.project(room[_FACES[2]], side))
     things = []
     for _ in range(int(generator.integers(2, 8))):  # furniture, and windows on the far wall
         window = int(generator.random() < 0.3)
@@ -172,7 +172,7 @@ def _table(generator: Random, side: int) -> np.ndarray:
     image, half = _backdrop(generator, side), generator.uniform(0.35, 0.6, 3) * (1, 0, 1)
     board, blocks = _box(-half - (0, 0.05, 0), half), []
     camera.draw(image, [(board, _colour(generator, 60))])
-    _lay(image, _TEXTURES[generator.integers(4)](generator, side), camera.project(board[_FACES[3]], side))
+    _paste(image, _TEXTURES[generator.integers(4)](generator, side), camera.project(board[_FACES[3]], side))
     shadows = image.copy()
     for _ in range(int(generator.integers(2, 9))):
         size, turn = generator.uniform(0.05, 0.2, 3), cv2.Rodrigues(np.array([0, generator.uniform(0, np.pi), 0]))[0]
@@ -200,7 +200,7 @@ class _Camera(NamedTuple):
         return side * (0.5 + seen[:, :2] * (1, -1) * self.focal / np.maximum(seen[:, 2:], 0.05))
 
     def draw(self, image: np.ndarray, boxes: list[tuple[np.ndarray, Colour]], inside: bool = False) -> None:
-        """Draw boxes of corners (8, 3), the farthest first, from outside or inside; light makes faces differ."""
+        """Draw boxes with corners (8, 3), the farthest first, from outside or inside, with shaded faces."""
         for corners, colour in sorted(boxes, key=lambda box: -float(np.linalg.norm(box[0].mean(0) - self.eye))):
             pixels = self.project(corners, len(image))
             for face in _FACES:
@@ -226,7 +226,7 @@ def _polygon(image: np.ndarray, points: np.ndarray, colour: Colour, thickness: i
         cv2.polylines(image, pixels, True, colour, thickness, cv2.LINE_AA, 4)
 
 
-def _lay(image: np.ndarray, texture: np.ndarray, corners: np.ndarray) -> None:
+def _paste(image: np.ndarray, texture: np.ndarray, corners: np.ndarray) -> None:
     """Draw a texture of the image's size onto a quadrilateral (4, 2) [px]."""
     side = len(image)
     matrix = cv2.getPerspectiveTransform((_SQUARE * side).astype(np.float32), corners.astype(np.float32))
@@ -246,13 +246,13 @@ def _noise(generator: Random, side: int, roughness: float) -> np.ndarray:
 
 
 def _palette(generator: Random) -> np.ndarray:
-    """Return 256 colours (256, 3) that run through a few random ones."""
+    """Return 256 colours (256, 3), interpolated between a few random ones."""
     stops = generator.integers(0, 256, (int(generator.integers(2, 6)), 1, 3), np.uint8)
     return cv2.resize(stops, (1, 256))[:, 0]
 
 
 def _backdrop(generator: Random, side: int) -> np.ndarray:
-    """Return soft patches of about one colour, (S, S, 3) uint8."""
+    """Return smooth patches of similar colours, (S, S, 3) uint8."""
     cells = int(generator.integers(1, 5))
     patches = np.clip(_colour(generator) + generator.normal(0, 45, (cells, cells, 3)), 0, 255).astype(np.uint8)
     return cv2.resize(patches, (side, side), interpolation=cv2.INTER_CUBIC)

@@ -1,4 +1,4 @@
-"""The members of a tar file in order and where they lie; their content is not read."""
+"""The members of a tar file in order, and their offsets; contents are not read."""
 
 import os
 import tarfile
@@ -14,17 +14,17 @@ class Member(NamedTuple):
     """One file inside a tar file."""
 
     name: str
-    offset: int  # where its content begins [bytes]
+    offset: int  # of the content [bytes]
     size: int  # [bytes]
-    header: int  # where its first header block begins, a long name's included [bytes]
+    header: int  # offset of its first header block, including that of a long name [bytes]
 
 
 class TarWalk:
-    """Iterates over the whole regular files of a plain (not compressed) tar file; links and sparse files are skipped.
+    """Iterates over the complete regular files of an uncompressed tar file; links and sparse files are skipped.
 
     Args:
-        path: the tar file. Iterating opens it, and raises `OSError` if it cannot be read.
-        start: where a header begins [bytes].
+        path: the tar file. Iteration opens it and raises `OSError` if it cannot be read.
+        start: offset of a header [bytes].
     """
 
     def __init__(self, path: str | Path, start: int = 0) -> None:

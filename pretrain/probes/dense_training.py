@@ -5,7 +5,7 @@ Shapes: n images, L blocks read, N patches, D width, C classes, H x W size of th
 
 import logging
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -208,8 +208,8 @@ def _maps(features: Features, rows: np.ndarray, grid: tuple[int, int], device: t
 def _start_at(head: LinearHead | DPTHead, share: float) -> None:
     """Set the last bias so that the initial output is the median depth, where the sigmoid is steep."""
     last = head.project if isinstance(head, LinearHead) else head.last[-1]
-    assert isinstance(last, nn.Conv2d) and last.bias is not None
-    nn.init.constant_(last.bias, float(np.log(share / (1 - share))))
+    bias = cast(Tensor, cast(nn.Conv2d, last).bias)
+    nn.init.constant_(bias, float(np.log(share / (1 - share))))
 
 
 def _schedule(step: int, steps: int) -> float:

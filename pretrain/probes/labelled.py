@@ -71,19 +71,19 @@ def open_labelled(sources: ProbeImages) -> Labelled:
         BadInput: if there are too few classes or images, or `val_images` is out of range.
     """
     images = open_images(sources.images, sources.cache)
-    _require_labels(images, f"images={sources.images}")
+    labels = _labels_of(images, f"images={sources.images}")
     if sources.test is None:
         count = sources.test_count(len(images))
         split = hold_out(images, count, sources.seed)
-        training = _part(images, np.setdiff1d(np.arange(len(images)), split.val_images), images.classes)
-        test = _part(images, split.evaluated, images.classes)
+        training = _part(images, labels, np.setdiff1d(np.arange(len(images)), split.val_images), images.classes)
+        test = _part(images, labels, split.evaluated, images.classes)
         fingerprint = images.fingerprint
     else:
         others = open_images(sources.test, sources.cache)
-        _require_labels(others, f"test={sources.test}")
-        _require_known(images, others)
-        training = _part(images, np.arange(len(images)), images.classes)
-        test = _part(others, np.arange(len(others)), images.classes)
+        test_labels = _labels_of(others, f"test={sources.test}")
+        _require_known(images, others, test_labels)
+        training = _part(images, labels, np.arange(len(images)), images.classes)
+        test = _part(others, test_labels, np.arange(len(others)), images.classes)
         fingerprint = f"{images.fingerprint} {others.fingerprint}"
     seen = np.unique(training.labels)
     if len(seen) < 2 or not len(test.indices):
@@ -100,14 +100,15 @@ def open_labelled(sources: ProbeImages) -> Labelled:
     return Labelled(training, test, images.classes, fingerprint)
 
 
-def _require_labels(images: ImageSet, what: str) -> None:
+def _labels_of(images: ImageSet, what: str) -> np.ndarray:
+    """Return the labels of a set, (N,) int32; at least one is known."""
     if images.labels is None or not (images.labels >= 0).any():
         raise DataError(f"the {len(images)} images of {what} have no labels, and these probes need them; {_ADVICE}")
+    return images.labels
 
 
-def _require_known(images: ImageSet, others: ImageSet) -> None:
-    assert others.labels is not None
-    used = [others.classes[label] for label in np.unique(others.labels[others.labels >= 0]).tolist()]
+def _require_known(images: ImageSet, others: ImageSet, labels: np.ndarray) -> None:
+    used = [others.classes[label] for label in np.unique(labels[labels >= 0]).tolist()]
     if lacking := [name for name in used if name not in images.classes]:
         raise DataError(
             f"test images are of {len(lacking)} class(es) that no training image has: {', '.join(lacking[:5])}; "
@@ -115,9 +116,8 @@ def _require_known(images: ImageSet, others: ImageSet) -> None:
         )
 
 
-def _part(images: ImageSet, indices: np.ndarray, classes: tuple[str, ...]) -> Part:
-    assert images.labels is not None
-    labels = np.asarray(images.labels[indices])
+def _part(images: ImageSet, labels: np.ndarray, indices: np.ndarray, classes: tuple[str, ...]) -> Part:
+    labels = np.asarray(labels[indices])
     indices, labels = indices[labels >= 0], labels[labels >= 0]
     numbers = {name: number for number, name in enumerate(classes)}
     ours = np.array([numbers.get(name, -1) for name in images.classes], np.int64)  # -1 for classes without images

@@ -153,7 +153,7 @@ def order_in(folder: Path, weights: np.ndarray, seed: int = 0) -> AcceptedOrder:
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.02, 0.37, 0.8, 0.999, 1.0, 1.7])
-def test_an_image_is_drawn_as_often_as_its_loss_says(loss: float) -> None:
+def test_draw_frequency_equals_the_weight(loss: float) -> None:
     (weight,) = weigh(statistics([loss]), WeightRule()).weight
     hashes = np.random.default_rng(0).integers(0, 2**64, 1000, np.uint64, endpoint=False)
     hits = sum(int(drawn(3, epoch, hashes, np.full(1000, weight)).sum()) for epoch in range(100))
@@ -161,7 +161,7 @@ def test_an_image_is_drawn_as_often_as_its_loss_says(loss: float) -> None:
     assert weight == share and abs(hits - 1e5 * share) <= 4.5 * math.sqrt(1e5 * share * (1 - share))
 
 
-def test_temperature_evens_out_and_sharpens() -> None:
+def test_temperature_changes_the_contrast_of_weights() -> None:
     losses = [0.25, 0.5, 1.0, 2.0]
     assert weigh(statistics(losses), WeightRule(temperature=2)).weight == pytest.approx([0.5, 0.5**0.5, 1, 1])
     assert weigh(statistics(losses), WeightRule(temperature=0.5)).weight == pytest.approx([0.0625, 0.25, 1, 1])
@@ -170,7 +170,7 @@ def test_temperature_evens_out_and_sharpens() -> None:
 # 2. An epoch's images depend on seed, epoch and image alone.
 
 
-def test_a_position_leads_to_the_same_image_however_it_is_asked(tmp_path: Path) -> None:
+def test_image_of_a_position_does_not_depend_on_the_query(tmp_path: Path) -> None:
     weights = np.random.default_rng(0).random(3 * CHUNK + 17)
     order = order_in(tmp_path, weights)
     ends = np.cumsum([len(order.epoch(number)) for number in range(3)])
@@ -188,7 +188,7 @@ def test_a_position_leads_to_the_same_image_however_it_is_asked(tmp_path: Path) 
 
 @needs_arrow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 7 worker")  # torch's, where there are fewer cores
-def test_training_draws_the_same_images_for_any_workers_ranks_and_restart(shards: Path, model_file: Path) -> None:
+def test_drawn_images_do_not_depend_on_workers_ranks_or_restart(shards: Path, model_file: Path) -> None:
     compute_scores(score(model_file))
     compute_weights(curate(temperature=0.2))
     images = open_images("data", Path("cache"))
@@ -270,7 +270,7 @@ def test_epochs_are_independent_and_together_reach_everything(tmp_path: Path) ->
 # 4. Entropy.
 
 
-def test_entropy_is_what_can_be_worked_out_by_hand() -> None:
+def test_entropy_equals_values_computed_by_hand() -> None:
     flat = np.full((16, 16, 3), 77, np.uint8)
     halves = np.repeat(np.array([0, 255], np.uint8), 128).reshape(16, 16)
     ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -288,7 +288,7 @@ def test_entropy_is_what_can_be_worked_out_by_hand() -> None:
 # 5. Sizes.
 
 
-def test_both_sides_count_and_as_the_image_is_seen(model_file: Path) -> None:
+def test_both_sides_are_checked_after_exif_rotation(model_file: Path) -> None:
     shapes = {"wide.jpg": (30, 40), "tall.jpg": (40, 30), "large.jpg": (40, 44)}
     members = [
         (name, encoded(np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8), ".jpg"))
@@ -318,7 +318,7 @@ def scored(shard: Path, model_file: Path, **changes: Any) -> ShardStatistics:
 # 6. Nothing is lost silently.
 
 
-def test_unreadable_images_have_a_status_and_cut_shards_say_so(model_file: Path) -> None:
+def test_unreadable_images_and_truncated_shards_are_recorded(model_file: Path) -> None:
     good = frames(6)
     broken = [
         ("bad.jpg", b"\xff\xd8\xff no frame"),
@@ -377,7 +377,7 @@ def test_missing_duplicate_and_unreadable_images_are_counted(
 
 
 @needs_arrow
-def test_a_job_stopped_between_shards_goes_on_to_the_same_bytes(
+def test_stopped_scoring_resumes_to_the_same_bytes(
     shards: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute_scores(score(model_file, out="whole"))
@@ -400,7 +400,7 @@ def test_a_job_stopped_between_shards_goes_on_to_the_same_bytes(
 
 @needs_arrow
 @pytest.mark.slow
-def test_processes_finish_the_shards_under_way_when_stopped(model_file: Path) -> None:
+def test_stopped_processes_finish_their_shards(model_file: Path) -> None:
     for number in range(30):
         pack(f"data/a/{number:03d}.tar", frames(60, seed=number))
     words = ["score", "images=data", f"model={model_file}", "out=scores", "batch=5", "workers=2", "device=cpu"]
@@ -547,7 +547,7 @@ def encoded_as(number: int, image: np.ndarray) -> tuple[str, bytes]:
     return f"{number:04d}.png", encoded(image)
 
 
-def test_easy_images_are_drawn_less_and_pages_not_at_all(trained: Path) -> None:
+def test_easy_images_are_drawn_less_and_rendered_pages_never(trained: Path) -> None:
     found = {kind: scored(pack(f"{kind}/0.tar", members), trained, masks=4) for kind, members in mixture()}
     loss = {kind: float(each.loss.mean()) for kind, each in found.items()}
     share = {kind: float(weigh(each, WeightRule(least_side=0)).weight.mean()) for kind, each in found.items()}
@@ -564,7 +564,7 @@ def test_easy_images_are_drawn_less_and_pages_not_at_all(trained: Path) -> None:
 
 @needs_arrow
 @pytest.mark.parametrize("cap", [None, 4.0])
-def test_the_report_equals_a_recount(cap: float | None, shards: Path, model_file: Path) -> None:
+def test_report_equals_a_recount(cap: float | None, shards: Path, model_file: Path) -> None:
     flat = [(f"flat{number}.png", encoded(np.full((48, 48, 3), 9, np.uint8))) for number in range(3)]
     pack("data/b/004.tar", [*frames(5, seed=8), *flat, ("bad.png", b"no"), ("tiny.png", encoded(draw(9, 1, 20)))])
     compute_scores(score(model_file))
@@ -605,7 +605,7 @@ def test_the_report_equals_a_recount(cap: float | None, shards: Path, model_file
 
 
 @needs_arrow
-def test_curation_repeats_and_shows_examples(shards: Path, model_file: Path) -> None:
+def test_curation_is_repeatable_and_shows_examples(shards: Path, model_file: Path) -> None:
     compute_scores(score(model_file))
     out, _ = compute_weights(curate(images="data", temperature=0.3, entropy=6.0))
     before = files("curated")
@@ -619,7 +619,7 @@ def test_curation_repeats_and_shows_examples(shards: Path, model_file: Path) -> 
 
 
 @needs_arrow
-def test_weights_that_hardly_differ_are_said_to(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_almost_equal_weights_are_reported(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name, count in (("a/000", 8), ("a/001", 12)):
         records = {
             f"{number:04d}.png": {"mae_loss": 0.8 + 0.01 * number, "histogram_score": 7, "height": 400, "width": 400}
@@ -633,7 +633,7 @@ def test_weights_that_hardly_differ_are_said_to(shards: Path, caplog: pytest.Log
 
 
 @needs_arrow
-def test_masks_do_not_count_as_contrast() -> None:
+def test_mask_noise_is_no_contrast() -> None:
     from pixio_robot.pretrain.curation.totals import Totals
 
     generator = np.random.default_rng(0)
@@ -646,7 +646,7 @@ def test_masks_do_not_count_as_contrast() -> None:
 
 
 @needs_arrow
-def test_a_run_with_weights_trains_on_what_is_drawn_and_goes_on(
+def test_weighted_run_trains_on_drawn_images_and_resumes(
     shards: Path, model_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     compute_scores(score(model_file, images="data/a"))
@@ -695,7 +695,7 @@ def test_scores_of_other_settings_are_refused_by_name(shards: Path, model_file: 
 
 
 @needs_arrow
-def test_weights_that_fit_no_image_are_refused(shards: Path, model_file: Path) -> None:
+def test_weights_without_matching_images_are_refused(shards: Path, model_file: Path) -> None:
     compute_scores(score(model_file))
     compute_weights(curate())
     weights = Path("curated/weights.parquet")
@@ -722,7 +722,7 @@ def test_weights_that_fit_no_image_are_refused(shards: Path, model_file: Path) -
 
 
 @needs_arrow
-def test_wrong_inputs_are_answered_in_words(
+def test_wrong_inputs_are_refused_with_reasons(
     shards: Path, model_file: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("photos").mkdir()
@@ -762,7 +762,7 @@ def test_wrong_inputs_are_answered_in_words(
 
 
 @needs_arrow
-def test_a_shard_that_cannot_be_read_does_not_cost_the_others(
+def test_unreadable_shard_does_not_stop_the_others(
     shards: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = score_run.score_shard
@@ -779,7 +779,7 @@ def test_a_shard_that_cannot_be_read_does_not_cost_the_others(
 
 
 @needs_arrow
-def test_the_commands_say_where_things_are(shards: Path, model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_print_where_files_are(shards: Path, model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["score", "images=data", f"model={model_file}", "out=scores", "workers=1", "device=cpu"]) == 0
     assert "scores: scores of 4 shards; 36 images scored" in capsys.readouterr().out
     assert run(["curate", "scores=scores", "images=data", "least_side=0", "entropy=null", "out=curated"]) == 0
@@ -791,7 +791,7 @@ GUIDE = Path(pixio_robot.__file__).resolve().parent.parent / "docs/curation.md"
 
 
 @pytest.mark.skipif(not GUIDE.is_file(), reason="runs in a checkout")
-def test_the_guide_names_what_there_is() -> None:
+def test_guide_names_existing_keys_and_columns() -> None:
     text = GUIDE.read_text()
     lines = [line for line in text.splitlines() if line.startswith("pixio-robot ")]
     for line in lines:
@@ -808,7 +808,7 @@ def test_the_guide_names_what_there_is() -> None:
     assert all(f"`{engine}`" in text for engine in SHARD_ENGINES)
 
 
-def test_without_the_extra_it_is_named(shards: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_named(shards: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for work in (lambda: compute_scores(score(model_file)), lambda: compute_weights(curate())):
         with pytest.raises(MissingExtra, match=r"pixio-robot\[curation\]"):

@@ -99,7 +99,7 @@ def test_three_layouts_hold_the_same_pairs(kind: str, tmp_path: Path) -> None:
             np.testing.assert_allclose(read.target, pair.target, atol=1e-6)
 
 
-def test_held_out_images_share_no_sequence_with_training() -> None:
+def test_test_images_share_no_sequence_with_training() -> None:
     train, test = split_dense(Shades(80), 0.25, seed=3)
     sequences = [{int(index) // 10 for index in part.indices} for part in (train, test)]  # type: ignore[attr-defined]
     assert not sequences[0] & sequences[1] and len(train) == 60 and len(test) == 20
@@ -165,7 +165,7 @@ def test_unknown_pixels_do_not_matter(backbone: Backbone) -> None:
     assert clean == wild
 
 
-def test_wrong_inputs_are_told_once_and_clearly(backbone: Backbone, tmp_path: Path) -> None:
+def test_wrong_inputs_are_refused_with_reasons(backbone: Backbone, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(DataError, match=r"(?s)1 other files \(notes.txt\).*FILE.hdf5.*images/.*FILE.tar"):
         open_dense(tmp_path, "depth")
@@ -215,7 +215,7 @@ def _demonstrations(path: Path) -> Path:
     return path
 
 
-def test_a_run_compares_encoders_and_repeats_itself_and_reuses_what_it_has(
+def test_dense_run_compares_encoders_is_repeatable_and_reuses_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [str(tmp_path / f"{seed}.safetensors") for seed in (0, 1)]
@@ -266,7 +266,7 @@ def test_a_run_compares_encoders_and_repeats_itself_and_reuses_what_it_has(
     assert trained == [lost] and again == result
 
 
-def test_what_has_no_depth_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_images_without_depth_are_refused_before_any_output(tmp_path: Path) -> None:
     demonstrations = str(_demonstrations(tmp_path / "demos.hdf5"))
     with h5py.File(tmp_path / "flat.hdf5", "w") as file:
         file["data/demo_0/obs/top_image"] = np.zeros((4, 32, 32, 3), np.uint8)

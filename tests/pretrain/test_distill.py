@@ -91,7 +91,7 @@ def students_of(command: Distill, specs: dict[str, StudentSpec], teacher_dim: in
 
 @pytest.mark.parametrize("loss", ["cosine", "l1", "mse"])
 @pytest.mark.parametrize("hidden", [0.0, 0.5])
-def test_a_student_that_starts_as_its_teacher_has_no_loss(teacher: str, loss: str, hidden: float) -> None:
+def test_student_with_the_teachers_weights_has_zero_loss(teacher: str, loss: str, hidden: float) -> None:
     """Without projection, on the same normed tokens; hidden patches change what the student sees, so it has some."""
     command = small(
         teacher,
@@ -105,7 +105,7 @@ def test_a_student_that_starts_as_its_teacher_has_no_loss(teacher: str, loss: st
     assert (value < 1e-6) if hidden == 0 else (value > 1e-3)
 
 
-def test_losses_equal_what_a_hand_computes() -> None:
+def test_losses_equal_values_computed_by_hand() -> None:
     ours = Tokens(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]]]))
     theirs = Tokens(torch.tensor([[[0.0, 3.0]]]), torch.tensor([[[2.0, 0.0], [0.0, 1.0], [1.0, -1.0]]]))
     # class token at right angles: 1; patches: 0, 0, 1
@@ -115,7 +115,7 @@ def test_losses_equal_what_a_hand_computes() -> None:
     assert matching_loss(ours, theirs, "mse").item() == pytest.approx((5 + (0.5 + 0.5 + 2) / 3) / 2)
 
 
-def test_the_cosine_does_not_feel_scale_and_class_tokens_count_as_much_as_all_patches() -> None:
+def test_cosine_loss_ignores_scale_and_weights_class_and_patch_tokens_equally() -> None:
     generator = torch.Generator().manual_seed(0)
     ours, theirs = (
         Tokens(torch.randn(2, 8, 16, generator=generator), torch.randn(2, 64, 16, generator=generator))
@@ -127,7 +127,7 @@ def test_the_cosine_does_not_feel_scale_and_class_tokens_count_as_much_as_all_pa
     assert torch.allclose(matching_loss(perfect, theirs), torch.ones(2), atol=1e-6)  # (0 + 2) / 2
 
 
-def test_masked_students_are_compared_patch_by_patch_with_the_same_places(teacher: str) -> None:
+def test_masked_students_are_compared_at_visible_patches(teacher: str) -> None:
     """A loss between a masked student and the teacher uses the teacher's tokens of the visible places."""
     command = small(teacher, students={"a": {"size": "48x2x2", "mask_ratio": 0.5, "mask_block": 1}}, projection="none")
     objective = objective_of(command)
@@ -154,7 +154,7 @@ def test_a_grid_is_resampled_in_place() -> None:
     assert torch.allclose(fine[2:14].diff(dim=0), torch.full((11, 16), 0.5), atol=1e-5)
 
 
-def test_students_of_other_widths_depths_and_grids_learn_at_once(teacher: str) -> None:
+def test_students_of_different_widths_depths_and_grids_train_together(teacher: str) -> None:
     students = {"a": {"size": "32x2x2"}, "b": {"size": "16x1x2", "patch": 16, "image_size": 64}}
     out, _, result = distill(small(teacher, students=students))
     for name in students:
@@ -169,7 +169,7 @@ def test_students_of_other_widths_depths_and_grids_learn_at_once(teacher: str) -
     assert "teacher" in page and "4x4" in page and "data:image/png;base64," in page
 
 
-def test_a_student_beside_another_of_its_size_equals_one_alone(teacher: str) -> None:
+def test_student_trained_with_others_equals_one_trained_alone(teacher: str) -> None:
     """The same crops, its own gradients, its own clipping."""
     changes: dict[str, Any] = {"clip": 0.01, "steps": 4}
     distill(small(teacher, students={"a": {"size": "32x2x2"}, "b": {"size": "16x1x2"}}, **changes))
@@ -177,7 +177,7 @@ def test_a_student_beside_another_of_its_size_equals_one_alone(teacher: str) -> 
     assert difference("run/a.safetensors", "alone/a.safetensors") < 1e-6
 
 
-def test_the_teacher_stays_as_it_is(teacher: str) -> None:
+def test_teacher_is_unchanged(teacher: str) -> None:
     before = load_encoder(teacher).fingerprint()
     objective = objective_of(small(teacher))
     losses = objective.losses(objective.model, random_batch(32), torch.device("cpu"))
@@ -187,13 +187,13 @@ def test_the_teacher_stays_as_it_is(teacher: str) -> None:
     assert all(each.grad is not None for each in objective.model.parameters())
 
 
-def test_distillation_brings_a_student_near(teacher: str) -> None:
+def test_distillation_lowers_the_loss(teacher: str) -> None:
     _, _, result = distill(small(teacher, steps=60, lr=3e-3, valid_every=60, save_every=60, log_every=20))
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert rows[0]["valid/loss"] > 0.5 and result.numbers["valid/loss"] < 0.4
 
 
-def test_a_stopped_run_ends_on_the_same_weights(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_distillation_equals_uninterrupted(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     students = {"a": {"size": "32x2x2", "drop_path": 0.3}, "b": {"size": "16x1x2", "mask_ratio": 0.5, "mask_block": 2}}
     distill(small(teacher, students=students, micro_batch=4))
     original = Guard.step
@@ -212,7 +212,7 @@ def test_a_stopped_run_ends_on_the_same_weights(teacher: str, monkeypatch: pytes
         assert difference(f"run/{name}.safetensors", f"stopped/{name}.safetensors") == 0
 
 
-def test_a_run_that_died_goes_on_from_its_checkpoint(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crashed_distillation_resumes_from_its_checkpoint(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     distill(small(teacher))
     original = Guard.step
 
@@ -231,7 +231,7 @@ def test_a_run_that_died_goes_on_from_its_checkpoint(teacher: str, monkeypatch: 
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_learn_what_one_does(teacher: str, parallel: str) -> None:
+def test_two_processes_match_one(teacher: str, parallel: str) -> None:
     words = [
         *(
             "images=procedural:48",
@@ -270,14 +270,14 @@ def test_two_processes_learn_what_one_does(teacher: str, parallel: str) -> None:
                 assert first[name] == pytest.approx(second[name], abs=1e-5)
 
 
-def test_large_students_see_half_and_small_ones_all(teacher: str) -> None:
+def test_large_students_are_masked_by_default(teacher: str) -> None:
     command = small(teacher, students=["h", "ti"], image_size=64, drop_path=None, mask_block=2)
     specs = specs_of(command, load_encoder(teacher))
     assert specs["h"].shape is not None and specs["h"].shape.ratio == 0.5 and specs["ti"].shape is None
     assert specs["h"].arguments["drop_path"] == 0.4 and specs["ti"].arguments["drop_path"] == 0.1
 
 
-def test_the_log_says_how_tokens_meet(teacher: str) -> None:
+def test_log_says_how_tokens_correspond(teacher: str) -> None:
     command = small(teacher, students={"a": {"size": "32x2x2", "cls_tokens": 1, "patch": 16}}, image_size=64)
     backbone = load_encoder(teacher)
     (line,) = matches(backbone, specs_of(command, backbone))
@@ -311,7 +311,7 @@ def test_impossible_settings_are_refused_before_any_work(teacher: str, changes: 
         specs_of(command, load_encoder(teacher))
 
 
-def test_a_student_starts_from_a_run_of_pretrain(teacher: str) -> None:
+def test_student_is_initialised_from_a_pretrain_run(teacher: str) -> None:
     """Of smaller patches: they and the position table are resized."""
     settings = Pretrain(
         images="procedural:24",
@@ -339,12 +339,12 @@ def test_a_student_starts_from_a_run_of_pretrain(teacher: str) -> None:
     assert "initial weights of first" in matches(load_encoder(teacher), specs)[0]
 
 
-def test_first_weights_of_another_network_are_refused(teacher: str) -> None:
+def test_initial_weights_of_another_network_are_refused(teacher: str) -> None:
     with pytest.raises(CheckpointError, match="depth 2, not 1"):
         distill(small(teacher, students={"a": {"size": "48x1x2", "init_from": teacher}}))
 
 
-def test_a_run_does_not_go_on_from_other_first_weights(teacher: str, tmp_path: Path) -> None:
+def test_resuming_with_other_initial_weights_is_refused(teacher: str, tmp_path: Path) -> None:
     start = tmp_path / "start.safetensors"
     shutil.copy(teacher, start)
     command = small(teacher, students={"a": {"size": "48x2x2", "init_from": str(start)}}, steps=4)
@@ -367,7 +367,7 @@ def test_another_teacher_is_refused(teacher: str, tmp_path: Path) -> None:
         distill(small(str(tmp_path / "other.safetensors"), steps=4))
 
 
-def test_a_baseline_teaches_too(tmp_path: Path) -> None:
+def test_baseline_can_be_the_teacher(tmp_path: Path) -> None:
     """One class token against eight, a width and a grid of its own; the student's pixels are not the teacher's."""
     from pixio_robot.encoders.torchvision_guard import declare_missing_operators
 

@@ -66,7 +66,7 @@ def test_a_shard_gives_images_labels_and_names() -> None:
     assert images.name(3) == "data/a.tar:0003.png"
 
 
-def test_class_names_stand_beside_shards() -> None:
+def test_class_names_are_read_beside_shards() -> None:
     shard = _shard(Path("data/a.tar"), 0, 3)
     shard.with_name("classes.txt").write_text("cup\nplate\n")
     assert open_images("data", CACHE).classes == ("cup", "plate", "2")
@@ -107,7 +107,7 @@ def test_members_are_found_as_webdataset_finds_them(kind: int) -> None:
     assert [images.read(i) for i in range(len(images))] == [sample["png"] for sample in theirs]
 
 
-def test_links_folders_and_large_sizes_are_stepped_over() -> None:
+def test_links_folders_and_large_sizes_are_skipped() -> None:
     with tarfile.open("a.tar", "w", format=tarfile.GNU_FORMAT) as archive:
         for name, kind in (("folder", tarfile.DIRTYPE), ("link.png", tarfile.SYMTYPE)):
             info = tarfile.TarInfo(name)
@@ -142,7 +142,7 @@ def _written(path: Path, content: bytes | bytearray) -> Path:
     return path
 
 
-def test_brace_patterns_stand_for_files() -> None:
+def test_brace_patterns_expand_to_files() -> None:
     for number in range(3):
         _shard(Path(f"data/train-{number:03d}.tar"), 10 * number, 4)
     images = open_images("data/train-{000..002}.tar", CACHE)
@@ -153,7 +153,7 @@ def test_brace_patterns_stand_for_files() -> None:
         open_images("data/train-{000..005}.tar", CACHE)
 
 
-def test_a_changed_shard_is_indexed_anew_and_others_are_not() -> None:
+def test_only_changed_shards_are_indexed_again() -> None:
     for number in range(2):
         _shard(Path(f"data/{number}.tar"), 10 * number, 4)
     before = open_images("data", CACHE)
@@ -177,7 +177,7 @@ def test_a_copy_has_the_same_fingerprint() -> None:
     assert one == two != three
 
 
-def test_a_truncated_shard_gives_what_is_whole(caplog: pytest.LogCaptureFixture) -> None:
+def test_truncated_shard_provides_its_complete_images(caplog: pytest.LogCaptureFixture) -> None:
     for number in range(2):
         _shard(Path(f"data/{number}.tar"), 10 * number, 6)
     content = Path("data/0.tar").read_bytes()
@@ -210,7 +210,7 @@ def test_folders_of_images_are_labelled_by_subfolder() -> None:
     assert _values(open_images("data/loose.png", CACHE)) == [9]
 
 
-def test_sources_are_joined_and_labels_meet_by_name() -> None:
+def test_sources_are_joined_and_labels_matched_by_name() -> None:
     for name, value in (("one/cat/a.png", 1), ("one/dog/b.png", 2), ("two/dog/c.png", 3), ("two/eel/d.png", 4)):
         Path(name).parent.mkdir(parents=True)
         Path(name).write_bytes(_png(value))
@@ -221,7 +221,7 @@ def test_sources_are_joined_and_labels_meet_by_name() -> None:
     assert images.name(6) == "procedural:0#2"
 
 
-def test_demonstrations_give_every_frame() -> None:
+def test_demonstrations_provide_every_frame() -> None:
     with h5py.File("demos.hdf5", "w") as file:
         for number, length in ((0, 3), (2, 2), (10, 4)):
             frames = np.arange(length, dtype=np.uint8)[:, None, None, None] + np.full(
@@ -264,7 +264,7 @@ def _video(path: Path, codec: str, frames: int, **options: str) -> Path:
         ("a.webm", "libvpx-vp9", {"deadline": "realtime"}),
     ],
 )
-def test_any_frame_of_a_video_is_that_of_decoding_it_all(name: str, codec: str, options: dict[str, str]) -> None:
+def test_any_video_frame_equals_that_of_full_decoding(name: str, codec: str, options: dict[str, str]) -> None:
     path = _video(Path(name), codec, 30, **options)
     with av.open(name) as container:
         truth = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
@@ -288,7 +288,7 @@ def test_videos_are_groups_and_broken_ones_are_left_out(caplog: pytest.LogCaptur
         open_images("data/c.mp4", CACHE)
 
 
-def test_mixed_folders_give_everything() -> None:
+def test_mixed_folders_provide_all_images() -> None:
     _shard(Path("data/shards/a.tar"), 0, 2)
     _video(Path("data/video/a.mp4"), "mpeg4", 3)
     Path("data/z.png").write_bytes(_png(7))
@@ -348,7 +348,7 @@ def _bag(kind: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["bag", "folder", "db3", "mcap"])
-def test_recordings_give_their_colour_images(kind: str) -> None:
+def test_recordings_provide_their_colour_images(kind: str) -> None:
     name = _bag(kind)
     images = open_images(name, CACHE)
     assert images.groups is not None and images.groups.tolist() == [0, 4, 6]
@@ -366,10 +366,10 @@ def test_recordings_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
         open_images("a.bag", CACHE)
 
 
-def test_a_broken_recording_says_so() -> None:
+def test_broken_recording_is_refused() -> None:
     pytest.importorskip("rosbags")
     Path("a.bag").write_bytes(b"#ROSBAG V2.0\n")
-    with pytest.raises(DataError, match=r"a\.bag is not a readable recording"):
+    with pytest.raises(DataError, match=r"a\.bag is no recording"):
         open_images("a.bag", CACHE)
 
 
@@ -391,7 +391,7 @@ def test_a_broken_recording_says_so() -> None:
         ([], BadInput, "no source"),
     ],
 )
-def test_what_cannot_be_opened_says_why(source: str | list[str], error: type[Exception], message: str) -> None:
+def test_sources_that_cannot_be_opened_say_why(source: str | list[str], error: type[Exception], message: str) -> None:
     Path("data/empty").mkdir(parents=True)
     Path("data/texts").mkdir()
     for name in ("texts/a.txt", "texts/b.txt", "texts/README", "a.tar.gz", "text.hdf5"):

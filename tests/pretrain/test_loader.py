@@ -71,7 +71,7 @@ def images() -> ImageSet:
     return open_images(_shard(Path("data/a.tar"), broken=(5, 6)), Path("cache"))
 
 
-def test_steps_are_the_same_for_any_workers_micro_batches_and_restart(images: ImageSet) -> None:
+def test_steps_do_not_depend_on_workers_micro_batches_or_restart(images: ImageSet) -> None:
     whole = _steps(images, 0, 6)
     frames, noise, indices = _joined(whole)
     assert frames.shape == (48, 16, 16, 3) and frames.dtype == torch.uint8
@@ -144,7 +144,7 @@ def test_a_text_file_among_images_is_replaced() -> None:
     stream.close()
 
 
-def test_held_out_images_are_always_the_same(images: ImageSet) -> None:
+def test_validation_images_are_always_the_same(images: ImageSet) -> None:
     split = hold_out(images, 8, seed=0)
     one = validation_batch(images, split, SampleShape((8, 12), 4), seed=0)
     assert one.images.shape[1:] == (8, 12, 3) and _same(
@@ -169,7 +169,7 @@ def test_workers_may_be_forked_or_spawned() -> None:
         assert theirs[0] == mine[0] and np.array_equal(theirs[1], mine[1])
 
 
-def test_impossible_cuts_are_refused(images: ImageSet) -> None:
+def test_impossible_batch_splits_are_refused(images: ImageSet) -> None:
     for options in ({"ranks": (0, 3)}, {"micro_batch": 3}, {"ranks": (2, 2)}, {"micro_batch": 16}):
         with pytest.raises(BadInput, match="multiple of ranks"):
             _steps(images, 0, 1, **options)
@@ -189,14 +189,14 @@ def test_whole_images_come_through_unchanged() -> None:
     stream.close()
 
 
-def test_a_shard_that_vanishes_costs_its_images_and_not_the_run() -> None:
+def test_missing_shard_loses_its_images_but_not_the_run() -> None:
     images = open_images([_shard(Path("one.tar")), _shard(Path("two.tar"))], Path("cache"))
     Path("two.tar").rename("elsewhere.tar")
     batches = _steps(images, 0, 4)
     assert {name.partition(":")[0] for each in batches for name, _ in each.unreadable} == {"two.tar"}
 
 
-def test_a_list_of_unreadable_images_that_was_cut_short_goes_on() -> None:
+def test_truncated_unreadable_log_is_continued() -> None:
     path = Path("unreadable.jsonl")
     path.write_text('{"name": "a", "reason": "gone"}\n{"name": "b", "rea')
     UnreadableLog(path).add([("c", "gone")])

@@ -70,7 +70,7 @@ def test_the_reference_decoder_has_the_published_number_of_parameters(size: str,
         ("5b", 787.0, 58.2),
     ],
 )
-def test_work_agrees_with_the_table(size: str, encoder: float, decoder: float) -> None:
+def test_flops_match_the_table(size: str, encoder: float, decoder: float) -> None:
     with torch.device("meta"):
         model = MaskedAutoencoder(PixioEncoder.preset(size), PixelDecoder.preset("reference", PRESETS[size][0]))
     shape = mask_shape((16, 16), 0.75, 4)
@@ -82,7 +82,7 @@ def test_work_agrees_with_the_table(size: str, encoder: float, decoder: float) -
     )
 
 
-def test_work_agrees_with_pytorchs_counter() -> None:
+def test_flops_match_pytorchs_counter() -> None:
     model, pixels, mask = small(), noise(2, 3, 32, 32), masks((4, 4), 2)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
         loss = model(pixels, mask).loss
@@ -156,7 +156,7 @@ def test_class_tokens_go_through_the_decoder() -> None:
     assert gradient is not None and bool((gradient.abs().sum(dim=(0, 2)) > 0).all())
 
 
-def test_images_may_be_decoded_from_their_class_tokens_alone() -> None:
+def test_images_can_be_decoded_from_class_tokens_only() -> None:
     model = small().eval()
     mask = masks((8, 8), 2)
     tokens = model.encoder(noise(2, 3, 64, 64), visible=mask.visible)
@@ -167,7 +167,7 @@ def test_images_may_be_decoded_from_their_class_tokens_alone() -> None:
     assert torch.equal(model.decoder(tokens, mask)[1], first[1])
 
 
-def test_where_class_tokens_alone_are_decoded_visible_patches_count_too() -> None:
+def test_cls_only_loss_includes_visible_patches() -> None:
     model, pixels, mask = small(norm_pixels=False).eval(), noise(2, 3, 64, 64), masks((8, 8), 2)
     out = model(pixels, mask, torch.tensor([True, False]))
     whole = (images_of(out.prediction, (8, 8)) - pixels).square().mean(dim=(1, 2, 3))
@@ -181,7 +181,7 @@ def test_every_parameter_learns() -> None:
     assert [name for name, each in model.named_parameters() if each.grad is None] == []
 
 
-def test_recomputing_changes_neither_loss_nor_gradients() -> None:
+def test_activation_checkpointing_changes_neither_loss_nor_gradients() -> None:
     plain, frugal, pixels, mask = small(), small(), noise(2, 3, 32, 32), masks((4, 4), 2)
     for block in [*frugal.encoder.blocks, *frugal.decoder.blocks]:
         block.activation_checkpointing = True
@@ -213,7 +213,7 @@ def test_blocks_of_all_drop_path_rates_compile_to_two_programs() -> None:
     assert counters["stats"]["unique_graphs"] == 2
 
 
-def test_the_first_loss_is_that_of_guessing() -> None:
+def test_initial_loss_is_that_of_chance() -> None:
     encoder = PixioEncoder.preset("ti")
     model = MaskedAutoencoder(encoder, PixelDecoder.preset("ti", encoder.dim))
     model.initialise(generator=torch.Generator().manual_seed(0))
@@ -222,7 +222,7 @@ def test_the_first_loss_is_that_of_guessing() -> None:
     assert 1.2 < loss < 2.2  # 1 for predicting nothing, and the untrained head's own variance
 
 
-def test_sines_and_cosines_tell_places_apart() -> None:
+def test_sine_cosine_positions_are_distinct() -> None:
     table = torch.ones(1, 8 + 16, 32)
     sincos_positions_(table, 8)
     assert not table[:, :8].any()
@@ -257,12 +257,12 @@ def test_masking_nothing_changes_nothing() -> None:
     torch.testing.assert_close(seen.patches, all_.patches, atol=1e-5, rtol=0)
 
 
-def test_decoders_are_named_after_the_encoders_they_go_with() -> None:
+def test_decoders_have_the_names_of_their_encoders() -> None:
     assert DECODERS["reference"] == (512, 32, 16)
     assert all(dim % heads == 0 and dim % 4 == 0 for dim, _, heads in DECODERS.values())
 
 
-def test_statistics_of_hidden_patches_are_guessed_from_visible_ones_alone() -> None:
+def test_hidden_statistics_are_interpolated_from_visible_patches_only() -> None:
     pixels, mask = noise(2, 3, 32, 32), masks((4, 4), 2)
     changed = pixels.clone().view(2, 3, 4, 8, 4, 8)
     for image in range(2):

@@ -67,7 +67,7 @@ def test_blocks_that_do_not_tile_are_refused_with_the_nearest_that_do() -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5])
-def test_a_ratio_must_leave_something_to_see_and_something_to_predict(ratio: float) -> None:
+def test_ratio_must_leave_visible_and_hidden_patches(ratio: float) -> None:
     with pytest.raises(BadInput, match="between 0 and 1"):
         mask_shape((16, 16), ratio, 4)
 

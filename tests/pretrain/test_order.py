@@ -30,7 +30,7 @@ def test_epochs_and_seeds_differ(block: int, mix: int) -> None:
 
 
 @pytest.mark.parametrize(("block", "mix"), LAYOUTS)
-def test_the_order_does_not_depend_on_how_it_is_asked(block: int, mix: int) -> None:
+def test_order_does_not_depend_on_the_query(block: int, mix: int) -> None:
     order = Order(97, seed=5, block=block, mix=mix)
     whole = order.at(np.arange(300))
     assert np.array_equal(np.concatenate([order.at(np.arange(300)[i : i + 7]) for i in range(0, 300, 7)]), whole)
@@ -105,7 +105,7 @@ def _check(split: Split) -> None:
 
 
 @pytest.mark.parametrize("val_images", [[], [0], [9], [0, 1, 2], [3, 4, 9], list(range(9))])
-def test_training_numbers_skip_what_is_held_out(val_images: list[int]) -> None:
+def test_training_indices_skip_validation_images(val_images: list[int]) -> None:
     chosen = np.array(val_images, np.int64)
     split = Split(10, chosen, chosen)
     _check(split)
@@ -113,7 +113,7 @@ def test_training_numbers_skip_what_is_held_out(val_images: list[int]) -> None:
     assert split.index(np.arange(split.training)).tolist() == expected
 
 
-def test_still_images_are_held_out_at_random() -> None:
+def test_validation_images_are_random_for_still_images() -> None:
     split = hold_out(_Blank(None, 100), 20, seed=0)
     _check(split)
     assert len(split.evaluated) == 20 and not np.array_equal(split.evaluated, np.arange(20))
@@ -121,7 +121,7 @@ def test_still_images_are_held_out_at_random() -> None:
     assert not np.array_equal(split.evaluated, hold_out(_Blank(None, 100), 20, seed=1).evaluated)
 
 
-def test_sequences_are_held_out_whole() -> None:
+def test_validation_sequences_are_whole() -> None:
     images = _Blank([10] * 12)
     split = hold_out(images, 25, seed=0)
     _check(split)
@@ -135,13 +135,13 @@ def test_sequences_are_held_out_whole() -> None:
     assert len(uneven.val_images) == 6 and 0 not in uneven.val_images
 
 
-def test_of_one_sequence_the_end_is_held_out() -> None:
+def test_validation_of_one_sequence_is_its_end() -> None:
     split = hold_out(_Blank([50]), 10, seed=0)
     _check(split)
     assert split.val_images.tolist() == list(range(40, 50))
 
 
-def test_no_more_than_half_is_held_out() -> None:
+def test_at_most_half_is_for_validation() -> None:
     assert hold_out(_Blank(None, 10), 0, seed=0).training == 10
     with pytest.raises(BadInput, match="at most half, 5"):
         hold_out(_Blank(None, 10), 6, seed=0)

@@ -77,7 +77,7 @@ def rows(out: Path | str) -> list[dict[str, float]]:
     return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_leaves_what_a_user_needs() -> None:
+def test_run_folder_is_complete() -> None:
     out, _ = pretrain(small(out="run"))
     encoder = load_encoder(out / "encoder.safetensors")
     assert encoder.token_shape.cls == 8 and encoder.weights == "trained" and encoder.preprocessing.size == (64, 64)
@@ -94,14 +94,14 @@ def test_a_run_leaves_what_a_user_needs() -> None:
     assert not (out / "unreadable.jsonl").exists() and list((out / "tensorboard").rglob("events*"))
 
 
-def test_the_seed_decides_everything() -> None:
+def test_same_seed_gives_the_same_weights() -> None:
     for name, changes in (("one", {}), ("two", {}), ("other", {"seed": 1})):
         pretrain(small(out=name, drop_path=0.3, **changes))
     assert difference("one", "two") == 0 < difference("one", "other")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_that_was_stopped_ends_on_the_same_weights(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_training_equals_uninterrupted(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropped paths, accumulation, workers and an epoch's end among them."""
     settings = small(drop_path=0.3, micro_batch=4, workers=workers, steps=10)
     pretrain(replace(settings, out="whole"))
@@ -125,7 +125,7 @@ def test_a_run_that_was_stopped_ends_on_the_same_weights(workers: int, monkeypat
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_settings_that_say_how_fast_change_nothing() -> None:
+def test_speed_settings_do_not_change_weights() -> None:
     pretrain(small(out="one"))
     pretrain(small(out="two", activation_checkpointing="all", workers=2, log_every=3, keep_last=1))
     assert difference("one", "two") == 0
@@ -133,7 +133,7 @@ def test_settings_that_say_how_fast_change_nothing() -> None:
     assert difference("one", "three") < 5e-5
 
 
-def test_a_run_begins_with_given_weights_at_another_size() -> None:
+def test_init_from_resizes_to_another_image_size() -> None:
     first, _ = pretrain(small(steps=40, out="first"))
     started = new_network(init_from=str(first), image_size=128, patch=8)
     source = load_autoencoder(first)
@@ -144,7 +144,7 @@ def test_a_run_begins_with_given_weights_at_another_size() -> None:
     assert torch.nn.functional.cosine_similarity(again, source.encoder.pos_embed, dim=-1).mean() > 0.9
 
 
-def test_a_run_begins_with_given_weights_at_another_patch() -> None:
+def test_init_from_resizes_to_another_patch() -> None:
     first, _ = pretrain(small(steps=40, out="first"))
     source, started = (
         load_autoencoder(first),
@@ -169,7 +169,7 @@ def test_a_run_begins_with_given_weights_at_another_patch() -> None:
     assert torch.allclose(large_patch, wanted.permute(0, 2, 3, 1), atol=1e-4)
 
 
-def test_given_weights_shorten_the_way() -> None:
+def test_init_from_lowers_the_initial_loss() -> None:
     first, _ = pretrain(small(steps=120, lr=3e-3, out="first"))
     losses = {}
     for name, start in (("fresh", None), ("whole", str(first)), ("encoder", f"{first}/encoder.safetensors")):
@@ -178,7 +178,7 @@ def test_given_weights_shorten_the_way() -> None:
     assert losses["whole"] < 0.95 * losses["fresh"] and losses["whole"] < losses["encoder"]
 
 
-def test_weights_that_do_not_fit_are_refused() -> None:
+def test_initial_weights_that_do_not_match_are_refused() -> None:
     first, _ = pretrain(small(steps=2, out="first"))
     with pytest.raises(CheckpointError, match="dim 32, not 64"):
         pretrain(small(init_from=str(first), encoder="64x2x2"))
@@ -206,7 +206,7 @@ def test_a_run_killed_before_its_report_gets_one() -> None:
     assert "Validation loss" in Path("run/report.html").read_text()
 
 
-def test_a_checkpoint_that_gets_no_name_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_that_cannot_be_renamed_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     original = os.replace
 
     def refuse(old: Path, new: Path) -> None:
@@ -258,7 +258,7 @@ def test_a_damaged_checkpoint_is_named() -> None:
         pretrain(small(out="run", steps=6))
 
 
-def test_what_a_killed_write_left_is_cleared_away() -> None:
+def test_remains_of_a_killed_write_are_removed() -> None:
     left = Path("run/checkpoints/.step-00000004")
     left.mkdir(parents=True)
     pretrain(small(out="run"))
@@ -288,7 +288,7 @@ class Poisoned(train.Guard):
         return super().step(torch.where(torch.tensor(step in self.bad), torch.nan, norm), step)
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_non_finite_step_is_skipped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "Guard", Poisoned)
     monkeypatch.setattr(Poisoned, "bad", (2, 5))
     out, result = pretrain(small(out="run"))
@@ -296,7 +296,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(monkeypatch: pytest.Mo
     assert all(bool(torch.isfinite(each).all()) for each in weights(out).values())
 
 
-def test_several_in_a_row_end_the_run_and_keep_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_non_finite_steps_end_the_run_and_save_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "Guard", Poisoned)
     monkeypatch.setattr(Poisoned, "bad", (4, 5, 6, 7))
     with pytest.raises(DataError, match=r"4 steps in a row were not finite, from step 4;.*clip"):
@@ -346,7 +346,7 @@ def test_impossible_settings_are_refused_before_any_work(changes: dict[str, obje
 
 
 @pytest.mark.parametrize("recipe", ["laptop", "ti", "s", "b", "h-in21k", "5b-web"])
-def test_every_recipe_makes_sense(recipe: str) -> None:
+def test_every_recipe_is_valid(recipe: str) -> None:
     from pixio_robot.cli import compose
 
     settings = compose("pretrain", ["images=procedural", f"recipe={recipe}", "plan=true"])
@@ -357,7 +357,7 @@ def test_every_recipe_makes_sense(recipe: str) -> None:
     assert float(said["memory in total"].split()[0]) > 0
 
 
-def test_the_published_settings_cost_what_the_reference_says() -> None:
+def test_cost_of_the_published_settings_matches_the_reference() -> None:
     from pixio_robot.cli import compose
 
     said = dict(pretrain_cost(compose("pretrain", ["images=x", "recipe=h-in21k", "plan_device=h100"])).rows)
@@ -370,7 +370,7 @@ def test_the_published_settings_cost_what_the_reference_says() -> None:
 # what is measured
 
 
-def test_nearest_neighbours_know_clusters_and_not_noise() -> None:
+def test_knn_accuracy_is_right_on_clusters_and_at_chance_on_noise() -> None:
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(4, 16, generator=generator) * 5
     labels = torch.arange(200) % 4
@@ -395,7 +395,7 @@ def test_statistics_of_tokens() -> None:
 
 
 @pytest.mark.slow
-def test_256_samples_are_learned() -> None:
+def test_loss_falls_on_256_samples() -> None:
     """Within 150 steps the loss falls below 0.75; guessing each patch's mean would leave it at 1."""
     settings = small(
         images="procedural:256",
@@ -434,7 +434,7 @@ def launch(out: str, *words: str, restarts: int = 0, wait: bool = True) -> "subp
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp", pytest.param("hsdp", marks=pytest.mark.slow)])
-def test_two_processes_learn_what_one_does(parallel: str) -> None:
+def test_two_processes_match_one(parallel: str) -> None:
     """With gradients summed over two passes before they are exchanged, an odd held-out count, and `cls_only`."""
     out, _ = pretrain(small(out="one", val_images=7, cls_only=0.5))
     launch("two", f"parallel={parallel}", "micro_batch=2", "val_images=7", "cls_only=0.5")
@@ -450,7 +450,7 @@ def test_two_processes_learn_what_one_does(parallel: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_outlives_the_death_of_a_process() -> None:
+def test_run_survives_the_death_of_a_process() -> None:
     pretrain(small(out="one", steps=40))
     process = launch("two", "steps=40", restarts=2, wait=False)
     deadline = time.monotonic() + 60

@@ -58,7 +58,7 @@ def _features(cls: torch.Tensor, labels: torch.Tensor) -> Features:
     return Features(torch.ones(count, dtype=torch.bool), labels, raw, cls, raw[:, :0], cls[:, :0])
 
 
-def test_of_all_tokens_the_probe_finds_the_one_that_carries_the_label() -> None:
+def test_probe_finds_the_token_that_encodes_the_label() -> None:
     cls = torch.randn(600, 8, 16, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(600) % 4
     cls[torch.arange(600), 5, labels] += 8
@@ -70,7 +70,7 @@ def test_of_all_tokens_the_probe_finds_the_one_that_carries_the_label() -> None:
     assert all(row.low <= row.value <= row.high and row.count == 200 for row in rows.values())
 
 
-def test_neighbours_vote_right_where_classes_lie_apart_and_guess_on_noise() -> None:
+def test_knn_is_right_on_separate_classes_and_at_chance_on_noise() -> None:
     noise = torch.randn(400, 1, 16, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(400) % 4
     signal = noise.clone()
@@ -87,7 +87,7 @@ def test_neighbours_vote_right_where_classes_lie_apart_and_guess_on_noise() -> N
         assert measured.rows[0].value == pytest.approx(float(measured.right.float().mean()))
 
 
-def test_paired_tests_and_intervals_are_the_known_ones() -> None:
+def test_paired_tests_and_intervals_match_known_values() -> None:
     first = [True] * 40 + [False] * 5 + [True] * 15
     second = [True] * 40 + [True] * 5 + [False] * 15
     test = mcnemar(first, second)
@@ -98,7 +98,7 @@ def test_paired_tests_and_intervals_are_the_known_ones() -> None:
     assert (rate.low, rate.high) == (pytest.approx(0.8256, abs=1e-4), pytest.approx(0.9448, abs=1e-4))
 
 
-def test_one_pass_reads_what_the_encoder_gives_and_passes_damaged_images_over(tmp_path: Path) -> None:
+def test_features_match_the_encoder_and_skip_damaged_images(tmp_path: Path) -> None:
     folder = _paint(tmp_path / "data", count=3)
     (folder / "red" / "01.png").write_bytes(b"no image")
     part = open_labelled(ProbeImages(str(folder), test=str(folder))).training
@@ -115,7 +115,7 @@ def test_one_pass_reads_what_the_encoder_gives_and_passes_damaged_images_over(tm
     assert torch.allclose(backbone(pixels, normed=False).cls[0].mean(0), features.raw[at], atol=1e-5)
 
 
-def test_a_run_finds_colours_and_repeats_itself_and_reuses_what_it_has(
+def test_probe_run_separates_colours_is_repeatable_and_reuses_results(
     tmp_path: Path, encoders: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = _paint(tmp_path / "data")
@@ -148,7 +148,7 @@ def test_a_run_finds_colours_and_repeats_itself_and_reuses_what_it_has(
     assert measured == [(encoders[1], "linear")] and read_rows(out / "probe.jsonl") == rows
 
 
-def test_held_out_images_share_no_sequence_with_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_test_images_share_no_sequence_with_training(monkeypatch: pytest.MonkeyPatch) -> None:
     class Clips(Sequences):
         fingerprint = "clips"
         classes = ("a", "b")
@@ -172,7 +172,7 @@ def test_held_out_images_share_no_sequence_with_training(monkeypatch: pytest.Mon
     assert sequences(other.test) != sequences(split.test)
 
 
-def test_labels_meet_by_the_names_of_classes(tmp_path: Path) -> None:
+def test_labels_are_matched_by_class_name(tmp_path: Path) -> None:
     training = _paint(tmp_path / "training", count=2)
     split = open_labelled(ProbeImages(str(training), test=str(_paint(tmp_path / "t", ("green", "red")))))
     for part in (split.training, split.test):
@@ -180,7 +180,7 @@ def test_labels_meet_by_the_names_of_classes(tmp_path: Path) -> None:
         assert [split.classes[label] for label in part.labels.tolist()] == names
 
 
-def test_what_cannot_be_probed_is_refused_in_one_message(tmp_path: Path, encoders: list[str]) -> None:
+def test_impossible_probes_are_refused_with_one_message(tmp_path: Path, encoders: list[str]) -> None:
     training = str(_paint(tmp_path / "training", ("red", "green"), count=2))
     test = str(_paint(tmp_path / "test", ("red", "blue"), count=2))
     flat = tmp_path / "flat"
@@ -207,7 +207,7 @@ def test_what_cannot_be_probed_is_refused_in_one_message(tmp_path: Path, encoder
             probe_encoders(Probe(**(good | wrong)))
 
 
-def test_a_linear_probe_separates_what_is_separable_and_guesses_on_noise() -> None:
+def test_linear_probe_separates_classes_and_is_at_chance_on_noise() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(400) % 4
     noise = torch.randn(400, 16, generator=generator)
@@ -257,7 +257,7 @@ def test_depth_errors_are_those_computed_by_hand() -> None:
     assert errors.abs_rel.item() == pytest.approx(0.35) and errors.delta1.item() == pytest.approx(0.5)
 
 
-def test_silog_forgives_scale_only_where_told_and_unknown_pixels_do_not_matter() -> None:
+def test_silog_is_scale_invariant_with_variance_1_and_ignores_unknown_pixels() -> None:
     truth = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)) + 0.5
     assert float(silog(truth, truth)) < 1e-5
     assert float(silog(3 * truth, truth, variance=1.0)) < 1e-3 < float(silog(3 * truth, truth))

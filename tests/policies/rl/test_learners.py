@@ -10,7 +10,7 @@ import torch
 
 from pixio_robot.datasets.dataset import EpisodeDataset
 from pixio_robot.datasets.statistics import FeatureStatistics
-from pixio_robot.encoders.load import Backbone
+from pixio_robot.encoders.load import Backbone, load_encoder
 from pixio_robot.errors import CheckpointError
 from pixio_robot.policies.build import VisionPolicy
 from pixio_robot.policies.mlp import MlpConfig, MlpPolicy
@@ -79,9 +79,9 @@ def test_a_frozen_encoder_is_not_part_of_the_learner(world: Any, small: Backbone
 
 @pytest.mark.parametrize("name", ["sac", "ppo"])
 def test_an_encoder_that_learns_keeps_its_weights_at_first_and_then_moves(
-    world: Any, small: Backbone, name: str
+    world: Any, small: Backbone, small_file: Path, name: str
 ) -> None:
-    """PPO's orthogonal initialisation must not change it."""
+    """PPO's orthogonal initialisation must not change it; a policy hands its trained encoder on."""
     settings = world.settings(name, batch=4, rollout=8, epochs=1)
     model = world.policy("tokens", small, _config(settings, False), tune="full")
     learner = world.learner(settings, model, normalise=False)
@@ -90,6 +90,11 @@ def test_an_encoder_that_learns_keeps_its_weights_at_first_and_then_moves(
     assert learner.observation_space["rgb"].dtype == np.uint8
     learner.learn(48, log_interval=None)
     assert copied.fingerprint() != small.fingerprint()
+    copy_actor(learner, model)
+    fresh = world.policy("tokens", load_encoder(str(small_file)), model.policy.config, tune="full")
+    other = world.learner(settings, fresh, normalise=False)
+    init_actor(other, model, "rl.safetensors")
+    assert extractor_of(other).vision.backbone.fingerprint() == copied.fingerprint()
 
 
 def test_running_statistics_are_those_of_all_that_was_added() -> None:
@@ -137,7 +142,7 @@ def test_an_actor_starts_as_the_cloned_policy(world: Any, small: Backbone, name:
 def test_policies_that_are_no_actors_are_refused(world: Any, small: Backbone) -> None:
     settings, config = world.settings("sac"), MlpConfig(layers=[16, 16], tanh_output=True)
     learner = world.learner(settings, world.policy("tokens", small, actor_config(settings)), warm_start=True)
-    with pytest.raises(CheckpointError, match=r"predicts 3 actions at once.*horizon=1"):
+    with pytest.raises(CheckpointError, match=r"predicts chunks of 3 actions.*horizon=1"):
         init_actor(learner, world.policy("tokens", small, config, horizon=3), "bc.safetensors")
     with pytest.raises(CheckpointError, match=r"policy\.fusion=mean policy\.frames=flare"):
         init_actor(learner, world.policy("tokens", small, config, fusion="first"), "bc.safetensors")

@@ -37,7 +37,7 @@ from pixio_robot.policies.settings import ObservationSettings
         ({"algorithm": AlgorithmSettings(name="ppo"), "demos": "d.hdf5"}, BadInput, "needs a replay buffer"),
         ({"demos": "d.hdf5", "demo_ratio": 1.0}, BadInput, "below 1"),
         ({"task": "toy/reahc"}, UnknownName, "did you mean 'toy/reach'"),
-        ({"init": "nowhere.safetensors"}, CheckpointError, "no file"),
+        ({"init_from": "nowhere.safetensors"}, CheckpointError, "no file"),
     ],
 )
 def test_impossible_settings_are_refused(
@@ -68,7 +68,10 @@ def test_another_encoder_is_refused_with_both_hashes(tmp_path: Path, small_file:
     save_encoder(encoder, other)
     theirs = load_encoder(str(other)).fingerprint()
     last = str(tmp_path / "rl/checkpoints/sac/last.safetensors")
-    for changed in (replace(command, encoder=str(other)), replace(command, encoder=str(other), init=last, out="x")):
+    for changed in (
+        replace(command, encoder=str(other)),
+        replace(command, encoder=str(other), init_from=last, out="x"),
+    ):
         with pytest.raises(CheckpointError) as caught:
             train_rl(changed)
         assert mine in str(caught.value) and theirs in str(caught.value)

@@ -15,7 +15,7 @@ from pixio_robot.datasets.dataset import open_dataset
 from pixio_robot.encoders.load import load_encoder
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.envs.state_actor import StateActor
-from pixio_robot.errors import DataError, Stopped
+from pixio_robot.errors import CheckpointError, DataError, Stopped
 from pixio_robot.policies.collect import collect
 from pixio_robot.policies.commands import Evaluate, evaluate
 from pixio_robot.policies.loaded import load_policy
@@ -126,6 +126,8 @@ def test_a_finetuned_encoder_is_part_of_its_policy(tmp_path: Path, small_file: P
     assert loaded.vision.encoder.fingerprint() != load_encoder(str(small_file)).fingerprint()
     again = evaluate(Evaluate(checkpoint=str(result.last), episodes=1, envs=1, videos=False, out="e"))[1]
     assert again.rows[0].episode_return == pytest.approx(result.evaluation.rows[0].episode_return, abs=1e-6)
+    with pytest.raises(CheckpointError, match="add finetune=true"):
+        train_rl(replace(command, finetune=False, init_from=str(result.last), out="other"))
 
 
 def test_demonstrations_and_a_cloned_policy_are_used(tmp_path: Path, toy_file: Path, small_file: Path) -> None:
@@ -142,7 +144,7 @@ def test_demonstrations_and_a_cloned_policy_are_used(tmp_path: Path, toy_file: P
         "processes=false",
         "image_size=32",
     ]
-    last = "init=bc/checkpoints/mlp/last.safetensors"
+    last = "init_from=bc/checkpoints/mlp/last.safetensors"
     assert cli.run(["train_rl", "task=toy/reach", *demos, *small, last, "out=rl"]) == 0
     trained = load_policy("rl/checkpoints/sac/last.safetensors").training["initial_states"]
     assert trained == open_dataset(toy_file).initial_states
