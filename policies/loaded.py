@@ -141,11 +141,18 @@ def load_policy(path: Path | str, backbone: Backbone | None = None) -> LoadedPol
             f"this version reads layout {LAYOUT}: train the policy again"
         )
     kind: type[Policy] = find_plugin("policies", arguments["policy"])
-    spec, vision_spec = PolicySpec.from_json(arguments["spec"]), VisionSpec.from_json(arguments["vision"])
+    try:
+        spec, vision_spec = PolicySpec.from_json(arguments["spec"]), VisionSpec.from_json(arguments["vision"])
+        config = kind.Config(**arguments["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} was written by pixio-robot {checkpoint.version} and does not fit this version or this version of "
+            f"the policy {arguments['policy']!r} ({error}); train the policy again"
+        ) from error
     if spec.encoder is not None:
         backbone = _encoder_of(spec.encoder, vision_spec, backbone)
     vision = Vision(vision_spec, backbone if spec.encoder is not None else None)
-    model = VisionPolicy(vision, kind(kind.Config(**arguments["config"]), spec))
+    model = VisionPolicy(vision, kind(config, spec))
     load_strictly(model, checkpoint.tensors, path)
     return LoadedPolicy(model.eval(), arguments["provenance"], checkpoint.settings, checkpoint.step)
 

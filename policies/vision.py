@@ -77,11 +77,11 @@ class Vision(nn.Module):
         tuned = spec.tune != "frozen"
         if tuned and spec.depth == "patches":
             raise BadInput(
-                f"observation.depth=patches adds depth to a frozen encoder, and training.tune={spec.tune} tunes it; use "
-                "training.tune=frozen, or observation.depth=late or points"
+                f"observation.depth=patches adds depth to a frozen encoder, and training.tune={spec.tune} tunes it; "
+                "use training.tune=frozen, or observation.depth=late or points"
             )
         self.backbone: Backbone | None = _tuned(backbone, spec.tune) if tuned else None
-        self._frozen = (None if tuned else backbone,)  # in a tuple: its weights are no part of this module's state
+        self._frozen = _Shared(None if tuned else backbone)
         self.pixels = PixelNetwork(spec.steps, len(spec.cameras)) if spec.encoder == "cnn" else None
         self.depth: PixelNetwork | PointNetwork | None = None
         self.residual: DepthPatches | None = None
@@ -100,7 +100,7 @@ class Vision(nn.Module):
     @property
     def encoder(self) -> Backbone | None:
         """The encoder, frozen or tuned."""
-        return self.backbone or self._frozen[0]
+        return self.backbone or self._frozen.backbone
 
     @property
     def trainable(self) -> bool:
@@ -155,7 +155,7 @@ class Vision(nn.Module):
     def place(self, device: torch.device) -> "Vision":
         """Move this and the frozen encoder to a device."""
         self.device = device
-        for each in (self._frozen[0], self._estimator):
+        for each in (self._frozen.backbone, self._estimator):
             if each is not None:
                 each.to(device)
         return self.to(device)
@@ -264,6 +264,16 @@ class Vision(nn.Module):
         seen = tokens_of(encoder, images, self.spec.normed, self.spec.precision, added)
         found = {"cls": seen.cls, "patches": seen.patches}
         return {f"{key}.{kind}": found[kind].float()[index] for kind in self.spec.kinds}
+
+
+class _Shared:
+    """Holds a frozen encoder: its weights are no part of the state of what holds it, and copies share them."""
+
+    def __init__(self, backbone: Backbone | None) -> None:
+        self.backbone = backbone
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Shared":
+        return self
 
 
 def _tuned(backbone: Backbone | None, tune: str) -> Backbone:

@@ -121,7 +121,9 @@ def test_a_disk_that_is_really_full(
 def test_collect_train_evaluate_and_sweep(capsys: pytest.CaptureFixture[str], tiny_file: Path, tmp_path: Path) -> None:
     """The commands one after another, and the training run's number again from its checkpoint."""
     assert (
-        _run(capsys, "collect", "task=toy/reach", "demos=2", "valid=1", "horizon=25", "render=fast", "out=d.hdf5")[0]
+        _run(
+            capsys, "collect", "task=toy/reach", "demos=2", "valid=1", "episode_steps=25", "render=fast", "out=d.hdf5"
+        )[0]
         == 0
     )
     encoder = f"encoder={tiny_file}"
@@ -192,7 +194,7 @@ def test_an_evaluation_belongs_to_the_weights_not_to_their_name(
 def test_a_refused_command_leaves_the_place_free(
     capsys: pytest.CaptureFixture[str], tiny_file: Path, toy_file: Path
 ) -> None:
-    collect = ["collect", "task=toy/reach", "demos=1", "valid=0", "render=fast", "horizon=25", "out=d.hdf5"]
+    collect = ["collect", "task=toy/reach", "demos=1", "valid=0", "render=fast", "episode_steps=25", "out=d.hdf5"]
     assert _run(capsys, *collect, "cameras=[side]")[0] == 1
     assert _run(capsys, *collect, "cameras=[top]")[0] == 0
     train = ["train_bc", f"demos={toy_file}", f"encoder={tiny_file}", "policy=small", "training.epochs=1", "out=c"]
@@ -282,7 +284,7 @@ def test_a_quickstart_without_images_renders_no_evaluation(capsys: pytest.Captur
 def test_ctrl_c_leaves_nothing_half_written_and_the_next_run_resumes(kept_parts: int, tmp_path: Path) -> None:
     """At once, while workers still import, and later, while they record."""
     command = [sys.executable, "-m", "pixio_robot", "collect", "task=toy/reach", "out=d.hdf5", "render=fast"]
-    command += ["demos=12" if kept_parts else "demos=3", "horizon=25"]
+    command += ["demos=12" if kept_parts else "demos=3", "episode_steps=25"]
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,

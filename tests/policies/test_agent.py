@@ -247,21 +247,20 @@ def test_an_expert_acts_with_the_first_of_its_chunk(clone: Any, action: str) -> 
 
 def test_reinforcement_does_not_begin_from_chunks(clone: Any) -> None:
     pytest.importorskip("stable_baselines3")
-    from pixio_robot.policies.rl.commands import TrainRL
-    from pixio_robot.policies.rl.run import run_train_rl
+    from pixio_robot.policies.rl.commands import TrainRL, train_rl
     from pixio_robot.policies.rl.settings import AlgorithmSettings
 
     config = MlpConfig(layers=[16], tanh_output=True)
     checkpoint = clone("a", SHORT, config, encoder="state", horizon=4).last
-    command = TrainRL(task="toy/reach", obs="state", init_from=str(checkpoint), steps=100, horizon=10, out="rl")
-    command.algorithm = AlgorithmSettings(layers=[16], warmup=10)
+    command = TrainRL(task="toy/reach", obs="state", init_from=str(checkpoint), steps=100, out="rl")
+    command.episode_steps, command.algorithm = 10, AlgorithmSettings(layers=[16], warmup=10)
     with pytest.raises(CheckpointError, match=r"chunks of 4 actions.*horizon=1"):
-        run_train_rl(command)
+        train_rl(command)
 
 
-def test_token_use_reads_the_first_action(clone: Any, toy_file: Path, toy_cache: FrameCache) -> None:
+def test_token_use_reads_the_first_action(clone: Any) -> None:
     from pixio_robot.cortexbench.token_use import token_use
 
     loaded = load_policy(clone("a", SHORT, horizon=4).last)
-    used = token_use(loaded, open_dataset(toy_file), toy_cache)
+    used = token_use(loaded.model, clone.prepare(horizon=4).data)
     assert used is not None and len(used) == 8 and np.isfinite(used).all()
