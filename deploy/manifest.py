@@ -85,9 +85,9 @@ class Manifest:
     @property
     def inputs(self) -> list[TensorSpec]:
         """All inputs of the program, in its order."""
-        starts = [TensorSpec(STARTS, (), "bool")] if any(each.frames > 1 for each in self.memory) else []
+        is_first = [TensorSpec(STARTS, (), "bool")] if any(each.frames > 1 for each in self.memory) else []
         noise = [] if self.noise is None else [self.noise]
-        return [*self.observation, *noise, *starts, *(each.history for each in self.memory if each.frames > 1)]
+        return [*self.observation, *noise, *is_first, *(each.history for each in self.memory if each.frames > 1)]
 
     def check(self, observation: Mapping[str, np.ndarray]) -> None:
         """Refuse an observation that the program cannot take. Additional arrays are allowed.

@@ -1,4 +1,4 @@
-"""Demonstrations from a task's expert, by several workers; interrupted, it goes on where it stopped."""
+"""Collect demonstrations from a task's expert with several workers; an interrupted collection resumes."""
 
 import json
 import logging
@@ -59,7 +59,7 @@ def collect(
 
     Seeds count up from `first_seed`; the first `demos` successful ones become the train split, the next `valid` the
     valid split, so the result does not depend on the number of workers. `expert` is the file of an expert: a
-    policy on the known state, or for Adroit a DAPG policy.
+    policy on the privileged state, or for Adroit a DAPG policy.
 
     Raises:
         DataError: if `out` holds other demonstrations, or the expert fails too often.

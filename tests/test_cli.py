@@ -251,14 +251,14 @@ def test_quickstart_reuses_what_exists(capsys: pytest.CaptureFixture[str], tiny_
         assert said in out
     for name in ("config.yaml", "environment.json", "episodes.jsonl", "metrics.jsonl", "report.html"):
         assert (tmp_path / "run" / name).stat().st_size > 0
-    assert list((tmp_path / "run/tensorboard/bc").iterdir())
+    assert list((tmp_path / "run/tensorboard/mlp").iterdir())
     status, again, _ = _run(capsys, *arguments)
     assert status == 0 and again.count("(reused)") == 4
     second = json.loads((tmp_path / "run/result.json").read_text())
     assert second["policies"] == result["policies"]
     assert _run(capsys, "evaluate", f"checkpoint={result['checkpoint']}", "episodes=2", "envs=2", "out=again")[0] == 0
     once_more = json.loads((tmp_path / "again/result.json").read_text())
-    assert once_more["policies"]["bc"] == result["policies"]["bc"], "evaluate reproduces the training run's number"
+    assert once_more["policies"]["mlp"] == result["policies"]["mlp"], "evaluate reproduces the training run's number"
     rows = (tmp_path / "run/episodes.jsonl").read_text().splitlines()
     assert len(rows) == 6 and all(json.loads(row)["weights"] in ("trained", "none") for row in rows)
 
@@ -270,7 +270,7 @@ def test_a_random_encoder_is_named_everywhere(capsys: pytest.CaptureFixture[str]
     assert status == 0 and "RANDOM WEIGHTS" in out
     assert "random weights" in (tmp_path / "r/report.html").read_text()
     rows = [json.loads(line) for line in (tmp_path / "r/episodes.jsonl").read_text().splitlines()]
-    assert {row["weights"] for row in rows if row["policy"] == "bc"} == {"random"}
+    assert {row["weights"] for row in rows if row["policy"] == "mlp"} == {"random"}
 
 
 def test_a_quickstart_without_images_renders_no_evaluation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ class Program(nn.Module):
         """All inputs in their order."""
         kept = [each for each in self.memory if each.frames > 1]
         noise = [] if self.noise is None else [self.noise]
-        starts = [TensorSpec(STARTS, (), "bool")] if kept else []
-        return [*self.observation, *noise, *starts, *(each.history for each in kept)]
+        is_first = [TensorSpec(STARTS, (), "bool")] if kept else []
+        return [*self.observation, *noise, *is_first, *(each.history for each in kept)]
 
     def example(self, batch: int) -> tuple[Tensor, ...]:
         """Return inputs of the right shapes and types."""
@@ -161,11 +161,11 @@ class PolicyProgram(Program):
         vectors |= {key: kept.pop(f"vector.{key}") for key in self.past_vectors}
         memory = {}
         if self.recurrent:
-            starts = given[STARTS]
-            fresh = self.model.policy.initial_memory(starts.shape[0])
+            is_first = given[STARTS]
+            fresh = self.model.policy.initial_memory(is_first.shape[0])
             for key, value in fresh.items():
                 past = given[histories[f"memory.{key}"].history.name][:, 0]
-                memory[key] = torch.where(starts.view(-1, *[1] * (value.ndim - 1)), value, past)
+                memory[key] = torch.where(is_first.view(-1, *[1] * (value.ndim - 1)), value, past)
         actions, memory = self.model.act(kept, vectors, memory, given.get(NOISE))
         return actions, *latest.values(), *(memory[key] for key in self.recurrent)
 
@@ -195,8 +195,8 @@ class PolicyProgram(Program):
         if memory.frames == 1:
             return frame
         past = given[memory.history.name]
-        starts = given[STARTS].view(-1, *[1] * latest.ndim)
-        return torch.cat([torch.where(starts, frame.expand_as(past), past), frame], dim=1)
+        is_first = given[STARTS].view(-1, *[1] * latest.ndim)
+        return torch.cat([torch.where(is_first, frame.expand_as(past), past), frame], dim=1)
 
 
 class Affine(nn.Module):

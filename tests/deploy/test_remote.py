@@ -117,8 +117,8 @@ def _raw(server: PolicyServer, **how: Any) -> ClientConnection:
     return client
 
 
-def _request(number: int = 1, starts: bool = True, **arrays: np.ndarray) -> bytes:
-    return pack({"kind": "act", "id": number, "starts": starts}, {**_observation(), **arrays})
+def _request(number: int = 1, is_first: bool = True, **arrays: np.ndarray) -> bytes:
+    return pack({"kind": "act", "id": number, "starts": is_first}, {**_observation(), **arrays})
 
 
 def _still_serves(server: PolicyServer) -> None:
@@ -240,7 +240,7 @@ def test_a_session_keeps_no_history_of_the_client_before(serve: Callable[..., Po
             policy.act(_observation())
     _wait(lambda: server._clients == 0)
     curious = _raw(server)
-    curious.send(_request(starts=False))
+    curious.send(_request(is_first=False))
     assert unpack(curious.recv(30, decode=False)).arrays["action"][0, 0] == 1
     curious.close()
 
@@ -603,8 +603,8 @@ def test_a_remote_policy_returns_the_same_actions(toy_file: Path, tiny_file: Pat
     images = [np.concatenate([*open_dataset(toy_file).batches("rgb", 0, 4)][:1])[row] for row in range(4)]
     proprio = open_dataset(toy_file).column("proprio").astype(np.float32)
     with new_server(serving) as server, RemotePolicy(_address(server), timeout=20) as policy:
-        for starts in (True, False):
-            if starts:
+        for is_first in (True, False):
+            if is_first:
                 policy.reset()
             for row, image in enumerate(images):
                 seen = {"rgb": image, "proprio": proprio[row]}

@@ -74,7 +74,7 @@ def test_a_task_camera_gives_what_the_environment_gives(
         for moment, _ in zip(stream(agent, camera), range(6), strict=False):
             moments.append(moment)
             seen.append(camera.observation["rgb"])  # type: ignore[attr-defined]
-    assert [moment.starts for moment in moments] == [True] + [False] * 5
+    assert [moment.is_first for moment in moments] == [True] + [False] * 5
     for moment, action, ours, theirs in zip(moments, expected, seen, images, strict=True):
         assert np.array_equal(ours, theirs) and np.array_equal(moment.action, action)
 
@@ -89,7 +89,7 @@ def test_a_recording_replays_to_the_same_actions(checkpoint: Path, capsys: pytes
     assert cli.run(["record", "camera=task:toy/reach", "render=fast", "frames=3", "out=episode"]) == 0
     assert cli.run(["stream", "camera=episode", *words, "out=replayed.jsonl"]) == 0
     rows = [json.loads(line) for line in Path("replayed.jsonl").read_text().splitlines()]
-    assert len(rows) == 3 and np.array_equal(rows[0]["action"], acted[0]) and rows[0]["starts"]
+    assert len(rows) == 3 and np.array_equal(rows[0]["action"], acted[0]) and rows[0]["is_first"]
     assert cli.run(["stream", "camera=episode", *words, "real_time=true", "max_age=5"]) == 0
     rows = Path("episode/frames.jsonl").read_text().splitlines()
     late = [{**row, "depth_time": row["depth_time"] + 0.2} for row in map(json.loads, rows)]
