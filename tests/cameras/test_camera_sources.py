@@ -23,7 +23,7 @@ from pixio_robot.cameras.intrinsics_file import read_intrinsics, write_intrinsic
 from pixio_robot.cameras.playback import RealTimePlayback
 from pixio_robot.cameras.recording.writer import RecordingWriter
 from pixio_robot.cameras.registry import drivers, find_camera, recognise
-from pixio_robot.datasets.robomimic import DemoSet
+from pixio_robot.datasets.dataset import open_dataset
 from pixio_robot.envs.registry import TaskSpec, make
 from pixio_robot.errors import (
     BadInput,
@@ -379,7 +379,7 @@ def test_demonstrations_are_cameras_with_depth_and_poses() -> None:
     frames = _all("demos.hdf5")
     assert len(frames) == 60 and [frame.is_first for frame in frames] == [n % 30 == 0 for n in range(60)]
     env = request.make()
-    first, _ = env.reset(seed=DemoSet("demos.hdf5").seeds[0])
+    first, _ = env.reset(seed=open_dataset("demos.hdf5").provenance["seeds"][0])
     known = env.calibration()["top"]
     env.close()
     assert np.array_equal(frames[0].rgb, first["rgb"]) and np.array_equal(frames[0].depth, first["depth"])
@@ -504,7 +504,7 @@ def test_a_third_party_source_is_a_class_and_an_entry_point(monkeypatch: pytest.
         ("opencv:97", CameraError, "cannot read camera or file '97'"),
         ("text.txt", DataError, "no known recording; known are: HDF5 demonstrations; .*folders of images"),
         ("folder", DataError, "no known recording"),
-        ("bad.bag", DataError, "no recording that can be read"),
+        ("bad.bag", DataError, "cannot be read as a recording"),
         ("bad.mkv", DataError, "no video"),
         ("bad.db3", DataError, "no ROS 2 recording"),
         ("bad.mp4", DataError, "no video"),
