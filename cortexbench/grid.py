@@ -88,8 +88,8 @@ def make_grid(request: BenchmarkRequest, root: Path) -> Grid:
     for method in methods:
         why = _why_unbuildable(_spec(request, tasks[0], method), None) if method.encoder in WITHOUT_ENCODER else ""
         possible = []
-        for task, place in paths.items():
-            if reason := why or _why_not(task, method.encoder, place, request.protocol):
+        for task, task_paths in paths.items():
+            if reason := why or _why_not(task, method.encoder, task_paths, request.protocol):
                 skipped.append(Skipped(task, str(method), reason))
             else:
                 possible.append(task)

@@ -156,8 +156,8 @@ class Results:
     def comparisons(self) -> list[Comparison]:
         """Return every two methods on the episodes that both ran, over all tasks and in each suite."""
         found = []
-        for place, first in enumerate(self.methods):
-            for second in self.methods[place + 1 :]:
+        for index, first in enumerate(self.methods):
+            for second in self.methods[index + 1 :]:
                 suites = list(dict.fromkeys(task.split("/")[0] for task in self.tasks))
                 for suite in ("all", *suites):
                     tasks = [task for task in self.tasks if suite in ("all", task.split("/")[0])]

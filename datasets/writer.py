@@ -82,7 +82,7 @@ def disk_key(key: str, cameras: Sequence[str]) -> str:
 
 
 def write_demo(path: Path, demo: Demo) -> None:
-    """Write one demonstration to a file of its own, whole or not at all.
+    """Write one demonstration to a separate file, complete or not at all.
 
     HDF5 builds it in memory, because its own writing ends the process on a full disk, where Python's raises.
     """

@@ -36,7 +36,7 @@ class Tick:
     late: float  # [s]
     state: str  # "run", "hold"
     age: float | None  # of the oldest frame behind the action, when it was sent [s]
-    newest: float | None  # age of the latest frames, the oldest of them [s]
+    latest_age: float | None  # age of the latest frames, the oldest of them [s]
     seconds: float | None  # inference time, if a result arrived since the last tick [s]
     asked: list[float] | None  # the policy's action
     sent: list[float] | None  # None if nothing was sent

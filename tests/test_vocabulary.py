@@ -121,6 +121,8 @@ def words(file: Path) -> list[Place]:
     text, name = file.read_text(encoding="utf-8"), str(file.relative_to(ROOT))
     found = []
     for number, line in enumerate(text.splitlines(), 1):
+        if name == "CHANGELOG.md" and line.startswith("|"):  # the table of renamed keys has the old ones
+            continue
         for pattern, said in _WORDS:
             if match := pattern.search(line):
                 found.append(Place("words", name, number, f"{match[0]!r}: {said}"))

@@ -81,7 +81,7 @@ def run_shards(items: Sequence[Item], load: Load[Item, Result], device: str, lau
     Raises:
         MissingExtra: if Ray is not installed.
         WorkerLost: if a worker was killed.
-        Stopped: after SIGTERM or Ctrl-C, once the items that were begun are finished.
+        Stopped: after SIGTERM or Ctrl-C, once the items that were started are finished.
     """
     if not items:
         return

@@ -61,7 +61,7 @@ class DenseSet(ABC):
         """
 
 
-class Part(DenseSet):
+class DenseSubset(DenseSet):
     """Some images of a set, with the remaining parts of its sequences.
 
     Args:
@@ -86,7 +86,7 @@ def thinned(images: DenseSet, count: int) -> DenseSet:
     """Return at most `count` images, evenly spaced."""
     if len(images) <= count:
         return images
-    return Part(images, np.linspace(0, len(images) - 1, count).round().astype(np.int64))
+    return DenseSubset(images, np.linspace(0, len(images) - 1, count).round().astype(np.int64))
 
 
 def split_dense(images: DenseSet, share: float, seed: int) -> tuple[DenseSet, DenseSet]:
@@ -105,7 +105,7 @@ def split_dense(images: DenseSet, share: float, seed: int) -> tuple[DenseSet, De
             f"a share above 0 and at most 0.5 of two or more images can be tested on; got {share} of {len(images)}"
         )
     split = hold_out(images, max(1, min(round(share * len(images)), len(images) // 2)), seed)
-    return Part(images, split.index(np.arange(split.training))), Part(images, split.val_images)
+    return DenseSubset(images, split.index(np.arange(split.training))), DenseSubset(images, split.val_images)
 
 
 def open_dense(source: str | Path, kind: str) -> DenseSet:

@@ -9,8 +9,7 @@ import numpy as np
 from ...report.curves import number
 from .classification import PROBES
 from .dense_data import thinned
-from .dense_runs import PROBES as DENSE_PROBES
-from .dense_runs import DenseSplit, slug, unit
+from .dense_runs import DENSE_PROBES, DenseSplit, slug, unit
 from .dense_training import HeadTraining
 from .labelled import Labelled, ProbeImages
 from .outcomes import comparisons

@@ -164,7 +164,7 @@ def test_injected_faults_lead_to_the_documented_handling(tmp_path: Path) -> None
     assert "resumed after 0.3" in led[3] and "watchdog" in led[4] and "estop" in led[5]
     assert report.endings == {"success": 3, "watchdog": 2, "estop": 1} and report.stopped
     stalled = _ticks(tmp_path, 1)
-    assert stalled[-1]["events"][-1] == "watchdog" and stalled[-1]["newest"] > 1.0
+    assert stalled[-1]["events"][-1] == "watchdog" and stalled[-1]["latest_age"] > 1.0
     assert stalled[-1]["at"] == pytest.approx(1.35, abs=0.11), "1 s after the last good action"
     held = [tick for tick in stalled if tick["state"] == "hold"]
     assert len(held) == 21 and all(np.abs(tick["sent"]).max() < 1e-6 for tick in held)
@@ -205,7 +205,7 @@ def test_a_chunk_is_not_executed_to_its_end_when_the_camera_is_gone(tmp_path: Pa
     report = _run(tmp_path, Reacher(chunk=50), replace(MANIFEST, horizon=50), episodes=1, steps=48, faults=faults)
     assert report.endings == {"watchdog": 1}
     ran = [tick for tick in _ticks(tmp_path, 0) if tick["state"] == "run"]
-    assert max(tick["newest"] for tick in ran) <= 0.25 and len(ran) < 14
+    assert max(tick["latest_age"] for tick in ran) <= 0.25 and len(ran) < 14
     assert "stale" in _ticks(tmp_path, 0)[-1]["events"]
 
 
@@ -498,7 +498,7 @@ def test_while_one_of_two_cameras_stalls_the_robot_holds(fault: str, tmp_path: P
     _run(tmp_path / "one", episodes=1, faults=["stall@0:0.3:0.4"])
     two, one = (
         [
-            (tick["at"], tick["state"], tick["reasons"], tick["age"], tick["newest"])
+            (tick["at"], tick["state"], tick["reasons"], tick["age"], tick["latest_age"])
             for tick in _ticks(tmp_path / name, 0)
         ]
         for name in ("two", "one")
@@ -512,7 +512,7 @@ def test_the_watchdog_stops_when_one_of_two_cameras_is_gone(tmp_path: Path) -> N
     report = _run(tmp_path, TwoCameras(), TWO, episodes=1, steps=40, faults=["stall.rgb_front@0:0.3:9"])
     assert report.endings == {"watchdog": 1}
     last = _ticks(tmp_path, 0)[-1]
-    assert last["events"][-1] == "watchdog" and last["newest"] > 1.0, "the oldest frame counts"
+    assert last["events"][-1] == "watchdog" and last["latest_age"] > 1.0, "the oldest frame counts"
 
 
 def test_a_chunk_is_not_executed_to_its_end_while_one_of_two_cameras_is_gone(tmp_path: Path) -> None:
@@ -521,7 +521,7 @@ def test_a_chunk_is_not_executed_to_its_end_while_one_of_two_cameras_is_gone(tmp
     report = _run(tmp_path, policy, replace(TWO, horizon=50), episodes=1, steps=48, faults=faults)
     assert report.endings == {"watchdog": 1}
     ran = [tick for tick in _ticks(tmp_path, 0) if tick["state"] == "run"]
-    assert max(tick["newest"] for tick in ran) <= 0.25 and len(ran) < 14
+    assert max(tick["latest_age"] for tick in ran) <= 0.25 and len(ran) < 14
 
 
 def test_two_cameras_of_a_robot_in_real_time(tmp_path: Path) -> None:

@@ -186,11 +186,11 @@ def test_a_joint_outside_its_range_is_refused_instead_of_jumping(tmp_path: Path)
 
 @pytest.mark.parametrize("axis", ["set_point", "positions"])
 def test_an_unknown_joint_position_is_refused(axis: str, tmp_path: Path) -> None:
-    class Blind(_Still):
+    class UnknownPosition(_Still):
         def get_observation(self) -> dict[str, np.ndarray]:
             return super().get_observation() | {axis: np.array([0.0, np.nan, 0.0])}
 
-    _refused(tmp_path, Blind(JOINTS), RobotError, "the position of axis elbow is unknown")
+    _refused(tmp_path, UnknownPosition(JOINTS), RobotError, "the position of axis elbow is unknown")
 
 
 def test_action_specs_of_tasks_predict_their_targets() -> None:
