@@ -12,8 +12,8 @@ from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkp
 from ..encoders.encoder import Backbone
 from ..encoders.load import load_encoder
 from ..encoders.preprocessing import Preprocessing
-from ..errors import BadInput, CheckpointError
-from ..plugins import find_plugin
+from ..errors import BadInput, CheckpointError, UnknownName
+from ..plugins import find_plugin, plugin_names
 from .build import VisionPolicy
 from .policy import EncoderIdentity, Policy, PolicySpec
 from .vision import Vision, VisionSpec, spec_json
@@ -139,6 +139,11 @@ def load_policy(path: Path | str, backbone: Backbone | None = None) -> LoadedPol
         raise CheckpointError(
             f"{path} was written by pixio-robot {checkpoint.version} in policy layout {arguments.get('layout', 1)}; "
             f"this version reads layout {LAYOUT}: train the policy again"
+        )
+    if arguments["policy"] not in plugin_names("policies"):
+        raise UnknownName(
+            f"{path} holds a policy {arguments['policy']!r}, and no installed package provides it; install the package "
+            f"it was trained with. Installed are: {', '.join(plugin_names('policies'))}"
         )
     kind: type[Policy] = find_plugin("policies", arguments["policy"])
     try:

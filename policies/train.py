@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
-from ..errors import BadInput, CheckpointError, DataError, UnknownName, closest
+from ..errors import BadInput, CheckpointError, DataError, PixioError, UnknownName, closest
 from ..hardware import combine, seeded, threads
 from ..progress import stage
 from ..run_folder import digest
@@ -29,7 +29,7 @@ from ..training.optim import new_optimizer as optimizer_of
 from .build import VisionPolicy
 from .data import Sample, TrainingData
 from .loaded import save_policy
-from .policy import Observation
+from .policy import Batch, Observation
 from .settings import TrainingSettings
 from .vision import DEPTH_FEATURE
 
@@ -116,6 +116,7 @@ def train_policy(
         )
     if state.epoch == settings.epochs and all(path.is_file() for path in (last, best, *kept.values())):
         return TrainResult(last, best, state.train_loss, state.valid_loss, reused=True, kept=list(kept.values()))
+    check_contract(model, data)
     learner = _Learner(model, data, settings, world, scaler, settings.epochs - plan.depth_epochs)
     steps = len(split_batches(data.train, settings.batch))
     schedule = Schedule(
@@ -365,6 +366,39 @@ class _Rows:
 
     def __len__(self) -> int:
         return len(self.batches)
+
+
+@torch.no_grad()
+def check_contract(model: VisionPolicy, data: TrainingData) -> None:
+    """Try a policy on two frames, so that a mistake in a plug-in is found and named before training.
+
+    Raises:
+        PixioError: naming the policy, if it fails or returns other shapes than the contract asks for.
+    """
+    policy, spec = model.policy, model.spec
+    name = f"the policy {policy.config.name!r} ({type(policy).__module__}:{type(policy).__name__})"
+    sample = data.sample(data.train[:2].numpy()).to(model.vision.device)
+    wanted = (len(sample.action), spec.horizon, spec.action_dim)
+    model.eval()
+    with seeded(0):
+        noise = None if policy.noise_shape is None else torch.randn(len(sample.action), *policy.noise_shape)
+        noise = None if noise is None else noise.to(model.vision.device)
+        frames = sample.frames
+        if model.vision.residual is not None and sample.frame_index is None:
+            frames = {key: values for key, values in frames.items() if key != DEPTH_FEATURE}
+        try:
+            observation = model.observation(frames, sample.vectors, sample.frame_index)
+            memory = {key: each.to(model.vision.device) for key, each in policy.initial_memory(wanted[0]).items()}
+            actions, _ = policy.predict(observation, memory, noise)
+            loss, _ = policy.loss(Batch(observation, sample.action, sample.action_is_pad))
+        except PixioError:
+            raise
+        except Exception as error:  # the policy may belong to any package
+            raise PixioError(f"{name} fails on a first batch: {type(error).__name__}: {error}") from error
+    if tuple(actions.shape) != wanted:
+        raise PixioError(f"{name}: predict returns {tuple(actions.shape)}, the contract asks for (B, H, A) = {wanted}")
+    if loss.ndim:
+        raise PixioError(f"{name}: loss returns a tensor of shape {tuple(loss.shape)}, the contract asks for a scalar")
 
 
 class _Reader:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pixio_robot import plugins
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.envs.rollout import plan_episodes
+from pixio_robot.errors import PixioError
 from pixio_robot.policies.agent import Agent
 from pixio_robot.policies.evaluate import RolloutSettings, evaluate_policy
 from pixio_robot.policies.loaded import load_policy
@@ -175,3 +176,40 @@ def test_outcomes_do_not_depend_on_how_many_episodes_run_at_once(
         for width in (1, 3)
     ]
     assert returns[0] == returns[1]
+
+
+class WrongShape(NoisyRnn):
+    """Forgets the axis of the horizon."""
+
+    def predict(self, observation: Observation, memory: Memory, noise: Tensor | None = None) -> tuple[Tensor, Memory]:
+        actions, memory = super().predict(observation, memory, noise)
+        return actions[:, 0], memory
+
+
+class Failing(NoisyRnn):
+    """Raises on its first batch."""
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return {}[0]
+
+
+class Unfinished(Policy):
+    """Lacks everything."""
+
+    Config = NoisyRnnConfig
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("WrongShape", r"WrongShape\): predict returns \(2, 3\), the contract asks for \(B, H, A\) = \(2, 2, 3\)"),
+        ("Failing", r"Failing\) fails on a first batch: KeyError: 0"),
+        ("Unfinished", r"Unfinished\) lacks loss, predict"),
+    ],
+)
+def test_a_mistake_in_a_policy_is_named_before_training(
+    name: str, message: str, clone: Any, entries: list[metadata.EntryPoint]
+) -> None:
+    entries.append(metadata.EntryPoint("noisy_rnn", f"{__name__}:{name}", "pixio_robot.policies"))
+    with pytest.raises(PixioError, match=message):
+        clone("broken", SHORT, config=NoisyRnnConfig(), horizon=2)
