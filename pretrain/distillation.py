@@ -120,7 +120,7 @@ class Distillation(Objective):
             )
 
     def blank(self) -> nn.Module:
-        return blank_students(self.specs, self.teacher.token_shape.dim, str(self._projection))
+        return blank_students(self.specs, self.teacher.token_shape.dim, self._projection)
 
 
 def _forward_flops(teacher: Backbone) -> float:
