@@ -1,14 +1,13 @@
 """Policies on running episodes: histories, chunks of actions in step, memory, noise, and the same actions as cached."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pixio_robot.datasets.dataset import EpisodeDataset, open_dataset
+from pixio_robot.datasets.dataset import EpisodeDataset
 from pixio_robot.datasets.frame_cache import FrameCache
 from pixio_robot.datasets.windows import observation_rows
 from pixio_robot.encoders.load import Backbone
