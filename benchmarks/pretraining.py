@@ -100,8 +100,8 @@ def measure() -> Section:
         "gradients dropped. `MaskedAutoencoder` with the optimiser, clipping and guard of `pretrain` against "
         "`ViTMAEForPreTraining` with sdpa attention, `norm_pix_loss` and `torch.optim.AdamW` with its defaults; no "
         "image is read. The identical network has one class token and hides single patches; given the same weights and "
-        f"masks, predictions differ by at most {difference:.0g}. Our position tables learn, theirs are fixed, which "
-        "costs us. Pixio has 8 class tokens and masks of blocks. Every side is a separate process; all take "
+        f"masks, predictions differ by at most {difference:.0g}. Our position tables are trained, theirs are fixed, "
+        "which costs us. Pixio has 8 class tokens and block masks. Every side is a separate process; all take "
         f"turns on {device}. 'Of peak' is our share of the fastest square matrix product. "
     )
     how += (

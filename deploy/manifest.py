@@ -65,7 +65,7 @@ class Manifest:
     image_size: int | None = None  # side of its images [px]
     control_period: float | None = None  # between two observations [s]
     horizon: int = 1  # actions in a chunk, one per control period
-    action_low: list[float] = field(default_factory=list)  # (A,), in the action's own unit
+    action_low: list[float] = field(default_factory=list)  # (A,), in the action's own unit; [] if unknown
     action_high: list[float] = field(default_factory=list)  # (A,)
     action_names: list[str] | None = None  # of its axes, if known
     action_meanings: list[str] | None = None  # what an action a sets on each axis, if known

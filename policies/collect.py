@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,12 +24,12 @@ from ..datasets.writer import (
     merge_demos,
     write_demo,
 )
-from ..envs.registry import TaskSpec, check_task
+from ..envs.registry import TaskSpec, check_task, new_task
 from ..envs.rendering import check_rendering
 from ..envs.rollout import default_width, in_workers
 from ..envs.state_actor import expert_of
 from ..envs.task import TaskEnv
-from ..errors import BadInput, DataError
+from ..errors import BadInput, DataError, MissingExtra
 from ..files import replacing, sha256_of
 from ..progress import stage
 
@@ -109,6 +110,19 @@ def collect(
     if attempts > wanted:
         log.warning("the expert failed in %d of %d episodes; they were left out", attempts - wanted, attempts)
     return CollectReport(out, reused=False, attempts=attempts, seconds=seconds)
+
+
+def has_privileged_state(task: str) -> bool:
+    """Return whether a task provides the privileged state; True if its suite's package is not installed.
+
+    Raises:
+        UnknownName: for a task that does not exist.
+    """
+    try:
+        with closing(new_task(task)) as made:
+            return made.capabilities.privileged_state
+    except MissingExtra:  # demonstrations that exist can be reused without it
+        return True
 
 
 def _part(parts: Path, seed: int) -> Path:

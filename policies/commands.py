@@ -122,10 +122,12 @@ def collect(settings: Collect) -> "CollectReport":
     from ..envs.registry import TaskSpec
     from .cloning import has_depth
     from .collect import collect as record
+    from .collect import has_privileged_state
 
+    images = ("rgb", "depth") if has_depth(settings.obs) else ("rgb",)
     request = TaskSpec(
         task=settings.task,
-        observe=("rgb", "depth", "proprio", "state") if has_depth(settings.obs) else ("rgb", "proprio", "state"),
+        observe=(*images, "proprio", "state") if has_privileged_state(settings.task) else (*images, "proprio"),
         cameras=tuple(settings.cameras),
         image_size=settings.image_size,
         render=settings.render,
@@ -241,7 +243,11 @@ def evaluate(settings: Evaluate) -> "tuple[Path, Evaluation]":
 
     device = choose_device(settings.device)
     loaded = load_policy(settings.checkpoint)
-    request = TaskSpec(settings.task) if settings.task else task_of(loaded.provenance, settings.checkpoint)
+    if settings.task is None:
+        request = task_of(loaded.provenance, settings.checkpoint)
+    else:
+        sizes = [feature.shape[0] for feature in loaded.spec.observation.values() if feature.kind == "image"]
+        request = TaskSpec(settings.task, image_size=sizes[0]) if sizes else TaskSpec(settings.task)
     request = request if settings.render is None else replace(request, render=settings.render)
     inputs = sha256_of(Path(settings.checkpoint))
     out = Path(settings.out or f"runs/evaluate/{settings_digest(settings, inputs)}")

@@ -57,6 +57,9 @@ def _check_actions(manifest: Manifest, robot: RobotSpec) -> None:
             "an action a means something else here than in the policy's training data: %s",
             "; ".join(f"{axis}: {here}, was {there}" for axis, there, here in pairs if here != there),
         )
+    if not manifest.action_low:
+        log.warning("the range of the policy's actions is unknown; actions outside that of %s are clipped", robot.name)
+        return
     lowest, highest = robot.commands.action_range
     for axis, low, high, least, most in zip(
         axes, manifest.action_low, manifest.action_high, lowest, highest, strict=True

@@ -187,17 +187,17 @@ class TaskRobot(Robot):
             return self._latest_frame(camera) if self._count > newer_than and self._images else None
 
     def _latest_frame(self, camera: str) -> Frame:
-        known = self._calibrations[camera]
+        known = self._calibrations.get(camera)
         side = self.request.image_size
         suffix = "" if camera == self.spec.cameras[0] else f"_{camera}"
         frame = rgbd_frame(
             self._images[f"rgb{suffix}"],
             self._images.get(f"depth{suffix}"),
-            Intrinsics.from_matrix(known.intrinsics, side, side),
+            None if known is None else Intrinsics.from_matrix(known.intrinsics, side, side),
             None,
             self._time,
             self._count,
-            known.camera_to_world,
+            None if known is None else known.camera_to_world,
             is_first=self._starts,
         )
         return replace(frame, proprio=self._images.get("proprio"), arrival_time=self._time)

@@ -204,7 +204,7 @@ def test_a_refused_command_leaves_the_place_free(
     evaluate = ["evaluate", "checkpoint=c/checkpoints/mlp/last.safetensors", "episodes=1", "out=e"]
     assert _run(capsys, *evaluate, "render=pretty")[0] == 1
     status, _, err = _run(capsys, *evaluate, "first_seed=0")
-    assert status == 1 and "start where demonstrations start" in err
+    assert status == 1 and "have initial states of demonstrations" in err
     assert _run(capsys, *evaluate)[0] == 0
 
 

@@ -141,8 +141,9 @@ class PolicyProgram(Program):
             self.small_depth = SmallDepth(sizes[self.depth_key], SIDE, *vision.depth_code)
             self.memory.append(HistorySpec(DEPTH_FEATURE, steps, (SIDE, SIDE, 2)))
         policy = self.model.policy
-        if policy.observes_past_vectors:
-            self.memory += [HistorySpec(key, steps, (width,)) for key, width in spec.vectors.items()]
+        self.past_vectors = list(spec.vectors) if policy.observes_past_vectors and steps > 1 else []
+        # "vector.": an output needs another name than the input that it repeats
+        self.memory += [HistorySpec(f"vector.{key}", steps, (spec.vectors[key],)) for key in self.past_vectors]
         self.recurrent = {key: tuple(each.shape[1:]) for key, each in policy.initial_memory(1).items()}
         self.memory += [HistorySpec(f"memory.{key}", 2, shape) for key, shape in self.recurrent.items()]
         if policy.noise_shape is not None:
@@ -154,11 +155,10 @@ class PolicyProgram(Program):
         given = {tensor.name: value for tensor, value in zip(self.inputs, values, strict=True)}
         latest = self._frames(given)
         vectors = {key: given[key][:, None] for key in self.spec.vectors}
-        if self.model.policy.observes_past_vectors:
-            latest |= {key: given[key] for key in self.spec.vectors}
+        latest |= {f"vector.{key}": given[key] for key in self.past_vectors}
         histories = {each.name: each for each in self.memory}
         kept = {name: self._remembered(histories[name], value, given) for name, value in latest.items()}
-        vectors |= {key: kept.pop(key) for key in list(kept) if key in self.spec.vectors}
+        vectors |= {key: kept.pop(f"vector.{key}") for key in self.past_vectors}
         memory = {}
         if self.recurrent:
             is_first = given[STARTS]
