@@ -263,6 +263,7 @@ def test_a_policy_trained_on_a_robot_recording_keeps_axes_and_rate(
     with h5py.File(demos, "r+") as file:
         known = json.loads(file["data"].attrs["env_args"])
         known["robot"] = {"name": "ros:arm", "axes": ["base", "elbow", "wrist"], "control_hz": 12.5}
+        known["robot"] |= {"action_low": [-2.5, 0.0, -1.0], "action_high": [2.5, 2.0, 1.0]}
         known["env_name"] = known["env_kwargs"]["task"] = "ros:arm"
         file["data"].attrs["env_args"] = json.dumps(known)
     policy, training = MlpConfig(layers=[8]), TrainingSettings(batch=64, epochs=1)
@@ -274,6 +275,7 @@ def test_a_policy_trained_on_a_robot_recording_keeps_axes_and_rate(
         0.08,
         ["base", "elbow", "wrist"],
     )
+    assert (manifest.action_low, manifest.action_high) == ([-2.5, 0.0, -1.0], [2.5, 2.0, 1.0])
     toy = TaskRobot("toy/reach", RobotRequest(stepped=True))
     with toy, pytest.raises(BadInput, match="actions are base, elbow, wrist, task:toy/reach takes x, y, z"):
         check_fit(manifest, toy.spec, {"rgb": CameraSpec("cam", "test", True, (64, 64), None, 30.0)}, 12.5)
