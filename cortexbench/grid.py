@@ -72,7 +72,7 @@ def make_grid(request: BenchmarkRequest, root: Path) -> Grid:
 
     Raises:
         UnknownName: for a suite, task, encoder, policy, fusion, budget or protocol that does not exist.
-        MissingExtra: if the packages of all suites asked for are missing.
+        MissingExtra: if the packages of all requested suites are missing.
         BadInput: if a policy cannot be built on an encoder, or nothing is left to run.
     """
     _check_names(request)

@@ -76,7 +76,7 @@ class Results:
 
     @property
     def methods(self) -> list[Method]:
-        """Return the rows, in the order they were asked for."""
+        """Return the rows, in the order of the command."""
         return list(dict.fromkeys(method for _, method in self._runs))
 
     @property

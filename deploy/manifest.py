@@ -1,4 +1,4 @@
-"""A bundle: a folder with a program and ``manifest.json``, which says what the program takes and returns.
+"""A bundle: a folder with a program and ``manifest.json``, which describes the program's inputs and outputs.
 
 ``verification.json`` beside it holds the comparison with the policy that it was exported from. Shapes in a manifest are
 those of one observation, without a batch axis.

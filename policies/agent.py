@@ -58,7 +58,7 @@ class Agent:
     Args:
         loaded: the policy.
         device: where to compute.
-        n_action_steps: actions of each chunk that are executed before the policy is asked again; None is all of them.
+        n_action_steps: actions of each chunk that are executed before the policy predicts again; None is all of them.
         seed: of the noise of policies that start from noise.
 
     Raises:

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class CollectReport:
-    """What a collection came to."""
+    """The result of a collection."""
 
     path: Path
     reused: bool
@@ -63,7 +63,7 @@ def collect(
 
     Raises:
         DataError: if `out` holds other demonstrations, or the expert fails too often.
-        BadInput: if no demonstration is asked for.
+        BadInput: if no demonstration is requested.
     """
     check_task(request.task)
     if demos < 1 or valid < 0:
@@ -130,7 +130,7 @@ def _part(parts: Path, seed: int) -> Path:
 
 
 def _try_out(request: TaskSpec, expert: str | None) -> tuple[str, ...]:
-    """Return the cameras; what cannot be, or has no expert, is said here, before any work."""
+    """Return the cameras; refuse impossible settings and tasks without an expert before any work."""
     env = replace(request, observe=("proprio",)).make()
     act = expert_of(env, expert)
     env.reset(seed=0)

@@ -1,6 +1,6 @@
 """The commands collect, embed, train_bc, evaluate and quickstart.
 
-``run_<command>`` does a command and prints what came of it; the function of the command's name returns the result.
+``run_<command>`` runs a command and prints the result; the function of the command's name returns the result.
 """
 
 from dataclasses import dataclass, field, replace
@@ -90,7 +90,7 @@ class Evaluate(Device):
     envs: int | None = key(None, "environments in parallel; null means twice the cores", least=1, free=True)
     render: str | None = key(None, "render quality; null means the demonstrations'")
     n_action_steps: int | None = key(
-        None, "actions of each chunk that are executed before the policy is asked again; null means all", least=1
+        None, "actions of each chunk that are executed before the policy predicts again; null means all", least=1
     )
     videos: bool = key(True, "keep videos of the first success and the first failure")
     out: str | None = key(None, "run folder; null means runs/evaluate/<digest of the settings>", free=True)

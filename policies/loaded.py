@@ -45,7 +45,7 @@ class LoadedPolicy:
 
     @property
     def vision(self) -> Vision:
-        """What makes tokens of images."""
+        """The part that turns images into tokens."""
         return self.model.vision
 
     @property
@@ -71,7 +71,7 @@ class LoadedPolicy:
         """Return the action of this control step, (A,), or (B, A) for a batch of episodes that run in step.
 
         Call it at every control step, and `reset` before each episode. Actions of a chunk are executed one by one
-        before the policy is asked again.
+        before the policy predicts again.
 
         Args:
             observation: the features of `spec.observation`, each as recorded, or all with a batch axis in front.

@@ -1,4 +1,4 @@
-"""Settings of what policies observe and of how they are trained. Architectures have theirs beside their code."""
+"""Settings of what policies observe and of how they are trained. Settings of architectures are beside their code."""
 
 from dataclasses import dataclass
 

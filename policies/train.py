@@ -56,7 +56,7 @@ class TrainPlan:
 
 @dataclass
 class TrainResult:
-    """Where training ended."""
+    """The result of training."""
 
     last: Path
     best: Path  # lowest validation loss; the last one where there is no validation split
@@ -80,7 +80,7 @@ def train_policy(
     Every process of `world` calls this with the same arguments; each computes its share of every batch.
 
     Raises:
-        UnknownName, BadInput: for settings that cannot be.
+        UnknownName, BadInput: for impossible settings.
         DataError: if the loss stops being finite.
         CheckpointError: if the folder is of a run with other settings, or one that kept other epochs.
     """
@@ -412,7 +412,7 @@ class _Reader:
 
 
 def check_training(settings: TrainingSettings, model: nn.Module | None = None) -> None:
-    """Refuse settings of training that cannot be.
+    """Refuse impossible settings of training.
 
     Raises:
         UnknownName: for an unknown optimiser, schedule or precision.

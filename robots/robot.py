@@ -40,7 +40,7 @@ class RobotSpec:
     commands: ActionSpec  # what an action does
     proprio: int  # P
     control_hz: float | None = None  # required rate of commands [1/s]; None takes any
-    resets: bool = False  # whether it resets the scene and knows success, as simulators do
+    resets: bool = False  # whether it resets the scene and reports success, as simulators do
     cameras: tuple[str, ...] = ()  # its own, for camera=robot and camera=robot:NAME
     details: dict[str, Any] = field(default_factory=dict)
 

@@ -49,7 +49,7 @@ class Tick:
 class StepRecord:
     """One step of the policy, for the recording."""
 
-    frames: FrameSet | None  # the latest; their arrays are valid until the next ones are asked for
+    frames: FrameSet | None  # the latest; their arrays are valid until the next ones are requested
     proprio: np.ndarray
     state: np.ndarray
     asked: np.ndarray  # the policy's action; NaN if there was none

@@ -182,7 +182,7 @@ def _in_actors(
 
 
 class Worker:
-    """A process that computes when it is asked to, and ends with this one; use as a context manager.
+    """A process that computes on request and ends with this one; use as a context manager.
 
     Args:
         work: run in the process with a connection and `argument`. What it sends is received here, and a `PixioError`

@@ -97,8 +97,8 @@ def _played(program: PolicyProgram, episode: list[dict[str, np.ndarray]]) -> np.
                 values.append(torch.tensor([step == 0]))
             else:
                 values.append(kept.get(tensor.name, torch.full((1, *tensor.shape), torch.nan)))
-        action, *newest = program(*values)
-        for memory, value in zip(program.memory, newest, strict=True):
+        action, *latest = program(*values)
+        for memory, value in zip(program.memory, latest, strict=True):
             past = kept.get(memory.history.name, value[:, None].expand(-1, memory.frames - 1, *value.shape[1:]))
             kept[memory.history.name] = torch.cat([past, value[:, None]], dim=1)[:, 1:]
         actions.append(action[0, 0].numpy())

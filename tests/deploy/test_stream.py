@@ -47,13 +47,13 @@ def test_a_task_camera_gives_what_the_environment_gives(loaded: LoadedPolicy, to
     """Same images, bit for bit, same actions, and through them the same episode."""
     env, agent = replace(toy_request, observe=("rgb", "proprio"), horizon=None).make(), Agent(loaded, CPU)
     observation, _ = env.reset(seed=42)
-    expected, images, starting = [], [], np.ones(1, bool)
+    expected, images, reset_mask = [], [], np.ones(1, bool)
     for _ in range(6):
         images.append(observation["rgb"])
         batch = {key: value[None] for key, value in observation.items()}
-        expected.append(agent.act(batch, starting, np.ones(1, bool))[0])
+        expected.append(agent.act(batch, reset_mask, np.ones(1, bool))[0])
         observation, *_ = env.step(expected[-1])
-        starting = np.zeros(1, bool)
+        reset_mask = np.zeros(1, bool)
     env.close()
     request = CameraRequest(width=toy_request.image_size, render="fast", seed=42)
     seen: list[np.ndarray] = []
