@@ -190,7 +190,7 @@ class Failing(NoisyRnn):
     """Raises on its first batch."""
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return {}[0]
+        raise KeyError(0)
 
 
 class Unfinished(Policy):
@@ -200,16 +200,16 @@ class Unfinished(Policy):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("kind", "message"),
     [
-        ("WrongShape", r"WrongShape\): predict returns \(2, 3\), the contract asks for \(B, H, A\) = \(2, 2, 3\)"),
-        ("Failing", r"Failing\) fails on a first batch: KeyError: 0"),
-        ("Unfinished", r"Unfinished\) lacks loss, predict"),
+        (WrongShape, r"WrongShape\): predict returns \(2, 3\), the contract asks for \(B, H, A\) = \(2, 2, 3\)"),
+        (Failing, r"Failing\) fails on a first batch: KeyError: 0"),
+        (Unfinished, r"Unfinished\) lacks loss, predict"),
     ],
 )
 def test_a_mistake_in_a_policy_is_named_before_training(
-    name: str, message: str, clone: Any, entries: list[metadata.EntryPoint]
+    kind: type[Policy], message: str, clone: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entries.append(metadata.EntryPoint("noisy_rnn", f"{__name__}:{name}", "pixio_robot.policies"))
+    monkeypatch.setattr("pixio_robot.policies.build.find_plugin", lambda group, name: kind)
     with pytest.raises(PixioError, match=message):
-        clone("broken", SHORT, config=NoisyRnnConfig(), horizon=2)
+        clone("broken", SHORT, CONFIG, observation=STEPS, horizon=2)
