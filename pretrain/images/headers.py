@@ -40,7 +40,7 @@ def read_header(data: bytes) -> Header:
     Raises:
         Unreadable: if the format is unknown, the header is damaged or cut short, or the image has no pixels.
     """
-    kind = next((kind for kind, (_, *starts) in _READERS.items() if data.startswith(tuple(starts))), None)
+    kind = next((kind for kind, (_, *prefixes) in _READERS.items() if data.startswith(tuple(prefixes))), None)
     if kind is None:
         known = ", ".join(_READERS)
         raise Unreadable(f"no image: it begins with {data[:8]!r}; known are {known}" if data else "an empty file")

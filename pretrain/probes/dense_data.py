@@ -154,17 +154,17 @@ class DenseDemos(DenseSet):
     def __init__(self, files: Sequence[Path], kind: str) -> None:
         self.kind = kind
         self._pairs: list[tuple[Path, str, str]] = []  # file, image and target datasets
-        starts, groups, seen = [0], [0], set[str]()
+        offsets, groups, seen = [0], [0], set[str]()
         for file in files:
             for cameras in _pairs_of(file, kind, seen):
                 for image, target, length in cameras:
                     self._pairs.append((file, image, target))
-                    starts.append(starts[-1] + length)
-                groups.append(starts[-1])
+                    offsets.append(offsets[-1] + length)
+                groups.append(offsets[-1])
         if not self._pairs:
             names = ", ".join(sorted(seen)) or "none"
             raise DataError(f"{_what(files)}: no observation *_image beside *_{kind} but only {names}; {LAYOUTS}")
-        self._starts = np.array(starts)
+        self._starts = np.array(offsets)
         self.groups = np.array(groups, np.int64)
         self._open: Handles[Path, h5py.File] = Handles(h5py.File, h5py.File.close, _OPEN_FILES)
 

@@ -1,4 +1,4 @@
-"""Laws of dense probes: one truth in three layouts, honest splits, measures by hand, heads that learn, head files."""
+"""Laws of dense probes: one truth in three layouts, disjoint splits, measures by hand, heads that learn, head files."""
 
 import io
 import subprocess

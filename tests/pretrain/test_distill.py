@@ -368,7 +368,7 @@ def test_another_teacher_is_refused(teacher: str, tmp_path: Path) -> None:
 
 
 def test_baseline_can_be_the_teacher(tmp_path: Path) -> None:
-    """One class token against eight, a width and a grid of its own; the student's pixels are not the teacher's."""
+    """One class token against eight, another width and another grid; the student's pixels are not the teacher's."""
     from pixio_robot.encoders.torchvision_guard import declare_missing_operators
 
     declare_missing_operators()

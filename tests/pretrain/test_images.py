@@ -18,7 +18,7 @@ from pixio_robot.pretrain.images.decoding import decode
 from pixio_robot.pretrain.images.image_set import ImageSet
 from pixio_robot.pretrain.images.sources import open_images
 
-CACHE = Path("cache")  # tests run in a folder of their own
+CACHE = Path("cache")  # tests run in a temporary folder
 
 
 def _png(value: int) -> bytes:
