@@ -18,6 +18,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	  if [ "$$(id -u)" = 0 ]; then apt-get update -q && $(APT) python3-venv; \
 	  else echo "run: sudo $(APT) python3-venv"; exit 1; fi; }
 	$(PYTHON) -m venv $(VENV)
+	@rm -rf *.egg-info  # entry points are read from it, so an old one would hide new plug-ins
 	$(PIP) torch
 	$(PIP) -e '.[metaworld,hf,curation,dev]'
 	@$(BIN)/pixio-robot doctor system_only=true || { \

@@ -10,7 +10,6 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from pixio_robot.policies.runs import run_evaluate, run_train_bc
 
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.metrics import EpisodeRecord, mcnemar, read_episodes, resampled, success_rate

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from pixio_robot.policies.runs import run_collect, run_evaluate, run_train_bc
+from pixio_robot.pretrain.settings import DenseSettings
 
 from pixio_robot.command_table import find_command
 from pixio_robot.encoders.load import load_encoder, save_encoder
@@ -22,7 +22,6 @@ from pixio_robot.policies.commands import Collect, Evaluate, TrainBC, collect, e
 from pixio_robot.policies.mlp import MlpConfig
 from pixio_robot.policies.settings import ObservationSettings, TrainingSettings
 from pixio_robot.pretrain.commands import Probe
-from pixio_robot.pretrain.settings import DenseSettings
 
 SIDE = 128  # of the images, for the encoder too [px]
 SENSORS = ("exact", "d435")

@@ -59,7 +59,7 @@ def measure() -> Section:
         f"`PixioEncoder` of size {SIZE} against `PixioModel` of transformers with `attn_implementation='sdpa'`, both "
         f"with the same frozen weights (largest difference of a token in fp32: {difference:.0g}), in evaluation and "
         f"inference mode, on the same 256x256 pixels, on {device.type}; bf16 is autocast. One thread, because threads "
-        "that wait for each other are at the mercy of whatever else the machine does. A turn is one forward."
+        "that wait for each other are slowed down by other load. A turn is one forward pass."
     )
     return Section("Encoder forward", how, rows=cells(comparisons, milliseconds))
 

@@ -1,6 +1,6 @@
 """Batched evaluation against one environment whose images are encoded one at a time.
 
-Worker processes import this file again: nothing heavy above the functions.
+Worker processes import this file too, so heavy imports stay inside functions.
 """
 
 import logging
@@ -12,45 +12,50 @@ from timing import Section, cells, compare, in_turns, markdown, per_second, seco
 
 NEEDS = {"metaworld": "metaworld"}  # package: extra of pixio-robot
 TASK, RENDER, ENCODER = "metaworld/drawer-open", "fast", "random:ti:0"
-HORIZON, EPISODES, PAIRS = 25, 8, 5
+STEPS, EPISODES, PAIRS = 25, 8, 5
 
 
 def measure() -> Section:
     """Run the same episodes with the same policy both ways, in turns."""
     import torch
 
+    from pixio_robot.datasets.dataset import Feature
     from pixio_robot.encoders.load import load_encoder
     from pixio_robot.envs.registry import TaskSpec
     from pixio_robot.envs.rollout import BatchRollout, default_width, plan_episodes
     from pixio_robot.policies.agent import Agent
-    from pixio_robot.policies.embedding import Embedder
-    from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
-    from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, Visuomotor
+    from pixio_robot.policies.build import PolicyDesign, build_policy
+    from pixio_robot.policies.loaded import LoadedPolicy
+    from pixio_robot.policies.mlp import MlpConfig
 
-    logging.getLogger("pixio_robot").setLevel(logging.ERROR)  # random weights are what we want here
-    request = TaskSpec(TASK, render=RENDER, horizon=HORIZON)
+    logging.getLogger("pixio_robot").setLevel(logging.ERROR)  # random weights are intended here
+    request = TaskSpec(TASK, render=RENDER, horizon=STEPS)
     plans = plan_episodes(request, EPISODES, first_seed=10_000)
     began = perf_counter()
     env = request.make()
     starting_one = perf_counter() - began
 
     backbone = load_encoder(ENCODER)
-    embedder = Embedder(backbone.token_shape, EmbeddingSettings(), env.task.proprio_dim)
-    policy = Visuomotor(embedder, env.task.action_dim, PolicySettings())
-    loaded = LoadedPolicy(policy, EncoderIdentity.of(backbone, "fp32"), request, {}, 0)
-    one, many = (Agent(loaded, backbone, torch.device("cpu")) for _ in range(2))  # a history each
+    features = {
+        "rgb": Feature("image", (256, 256, 3), "uint8"),
+        "proprio": Feature("vector", (env.task.proprio_dim,), "float32"),
+        "action": Feature("vector", (env.task.action_dim,), "float32"),
+    }
+    model = build_policy(PolicyDesign(ENCODER, MlpConfig()), features, ("rgb",), backbone, seed=0)
+    loaded = LoadedPolicy(model, {}, {}, 0)
+    one, many = (Agent(loaded, torch.device("cpu")) for _ in range(2))  # each has its own history
     cores = default_width()
-    steps = EPISODES * HORIZON
+    steps = EPISODES * STEPS
     clocks = {"ours": Clock(), "theirs": Clock()}
 
     def alone() -> None:
         for plan in plans:
             observation, _ = env.reset(seed=plan.seed)
-            starting, ended = True, False
+            first, ended = True, False
             while not ended:
                 batch = {key: value[None] for key, value in observation.items()}
-                observation, _, _, ended, _ = env.step(one.act(batch, np.array([starting]), np.array([True]))[0])
-                starting = False
+                observation, _, _, ended, _ = env.step(one.act(batch, np.array([first]), np.array([True]))[0])
+                first = False
 
     began = perf_counter()
     with BatchRollout(request, plans, width=2 * cores) as rollout:
@@ -63,7 +68,7 @@ def measure() -> Section:
         )
     env.close()
     how = (
-        f"The same {EPISODES} episodes of {TASK}, {HORIZON} steps each, images of quality {RENDER!r} at 256x256, "
+        f"The same {EPISODES} episodes of {TASK}, {STEPS} steps each, images of quality {RENDER!r} at 256x256, "
         f"encoder {ENCODER}, an untrained policy. Ours: `BatchRollout`, {width} environments in worker processes that "
         "draw with one thread each, one encoder call for all of them. Theirs: one environment in the process, a plain "
         "loop that encodes one image a step; drawing and encoder use all cores. Environment steps a second, "
@@ -71,9 +76,9 @@ def measure() -> Section:
     )
     total = steps * (PAIRS + 1)
     notes = [
-        "Milliseconds an environment step, by what they go to. Rendering and physics of workers that "
-        "run side by side count once, as their mean. Drawing overlaps with drawing but not with encoding, which needs "
-        "the images first: the gain ends where the cores are busy or encoding fills the clock.",
+        "Milliseconds for each environment step, by part. Rendering and physics of workers that run at the same time "
+        "count once, as their mean. Workers render at the same time, but encoding waits for the images: the gain ends "
+        "where the cores are busy or encoding takes all the time.",
         "\n".join(
             [
                 _spent("one environment", {**env.seconds, **one.seconds}, clocks["theirs"], total, cores),
@@ -108,7 +113,7 @@ def _cpu_seconds() -> float:
 
 
 def _spent(who: str, spent: dict[str, float], clock: Clock, steps: int, cores: int) -> str:
-    """Say where the time of `steps` environment steps went [s], largest first, and how busy the cores were."""
+    """Return a line about the time of `steps` environment steps, by part, and how busy the cores were."""
     largest = sorted(spent.items(), key=lambda each: -each[1])
     parts = ", ".join(f"{what} {1e3 * time / steps:.1f} ({time / sum(spent.values()):.0%})" for what, time in largest)
     return (

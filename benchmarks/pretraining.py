@@ -98,21 +98,21 @@ def measure() -> Section:
     how = (
         "Images a second of a whole training step: masks, forward, backward, clipping of the gradient's norm, AdamW, "
         "gradients dropped. `MaskedAutoencoder` with the optimiser, clipping and guard of `pretrain` against "
-        "`ViTMAEForPreTraining` with sdpa attention, `norm_pix_loss` and `torch.optim.AdamW` as it comes; no image is "
-        "read. The identical network has one class token and hides single patches; given the same weights and masks, "
-        f"predictions differ by at most {difference:.0g}. Our position tables learn, theirs are fixed, which costs us. "
-        "Pixio is what our users get: 8 class tokens, masks of blocks. Every side is a process of its own, all take "
+        "`ViTMAEForPreTraining` with sdpa attention, `norm_pix_loss` and `torch.optim.AdamW` with its defaults; no "
+        "image is read. The identical network has one class token and hides single patches; given the same weights and "
+        f"masks, predictions differ by at most {difference:.0g}. Our position tables are trained, theirs are fixed, "
+        "which costs us. Pixio has 8 class tokens and block masks. Every side is a separate process; all take "
         f"turns on {device}. 'Of peak' is our share of the fastest square matrix product. "
     )
     how += (
-        "A turn is 3 unseen steps and 10 that count. Compiled blocks are `compile=true`, CUDA graphs that with "
+        "A turn is 3 warm-up steps and 10 measured ones. Compiled blocks are `compile=true`, CUDA graphs that with "
         "`mode='reduce-overhead'`."
         if cuda
-        else "A turn is an unseen step and one that counts, on one thread, in CPU time with the kernel's share. "
+        else "A turn is one warm-up step and one measured step, on one thread, in CPU time with the kernel's share. "
         "'Memory kept' is what `pretrain` does on a CPU: it sets two thresholds of glibc's malloc (1 GiB for mmap, no "
-        "trimming); as it comes, malloc hands large arrays back to the kernel and takes their pages anew in each "
-        "step, at a price that swings from run to run. Below the table: where our time goes; the last column is the "
-        "row's ratio if all but matrix products cost nothing and they stayed as fast."
+        "trimming); by default malloc returns large arrays to the kernel and requests their pages again in each "
+        "step, at a cost that varies from run to run. Below the table: shares of our time; the last column is the "
+        "row's ratio if everything except matrix products took no time."
     )
     return Section("Pre-training", how, (*COLUMNS, "of peak"), rows, notes)
 
@@ -156,7 +156,7 @@ def _race(
 
 
 class Worker:
-    """One side in a process of its own, so that neither's memory is the other's."""
+    """One side in a separate process, so that neither's memory is the other's."""
 
     def __init__(self, device: str, case: Case, side: Side, precision: str) -> None:
         context = get_context("spawn")

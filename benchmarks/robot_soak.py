@@ -38,11 +38,11 @@ def main() -> None:
         estop=str(Path(asked.out) / "estop.json"),
     )
     rows: list[tuple[float, float]] = []
-    over, begin, process = threading.Event(), time.monotonic(), psutil.Process()
+    soak_ended, begin, process = threading.Event(), time.monotonic(), psutil.Process()
 
     def watch() -> None:
         done = Path(asked.out) / "episodes.jsonl"
-        while not over.wait(EVERY):
+        while not soak_ended.wait(EVERY):
             finished = len(done.read_text().splitlines()) if done.is_file() else 0
             if finished >= episodes:
                 return  # what follows is the report
@@ -52,7 +52,7 @@ def main() -> None:
     watcher.start()
     with silent():
         report = drive_robot(command, LoadedSource(runtime.manifest, runtime, "soak"))
-    over.set()
+    soak_ended.set()
     watcher.join()
     times, memory = np.array(rows).T
     late = times > 60

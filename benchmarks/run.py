@@ -36,9 +36,10 @@ PACKAGES = (
 )
 HEAD = """# Side by side
 
-Written by `python benchmarks/run.py`. Each benchmark is a file beside it that also runs alone. Both sides do the same
-work in turns (ours, theirs, ours, ...) after one warm-up turn each. Times and rates are medians. `ratio` is the median
-over pairs of their time divided by ours: above 1 we are faster. `quartiles` are those of the same ratios.
+Written by `python benchmarks/run.py`. Each benchmark is a file beside it that also runs alone. Both
+sides do the same work in turns (ours, theirs, ours, ...) after one warm-up turn each. Times and
+rates are medians. `ratio` is the median over pairs of their time divided by ours: above 1 we are
+faster. `quartiles` are those of the same ratios.
 """
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from statistics import median, quantiles
+from textwrap import fill
 from time import perf_counter
 from typing import NamedTuple, TypeVar
 
@@ -86,10 +87,20 @@ def cells(comparisons: Sequence[Comparison], show: Callable[[float], str]) -> li
 
 def markdown(section: Section) -> str:
     """Write a section as Markdown."""
-    lines = [f"## {section.title}", "", section.how]
+    lines = [f"## {section.title}", "", _wrapped(section.how)]
     if section.rows:
         lines += ["", f"| {' | '.join(section.columns)} |", f"|{'---|' * len(section.columns)}"]
         lines += [f"| {' | '.join(row)} |" for row in section.rows]
     for note in section.notes:
-        lines += ["", note]
+        lines += ["", _wrapped(note)]
     return "\n".join(lines) + "\n"
+
+
+def _wrapped(text: str) -> str:
+    """Break lines of prose at 100 characters; rows of tables stay."""
+    return "\n".join(line if line.startswith("|") else _fill(line) for line in text.splitlines())
+
+
+def _fill(line: str) -> str:
+    indent = "  " if line.startswith("- ") else ""
+    return fill(line, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

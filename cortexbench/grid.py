@@ -72,7 +72,7 @@ def make_grid(request: BenchmarkRequest, root: Path) -> Grid:
 
     Raises:
         UnknownName: for a suite, task, encoder, policy, fusion, budget or protocol that does not exist.
-        MissingExtra: if the packages of all suites asked for are missing.
+        MissingExtra: if the packages of all requested suites are missing.
         BadInput: if a policy cannot be built on an encoder, or nothing is left to run.
     """
     _check_names(request)
@@ -88,8 +88,8 @@ def make_grid(request: BenchmarkRequest, root: Path) -> Grid:
     for method in methods:
         why = _why_unbuildable(_spec(request, tasks[0], method), None) if method.encoder in WITHOUT_ENCODER else ""
         possible = []
-        for task, place in paths.items():
-            if reason := why or _why_not(task, method.encoder, place, request.protocol):
+        for task, task_paths in paths.items():
+            if reason := why or _why_not(task, method.encoder, task_paths, request.protocol):
                 skipped.append(Skipped(task, str(method), reason))
             else:
                 possible.append(task)

@@ -49,15 +49,15 @@ class Workload:
         protocol, limits = spec.learning, spec.limits
         steps = min(EPISODE_STEPS[spec.suite], limits.horizon.get(spec.suite, EPISODE_STEPS[spec.suite]))
         cameras = max(1, len(protocol.cameras))
-        held_out = limits.held_out_episodes if spec.protocol != BEST_CHECKPOINT else 0
+        held_out_episodes = limits.held_out_episodes if spec.protocol != BEST_CHECKPOINT else 0
         if spec.encoder == EXPERT:
-            return cls(0, 0, held_out * steps, 1, cameras)
+            return cls(0, 0, held_out_episodes * steps, 1, cameras)
         recorded = (protocol.demos + limits.valid) * steps
         if paths.demos:
             recorded = open_dataset(paths.demos).frames
         updates = protocol.training.epochs * -(-recorded // protocol.training.batch)
         evaluations = len(protocol.eval_epochs) if spec.protocol != HELD_OUT else 0
-        episodes = protocol.episodes * evaluations + held_out
+        episodes = protocol.episodes * evaluations + held_out_episodes
         return cls(recorded, updates, episodes * steps, evaluations + 1, cameras)
 
 

@@ -76,7 +76,7 @@ class Results:
 
     @property
     def methods(self) -> list[Method]:
-        """Return the rows, in the order they were asked for."""
+        """Return the rows, in the order of the command."""
         return list(dict.fromkeys(method for _, method in self._runs))
 
     @property
@@ -156,8 +156,8 @@ class Results:
     def comparisons(self) -> list[Comparison]:
         """Return every two methods on the episodes that both ran, over all tasks and in each suite."""
         found = []
-        for place, first in enumerate(self.methods):
-            for second in self.methods[place + 1 :]:
+        for index, first in enumerate(self.methods):
+            for second in self.methods[index + 1 :]:
                 suites = list(dict.fromkeys(task.split("/")[0] for task in self.tasks))
                 for suite in ("all", *suites):
                     tasks = [task for task in self.tasks if suite in ("all", task.split("/")[0])]

@@ -32,7 +32,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A combination that was asked for and cannot be run."""
+    """A requested combination that cannot be run."""
 
     task: str
     policy: str  # row of the table, or "all"

@@ -17,7 +17,7 @@ _USED = 0.01  # a token counts as used if the action error rises by more without
 def main_table(results: Results, protocol: str) -> Table:
     """Return the table of suites: every method in each column of the protocol, then the published rows.
 
-    A suite has a number when all of its tasks that were asked for have run. The mean, and published numbers of a suite,
+    A suite has a number when all of its requested tasks have run. The mean, and published numbers of a suite,
     stand where all tasks of CortexBench have run.
     """
     rows = []

@@ -69,8 +69,11 @@ class EpisodeDataset(abc.ABC):
             DataError: if there is no such feature, or it cannot be read.
         """
 
-    def calibration(self, key: str) -> Calibration:
+    def calibration(self, key: str, episode: int | None = None) -> Calibration:
         """Return the calibration of the camera behind an image feature.
+
+        Args:
+            episode: of which episode; None is the one of all episodes.
 
         Raises:
             DataError: if the data does not hold it, or the camera was moved between episodes.
@@ -171,10 +174,15 @@ def open_dataset(source: str | Path, keys: KeyMap | None = None) -> EpisodeDatas
     name = str(source)
     if not Path(name).exists():
         raise DataError(f"no demonstrations at {name}; make them with: pixio-robot collect task=... out={name}")
-    formats = plugin_names("datasets")
-    for each in formats:
-        format_class: type[EpisodeDataset] = find_plugin("datasets", each)
-        if format_class.recognises(name):
-            opened: EpisodeDataset = format_class(name, keys)  # type: ignore[call-arg]
-            return opened
-    raise DataError(f"{name} is not a data set of a known format; formats are: {', '.join(formats)}")
+    found = recognised(name)
+    if found is None:
+        known = ", ".join(plugin_names("datasets"))
+        raise DataError(f"{name} is not a data set of a known format; formats are: {known}")
+    opened: EpisodeDataset = found(name, keys)  # type: ignore[call-arg]
+    return opened
+
+
+def recognised(source: str) -> type[EpisodeDataset] | None:
+    """Return the format that reads `source`, or None if no installed format does."""
+    formats: list[type[EpisodeDataset]] = [find_plugin("datasets", name) for name in plugin_names("datasets")]
+    return next((each for each in formats if each.recognises(source)), None)

@@ -1,4 +1,4 @@
-"""Arrays computed once for every frame of a data set, found again by what made them.
+"""Arrays computed once for every frame of a data set, identified by what they were computed from.
 
 A cache is a folder named after the digest of its identity. It holds one memory-mapped ``.npy`` for each array and
 ``manifest.json``, which is written last. An interrupted fill resumes.

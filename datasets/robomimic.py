@@ -146,13 +146,13 @@ class RobomimicDataset(EpisodeDataset):
                 found[at] = _joined(parts, feature)
         return found
 
-    def calibration(self, key: str) -> Calibration:
+    def calibration(self, key: str, episode: int | None = None) -> Calibration:
         """Return the calibration of the camera behind an image feature."""
         self.feature(key)
         camera = self._sources[key][0].removeprefix("obs/").removesuffix("_image")
         found: list[Calibration] = []
         with self._open() as data:
-            for name in self.names:
+            for name in self.names if episode is None else [self.names[episode]]:
                 known = json.loads(data[name].attrs.get("camera_info", "{}")).get(camera)
                 if known is None:
                     raise DataError(f"{self.path} does not hold the calibration of camera {camera!r}")

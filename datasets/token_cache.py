@@ -58,7 +58,7 @@ def token_cache(
     device: torch.device = torch.device("cpu"),
     batch: int | None = None,
 ) -> FrameCache:
-    """Return the tokens of one camera, arrays ``cls`` (F, K, D) float16 and, if asked for, ``patches`` (F, N, D).
+    """Return the tokens of one camera, arrays ``cls`` (F, K, D) float16 and, if requested, ``patches`` (F, N, D).
 
     Args:
         root: folder of all caches.

@@ -1,4 +1,4 @@
-"""Which rows of concatenated episodes a sample looks at: observations up to its frame, actions from it on.
+"""Which rows of concatenated episodes a sample uses: observations up to its frame, actions from it on.
 
 Shapes: F frames, T observation steps, H horizon.
 """

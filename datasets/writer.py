@@ -25,12 +25,12 @@ GYM_TYPE = 2  # robomimic's number for a gym-like environment
 
 @dataclass(frozen=True)
 class EpisodeFacts:
-    """What an episode's record says beside its arrays."""
+    """Facts about an episode, beside its arrays."""
 
     seed: int
     initial_state_hash: str  # of the simulator's state after reset
     score: float  # what its suite counts, 0 to 100
-    good: bool  # whether a policy should learn from it
+    good: bool  # whether it is suitable for training
     cameras: dict[str, Calibration]  # by name
 
 
@@ -82,7 +82,7 @@ def disk_key(key: str, cameras: Sequence[str]) -> str:
 
 
 def write_demo(path: Path, demo: Demo) -> None:
-    """Write one demonstration to a file of its own, whole or not at all.
+    """Write one demonstration to a separate file, complete or not at all.
 
     HDF5 builds it in memory, because its own writing ends the process on a full disk, where Python's raises.
     """
@@ -190,7 +190,7 @@ def _fill_group(group: h5py.Group, demo: Demo) -> None:
 
 
 def demo_outcome(path: Path) -> bool:
-    """Return whether a file by `write_demo` is fit to learn from."""
+    """Return whether a file by `write_demo` is suitable for training."""
     with h5py.File(path) as file:
         return bool(file["demo"].attrs["success"])
 
@@ -230,5 +230,5 @@ def describe(file: h5py.File, splits: dict[str, list[str]], provenance: Provenan
     total = sum(int(each.attrs["num_samples"]) for each in data.values())
     data.attrs.update(total=total, env_args=json.dumps(environment), collection=json.dumps(collection))
     for split, members in splits.items():
-        if members or (split == "train" and len(data)):  # an empty one says that nothing is fit to learn from
+        if members or (split == "train" and len(data)):  # an empty one means that no episode is suitable for training
             file.create_dataset(f"mask/{split}", data=np.array(members, dtype="S" if members else "S1"))

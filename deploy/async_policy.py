@@ -38,7 +38,10 @@ class AsyncPolicy:
         if not 0 <= request_at <= 1:
             raise BadInput(f"request_at={request_at} is the share of a chunk that is left: 0 to 1")
         manifest = getattr(policy, "manifest", None)
-        if manifest is not None and (frames := max((each.frames for each in manifest.memory), default=1)) > 1:
+        memory = [] if manifest is None else manifest.memory
+        if any(each.name.startswith("memory.") for each in memory):
+            raise BadInput("this policy remembers every observation and would miss some; call it at every step")
+        if (frames := max((each.frames for each in memory), default=1)) > 1:
             raise BadInput(
                 f"this policy observes {frames} frames in a row and would miss some; train it with "
                 "observation.steps=1, or call it at every step"

@@ -152,8 +152,8 @@ def stream_policy(settings: Stream) -> "tuple[list[StreamStep], dict[str, dict[s
                 source = Capture(RealTimePlayback(source) if settings.real_time else source, settings.max_skew)
             cameras[name] = opened.enter_context(source)
         timing = StreamTiming(settings.max_age or (0.1 if live else None), settings.rate)
-        running = stream(loaded, cameras, choose_device(settings.device), timing, settings.zeros)
-        steps = list(islice(running, settings.frames))
+        stepping = stream(loaded, cameras, choose_device(settings.device), timing, settings.zeros)
+        steps = list(islice(stepping, settings.frames))
         faults = "; ".join(each.counters().faults() for each in cameras.values() if isinstance(each, Capture))
     if not steps:
         raise DataError(f"{settings.camera} gave no frame to act on{faults and f'; of its frames {faults}'}")

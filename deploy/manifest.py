@@ -1,4 +1,4 @@
-"""A bundle: a folder with a program and ``manifest.json``, which says what the program takes and returns.
+"""A bundle: a folder with a program and ``manifest.json``, which describes the program's inputs and outputs.
 
 ``verification.json`` beside it holds the comparison with the policy that it was exported from. Shapes in a manifest are
 those of one observation, without a batch axis.
@@ -65,7 +65,7 @@ class Manifest:
     image_size: int | None = None  # side of its images [px]
     control_period: float | None = None  # between two observations [s]
     horizon: int = 1  # actions in a chunk, one per control period
-    action_low: list[float] = field(default_factory=list)  # (A,), in the action's own unit
+    action_low: list[float] = field(default_factory=list)  # (A,), in the action's own unit; [] if unknown
     action_high: list[float] = field(default_factory=list)  # (A,)
     action_names: list[str] | None = None  # of its axes, if known
     action_meanings: list[str] | None = None  # what an action a sets on each axis, if known
@@ -85,9 +85,9 @@ class Manifest:
     @property
     def inputs(self) -> list[TensorSpec]:
         """All inputs of the program, in its order."""
-        starts = [TensorSpec(STARTS, (), "bool")] if any(each.frames > 1 for each in self.memory) else []
+        is_first = [TensorSpec(STARTS, (), "bool")] if any(each.frames > 1 for each in self.memory) else []
         noise = [] if self.noise is None else [self.noise]
-        return [*self.observation, *noise, *starts, *(each.history for each in self.memory if each.frames > 1)]
+        return [*self.observation, *noise, *is_first, *(each.history for each in self.memory if each.frames > 1)]
 
     def check(self, observation: Mapping[str, np.ndarray]) -> None:
         """Refuse an observation that the program cannot take. Additional arrays are allowed.

@@ -64,6 +64,10 @@ def observation_from_frames(
             continue
         if camera not in frames:
             raise BadInput(f"there is no frame of camera {camera}, which the policy observes; got {_listed(frames)}")
+        is_depth = tensor.name.startswith("depth")
+        if (frames[camera].depth if is_depth else frames[camera].rgb) is None:
+            what, number = "depth" if is_depth else "colour", frames[camera].sequence
+            raise BadInput(f"frame {number} of camera {camera} has no {what}, which the policy observes")
         place = (camera, tensor.shape[0])
         if place not in squares:
             frame = frames[camera]
@@ -71,11 +75,7 @@ def observation_from_frames(
                 frame = replace(frame, depth=None, valid=None, depth_time=None)
             squares[place] = squared(registered(frame), tensor.shape[0])
         square = squares[place]
-        value = square.depth if tensor.name.startswith("depth") else square.rgb
-        if value is None:
-            what = "depth" if tensor.name.startswith("depth") else "colour"
-            raise BadInput(f"frame {square.sequence} of camera {camera} has no {what}, which the policy observes")
-        observation[tensor.name] = value.copy()
+        observation[tensor.name] = np.array(square.depth if is_depth else square.rgb)
     if any(each.name == "proprio" for each in manifest.observation):
         if proprio is None:
             raise BadInput("the policy observes proprioception, and there is none")

@@ -6,9 +6,8 @@ import numpy as np
 
 from ..cameras.camera import CameraRequest
 from ..cameras.registry import find_camera
-from ..datasets.dataset import EpisodeDataset, open_dataset
+from ..datasets.dataset import EpisodeDataset, open_dataset, recognised
 from ..errors import BadInput, DataError
-from ..plugins import find_plugin, plugin_names
 from .manifest import Manifest, TensorSpec
 from .observation import cameras_of, observation_from_frames
 
@@ -44,7 +43,7 @@ def read_recorded(path: str, manifest: Manifest, count: int, shift: float) -> Re
         DataError: if the file is missing, damaged, or lacks what is observed.
         BadInput: if its images have another size.
     """
-    if any(find_plugin("datasets", each).recognises(path) for each in plugin_names("datasets")):
+    if recognised(path) is not None:
         return _from_dataset(open_dataset(path), manifest.observation, count, shift)
     return _from_recording(path, manifest, count, shift)
 

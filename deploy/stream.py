@@ -31,7 +31,7 @@ class StreamStep:
 
     sequence: int | None  # of the first camera's frame; None where a frame was too old
     action: np.ndarray | None  # (A,) float32 in the units of the data; None where there was no frame to act on
-    starts: bool = False  # the first of an episode
+    is_first: bool = False  # the first of an episode
     age: float = 0.0  # of the oldest frame when the action was ready [s]
     prepare: float = 0.0  # registration, crop and resize [s]
     act: float = 0.0  # encoder and policy [s]
@@ -101,7 +101,7 @@ def stream(
 ) -> Iterator[StreamStep]:
     """Yield an action for each frame of open cameras, until one of them ends.
 
-    A simulated camera is given each action, so that the loop is closed. Where the newest frame is too old there is no
+    A simulated camera is given each action, so that the loop is closed. Where the latest frame is too old there is no
     action: what to hold, and when to stop, is decided by the robot.
 
     Args:
@@ -112,7 +112,7 @@ def stream(
         BadInput: if the policy needs what the cameras do not give.
         CameraError: as the cameras do.
     """
-    taken, agent, running = PolicyInput(loaded, zeros), Agent(loaded, device), np.ones(1, bool)
+    taken, agent, active = PolicyInput(loaded, zeros), Agent(loaded, device), np.ones(1, bool)
     if missing := [name for name in taken.cameras if name not in cameras]:
         raise BadInput(f"the policy observes {', '.join(missing)}; name its camera: cameras={{{missing[0]}: ...}}")
     first_camera, due, first = next(iter(cameras)), time.monotonic(), True
@@ -133,14 +133,14 @@ def stream(
         observation = {key: value[None] for key, value in taken.observation(frames).items()}
         ready = time.perf_counter()
         frame = frames[first_camera]
-        starts = frame.is_first or first
-        action = agent.act(observation, np.array([starts]), running)[0]
+        is_first = frame.is_first or first
+        action = agent.act(observation, np.array([is_first]), active)[0]
         done = time.perf_counter()
         for camera in cameras.values():
             if camera.accepts_actions:
                 camera.act(action)
         age = max(each.age() for each in frames.values())
-        yield StreamStep(frame.sequence, action, starts, age, ready - started, done - ready)
+        yield StreamStep(frame.sequence, action, is_first, age, ready - started, done - ready)
         first = False
 
 
@@ -148,7 +148,7 @@ def _frame(camera: Camera, timing: StreamTiming, sets_pace: bool) -> Frame:
     """Return the frame of a camera for this step.
 
     Raises:
-        StaleFrame: if the newest one is too old.
+        StaleFrame: if the latest one is too old.
     """
     if timing.max_age is None:
         return camera.read()

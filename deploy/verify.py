@@ -147,7 +147,7 @@ def comparison_frames(comparison: Comparison, manifest: Manifest) -> Recorded:
     """Read the frames that a program is compared on.
 
     Raises:
-        BadInput: if none are given, or closed-loop episodes are asked for and the task cannot be simulated.
+        BadInput: if none are given, or closed-loop episodes are requested and the task cannot be simulated.
     """
     if manifest.kind == "policy" and comparison.episodes and manifest.task not in tasks():
         raise BadInput(

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 
 from ..errors import BadInput
-from .rendering import CameraView
+from .rendering import CameraView, DrawnView
 from .task import StepResult, Task
 
 
@@ -61,31 +61,15 @@ class GymnasiumTask(Task):
         return np.asarray(flat, np.float64).ravel()
 
     def view(self, camera: str, size: int, render: str) -> CameraView:
-        return _RenderedView(self.env, size)
+        return DrawnView(lambda: _central_square(np.asarray(self.env.render(), np.uint8), size))
 
     def close(self) -> None:
         self.env.close()
 
 
-class _RenderedView:
-    """The environment's own rendering: its central square, resized."""
-
-    def __init__(self, env: gymnasium.Env[Any, Any], size: int) -> None:
-        self._env, self._size = env, size
-
-    def rgb(self) -> np.ndarray:
-        image = np.asarray(self._env.render(), np.uint8)
-        side = min(image.shape[:2])
-        top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-        square = image[top : top + side, left : left + side]
-        kind = cv2.INTER_AREA if self._size <= side else cv2.INTER_LINEAR
-        return cv2.resize(square, (self._size, self._size), interpolation=kind)
-
-    def depth(self) -> np.ndarray:
-        raise BadInput("a gymnasium environment has no depth")
-
-    def calibration(self) -> Any:
-        raise BadInput("a gymnasium environment has no calibration")
-
-    def close(self) -> None:
-        return
+def _central_square(image: np.ndarray, size: int) -> np.ndarray:
+    """Return the central square of an image (H, W, 3), resized to (size, size, 3)."""
+    side = min(image.shape[:2])
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    square = image[top : top + side, left : left + side]
+    return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if size <= side else cv2.INTER_LINEAR)

@@ -7,12 +7,13 @@ the resolution. Both change pixels, so the quality is recorded with data and res
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ..calibration import Calibration
-from ..errors import RenderingUnavailable, UnknownName, closest
+from ..errors import BadInput, RenderingUnavailable, UnknownName, closest
 
 EGL_PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri"
 
@@ -33,7 +34,7 @@ QUALITIES = {
 
 
 class CameraView(Protocol):
-    """One camera of a task; `View` is that of a MuJoCo model.
+    """One camera of a task; `View` is that of a MuJoCo model, `DrawnView` that of a task that draws its images.
 
     `depth` and `calibration` are called only if the task declares them in its `Capabilities`.
     """
@@ -49,6 +50,29 @@ class CameraView(Protocol):
 
     def close(self) -> None:
         """Release what rendering needs."""
+
+
+class DrawnView:
+    """The camera of a task that draws its own images; it has no depth and no calibration.
+
+    Args:
+        draw: returns the image, (size, size, 3) uint8.
+    """
+
+    def __init__(self, draw: Callable[[], np.ndarray]) -> None:
+        self._draw = draw
+
+    def rgb(self) -> np.ndarray:
+        return self._draw()
+
+    def depth(self) -> np.ndarray:
+        raise BadInput("this task has no depth; observe rgb")
+
+    def calibration(self) -> Calibration:
+        raise BadInput("this task has no calibration")
+
+    def close(self) -> None:
+        return
 
 
 def use_headless_gl() -> None:

@@ -21,6 +21,7 @@ from .task_spec import TaskSpec
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+EPISODE_SEED = "episode_seed"  # in the observations of a policy: (B,), so that its noise does not depend on the batch
 # maps observations (B, ...), reset_mask (B,) bool and active_mask (B,) bool to actions (B, A)
 Act = Callable[[dict[str, np.ndarray], np.ndarray, np.ndarray], np.ndarray]
 _LOST = (
@@ -166,7 +167,9 @@ class BatchRollout:
                 for row, result in enumerate(active):
                     if result is not None:
                         watch(result.plan, {key: value[row] for key, value in observations.items()})
-            actions = act(observations, reset_mask, np.array([result is not None for result in active]))
+            seeds = np.array([0 if result is None else result.plan.seed for result in active])
+            active_mask = np.array([result is not None for result in active])
+            actions = act({**observations, EPISODE_SEED: seeds}, reset_mask, active_mask)
             try:
                 observations, rewards, terminated, truncated, infos = envs.step(actions)
             except (EOFError, ConnectionError) as error:

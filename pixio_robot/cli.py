@@ -64,7 +64,7 @@ def _dispatch(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     command = find_command(name)
     if any(argument in ("-h", "--help") for argument in rest):
-        print(command_help(name))
+        print(command_help(name, [argument for argument in rest if "=" in argument]))
         return 0
     if any(argument in ("-m", "--multirun") for argument in rest):
         overrides = [each for each in rest if each not in ("-m", "--multirun")]

@@ -9,7 +9,7 @@ A file builds on a plug-in with ``defaults: [act, _self_]``.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -21,10 +21,15 @@ CONFIGS = "pixio_robot.configs"  # the package that holds the folders of YAML fi
 PLUGINS = {"policy": "policies"}  # config group: plug-in group whose classes are options too
 
 
-def command_help(name: str) -> str:
-    """Return the text of ``pixio-robot COMMAND --help``: one line for each key, with its value and meaning."""
+def command_help(name: str, overrides: Sequence[str] = ()) -> str:
+    """Return the text of ``pixio-robot COMMAND --help``: one line for each key, with its value and meaning.
+
+    Args:
+        overrides: ``key=value`` strings; options of groups, such as ``policy=NAME``, decide which keys there are.
+    """
     lines = [f"pixio-robot {name} key=value ...", "", (find_command(name).settings.__doc__ or "").strip(), "", "Keys:"]
-    rows = list(_keys(_composed(name, [])))
+    chosen = [each for each in overrides if each.partition("=")[0] in find_command(name).groups]
+    rows = list(_keys(_composed(name, chosen)))
     width = max(len(f"{key}={value}") for key, value, _ in rows)
     lines += [f"  {f'{key}={value}':<{width}}  {text}" for key, value, text in rows]
     for group, options in _groups(name).items():

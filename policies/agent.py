@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..action_queue import ActionQueue, check_n_action_steps
+from ..envs.rollout import EPISODE_SEED
 from ..errors import BadInput
-from ..hardware import threads
+from ..hardware import combine, threads
 from .loaded import LoadedPolicy
 from .policy import Memory
 
@@ -57,7 +58,7 @@ class Agent:
     Args:
         loaded: the policy.
         device: where to compute.
-        n_action_steps: actions of each chunk that are executed before the policy is asked again; None is all of them.
+        n_action_steps: actions of each chunk that are executed before the policy predicts again; None is all of them.
         seed: of the noise of policies that start from noise.
 
     Raises:
@@ -77,7 +78,8 @@ class Agent:
         self._histories: dict[str, FrameHistory] = {}
         self._queues: list[ActionQueue] = []
         self._memory: Memory = {}
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed, self._started = seed, 0  # episodes that started
+        self._episodes = self._steps = np.zeros(0, np.int64)  # (B,) number of the episode, and step in it
         self.seconds = {"encoding": 0.0, "policy": 0.0}
 
     @property
@@ -96,6 +98,7 @@ class Agent:
             active_mask: (B,) bool, episodes whose action matters; only their images are encoded, and only those that
                 the next prediction observes.
         """
+        self._count_steps(reset_mask)
         if len(self._queues) != len(reset_mask):
             self._queues = [ActionQueue(self.n_action_steps) for _ in reset_mask]
         for queue in np.array(self._queues, object)[reset_mask]:
@@ -105,7 +108,7 @@ class Agent:
         needed = active_mask & ((waits < self.observation_steps) | recurrent)
         chunks = np.zeros((len(waits), self.loaded.spec.horizon, self.loaded.spec.action_dim), np.float32)
         if recurrent or (active_mask & (waits == 0)).any():
-            chunks = self.predict(observations, reset_mask, needed)
+            chunks = self._predict(observations, reset_mask, needed)
         elif needed.any():
             self._observe(observations, reset_mask, needed)
         actions = []
@@ -115,19 +118,23 @@ class Agent:
             actions.append(queue.pop().action)
         return np.stack(actions)
 
-    @torch.inference_mode()
     def predict(
         self, observations: Mapping[str, np.ndarray], reset_mask: np.ndarray, active_mask: np.ndarray
     ) -> np.ndarray:
         """Return chunks of actions from this step on, (B, H, A) float32; arguments are those of `act`."""
+        self._count_steps(reset_mask)
+        return self._predict(observations, reset_mask, active_mask)
+
+    @torch.inference_mode()
+    def _predict(
+        self, observations: Mapping[str, np.ndarray], reset_mask: np.ndarray, active_mask: np.ndarray
+    ) -> np.ndarray:
         observed = self._observe(observations, reset_mask, active_mask)
         began = perf_counter()
         vectors = {key: observed.pop(key) for key in self.loaded.spec.vectors}
         with threads(1):
-            noise = self._noise(len(reset_mask))
-            if NOISE in observations:
-                noise = _tensor(observations[NOISE], self.device)
-            actions, self._memory = self.model.act(observed, vectors, self._memory_of(reset_mask), noise)
+            memory, noise = self._memory_of(reset_mask), self._noise(observations)
+            actions, self._memory = self.model.act(observed, vectors, memory, noise)
         self.seconds["policy"] += perf_counter() - began
         return actions.cpu().numpy()
 
@@ -166,9 +173,26 @@ class Agent:
                 kept[name] = torch.where(mask.view(-1, *[1] * (values.ndim - 1)), values, old)
         return kept
 
-    def _noise(self, batch: int) -> Tensor | None:
+    def _count_steps(self, reset_mask: np.ndarray) -> None:
+        fresh = np.asarray(reset_mask)
+        if len(self._steps) != len(fresh):
+            self._steps, self._episodes = np.zeros((2, len(fresh)), np.int64)
+            fresh = np.ones(len(fresh), bool)
+        self._steps = np.where(fresh, 0, self._steps + 1)
+        self._episodes[fresh] = self._started + np.arange(fresh.sum())
+        self._started += int(fresh.sum())
+
+    def _noise(self, observations: Mapping[str, np.ndarray]) -> Tensor | None:
+        """Return the noise of this step, (B, *noise_shape): a function of seed, episode and step in the episode."""
         shape = self.model.policy.noise_shape
-        return None if shape is None else torch.randn(batch, *shape, generator=self._generator).to(self.device)
+        if shape is None:
+            return None
+        if NOISE in observations:
+            return _tensor(observations[NOISE], self.device)
+        episodes = observations.get(EPISODE_SEED, self._episodes)
+        seeds = [combine(self._seed, int(each), int(step)) for each, step in zip(episodes, self._steps, strict=True)]
+        rows = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(rows).to(self.device)
 
 
 def _tensor(values: np.ndarray, device: torch.device) -> Tensor:

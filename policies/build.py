@@ -10,7 +10,7 @@ from ..datasets.dataset import EpisodeDataset, Feature, camera_keys, depth_key
 from ..datasets.statistics import Statistics
 from ..encoders.encoder import Backbone
 from ..encoders.load import WITHOUT_ENCODER
-from ..errors import DataError
+from ..errors import DataError, PixioError
 from ..files import sha256_of
 from ..hardware import seeded
 from ..plugins import find_plugin
@@ -98,8 +98,11 @@ def policy_class(config: Any) -> type[Policy]:
 
     Raises:
         UnknownName: if no such policy is installed.
+        PixioError: if its class does not define all that the contract asks for.
     """
     found: type[Policy] = find_plugin("policies", config.name)
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise PixioError(f"the policy {config.name!r} ({found.__module__}:{found.__name__}) lacks {', '.join(missing)}")
     return found
 
 

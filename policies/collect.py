@@ -1,9 +1,10 @@
-"""Demonstrations from a task's expert, by several workers; interrupted, it goes on where it stopped."""
+"""Collect demonstrations from a task's expert with several workers; an interrupted collection resumes."""
 
 import json
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,12 +24,12 @@ from ..datasets.writer import (
     merge_demos,
     write_demo,
 )
-from ..envs.registry import TaskSpec, check_task
+from ..envs.registry import TaskSpec, check_task, new_task
 from ..envs.rendering import check_rendering
 from ..envs.rollout import default_width, in_workers
 from ..envs.state_actor import expert_of
 from ..envs.task import TaskEnv
-from ..errors import BadInput, DataError
+from ..errors import BadInput, DataError, MissingExtra
 from ..files import replacing, sha256_of
 from ..progress import stage
 
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class CollectReport:
-    """What a collection came to."""
+    """The result of a collection."""
 
     path: Path
     reused: bool
@@ -58,11 +59,11 @@ def collect(
 
     Seeds count up from `first_seed`; the first `demos` successful ones become the train split, the next `valid` the
     valid split, so the result does not depend on the number of workers. `expert` is the file of an expert: a
-    policy on the known state, or for Adroit a DAPG policy.
+    policy on the privileged state, or for Adroit a DAPG policy.
 
     Raises:
         DataError: if `out` holds other demonstrations, or the expert fails too often.
-        BadInput: if no demonstration is asked for.
+        BadInput: if no demonstration is requested.
     """
     check_task(request.task)
     if demos < 1 or valid < 0:
@@ -111,12 +112,25 @@ def collect(
     return CollectReport(out, reused=False, attempts=attempts, seconds=seconds)
 
 
+def has_privileged_state(task: str) -> bool:
+    """Return whether a task provides the privileged state; True if its suite's package is not installed.
+
+    Raises:
+        UnknownName: for a task that does not exist.
+    """
+    try:
+        with closing(new_task(task)) as made:
+            return made.capabilities.privileged_state
+    except MissingExtra:  # demonstrations that exist can be reused without it
+        return True
+
+
 def _part(parts: Path, seed: int) -> Path:
     return parts / f"seed_{seed}.hdf5"
 
 
 def _try_out(request: TaskSpec, expert: str | None) -> tuple[str, ...]:
-    """Return the cameras; what cannot be, or has no expert, is said here, before any work."""
+    """Return the cameras; refuse impossible settings and tasks without an expert before any work."""
     env = replace(request, observe=("proprio",)).make()
     act = expert_of(env, expert)
     env.reset(seed=0)

@@ -1,6 +1,6 @@
 """The commands collect, embed, train_bc, evaluate and quickstart.
 
-``run_<command>`` does a command and prints what came of it; the function of the command's name returns the result.
+``run_<command>`` runs a command and prints the result; the function of the command's name returns the result.
 """
 
 from dataclasses import dataclass, field, replace
@@ -90,7 +90,7 @@ class Evaluate(Device):
     envs: int | None = key(None, "environments in parallel; null means twice the cores", least=1, free=True)
     render: str | None = key(None, "render quality; null means the demonstrations'")
     n_action_steps: int | None = key(
-        None, "actions of each chunk that are executed before the policy is asked again; null means all", least=1
+        None, "actions of each chunk that are executed before the policy predicts again; null means all", least=1
     )
     videos: bool = key(True, "keep videos of the first success and the first failure")
     out: str | None = key(None, "run folder; null means runs/evaluate/<digest of the settings>", free=True)
@@ -122,10 +122,12 @@ def collect(settings: Collect) -> "CollectReport":
     from ..envs.registry import TaskSpec
     from .cloning import has_depth
     from .collect import collect as record
+    from .collect import has_privileged_state
 
+    images = ("rgb", "depth") if has_depth(settings.obs) else ("rgb",)
     request = TaskSpec(
         task=settings.task,
-        observe=("rgb", "depth", "proprio", "state") if has_depth(settings.obs) else ("rgb", "proprio", "state"),
+        observe=(*images, "proprio", "state") if has_privileged_state(settings.task) else (*images, "proprio"),
         cameras=tuple(settings.cameras),
         image_size=settings.image_size,
         render=settings.render,
@@ -241,7 +243,11 @@ def evaluate(settings: Evaluate) -> "tuple[Path, Evaluation]":
 
     device = choose_device(settings.device)
     loaded = load_policy(settings.checkpoint)
-    request = TaskSpec(settings.task) if settings.task else task_of(loaded.provenance, settings.checkpoint)
+    if settings.task is None:
+        request = task_of(loaded.provenance, settings.checkpoint)
+    else:
+        sizes = [feature.shape[0] for feature in loaded.spec.observation.values() if feature.kind == "image"]
+        request = TaskSpec(settings.task, image_size=sizes[0]) if sizes else TaskSpec(settings.task)
     request = request if settings.render is None else replace(request, render=settings.render)
     inputs = sha256_of(Path(settings.checkpoint))
     out = Path(settings.out or f"runs/evaluate/{settings_digest(settings, inputs)}")

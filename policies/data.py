@@ -37,7 +37,7 @@ class CachedFrames:
 
     @property
     def caches(self) -> list[FrameCache]:
-        """Where they are."""
+        """The caches that hold the arrays."""
         return list({id(cache): cache for cache, _ in self.places.values()}.values())
 
     @property

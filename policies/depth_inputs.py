@@ -1,4 +1,4 @@
-"""Depth as a policy takes it: which choices go together, points of a camera, depth predicted from colour.
+"""Depth as input of a policy: which settings go together, points of a camera, depth predicted from colour.
 
 Shapes: B batch, F frames, H, W of the frames, n points.
 """
@@ -31,7 +31,7 @@ _SHARE = 0.01  # of their points that may lie outside, on each side of each axis
 
 
 def check_depth(observation: ObservationSettings, has_encoder: bool) -> None:
-    """Refuse settings of depth that cannot be.
+    """Refuse impossible settings of depth.
 
     Args:
         has_encoder: whether the policy has an encoder.
@@ -87,7 +87,7 @@ def recorded_depth(observation: ObservationSettings) -> str:
 
 @dataclass(frozen=True)
 class PointView:
-    """Where points are: the camera that a policy was trained with and the box that it looks at."""
+    """Where points are: the camera that a policy was trained with and the box that it uses."""
 
     calibration: Calibration
     box: tuple[float, ...]  # x0, x1, y0, y1, z0, z1 in the world [m]
@@ -178,7 +178,7 @@ def depth_parts(
 
 
 def require_depth_head(path: str) -> Path:
-    """Return the path of a depth head that is there.
+    """Return the path of a depth head, whose file must exist.
 
     Raises:
         CheckpointError: if it is not.
@@ -189,7 +189,7 @@ def require_depth_head(path: str) -> Path:
 
 
 def depth_estimator(path: str, expected: str | None = None) -> DepthEstimator:
-    """Load what predicts depth.
+    """Load the depth estimator.
 
     Args:
         path: a file that `probe` wrote.

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Label:
-    """What the rows of one policy say about it."""
+    """How the rows of one policy describe it."""
 
     policy: str
     encoder: str = "none"
@@ -144,7 +144,7 @@ def evaluate_policy(
 
 
 def label_of(loaded: LoadedPolicy) -> Label:
-    """Return what rows say of a trained policy."""
+    """Return how rows describe a trained policy."""
     encoder, vision = loaded.spec.encoder, loaded.vision.spec
     if encoder is None:
         return Label(loaded.label)

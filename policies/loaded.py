@@ -12,8 +12,8 @@ from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkp
 from ..encoders.encoder import Backbone
 from ..encoders.load import load_encoder
 from ..encoders.preprocessing import Preprocessing
-from ..errors import BadInput, CheckpointError
-from ..plugins import find_plugin
+from ..errors import BadInput, CheckpointError, UnknownName
+from ..plugins import find_plugin, plugin_names
 from .build import VisionPolicy
 from .policy import EncoderIdentity, Policy, PolicySpec
 from .vision import Vision, VisionSpec, spec_json
@@ -45,7 +45,7 @@ class LoadedPolicy:
 
     @property
     def vision(self) -> Vision:
-        """What makes tokens of images."""
+        """The part that turns images into tokens."""
         return self.model.vision
 
     @property
@@ -71,7 +71,7 @@ class LoadedPolicy:
         """Return the action of this control step, (A,), or (B, A) for a batch of episodes that run in step.
 
         Call it at every control step, and `reset` before each episode. Actions of a chunk are executed one by one
-        before the policy is asked again.
+        before the policy predicts again.
 
         Args:
             observation: the features of `spec.observation`, each as recorded, or all with a batch axis in front.
@@ -140,12 +140,24 @@ def load_policy(path: Path | str, backbone: Backbone | None = None) -> LoadedPol
             f"{path} was written by pixio-robot {checkpoint.version} in policy layout {arguments.get('layout', 1)}; "
             f"this version reads layout {LAYOUT}: train the policy again"
         )
+    if arguments["policy"] not in plugin_names("policies"):
+        raise UnknownName(
+            f"{path} holds a policy {arguments['policy']!r}, and no installed package provides it; install the package "
+            f"it was trained with. Installed are: {', '.join(plugin_names('policies'))}"
+        )
     kind: type[Policy] = find_plugin("policies", arguments["policy"])
-    spec, vision_spec = PolicySpec.from_json(arguments["spec"]), VisionSpec.from_json(arguments["vision"])
+    try:
+        spec, vision_spec = PolicySpec.from_json(arguments["spec"]), VisionSpec.from_json(arguments["vision"])
+        config = kind.Config(**arguments["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} was written by pixio-robot {checkpoint.version} and does not fit this version or this version of "
+            f"the policy {arguments['policy']!r} ({error}); train the policy again"
+        ) from error
     if spec.encoder is not None:
         backbone = _encoder_of(spec.encoder, vision_spec, backbone)
     vision = Vision(vision_spec, backbone if spec.encoder is not None else None)
-    model = VisionPolicy(vision, kind(kind.Config(**arguments["config"]), spec))
+    model = VisionPolicy(vision, kind(config, spec))
     load_strictly(model, checkpoint.tensors, path)
     return LoadedPolicy(model.eval(), arguments["provenance"], checkpoint.settings, checkpoint.step)
 

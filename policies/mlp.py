@@ -22,7 +22,7 @@ from .vision import DEPTH_FEATURE, PIXELS
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 
-EMBEDDING = "embedding"  # in an observation, what the head sees, computed once
+EMBEDDING = "embedding"  # in an observation: the head's input, computed once
 
 
 @dataclass
@@ -125,7 +125,7 @@ class MlpPolicy(Policy):
         return "patches" if config.fusion == "spatial" else "cls"
 
     def embed(self, observation: Observation) -> Tensor:
-        """Return what the head sees of normalised observations, (B, E)."""
+        """Return the head's input for normalised observations, (B, E)."""
         if EMBEDDING in observation:
             return observation[EMBEDDING]
         tokens = join_cameras(observation, self.cameras, self.token_kind) if self.cameras else None

@@ -17,7 +17,7 @@ from .settings import FRAMES, FUSIONS
 def fuse_frames(frames: Tensor, how: str) -> Tensor:
     """Fuse (B, T, ..., E) over T to (B, ..., T * E).
 
-    "stack" joins the frames; "flare" joins their differences and the newest frame, [e1 - e0, ..., eT - eT-1, eT]
+    "stack" joins the frames; "flare" joins their differences and the latest frame, [e1 - e0, ..., eT - eT-1, eT]
     (FLARE: Shang et al., "Reinforcement Learning with Latent Flow", NeurIPS 2021; CortexBench uses T = 3).
     """
     if how == "flare":
@@ -108,7 +108,7 @@ class FusedVector(nn.Module):
 
         Args:
             tokens: (B, T, K, D) class tokens, or (B, T, N, D) patch tokens where `needs_patches`.
-            vector: (B, P), of the newest step.
+            vector: (B, P), of the latest step.
         """
         parts = []
         if self.tokens is not None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..encoders.encoder import TokenShape
 
 SIDE = 64  # S
-_SHIFT = 3  # most pixels a training image is random_shift; 4 of 84 in DrQ (Kostrikov et al. 2021, arXiv 2004.13649)
+_SHIFT = 3  # largest random shift of a training image [px]; 4 of 84 in DrQ (Kostrikov et al. 2021, arXiv 2004.13649)
 _WIDTHS = (16, 32, 64, 128)
 
 

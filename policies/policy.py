@@ -131,7 +131,7 @@ class Policy(nn.Module, abc.ABC):
     Config: ClassVar[type]  # dataclass of the architecture, with ``name: str``; it is the option of policy=<name>
     tokens: Tokens = "cls"  # which tokens it observes
     noise_shape: tuple[int, ...] | None = None  # of one sample's noise, for policies that start from noise
-    observes_past_vectors: bool = True  # whether vectors of earlier observation steps are used, not only the newest
+    observes_past_vectors: bool = True  # whether vectors of earlier observation steps are used, not only the latest
 
     def __init__(self, config: Any, spec: PolicySpec) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class Policy(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def predict(self, observation: Observation, memory: Memory, noise: Tensor | None = None) -> tuple[Tensor, Memory]:
-        """Return actions (B, H, A), normalised, from the newest step on, and the memory for the next call.
+        """Return actions (B, H, A), normalised, from the latest step on, and the memory for the next call.
 
         Args:
             observation: as `Batch.observation`, normalised.
@@ -165,7 +165,7 @@ class Policy(nn.Module, abc.ABC):
         return {}
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Return groups of parameters for an optimiser; groups may have an ``lr`` of their own."""
+        """Return groups of parameters for an optimiser; a group may set its own ``lr``."""
         return [{"params": [each for each in self.parameters() if each.requires_grad], "lr": lr}]
 
     def precompute(self, observation: Observation) -> Observation | None:

@@ -23,7 +23,7 @@ from ..stages import Stages
 from ..training.distributed import World
 from .build import PolicyDesign, build_policy
 from .cloning import CloningSetup, Prepared, load_backbone, prepare_cloning
-from .collect import collect
+from .collect import collect, has_privileged_state
 from .depth_inputs import recorded_depth
 from .evaluate import Evaluation, RolloutSettings, check_no_overlap, evaluate_expert, evaluate_policy
 from .loaded import load_policy
@@ -136,7 +136,8 @@ def _add(spent: dict[str, float], more: dict[str, float]) -> None:
 def _task(plan: QuickstartPlan) -> TaskSpec:
     """Return the environment, its episodes at most as long as the task's own."""
     depth = () if recorded_depth(plan.design.observation) == "none" else ("depth",)
-    request = TaskSpec(plan.task, ("rgb", *depth, "proprio", "state"), render=plan.render)
+    state = ("state",) if has_privileged_state(plan.task) else ()
+    request = TaskSpec(plan.task, ("rgb", *depth, "proprio", *state), render=plan.render)
     env = request.make()
     env.close()
     own = env.horizon

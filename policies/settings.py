@@ -1,4 +1,4 @@
-"""Settings of what policies observe and of how they are trained. Architectures have theirs beside their code."""
+"""Settings of what policies observe and of how they are trained. Settings of architectures are beside their code."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class ObservationSettings:
     depth: str = key("none", f"depth beside colour: {', '.join(DEPTHS)}; docs/cameras.md explains them")
     depth_head: str | None = key(None, "depth head by probe, which predicts depth from colour; null is measured depth")
     depth_code: str = key("inverse", "how depth becomes numbers: inverse, log, metres; with channels also colours")
-    depth_range: list[float] = key([0.25, 4.0], "nearest and farthest depth that is told apart [m]")
+    depth_range: list[float] = key([0.25, 4.0], "nearest and farthest depth that the codes distinguish [m]")
     depth_epochs: int = key(10, "patches: last epochs, which run the encoder; others use cached tokens", least=1)
     depth_points: int = key(512, "points: how many are kept", least=1)
     depth_box: list[float] = key([], "points: box in the world, x0,x1,y0,y1,z0,z1 [m]; empty is that of the demos")

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from ..checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
-from ..errors import BadInput, CheckpointError, DataError, UnknownName, closest
+from ..errors import BadInput, CheckpointError, DataError, PixioError, UnknownName, closest
 from ..hardware import combine, seeded, threads
 from ..progress import stage
 from ..run_folder import digest
@@ -29,7 +29,7 @@ from ..training.optim import new_optimizer as optimizer_of
 from .build import VisionPolicy
 from .data import Sample, TrainingData
 from .loaded import save_policy
-from .policy import Observation
+from .policy import Batch, Observation
 from .settings import TrainingSettings
 from .vision import DEPTH_FEATURE
 
@@ -56,7 +56,7 @@ class TrainPlan:
 
 @dataclass
 class TrainResult:
-    """Where training ended."""
+    """The result of training."""
 
     last: Path
     best: Path  # lowest validation loss; the last one where there is no validation split
@@ -80,7 +80,7 @@ def train_policy(
     Every process of `world` calls this with the same arguments; each computes its share of every batch.
 
     Raises:
-        UnknownName, BadInput: for settings that cannot be.
+        UnknownName, BadInput: for impossible settings.
         DataError: if the loss stops being finite.
         CheckpointError: if the folder is of a run with other settings, or one that kept other epochs.
     """
@@ -104,8 +104,11 @@ def train_policy(
     optimizer = new_optimizer(model, settings, device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None
     identity = digest(training, model.spec.as_json(), asdict(model.policy.config), asdict(model.vision.spec))
+    scaler = torch.amp.GradScaler(device.type) if settings.precision == "fp16" else None
     state = _State(plan.folder / "state.safetensors", identity)
     state.resume(model, optimizer, average)
+    if scaler is not None and state.scaler:
+        scaler.load_state_dict(state.scaler)
     kept = {epoch: plan.folder / f"epoch-{epoch:04d}.safetensors" for epoch in plan.keep}
     if lost := [path.name for epoch, path in kept.items() if epoch <= state.epoch and not path.is_file()]:
         raise CheckpointError(
@@ -113,7 +116,8 @@ def train_policy(
         )
     if state.epoch == settings.epochs and all(path.is_file() for path in (last, best, *kept.values())):
         return TrainResult(last, best, state.train_loss, state.valid_loss, reused=True, kept=list(kept.values()))
-    learner = _Learner(model, data, settings, world, settings.epochs - plan.depth_epochs)
+    check_contract(model, data)
+    learner = _Learner(model, data, settings, world, scaler, settings.epochs - plan.depth_epochs)
     steps = len(split_batches(data.train, settings.batch))
     schedule = Schedule(
         settings.lr, settings.epochs * steps, round(settings.warmup * settings.epochs * steps), settings.schedule
@@ -134,22 +138,23 @@ def train_policy(
                 parts = split_batches(order, settings.batch)
                 if world.rank:  # dropout and other noise differ between processes, the order of frames does not
                     torch.manual_seed(combine(plan.seed, epoch, world.rank))
-                for number, (rows, samples) in enumerate(learner.batches(parts, epoch)):
+                for number, batch in enumerate(learner.batches(parts, epoch)):
                     set_lr(optimizer, schedule.at((epoch - 1) * steps + number))
-                    loss = learner.step(rows, samples, optimizer)
+                    loss = learner.step(batch, optimizer)
                     if average is not None:
                         average.update_parameters(model)
                     total += world.mean(loss) * data.targets(parts[number].numpy())
             state.train_loss = float(total) / data.targets(order.numpy())
+            values = {"train/loss": state.train_loss, **learner.logged()}
             trained = model
             if average is not None and isinstance(average.module, VisionPolicy):
                 trained = average.module
-            state.valid_loss = learner.valid_loss(trained, data.valid, epoch)
+            with seeded(plan.seed, 0):  # the same noise in every epoch, for policies that draw it
+                state.valid_loss = learner.valid_loss(trained, data.valid, epoch)
             state.epoch, state.step = epoch, state.step + len(parts)
             if not np.isfinite(state.train_loss):
                 raise DataError(f"the training loss is {state.train_loss} in epoch {epoch}; lower training.lr")
             seconds["learning"] += perf_counter() - began
-            values = {"train/loss": state.train_loss, **learner.logged()}
             if len(data.valid):
                 values["valid/loss"] = state.valid_loss
             metrics.write(epoch, state.step, values)
@@ -164,6 +169,7 @@ def train_policy(
             if due:
                 for path in (last, *([kept[epoch]] if epoch in kept else [])):
                     save_policy(path, trained, provenance, explained, state.step)
+                state.scaler = {} if scaler is None else scaler.state_dict()
                 state.save(model, optimizer, average)
     world.wait()
     return TrainResult(last, best, state.train_loss, state.valid_loss, False, list(kept.values()), seconds)
@@ -177,12 +183,17 @@ class _Learner:
     """
 
     def __init__(
-        self, model: VisionPolicy, data: TrainingData, settings: TrainingSettings, world: World, depth_from: int
+        self,
+        model: VisionPolicy,
+        data: TrainingData,
+        settings: TrainingSettings,
+        world: World,
+        scaler: torch.amp.GradScaler | None,
+        depth_from: int,
     ) -> None:
-        self.model, self.data, self.settings, self.world, self.depth_from = model, data, settings, world, depth_from
-        self.device = device = world.device
-        fp16 = settings.precision == "fp16"
-        self.scaler = torch.amp.GradScaler(device.type) if fp16 else None
+        self.model, self.data, self.settings, self.world = model, data, settings, world
+        self.scaler, self.depth_from, self.device = scaler, depth_from, world.device
+        self._workers: _Workers | None = None
         self._logged: dict[str, list[Tensor]] = {}
         self.precomputed = None if model.vision.trainable else self._precompute()
         self.trained = distribute(model, [], world, parallel="ddp", passes=settings.accumulate)
@@ -206,25 +217,26 @@ class _Learner:
             return (vision.spec.cameras[0],) if epoch > self.depth_from else ()
         return self.data.images
 
-    def batches(self, parts: list[Tensor], epoch: int) -> Iterator[tuple[np.ndarray, Sample | None]]:
-        """Yield rows and their samples; worker processes read ahead where there are some."""
-        images, rows_of = self._images(epoch), [self._share(rows.numpy()) for rows in parts]
+    def batches(self, parts: list[Tensor], epoch: int) -> Iterator[list[tuple[np.ndarray, Sample | None]]]:
+        """Yield the rows of each optimiser step and their samples, in as many parts as they are computed in.
+
+        Samples are None where all that is needed is `precomputed`. Worker processes read ahead where there are some.
+        """
+        images, count = self._images(epoch), self.settings.accumulate
+        shares = [self._share(rows.numpy()) for rows in parts]
+        steps = [np.array_split(rows, min(count, len(rows) // 2 or 1)) for rows in shares]
+        flat = [rows for step in steps for rows in step]
+        samples: Iterator[Sample | None]
         if self.precomputed is not None:
-            yield from ((rows, None) for rows in rows_of)
+            samples = (None for _ in flat)
         elif self.settings.workers and images:
-            reader: Any = _Reader(self.data, images)
-            loader: DataLoader[Any] = DataLoader(
-                reader,
-                sampler=rows_of,
-                batch_size=None,
-                num_workers=self.settings.workers,
-                multiprocessing_context="spawn",
-                generator=torch.Generator(),  # the workers' seeds must not change this process's random numbers
-            )
-            yield from zip(rows_of, loader, strict=True)
+            if self._workers is None or self._workers.images != images:
+                self._workers = _Workers(self.data, images, self.settings.workers)
+            samples = self._workers.read(flat)
         else:
-            for rows in rows_of:
-                yield rows, self.data.sample(rows, images)
+            samples = (self.data.sample(rows, images) for rows in flat)
+        for step in steps:
+            yield [(rows, next(samples)) for rows in step]
 
     def _share(self, rows: np.ndarray) -> np.ndarray:
         """Return the rows of a batch that this process computes; a batch too small to share, all of it."""
@@ -266,17 +278,16 @@ class _Learner:
             self._logged.setdefault(name, []).append(value.detach())
         return loss
 
-    def step(self, rows: np.ndarray, sample: Sample | None, optimizer: torch.optim.Optimizer) -> Tensor:
-        """Make one optimiser step and return the loss, detached."""
+    def step(self, batch: list[tuple[np.ndarray, Sample | None]], optimizer: torch.optim.Optimizer) -> Tensor:
+        """Make one optimiser step on the parts of a batch and return their mean loss, detached."""
         optimizer.zero_grad(set_to_none=True)
-        parts = np.array_split(rows, min(self.settings.accumulate, len(rows) // 2 or 1))
-        total, count = torch.zeros((), device=self.device), self.data.targets(rows)
-        for number, part in enumerate(parts):
-            given = sample if len(parts) == 1 or sample is None else self.data.sample(part, sample.images)
-            with accumulating(self.trained, last=number == len(parts) - 1):
-                loss = self.loss(self.trained, part, given)
-                if len(parts) > 1:
-                    loss = loss * (self.data.targets(part) / count)
+        targets = [self.data.targets(rows) for rows, _ in batch]
+        total = torch.zeros((), device=self.device)
+        for number, (rows, sample) in enumerate(batch):
+            with accumulating(self.trained, last=number == len(batch) - 1):
+                loss = self.loss(self.trained, rows, sample)
+                if len(batch) > 1:
+                    loss = loss * (targets[number] / sum(targets))
                 self._backward(loss)
             total = total + loss.detach()
         if self.scaler is not None:
@@ -302,8 +313,7 @@ class _Learner:
         total, count, images = 0.0, 0, self._images(epoch)
         for part in rows.split(self.settings.batch):
             numbers = part.numpy()
-            use = self.precomputed is not None and model is self.model
-            sample = None if use else self.data.sample(numbers, images)
+            sample = None if self.precomputed is not None else self.data.sample(numbers, images)
             targets = self.data.targets(numbers)
             total += float(self.loss(model, numbers, sample)) * targets
             count += targets
@@ -317,6 +327,80 @@ class _Learner:
         return means
 
 
+class _Workers:
+    """Processes that read samples ahead. They stay for all epochs, since each takes seconds to start.
+
+    Args:
+        data: the demonstrations.
+        images: image features to read.
+        count: of processes.
+    """
+
+    def __init__(self, data: TrainingData, images: tuple[str, ...], count: int) -> None:
+        self.images, self._rows = images, _Rows()
+        reader: Any = _Reader(data, images)
+        self._loader: DataLoader[Any] = DataLoader(
+            reader,
+            sampler=self._rows,
+            batch_size=None,
+            num_workers=count,
+            multiprocessing_context="spawn",
+            persistent_workers=True,
+            generator=torch.Generator(),  # the workers' seeds must not change this process's random numbers
+        )
+
+    def read(self, rows: list[np.ndarray]) -> Iterator[Sample]:
+        """Yield the samples of batches of rows, in order."""
+        self._rows.batches = rows
+        return iter(self._loader)
+
+
+class _Rows:
+    """A sampler of a `DataLoader`: the rows of the batches to read next."""
+
+    def __init__(self) -> None:
+        self.batches: list[np.ndarray] = []
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+@torch.no_grad()
+def check_contract(model: VisionPolicy, data: TrainingData) -> None:
+    """Try a policy on two frames, so that a mistake in a plug-in is found and named before training.
+
+    Raises:
+        PixioError: naming the policy, if it fails or returns other shapes than the contract asks for.
+    """
+    policy, spec = model.policy, model.spec
+    name = f"the policy {policy.config.name!r} ({type(policy).__module__}:{type(policy).__name__})"
+    sample = data.sample(data.train[:2].numpy()).to(model.vision.device)
+    wanted = (len(sample.action), spec.horizon, spec.action_dim)
+    model.eval()
+    with seeded(0):
+        noise = None if policy.noise_shape is None else torch.randn(len(sample.action), *policy.noise_shape)
+        noise = None if noise is None else noise.to(model.vision.device)
+        frames = sample.frames
+        if model.vision.residual is not None and sample.frame_index is None:
+            frames = {key: values for key, values in frames.items() if key != DEPTH_FEATURE}
+        try:
+            observation = model.observation(frames, sample.vectors, sample.frame_index)
+            memory = {key: each.to(model.vision.device) for key, each in policy.initial_memory(wanted[0]).items()}
+            actions, _ = policy.predict(observation, memory, noise)
+            loss, _ = policy.loss(Batch(observation, sample.action, sample.action_is_pad))
+        except PixioError:
+            raise
+        except Exception as error:  # the policy may belong to any package
+            raise PixioError(f"{name} fails on a first batch: {type(error).__name__}: {error}") from error
+    if tuple(actions.shape) != wanted:
+        raise PixioError(f"{name}: predict returns {tuple(actions.shape)}, the contract asks for (B, H, A) = {wanted}")
+    if loss.ndim:
+        raise PixioError(f"{name}: loss returns a tensor of shape {tuple(loss.shape)}, the contract asks for a scalar")
+
+
 class _Reader:
     """A data set of batches for a `DataLoader`: its index is an array of rows."""
 
@@ -328,7 +412,7 @@ class _Reader:
 
 
 def check_training(settings: TrainingSettings, model: nn.Module | None = None) -> None:
-    """Refuse settings of training that cannot be.
+    """Refuse impossible settings of training.
 
     Raises:
         UnknownName: for an unknown optimiser, schedule or precision.
@@ -399,6 +483,7 @@ class _State:
     train_loss: float = float("nan")
     valid_loss: float = float("nan")
     best_loss: float = float("inf")
+    scaler: dict[str, Any] = field(default_factory=dict)  # of gradients in fp16
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None) -> None:
         """Write weights, optimiser and counters."""

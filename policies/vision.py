@@ -1,4 +1,4 @@
-"""Vision: from images and depth to tokens. The only file among the policies that knows encoders.
+"""Vision: from images and depth to tokens. The only module of this folder that handles encoders.
 
 What is kept of one frame (`Vision.encode`: tokens of a frozen encoder, small images of a network that is trained end to
 end, small depth) is cached for data sets and remembered for running episodes. `Vision.forward` makes tokens of it, with
@@ -27,7 +27,7 @@ from .pixel_network import SIDE, PixelNetwork, downsample
 
 PIXELS = "pixels"  # frames and tokens of the network that is trained end to end
 DEPTH_FEATURE = "depth_feature"  # frames and tokens of the network for depth
-_IN_MEMORY = 2 * 1024**3  # largest activations that are kept for the way back [bytes]
+_IN_MEMORY = 2 * 1024**3  # largest activations that are kept for the backward pass [bytes]
 ACTIVATIONS_PER_INPUT = 25  # numbers that a block keeps for each of its input, about
 
 
@@ -48,7 +48,7 @@ class VisionSpec:
     depth_points: int = 512
     frames: str = "flare"  # how a network for points fuses frames
     view: dict[str, Any] | None = None  # of points: arguments of `PointView`
-    depth_head: tuple[str, str] | None = None  # file and SHA-256 of what predicts depth; None where it is measured
+    depth_head: tuple[str, str] | None = None  # file and SHA-256 of the depth estimator; None where depth is measured
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "VisionSpec":
@@ -77,11 +77,11 @@ class Vision(nn.Module):
         tuned = spec.tune != "frozen"
         if tuned and spec.depth == "patches":
             raise BadInput(
-                f"observation.depth=patches adds depth to a frozen encoder, and training.tune={spec.tune} tunes it; use "
-                "training.tune=frozen, or observation.depth=late or points"
+                f"observation.depth=patches adds depth to a frozen encoder, and training.tune={spec.tune} tunes it; "
+                "use training.tune=frozen, or observation.depth=late or points"
             )
         self.backbone: Backbone | None = _tuned(backbone, spec.tune) if tuned else None
-        self._frozen = (None if tuned else backbone,)  # in a tuple: its weights are no part of this module's state
+        self._frozen = _Shared(None if tuned else backbone)
         self.pixels = PixelNetwork(spec.steps, len(spec.cameras)) if spec.encoder == "cnn" else None
         self.depth: PixelNetwork | PointNetwork | None = None
         self.residual: DepthPatches | None = None
@@ -100,7 +100,7 @@ class Vision(nn.Module):
     @property
     def encoder(self) -> Backbone | None:
         """The encoder, frozen or tuned."""
-        return self.backbone or self._frozen[0]
+        return self.backbone or self._frozen.backbone
 
     @property
     def trainable(self) -> bool:
@@ -155,13 +155,13 @@ class Vision(nn.Module):
     def place(self, device: torch.device) -> "Vision":
         """Move this and the frozen encoder to a device."""
         self.device = device
-        for each in (self._frozen[0], self._estimator):
+        for each in (self._frozen.backbone, self._estimator):
             if each is not None:
                 each.to(device)
         return self.to(device)
 
     def as_images(self, key: str, values: np.ndarray) -> np.ndarray:
-        """Return a feature as images (B, H, W, 3) uint8: colour as it is, depth as codes."""
+        """Return a feature as images (B, H, W, 3) uint8: colour unchanged, depth as codes."""
         return depth_images(values, *self.spec.depth_code) if key.startswith("depth") else values
 
     def pixel_frames(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -186,7 +186,7 @@ class Vision(nn.Module):
 
     @torch.inference_mode(False)
     def load_depth_head(self) -> DepthEstimator:
-        """Return what predicts depth, loaded when it is asked for first.
+        """Return the depth estimator, loaded on first use.
 
         Raises:
             BadInput: if the policy observes measured depth.
@@ -264,6 +264,16 @@ class Vision(nn.Module):
         seen = tokens_of(encoder, images, self.spec.normed, self.spec.precision, added)
         found = {"cls": seen.cls, "patches": seen.patches}
         return {f"{key}.{kind}": found[kind].float()[index] for kind in self.spec.kinds}
+
+
+class _Shared:
+    """Holds a frozen encoder: its weights are no part of the state of what holds it, and copies share them."""
+
+    def __init__(self, backbone: Backbone | None) -> None:
+        self.backbone = backbone
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Shared":
+        return self
 
 
 def _tuned(backbone: Backbone | None, tune: str) -> Backbone:

@@ -32,7 +32,7 @@ class PixelDecoder(nn.Module):
         heads: attention heads; must divide `dim`.
         patch: side of a patch [px].
         image_size: side of the square image the position table is made for [px]; others interpolate it.
-        cls_tokens: number of class tokens K; they pass through all blocks and have no loss of their own.
+        cls_tokens: number of class tokens K; they pass through all blocks and have no loss.
 
     Raises:
         BadInput: if `dim` is not a multiple of `heads` or `image_size` not of `patch`.

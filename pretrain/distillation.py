@@ -36,7 +36,7 @@ class Distillation(Objective):
 
     def __init__(self, teacher: Backbone, specs: Mapping[str, StudentSpec], model: Students, normed: bool) -> None:
         self.teacher, self.specs, self.model = teacher, specs, model
-        self._normed = normed
+        self._normed, self._projection = normed, model.projection
         self._teacher_numbers: dict[str, float] = {}
         self.wrapped_modules = [student.encoder for student in model.students.values()]
         blocks = [block for module in self.wrapped_modules for block in module.blocks]
@@ -120,7 +120,7 @@ class Distillation(Objective):
             )
 
     def blank(self) -> nn.Module:
-        return blank_students(self.specs, self.teacher.token_shape.dim, str(self.model.projection))
+        return blank_students(self.specs, self.teacher.token_shape.dim, self._projection)
 
 
 def _forward_flops(teacher: Backbone) -> float:

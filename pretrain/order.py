@@ -83,9 +83,13 @@ class Order:
             mask = (places >= begin) & (places < end)
             if not mask.any():
                 continue
-            starts = begin + (places[mask] - begin) // size * size
-            inner = permute(places[mask] - starts, min(size, end - begin), keys_of(self.seed, epochs[mask], 1 + starts))
-            here = starts + inner
+            window_starts = begin + (places[mask] - begin) // size * size
+            inner = permute(
+                places[mask] - window_starts,
+                min(size, end - begin),
+                keys_of(self.seed, epochs[mask], 1 + window_starts),
+            )
+            here = window_starts + inner
             if begin < whole:
                 slots, inner = np.divmod(here, self.block)
                 here = permute(slots, blocks, keys_of(self.seed, epochs[mask], 0)) * self.block + inner

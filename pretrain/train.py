@@ -52,7 +52,7 @@ def train(
         Stopped: after SIGTERM or Ctrl-C, once a checkpoint is written.
         DataError: if steps stop being finite, or `out` holds checkpoints of other settings.
     """
-    device, batching, optimisation, every = world.device, config.batching, config.optimisation, config.logging
+    device, batching, optimisation = world.device, config.batching, config.optimisation
     passes = micro_batches(batching.batch, batching.micro_batch, world.size)
     steps = config.steps(data)
     shape = SampleShape((objective.size, objective.size), objective.mask_blocks)
@@ -77,7 +77,7 @@ def train(
     groups = weight_decay_groups(trained, optimisation.weight_decay)
     optimizer = new_optimizer(groups, "adamw", device, betas=(optimisation.beta1, optimisation.beta2))
     schedule = Schedule(optimisation.lr, steps, warmup_steps=round(optimisation.warmup * steps))
-    states = States(out / "checkpoints", world, every.keep_last, every.keep_every, identity)
+    states = States(out / "checkpoints", world, config.logging.keep_last, config.logging.keep_every, identity)
     state = TrainState()
     if found := states.latest():
         state = states.load(found, trained, optimizer)
@@ -124,7 +124,7 @@ def train(
     cosine: Matrix = []
     with (
         Stopping() as stopping,
-        MetricLogger(out, objective.name, state.step, wandb=every.wandb, enabled=world.first) as logger,
+        MetricLogger(out, objective.name, state.step, wandb=config.logging.wandb, enabled=world.first) as logger,
         stage(objective.name, steps) as bar,
     ):
         bar.advance(state.step)
@@ -158,7 +158,7 @@ def train(
 
             done = state.step == steps
             stop = world.any(stopping.asked)
-            if state.step % every.log_every == 0 or done or stop:
+            if state.step % config.logging.log_every == 0 or done or stop:
                 numbers = meter.close()
                 state.seconds += numbers["time/seconds"]
                 state.skipped = guard.skipped
@@ -171,7 +171,7 @@ def train(
                     guard.abort(tensors, names, out, world)
             valid, image, save = (
                 state.step % interval == 0 or done
-                for interval in (every.valid_every, every.visualize_every, every.save_every)
+                for interval in (config.logging.valid_every, config.logging.visualize_every, config.logging.save_every)
             )
             if not (valid or image or save or stop):
                 continue

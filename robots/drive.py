@@ -184,9 +184,9 @@ def recorded_names(sources: Mapping[str, str], robot: Robot) -> dict[str, str]:
 def _new_camera(source: str, setup: RobotSetup, robot: Robot, stepped: bool) -> FaultInjectingCamera:
     """Return a camera of a run, not open yet; in real time a recording plays at its own pace."""
     driver, _, name = source.partition(":")
-    if driver == "task":
-        raise BadInput(f"camera={source} is another simulation than the robot's; use camera=robot")
     camera = robot.camera(name) if driver == "robot" else setup.new_camera(source)
+    if driver != "robot" and camera.accepts_actions:  # nobody would drive it
+        raise BadInput(f"camera={source} is another simulation than the robot's; use camera=robot")
     if isinstance(camera, Playback) and not stepped:
         camera = RealTimePlayback(camera)
     return FaultInjectingCamera(camera, Faults())

@@ -42,12 +42,13 @@ def check_fit(manifest: Manifest, robot: RobotSpec, cameras: Mapping[str, Camera
 
 
 def _check_actions(manifest: Manifest, robot: RobotSpec) -> None:
-    axes = robot.commands.names
-    if manifest.actions != len(axes):
-        raise BadInput(
-            f"the policy's actions have size {manifest.actions}, {robot.name} takes {len(axes)} ({', '.join(axes)}); "
-            "use a policy that was trained for this robot"
-        )
+    axes, limits = robot.commands.names, (manifest.action_low, manifest.action_high)
+    for size in (manifest.actions, *(len(each) for each in limits if each)):
+        if size != len(axes):
+            raise BadInput(
+                f"the policy's actions have size {size}, {robot.name} takes {len(axes)} ({', '.join(axes)}); "
+                "use a policy that was trained for this robot"
+            )
     if manifest.action_names is not None and tuple(manifest.action_names) != axes:
         given = ", ".join(manifest.action_names)
         raise BadInput(f"the policy's actions are {given}, {robot.name} takes {', '.join(axes)}")
@@ -57,10 +58,11 @@ def _check_actions(manifest: Manifest, robot: RobotSpec) -> None:
             "an action a means something else here than in the policy's training data: %s",
             "; ".join(f"{axis}: {here}, was {there}" for axis, there, here in pairs if here != there),
         )
+    if not all(limits):
+        log.warning("the range of the policy's actions is unknown; actions outside that of %s are clipped", robot.name)
+        return
     lowest, highest = robot.commands.action_range
-    for axis, low, high, least, most in zip(
-        axes, manifest.action_low, manifest.action_high, lowest, highest, strict=True
-    ):
+    for axis, low, high, least, most in zip(axes, *limits, lowest, highest, strict=True):
         room = _ROUNDING * (most - least)
         if low < least - room or high > most + room:
             raise BadInput(

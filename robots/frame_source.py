@@ -61,7 +61,7 @@ class FrameSet(Mapping[str, Frame]):
     """The frames of all cameras, by camera; it is as old as its oldest frame.
 
     Args:
-        frames: at least one; their arrays are valid until the next set is asked for.
+        frames: at least one; their arrays are valid until the next set is requested.
     """
 
     def __init__(self, frames: Mapping[str, Frame]) -> None:

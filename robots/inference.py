@@ -20,7 +20,7 @@ class InferenceRequest(NamedTuple):
     observation: dict[str, np.ndarray]
     step: int  # policy step that it was observed for
     frame_time: float  # when its oldest frame arrived [s]
-    starts: bool  # whether it is the first of an episode
+    is_first: bool  # whether it is the first of an episode
 
 
 class InferenceResult(NamedTuple):
@@ -44,7 +44,7 @@ def infer(
     try:
         if delay:
             sleep(delay)
-        if request.starts:
+        if request.is_first:
             policy.reset()
         actions = np.asarray(policy.act(request.observation), np.float32)
         if actions.ndim != 2 or not len(actions):

@@ -88,7 +88,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         asked = json.loads(path.read_text())
     except OSError as error:
-        raise DataError(f"no limits at {path} ({error.strerror}); a file of them looks like {EXAMPLE}") from error
+        raise DataError(f"no limits at {path} ({error.strerror}); an example of such a file: {EXAMPLE}") from error
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}); limits look like {EXAMPLE}") from error
     known = ("position", "velocity", "step", "workspace")

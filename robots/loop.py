@@ -186,7 +186,7 @@ class ControlLoop:
             on_step(self._finish(step, outcomes))
             if end:
                 return end, number + 1
-            if outcomes and outcomes[-1].over:
+            if outcomes and outcomes[-1].ended:
                 return ("success" if outcomes[-1].success else "end"), number + 1
             self._observe(number + 1, _FRAME_WAIT * self.rate.period)
         return "end", steps
@@ -221,7 +221,7 @@ class ControlLoop:
         self._inference_seconds = None
         if (result := self.inference.poll()) is not None:
             self._inference_seconds = result.seconds
-            if isinstance(result.error, RemoteError) and not result.request.starts:
+            if isinstance(result.error, RemoteError) and not result.request.is_first:
                 log.error("%s", result.error)
                 self._events.append("remote")
                 self._server_lost = True
@@ -259,7 +259,7 @@ class ControlLoop:
             late=when.late,
             state=state,
             age=None if planned is None else when.now - planned.tag,
-            newest=None if self._frames is None else self._frames.age(when.now),
+            latest_age=None if self._frames is None else self._frames.age(when.now),
             seconds=seconds,
             asked=None if planned is None or not np.isfinite(planned.action).all() else planned.action.tolist(),
             sent=None if sent is None else sent.tolist(),

@@ -163,6 +163,6 @@ def join_episodes(
 def tick_row(tick: Tick) -> str:
     """Return a tick as a line of JSON."""
     row = asdict(tick)
-    for key in ("at", "late", "age", "newest", "seconds"):
+    for key in ("at", "late", "age", "latest_age", "seconds"):
         row[key] = None if row[key] is None else round(row[key], 5)
     return json.dumps(row) + "\n"

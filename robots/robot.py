@@ -23,12 +23,12 @@ class RobotRequest:
     """What is requested of a robot; each driver uses what concerns it."""
 
     stepped: bool = False  # simulated time advances only with actions, as fast as possible
-    depth: bool = True  # of its own cameras
+    depth: bool = True  # of the robot's cameras
     image_size: int = 256  # side of its cameras' images [px]
     render: str = "fast"  # quality of simulated images
     depth_sensor: str = "d435"  # simulated depth sensor
     horizon: int | None = None  # steps of a simulated episode; None is the task's own
-    cameras: tuple[str, ...] = ("",)  # of its own that are used; "" is its first one
+    cameras: tuple[str, ...] = ("",)  # cameras of the robot that are used; "" is its first one
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class RobotSpec:
     commands: ActionSpec  # what an action does
     proprio: int  # P
     control_hz: float | None = None  # required rate of commands [1/s]; None takes any
-    resets: bool = False  # whether it resets the scene and knows success, as simulators do
+    resets: bool = False  # whether it resets the scene and reports success, as simulators do
     cameras: tuple[str, ...] = ()  # its own, for camera=robot and camera=robot:NAME
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -50,7 +50,7 @@ class Outcome(NamedTuple):
 
     reward: float
     success: bool
-    over: bool  # the episode has ended
+    ended: bool  # the episode has ended
     score: float  # of the episode if it ended here, 0 to 100
 
 
@@ -133,7 +133,7 @@ class Robot(abc.ABC):
         return None if known is None else np.asarray(known) + target[:3]
 
     def camera(self, name: str = "") -> Camera:
-        """Return one of its own cameras; without a name the first one.
+        """Return one of the robot's cameras; without a name the first one.
 
         Raises:
             BadInput: if it has no camera of that name.

@@ -104,9 +104,9 @@ class RosRobot(Robot):
         )
 
     def disconnect(self) -> None:
-        running, self._running = self._running, None
-        if running is not None:
-            context, node, executor, thread, _ = running
+        connection, self._running = self._running, None
+        if connection is not None:
+            context, node, executor, thread, _ = connection
             executor.shutdown()
             thread.join(2.0)
             node.destroy_node()

@@ -210,11 +210,14 @@ class Session:
         if request is None:
             observed = ("rgb", "depth", "proprio") if self.plan.depth else ("rgb", "proprio")
             request = TaskSpec(spec.name, observe=observed, cameras=cameras, image_size=self.side)
+        lowest, highest = spec.commands.action_range
         about = {
             "name": spec.name,
             "axes": list(spec.commands.names),
             "units": list(spec.commands.units),
             "actions": spec.commands.meanings,
+            "action_low": lowest.tolist(),
+            "action_high": highest.tolist(),
             "control_hz": 1 / self.loop.step_period,  # a row is a step of the policy
         }
         self.report.demos = self.out / "demos.hdf5"

@@ -64,7 +64,7 @@ class TaskRobot(Robot):
         self._outcome = Outcome(0.0, False, False, 0.0)
         self._count = 0  # of frames
         self._starts = False
-        self._time = 0.0  # of the newest frame
+        self._time = 0.0  # of the latest frame
 
     def connect(self) -> None:
         if self._spec is not None:
@@ -187,17 +187,17 @@ class TaskRobot(Robot):
             return self._latest_frame(camera) if self._count > newer_than and self._images else None
 
     def _latest_frame(self, camera: str) -> Frame:
-        known = self._calibrations[camera]
+        known = self._calibrations.get(camera)
         side = self.request.image_size
         suffix = "" if camera == self.spec.cameras[0] else f"_{camera}"
         frame = rgbd_frame(
             self._images[f"rgb{suffix}"],
             self._images.get(f"depth{suffix}"),
-            Intrinsics.from_matrix(known.intrinsics, side, side),
+            None if known is None else Intrinsics.from_matrix(known.intrinsics, side, side),
             None,
             self._time,
             self._count,
-            known.camera_to_world,
+            None if known is None else known.camera_to_world,
             is_first=self._starts,
         )
         return replace(frame, proprio=self._images.get("proprio"), arrival_time=self._time)
@@ -213,8 +213,8 @@ class TaskRobot(Robot):
         images, reward, terminated, truncated, info = self._env.step(action)
         with self._changed:
             self._images, self._starts = images, False
-            over = terminated or truncated
-            self._outcome = Outcome(reward, info["success"], over, info["score"])
+            ended = terminated or truncated
+            self._outcome = Outcome(reward, info["success"], ended, info["score"])
             self._read_state(self._env)
             self._publish()
 
@@ -292,7 +292,7 @@ class TaskRobot(Robot):
                     continue
                 self._awaits_first_command = False
                 if action is None:
-                    self.uncommanded_steps += not self._outcome.over
+                    self.uncommanded_steps += not self._outcome.ended
                     action = np.where(self.spec.commands.relative, 0, self._last).astype(np.float32)
                 self._last = action
                 self._step(action)

@@ -36,7 +36,7 @@ class Tick:
     late: float  # [s]
     state: str  # "run", "hold"
     age: float | None  # of the oldest frame behind the action, when it was sent [s]
-    newest: float | None  # age of the latest frames, the oldest of them [s]
+    latest_age: float | None  # age of the latest frames, the oldest of them [s]
     seconds: float | None  # inference time, if a result arrived since the last tick [s]
     asked: list[float] | None  # the policy's action
     sent: list[float] | None  # None if nothing was sent
@@ -49,7 +49,7 @@ class Tick:
 class StepRecord:
     """One step of the policy, for the recording."""
 
-    frames: FrameSet | None  # the latest; their arrays are valid until the next ones are asked for
+    frames: FrameSet | None  # the latest; their arrays are valid until the next ones are requested
     proprio: np.ndarray
     state: np.ndarray
     asked: np.ndarray  # the policy's action; NaN if there was none

@@ -129,7 +129,7 @@ def _draw(path: Path, ticks: Sequence[dict[str, Any]], episodes: Sequence[int], 
     _line(timing, times, ticks, "late", "tick later than due", "#888888")
     timing.set_ylabel("[ms]")
     _line(ages, times, ticks, "age", "frames behind the action", "#0b6a72")
-    _line(ages, times, ticks, "newest", "latest frames", "#b06a2a")
+    _line(ages, times, ticks, "latest_age", "latest frames", "#b06a2a")
     ages.axhline(1000 * max_age, color="#b00020", lw=1, ls="--", label="max_age")
     ages.set_ylabel("age [ms]")
     asked = np.array([np.abs(tick["asked"]).max() if tick["asked"] else np.nan for tick in ticks])

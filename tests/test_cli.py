@@ -19,7 +19,7 @@ from pixio_robot.errors import Stopped
 from pixio_robot.policies.commands import COMMANDS as policy_commands
 from pixio_robot.pretrain.commands import COMMANDS as pretrain_commands
 
-TOY = ["task=toy/reach", "demos=2", "valid=1", "episodes=2", "horizon=25", "envs=2", "training.epochs=2"]
+TOY = ["task=toy/reach", "demos=2", "valid=1", "episodes=2", "episode_steps=25", "envs=2", "training.epochs=2"]
 
 
 def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -121,7 +121,9 @@ def test_a_disk_that_is_really_full(
 def test_collect_train_evaluate_and_sweep(capsys: pytest.CaptureFixture[str], tiny_file: Path, tmp_path: Path) -> None:
     """The commands one after another, and the training run's number again from its checkpoint."""
     assert (
-        _run(capsys, "collect", "task=toy/reach", "demos=2", "valid=1", "horizon=25", "render=fast", "out=d.hdf5")[0]
+        _run(
+            capsys, "collect", "task=toy/reach", "demos=2", "valid=1", "episode_steps=25", "render=fast", "out=d.hdf5"
+        )[0]
         == 0
     )
     encoder = f"encoder={tiny_file}"
@@ -192,7 +194,7 @@ def test_an_evaluation_belongs_to_the_weights_not_to_their_name(
 def test_a_refused_command_leaves_the_place_free(
     capsys: pytest.CaptureFixture[str], tiny_file: Path, toy_file: Path
 ) -> None:
-    collect = ["collect", "task=toy/reach", "demos=1", "valid=0", "render=fast", "horizon=25", "out=d.hdf5"]
+    collect = ["collect", "task=toy/reach", "demos=1", "valid=0", "render=fast", "episode_steps=25", "out=d.hdf5"]
     assert _run(capsys, *collect, "cameras=[side]")[0] == 1
     assert _run(capsys, *collect, "cameras=[top]")[0] == 0
     train = ["train_bc", f"demos={toy_file}", f"encoder={tiny_file}", "policy=small", "training.epochs=1", "out=c"]
@@ -202,7 +204,7 @@ def test_a_refused_command_leaves_the_place_free(
     evaluate = ["evaluate", "checkpoint=c/checkpoints/mlp/last.safetensors", "episodes=1", "out=e"]
     assert _run(capsys, *evaluate, "render=pretty")[0] == 1
     status, _, err = _run(capsys, *evaluate, "first_seed=0")
-    assert status == 1 and "start where demonstrations start" in err
+    assert status == 1 and "have initial states of demonstrations" in err
     assert _run(capsys, *evaluate)[0] == 0
 
 
@@ -241,7 +243,7 @@ def test_quickstart_reuses_what_exists(capsys: pytest.CaptureFixture[str], tiny_
     status, out, _ = _run(capsys, *arguments)
     assert status == 0
     result = json.loads((tmp_path / "run/result.json").read_text())
-    assert set(result["policies"]) == {"bc", "blind", "expert"} and result["policies"]["expert"]["last"]["rate"] == 1
+    assert set(result["policies"]) == {"mlp", "none", "expert"} and result["policies"]["expert"]["last"]["rate"] == 1
     for stage in ("collect", "encode", "train", "evaluate"):
         assert result["stages"][stage]["seconds"] > 0 and not result["stages"][stage]["reused"]
         assert f"time to {stage}" in out
@@ -249,14 +251,14 @@ def test_quickstart_reuses_what_exists(capsys: pytest.CaptureFixture[str], tiny_
         assert said in out
     for name in ("config.yaml", "environment.json", "episodes.jsonl", "metrics.jsonl", "report.html"):
         assert (tmp_path / "run" / name).stat().st_size > 0
-    assert list((tmp_path / "run/tensorboard/bc").iterdir())
+    assert list((tmp_path / "run/tensorboard/mlp").iterdir())
     status, again, _ = _run(capsys, *arguments)
     assert status == 0 and again.count("(reused)") == 4
     second = json.loads((tmp_path / "run/result.json").read_text())
     assert second["policies"] == result["policies"]
     assert _run(capsys, "evaluate", f"checkpoint={result['checkpoint']}", "episodes=2", "envs=2", "out=again")[0] == 0
     once_more = json.loads((tmp_path / "again/result.json").read_text())
-    assert once_more["policies"]["bc"] == result["policies"]["bc"], "evaluate reproduces the training run's number"
+    assert once_more["policies"]["mlp"] == result["policies"]["mlp"], "evaluate reproduces the training run's number"
     rows = (tmp_path / "run/episodes.jsonl").read_text().splitlines()
     assert len(rows) == 6 and all(json.loads(row)["weights"] in ("trained", "none") for row in rows)
 
@@ -268,13 +270,13 @@ def test_a_random_encoder_is_named_everywhere(capsys: pytest.CaptureFixture[str]
     assert status == 0 and "RANDOM WEIGHTS" in out
     assert "random weights" in (tmp_path / "r/report.html").read_text()
     rows = [json.loads(line) for line in (tmp_path / "r/episodes.jsonl").read_text().splitlines()]
-    assert {row["weights"] for row in rows if row["policy"] == "bc"} == {"random"}
+    assert {row["weights"] for row in rows if row["policy"] == "mlp"} == {"random"}
 
 
 def test_a_quickstart_without_images_renders_no_evaluation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, _, _ = _run(capsys, "quickstart", *TOY, "encoder=none", "out=run")
     result = json.loads((tmp_path / "run/result.json").read_text())
-    assert status == 0 and set(result["policies"]) == {"blind", "expert"} and result["weights"] == "none"
+    assert status == 0 and set(result["policies"]) == {"none", "expert"} and result["weights"] == "none"
     assert result["class_token_cosine"] is None
 
 
@@ -282,7 +284,7 @@ def test_a_quickstart_without_images_renders_no_evaluation(capsys: pytest.Captur
 def test_ctrl_c_leaves_nothing_half_written_and_the_next_run_resumes(kept_parts: int, tmp_path: Path) -> None:
     """At once, while workers still import, and later, while they record."""
     command = [sys.executable, "-m", "pixio_robot", "collect", "task=toy/reach", "out=d.hdf5", "render=fast"]
-    command += ["demos=12" if kept_parts else "demos=3", "horizon=25"]
+    command += ["demos=12" if kept_parts else "demos=3", "episode_steps=25"]
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,

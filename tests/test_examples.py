@@ -65,7 +65,7 @@ def test_the_example_writes_a_checkpoint_before_it_is_requeued() -> None:
     logs = "".join(path.read_text() for path in Path("runs/submitit").glob("*.err"))
     assert job.returncode == 0, output + logs
     stopped = re.search(r"stopped by SIGTERM after step (\d+) of 150", logs)
-    assert stopped and f"going on from run/checkpoints/step-{int(stopped[1]):08d}" in logs, logs
+    assert stopped and f"resuming from run/checkpoints/step-{int(stopped[1]):08d}" in logs, logs
     assert Path("run/checkpoints/step-00000150").is_dir()
 
 

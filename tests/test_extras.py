@@ -180,13 +180,14 @@ def _curation(folder: Path) -> None:
 
 
 def _remote(folder: Path) -> None:
-    from pixio_robot.deploy.manifest import Manifest
+    from pixio_robot.deploy.manifest import Manifest, TensorSpec
     from pixio_robot.deploy.replay import ReplayPolicy
     from pixio_robot.deploy.serve.client import RemotePolicy
     from pixio_robot.deploy.serve.served import Served
     from pixio_robot.deploy.serve.server import PolicyServer
 
-    manifest = Manifest("policy", "replay", "fp32", "", [], [], action_low=[-1.0] * 2, action_high=[1.0] * 2)
+    action = TensorSpec("action", (1, 2), "float32")
+    manifest = Manifest("policy", "replay", "fp32", "", [], [action], action_low=[-1.0] * 2, action_high=[1.0] * 2)
     actions = np.arange(8, dtype=np.float32).reshape(4, 2)
     with (
         PolicyServer(Served(manifest, lambda: ReplayPolicy(actions))) as server,

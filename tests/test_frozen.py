@@ -158,7 +158,7 @@ def training(name: str, home: Path) -> Numbers:
 
 
 def resumed_training(home: Path) -> Numbers:
-    """Stop after each epoch and go on: 1, 2, then 3 epochs give the weights of an uninterrupted run."""
+    """Stop after each epoch and resume: 1, 2, then 3 epochs give the weights of an uninterrupted run."""
     from pixio_robot.training.metric_log import MetricLogger
 
     original = MetricLogger.write
@@ -267,7 +267,7 @@ def distilled(home: Path) -> Numbers:
 
 
 def reinforced(home: Path) -> Numbers:
-    """A run of SAC that stops in the middle and goes on."""
+    """A run of SAC that stops in the middle and resumes."""
     words = ["task=toy/reach", "obs=state", "algorithm=sac", "algorithm.layers=[16,16]", "algorithm.batch=8"]
     words += ["algorithm.buffer=500", "algorithm.warmup=16", "algorithm.updates=0.25", "envs=2", "episode_steps=10"]
     words += ["eval_every=120", "eval_episodes=2", "episodes=2", "log_every=48", "save_every=96", "processes=false"]

@@ -37,14 +37,14 @@ class FakeEngine:
 
     def __init__(self, polls: int = 2, failing: tuple[str, ...] = ()) -> None:
         self.polls, self.failing = polls, failing
-        self.running: dict[str, float] = {}
+        self.active: dict[str, float] = {}
         self.most, self.largest, self.stopped, self.order = 0, 0.0, 0, []  # type: ignore[var-annotated]
 
     def start(self, folder: Path, memory: float) -> Job:
-        self.running[folder.name] = memory
+        self.active[folder.name] = memory
         self.order.append(folder.name)
-        self.most = max(self.most, len(self.running))
-        self.largest = max(self.largest, sum(self.running.values()))
+        self.most = max(self.most, len(self.active))
+        self.largest = max(self.largest, sum(self.active.values()))
         left = self.polls
 
         def poll() -> str | None:
@@ -52,7 +52,7 @@ class FakeEngine:
             left -= 1
             if left > 0:
                 return None
-            del self.running[folder.name]
+            del self.active[folder.name]
             return "it broke" if folder.name in self.failing else ""
 
         return Job(poll, self._stop)
@@ -90,7 +90,7 @@ def test_time_left_is_printed_and_failures_are_named(capsys: pytest.CaptureFixtu
 def test_a_signal_ends_the_running_jobs(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine(polls=10**9)
     monkeypatch.setattr(time, "sleep", lambda _: os.kill(os.getpid(), number))
-    with pytest.raises(Stopped, match="0 of 3 runs; the same command goes on") as stopped:
+    with pytest.raises(Stopped, match="0 of 3 runs; the same command resumes") as stopped:
         specs = [JobSpec(Path(f"c{each}"), 1.0, 1.0) for each in range(3)]
         schedule(specs, engine.start, ResourceBudget(2, 10.0), QUIET)
     assert engine.stopped == 2 and stopped.value.signal == number
@@ -246,9 +246,9 @@ def test_a_worker_that_is_lost_is_reported(item: int, message: str) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_stopped_workers_finish_what_they_have_begun(workers: int) -> None:
+def test_stopped_workers_finish_what_they_have_started(workers: int) -> None:
     results: list[Any] = []
-    with pytest.raises(Stopped, match=rf"stopped by SIGTERM after {workers} of 9 shards; the same command goes on"):
+    with pytest.raises(Stopped, match=rf"stopped by SIGTERM after {workers} of 9 shards; the same command resumes"):
         for result in run_shards(range(9), Doubler(2).load, "cpu", Launch(jobs=workers)):
             if not results:
                 os.kill(os.getpid(), signal.SIGTERM)

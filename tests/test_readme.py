@@ -17,7 +17,11 @@ def _blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
 
 
-def test_its_python_runs() -> None:
+def test_its_python_runs(toy_file: Path, toy_checkpoint: Path) -> None:
+    Path("hammer.hdf5").symlink_to(toy_file)
+    checkpoint = Path("hammer-bc/checkpoints/mlp/last.safetensors")
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.symlink_to(toy_checkpoint)
     for block in _blocks("python"):
         exec(block, {})
 

@@ -58,7 +58,7 @@ def write_result(run: Path, **changes: Any) -> None:
         "success_rule": "last",
         "encoder": "random:ti:0",
         "weights": "trained",
-        "frames": "flare",
+        "observation_steps": 3,
         "stages": {
             "collect": {"seconds": 80.1, "reused": False, "shares": {"rendering": 0.9, "physics": 0.05}},
             "train": {"seconds": 3.25, "reused": True},

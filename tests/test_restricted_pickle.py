@@ -301,10 +301,10 @@ BOMBS = {
 
 @pytest.mark.parametrize("what", list(BOMBS))
 def test_files_that_cost_more_than_their_size_are_refused_quickly(what: str) -> None:
-    begun = time.process_time()
+    started = time.process_time()
     with pytest.raises(DataError):
         read_pickle(BOMBS[what])
-    assert time.process_time() - begun < 10
+    assert time.process_time() - started < 10
 
 
 def test_a_memo_index_costs_nothing() -> None:

@@ -1,34 +1,32 @@
-"""Demonstrations in HDF5 (robomimic's layout, as written by `collect`) as a camera."""
+"""Demonstrations of any installed data format as a camera."""
 
-import json
-import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import h5py
 import numpy as np
 
+from ...datasets.dataset import EpisodeDataset, camera_keys, depth_key, open_dataset, recognised
 from ...errors import CameraError, DataError
 from ..camera import CameraRequest, CameraSpec
 from ..frame import Frame, Intrinsics, rgbd_frame
 from ..playback import Playback
-from .file_types import HDF5, starts_with
 
-_RATE = 20.0  # steps per second; the layout does not record it
+_RATE = 20.0  # steps per second, where the data does not record it
+_READ = 16  # frames at once
 
 
 class Demonstrations(Playback):
     """The images of one camera in all demonstrations, one after the other; each demonstration is an episode.
 
     Args:
-        path: the file, optionally with ``@CAMERA``; the default is its first camera.
+        path: the data set, optionally with ``@CAMERA``; the default is its first camera.
         request: `fps` is the rate of the steps.
     """
 
     needs_argument = True
-    reads = "HDF5 demonstrations"
+    reads = "demonstrations"
     has_intrinsics = True
     adjustable = ("fps",)
 
@@ -36,66 +34,57 @@ class Demonstrations(Playback):
         super().__init__(request)
         name, _, camera = path.partition("@") if not Path(path).exists() else (path, "", "")
         self.path, self._camera = Path(name), camera
-        self._file: h5py.File | None = None
-        self._names: list[str] = []
+        self._dataset: EpisodeDataset | None = None
+        self._key = "rgb"
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        return starts_with(path, HDF5)
+        return recognised(str(path)) is not None
 
     def start(self) -> CameraSpec:
-        try:
-            self._file = h5py.File(self.path)
-            data = self._file["data"]
-            self._names = sorted(data, key=lambda name: [int(each) for each in re.findall(r"\d+", name)])
-            first = data[self._names[0]]
-            cameras = [key.removesuffix("_image") for key in first["obs"] if key.endswith("_image")]
-            recorded = json.loads(data.attrs.get("env_args", "{}")).get("cameras") or cameras
-        except (OSError, KeyError, IndexError, ValueError) as error:
-            raise DataError(f"{self.path} is no file of demonstrations: {error}") from error
-        self._camera = self._camera or next((each for each in recorded if each in cameras), "")
-        if self._camera not in cameras:
-            raise DataError(
-                f"{self.path} has no images of camera {self._camera!r}; it has: {', '.join(cameras) or 'none'}"
-            )
-        size = first[f"obs/{self._camera}_image"].shape[1:3]
-        deep = f"{self._camera}_depth" in first["obs"] and self.request.depth
+        dataset = self._dataset = open_dataset(self.path)
+        (self._key,) = camera_keys(dataset, [self._camera] if self._camera else [])
+        height, width = dataset.features[self._key].shape[:2]
+        deep = depth_key(self._key) in dataset.features and self.request.depth
         return CameraSpec(
             name=str(self.path),
             driver="demos",
             live=False,
-            color_size=size,
-            depth_size=size if deep else None,
-            fps=self.request.fps or _RATE,
-            intrinsics=_calibration(first, self._camera, size)[0],
-            frames=sum(len(data[name]["actions"]) for name in self._names),
-            details={"camera": self._camera, "demonstrations": str(len(self._names))},
+            color_size=(height, width),
+            depth_size=(height, width) if deep else None,
+            fps=self.request.fps or dataset.fps or _RATE,
+            intrinsics=self._calibration(0)[0],
+            frames=dataset.frames,
+            details={"camera": self._camera or self._key, "demonstrations": str(len(dataset.lengths))},
         )
 
     def frames(self) -> Iterator[Frame]:
-        if self._file is None:
+        dataset = self._dataset
+        if dataset is None:
             raise CameraError("the camera is not open")
-        rate, count = self.spec.fps or _RATE, 0
-        for name in self._names:
-            group = self._file["data"][name]
-            known, pose = _calibration(group, self._camera, self.spec.color_size or (0, 0))
-            for step in range(len(group["actions"])):
-                depth = group[f"obs/{self._camera}_depth"][step, ..., 0] if self.spec.depth_size else None
-                rgb = group[f"obs/{self._camera}_image"][step]
-                frame = rgbd_frame(rgb, depth, known, None, count / rate, 0, pose, is_first=step == 0)
-                proprio = group["obs/proprio"][step] if "proprio" in group["obs"] else None
-                yield replace(frame, proprio=proprio)
-                count += 1
+        rate, row = self.spec.fps or _RATE, 0
+        for episode, length in enumerate(dataset.lengths):
+            known, pose = self._calibration(episode)
+            for step in range(0, int(length), _READ):
+                rows = np.arange(row, row + min(_READ, int(length) - step))
+                images = dataset.read(self._key, rows)
+                depths = dataset.read(depth_key(self._key), rows) if self.spec.depth_size else [None] * len(rows)
+                proprio = dataset.read("proprio", rows) if "proprio" in dataset.features else [None] * len(rows)
+                for place, (rgb, depth, vector) in enumerate(zip(images, depths, proprio, strict=True)):
+                    is_first = step + place == 0
+                    frame = rgbd_frame(rgb, depth, known, None, (row + place) / rate, 0, pose, is_first=is_first)
+                    yield replace(frame, proprio=vector)
+                row += len(rows)
 
     def stop(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
+        self._dataset = None
 
-
-def _calibration(demo: Any, camera: str, size: tuple[int, int]) -> tuple[Intrinsics | None, np.ndarray | None]:
-    """Return the intrinsics and the pose of a demonstration's camera; None where they are not recorded."""
-    known = json.loads(demo.attrs.get("camera_info", "{}")).get(camera)
-    if known is None:
+    def _calibration(self, episode: int) -> tuple[Intrinsics | None, np.ndarray | None]:
+        """Return the intrinsics and the pose of the camera in an episode; None where they are not recorded."""
+        if self._dataset is None:
+            raise CameraError("the camera is not open")
+        with suppress(DataError):
+            known = self._dataset.calibration(self._key, episode)
+            height, width = self._dataset.features[self._key].shape[:2]
+            return Intrinsics.from_matrix(known.intrinsics, width, height), known.camera_to_world
         return None, None
-    return Intrinsics.from_matrix(np.array(known["intrinsics"]), size[1], size[0]), np.array(known["extrinsics"])

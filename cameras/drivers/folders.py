@@ -47,7 +47,7 @@ class ImageFolder(Playback):
     @classmethod
     def recognises(cls, path: Path) -> bool:
         if TumFolder.recognises(path) or any((path / name).is_file() for name in ("recording.json", "metadata.yaml")):
-            return False  # a driver of its own reads it
+            return False  # another driver reads it
         folders = [path, *(path / name for name in (*_COLOR_FOLDERS, "depth"))]
         return any(_images(folder, _SUFFIXES) for folder in folders if folder.is_dir())
 

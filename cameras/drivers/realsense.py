@@ -166,14 +166,14 @@ class RealSenseFile(Playback):
         return (each.frame for each in self._single())
 
     def _single(self) -> Iterator[Stamped]:
-        over = False
+        stopped = False
         while not self.closing:
             try:
                 item = self._queue.get(timeout=0.1)
             except Empty:
-                if over:  # it stopped before this wait
+                if stopped:  # it stopped before this wait
                     return
-                over = self._device.as_playback().current_status() == self._rs.playback_status.stopped
+                stopped = self._device.as_playback().current_status() == self._rs.playback_status.stopped
                 continue
             if isinstance(item, Exception):
                 raise item

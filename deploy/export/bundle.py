@@ -1,4 +1,4 @@
-"""Write a bundle: one program with its manifest, verified before it is put in place, whole or not at all."""
+"""Write a bundle: one program with its manifest, verified before it is put in place, complete or not at all."""
 
 import os
 import shutil

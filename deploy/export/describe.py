@@ -69,7 +69,10 @@ def describe_policy(loaded: LoadedPolicy, fingerprint: str) -> Manifest:
         policy=dict(kind=loaded.label, sha256=fingerprint, step=loaded.step),
         **control_of(loaded),
     )
-    if loaded.provenance.get("environment"):  # recorded by this package: actions are those of its ActionSpec
+    robot = loaded.provenance.get("robot") or {}
+    if {"action_low", "action_high"} <= robot.keys():
+        manifest.action_low, manifest.action_high = robot["action_low"], robot["action_high"]
+    elif loaded.provenance.get("environment"):  # recorded by this package: actions are those of its ActionSpec
         manifest.action_low, manifest.action_high = [-1.0] * width, [1.0] * width
     if loaded.vision.encoder is not None:
         _describe_encoder(manifest, loaded.vision.encoder)

@@ -34,8 +34,8 @@ class Program(nn.Module):
         """All inputs in their order."""
         kept = [each for each in self.memory if each.frames > 1]
         noise = [] if self.noise is None else [self.noise]
-        starts = [TensorSpec(STARTS, (), "bool")] if kept else []
-        return [*self.observation, *noise, *starts, *(each.history for each in kept)]
+        is_first = [TensorSpec(STARTS, (), "bool")] if kept else []
+        return [*self.observation, *noise, *is_first, *(each.history for each in kept)]
 
     def example(self, batch: int) -> tuple[Tensor, ...]:
         """Return inputs of the right shapes and types."""
@@ -141,8 +141,9 @@ class PolicyProgram(Program):
             self.small_depth = SmallDepth(sizes[self.depth_key], SIDE, *vision.depth_code)
             self.memory.append(HistorySpec(DEPTH_FEATURE, steps, (SIDE, SIDE, 2)))
         policy = self.model.policy
-        if policy.observes_past_vectors:
-            self.memory += [HistorySpec(key, steps, (width,)) for key, width in spec.vectors.items()]
+        self.past_vectors = list(spec.vectors) if policy.observes_past_vectors and steps > 1 else []
+        # "vector.": an output needs another name than the input that it repeats
+        self.memory += [HistorySpec(f"vector.{key}", steps, (spec.vectors[key],)) for key in self.past_vectors]
         self.recurrent = {key: tuple(each.shape[1:]) for key, each in policy.initial_memory(1).items()}
         self.memory += [HistorySpec(f"memory.{key}", 2, shape) for key, shape in self.recurrent.items()]
         if policy.noise_shape is not None:
@@ -154,18 +155,17 @@ class PolicyProgram(Program):
         given = {tensor.name: value for tensor, value in zip(self.inputs, values, strict=True)}
         latest = self._frames(given)
         vectors = {key: given[key][:, None] for key in self.spec.vectors}
-        if self.model.policy.observes_past_vectors:
-            latest |= {key: given[key] for key in self.spec.vectors}
+        latest |= {f"vector.{key}": given[key] for key in self.past_vectors}
         histories = {each.name: each for each in self.memory}
         kept = {name: self._remembered(histories[name], value, given) for name, value in latest.items()}
-        vectors |= {key: kept.pop(key) for key in list(kept) if key in self.spec.vectors}
+        vectors |= {key: kept.pop(f"vector.{key}") for key in self.past_vectors}
         memory = {}
         if self.recurrent:
-            starts = given[STARTS]
-            fresh = self.model.policy.initial_memory(starts.shape[0])
+            is_first = given[STARTS]
+            fresh = self.model.policy.initial_memory(is_first.shape[0])
             for key, value in fresh.items():
                 past = given[histories[f"memory.{key}"].history.name][:, 0]
-                memory[key] = torch.where(starts.view(-1, *[1] * (value.ndim - 1)), value, past)
+                memory[key] = torch.where(is_first.view(-1, *[1] * (value.ndim - 1)), value, past)
         actions, memory = self.model.act(kept, vectors, memory, given.get(NOISE))
         return actions, *latest.values(), *(memory[key] for key in self.recurrent)
 
@@ -195,8 +195,8 @@ class PolicyProgram(Program):
         if memory.frames == 1:
             return frame
         past = given[memory.history.name]
-        starts = given[STARTS].view(-1, *[1] * latest.ndim)
-        return torch.cat([torch.where(starts, frame.expand_as(past), past), frame], dim=1)
+        is_first = given[STARTS].view(-1, *[1] * latest.ndim)
+        return torch.cat([torch.where(is_first, frame.expand_as(past), past), frame], dim=1)
 
 
 class Affine(nn.Module):

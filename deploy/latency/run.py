@@ -91,7 +91,7 @@ def _encoder_of(manifests: dict[str, Manifest]) -> str:
 def _measured(plan: Plan, products: Products | None, timing: Timing) -> dict[str, Any]:
     specs, device = plan.specs, plan.device
     calls: dict[str, list[list[Call]]] = {}
-    starts: dict[str, Start] = {}
+    loaded: dict[str, Start] = {}
     memory: dict[str, int] = {}
     rates: dict[str, tuple[float, str]] = {}
     with ExitStack() as open_ones:
@@ -99,7 +99,7 @@ def _measured(plan: Plan, products: Products | None, timing: Timing) -> dict[str
         for spec in specs:
             try:
                 worker = open_ones.enter_context(Worker(time_contender, spec, timing.threads))
-                starts[spec.label] = worker.receive()
+                loaded[spec.label] = worker.receive()
             except MissingExtra as error:
                 log.warning("%s is left out: %s", spec.label, error)
                 continue
@@ -133,7 +133,7 @@ def _measured(plan: Plan, products: Products | None, timing: Timing) -> dict[str
     for spec in specs:
         if spec.label in calls:
             row = _row(spec, calls[spec.label], device)
-            start = starts[spec.label]
+            start = loaded[spec.label]
             row |= {"load": start.load._asdict(), "first": start.first._asdict(), "size": start.size}
             row["peak_memory"] = memory[spec.label]
             if base is not None:

@@ -59,7 +59,7 @@ def time_products(pipe: Connection, argument: tuple[Products, tuple[str, ...], s
 
 
 def peak_memory() -> int:
-    """Return the most memory this process has held [bytes], 0 where the system does not tell."""
+    """Return the most memory this process has held [bytes], 0 where the system does not report it."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))

@@ -216,11 +216,11 @@ class PolicyServer:
 
     async def _answer(self, policy: RunningPolicy, data: bytes) -> bytes:
         header, arrays = unpack(data)
-        number, starts = header.get("id"), header.get("starts")
-        if header.get("kind") != "act" or type(number) is not int or type(starts) is not bool:
+        number, is_first = header.get("id"), header.get("starts")
+        if header.get("kind") != "act" or type(number) is not int or type(is_first) is not bool:
             raise BadInput('the header must have "kind": "act", "id": a number, "starts": true or false')
         self.manifest.check(arrays)
-        chunk, seconds = await self._compute(_act, policy, arrays, starts)
+        chunk, seconds = await self._compute(_act, policy, arrays, is_first)
         return pack({"kind": "chunk", "id": number, "seconds": seconds}, {"action": chunk})
 
     async def _compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -228,9 +228,9 @@ class PolicyServer:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
 
 
-def _act(policy: RunningPolicy, observation: dict[str, np.ndarray], starts: bool) -> tuple[np.ndarray, float]:
+def _act(policy: RunningPolicy, observation: dict[str, np.ndarray], is_first: bool) -> tuple[np.ndarray, float]:
     began = perf_counter()
-    if starts:
+    if is_first:
         policy.reset()
     chunk = np.asarray(policy.act(observation), np.float32)
     return chunk, perf_counter() - began

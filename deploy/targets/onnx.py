@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -119,7 +120,10 @@ def write_onnx(program: "Program", path: Path, batch: int | None) -> list[str]:
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            raise BadInput(f"torch cannot write this program as ONNX: {str(error).splitlines()[0]}") from error
+            raise BadInput(
+                f"torch cannot write this program as ONNX: {_cause(error)}. A torch transformer with an attention mask "
+                "needs is_causal=False; other operations must have an ONNX form"
+            ) from error
     if exported is None:
         raise BadInput("torch wrote no ONNX program; this version of torch is not supported")
     large = sum(each.numel() * each.element_size() for each in [*program.parameters(), *program.buffers()]) > _LARGEST
@@ -196,12 +200,24 @@ def in_blocks(node: Any) -> bool:
     return "network.blocks" in scopes
 
 
+def _cause(error: BaseException) -> str:
+    """Return the first line of the error at the root of a chain, without colours of a terminal."""
+    while (deeper := error.__cause__) is not None:
+        error = deeper
+    lines = re.sub("\x1b\\[[0-9;]*m", "", str(error)).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else type(error).__name__
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Suppress what exporters print, log and warn about their own internals."""
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

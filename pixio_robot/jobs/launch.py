@@ -1,6 +1,6 @@
 """Run jobs side by side, within a budget of jobs and memory: processes of this machine, tasks of Ray, jobs of Slurm.
 
-A job is a folder and, with every engine, a process of its own: ``python -m MODULE FOLDER PARENT``. MODULE calls
+A job is a folder and, with every engine, a separate process: ``python -m MODULE FOLDER PARENT``. MODULE calls
 `run_as_job` and leaves ``result.json`` in the folder. So a crash ends one job, and any engine can continue the work of
 another one.
 """
@@ -113,41 +113,41 @@ def schedule(specs: Sequence[JobSpec], start: Starter, budget: ResourceBudget, c
 
     A job that needs more memory than the budget has runs alone.
     """
-    waiting, running, failures = list(specs), dict[JobSpec, Job](), dict[str, str]()
+    waiting, active, failures = list(specs), dict[JobSpec, Job](), dict[str, str]()
     began, done, worked = time.monotonic(), 0, 0.0
     with Stopping() as stopping:
         try:
-            while waiting or running:
+            while waiting or active:
                 if stopping.asked:
                     raise stopped(stopping, done, len(specs), "runs")
-                while spec := _next(waiting, running, budget):
+                while spec := _next(waiting, active, budget):
                     waiting.remove(spec)
-                    running[spec] = start(spec.folder, spec.memory)
-                ended = {spec: why for spec, job in running.items() if (why := job.poll()) is not None}
+                    active[spec] = start(spec.folder, spec.memory)
+                ended = {spec: why for spec, job in active.items() if (why := job.poll()) is not None}
                 for spec, why in ended.items():
-                    del running[spec]
+                    del active[spec]
                     done, worked = done + 1, worked + spec.work
                     if why:
                         failures[spec.folder.name] = why
-                    left = (time.monotonic() - began) * sum(each.work for each in (*waiting, *running)) / worked
-                    estimate = f", about {duration(left)} left" if waiting or running else ""
+                    left = (time.monotonic() - began) * sum(each.work for each in (*waiting, *active)) / worked
+                    estimate = f", about {duration(left)} left" if waiting or active else ""
                     state = f"FAILED: {why}" if why else "done"
                     line = f"{done}/{len(specs)} runs{estimate}; {spec.folder.name}: {state}"
                     console.print(line, soft_wrap=True, markup=False, highlight=False)
                 if not ended:
                     time.sleep(0.2)
         finally:
-            for job in running.values():
+            for job in active.values():
                 job.stop()
     return failures
 
 
-def _next(waiting: Sequence[JobSpec], running: Mapping[JobSpec, Job], budget: ResourceBudget) -> JobSpec | None:
+def _next(waiting: Sequence[JobSpec], active: Mapping[JobSpec, Job], budget: ResourceBudget) -> JobSpec | None:
     """Return the first waiting job that fits into the budget."""
-    if len(running) >= budget.jobs:
+    if len(active) >= budget.jobs:
         return None
-    free = budget.memory - sum(spec.memory for spec in running)
-    return next((spec for spec in waiting if spec.memory <= free or not running), None)
+    free = budget.memory - sum(spec.memory for spec in active)
+    return next((spec for spec in waiting if spec.memory <= free or not active), None)
 
 
 @contextmanager
@@ -326,7 +326,7 @@ def cores() -> int:
 def stopped(stopping: Stopping, done: int, total: int, what: str) -> Stopped:
     """Return the exception that ends a command whose jobs were stopped."""
     name = signal.Signals(stopping.signal).name
-    return Stopped(f"stopped by {name} after {done} of {total} {what}; the same command goes on", stopping.signal)
+    return Stopped(f"stopped by {name} after {done} of {total} {what}; the same command resumes", stopping.signal)
 
 
 def duration(seconds: float) -> str:

@@ -81,7 +81,7 @@ def run_shards(items: Sequence[Item], load: Load[Item, Result], device: str, lau
     Raises:
         MissingExtra: if Ray is not installed.
         WorkerLost: if a worker was killed.
-        Stopped: after SIGTERM or Ctrl-C, once the items that were begun are finished.
+        Stopped: after SIGTERM or Ctrl-C, once the items that were started are finished.
     """
     if not items:
         return
@@ -182,7 +182,7 @@ def _in_actors(
 
 
 class Worker:
-    """A process that computes when it is asked to, and ends with this one; use as a context manager.
+    """A process that computes on request and ends with this one; use as a context manager.
 
     Args:
         work: run in the process with a connection and `argument`. What it sends is received here, and a `PixioError`

@@ -24,7 +24,7 @@ from ..video import filmstrip, read_video
 from .curves import curve_panels, number
 
 RULES = {"last": "at the last step", "any": "at any step"}
-PROPRIO_ONLY = "blind"  # name of the policy of encoder=none
+PROPRIO_ONLY = "none"  # name of the policy of encoder=none
 REFERENCES = (PROPRIO_ONLY, "expert")  # shown for comparison, never as the headline
 STRIP_IMAGES = 6
 STRIP_HEIGHT = 112  # [px]
@@ -102,7 +102,7 @@ def write_report(run: Path) -> Path:
         key: result.get(key) or (getattr(headline_rows[0], key) if headline_rows else "")
         for key in ("encoder", "weights", "fusion", "render")
     }
-    facts["frames"] = result.get("frames", "")
+    facts["observation steps"] = result.get("observation_steps", "")
     facts |= result.get("facts") or {}
     clips = _clips(run, episodes, rule)
     config = run / "config.yaml"

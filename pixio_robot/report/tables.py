@@ -19,16 +19,15 @@ def print_quickstart(out: Path, result: dict[str, Any]) -> None:
     table.add_column("what")
     table.add_column("value", overflow="fold")
     for name, policy in result["policies"].items():
-        label = {"bc": "success", PROPRIO_ONLY: "proprioception-only policy", "expert": "expert"}.get(name, name)
+        label = {result["headline"]: "success", PROPRIO_ONLY: "proprioception-only policy"}.get(name, name)
         table.add_row(f"{label}, last step", _rate(policy["last"]))
         table.add_row(f"{label}, any step", _rate(policy["any"]))
         table.add_row(f"{label}, suite's score", str(Mean(**policy["score"])))
     table.add_section()
     weights = " (RANDOM WEIGHTS, not pre-trained)" if result["weights"] == "random" else ""
     table.add_row("encoder", f"{result['encoder']}{weights}")
-    table.add_row(
-        "fusion", f"{result['fusion']} of {'normed' if result['normed'] else 'raw'} tokens, {result['frames']}"
-    )
+    tokens = "normed" if result["normed"] else "raw"
+    table.add_row("fusion", f"{result['fusion']} of {tokens} tokens, {result['observation_steps']} observation steps")
     table.add_row("render quality", result["render"])
     table.add_section()
     for name, stage in result["stages"].items():

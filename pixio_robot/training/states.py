@@ -184,10 +184,10 @@ def _reason(error: BaseException) -> str:
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the tensors to write, and the optimiser's settings, which come from the run's settings instead."""
-    weights, moments = flat.get_state_dict(model, optimizer, options=_OPTIONS)
-    groups = {name: value for name, value in moments.items() if not isinstance(value, Tensor)}
-    moments = {name: value for name, value in moments.items() if isinstance(value, Tensor)}
-    return {"model": weights, "optimizer": moments}, groups
+    weights, values = flat.get_state_dict(model, optimizer, options=_OPTIONS)
+    groups = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+    values = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return {"model": weights, "optimizer": values}, groups
 
 
 def _whole(folder: Path) -> list[Path]:

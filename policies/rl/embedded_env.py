@@ -64,7 +64,7 @@ def stored_frames(model: VisionPolicy, frames: Mapping[str, Tensor]) -> dict[str
 class EmbeddedVecEnv(VecEnvWrapper):
     """One encoder call a camera and step for all environments, last observations of ended episodes included.
 
-    Observations are the frames of T observation steps, as `Vision.encode` gives them, and vectors of the newest step:
+    Observations are the frames of T observation steps, as `Vision.encode` gives them, and vectors of the latest step:
     "<camera>.cls" (T, K, D) and "<camera>.patches" (T, N, D) float16, where K is 1 for the fusions "mean" and "first";
     "pixels" (T, S, S, 3 * cameras) uint8 of a network that is trained end to end; "<camera>" (T, H, W, 3) uint8 for an
     encoder that learns; "proprio" or "state" (P,) float32.

@@ -61,14 +61,14 @@ class Hdf5Frames(Sequences):
 def _index(path: Path) -> Arrays:
     found: dict[str, int] = {}
 
-    def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
+    def collect(name: str, item: h5py.Dataset | h5py.Group) -> None:
         images = isinstance(item, h5py.Dataset) and item.dtype == np.uint8 and item.ndim == 4 and item.shape[3] == 3
         if images and item.size and _REPEATED not in name.split("/"):
             found[name] = len(item)
 
     try:
         with h5py.File(path) as file:
-            file.visititems(visit)
+            file.visititems(collect)
     except (OSError, RuntimeError) as error:
         raise DataError(f"{path} is not a complete HDF5 file: {error}") from error
     if not found:

@@ -10,9 +10,7 @@ from PIL.Image import Exif
 
 from ...errors import Unreadable
 
-_READERS: dict[
-    str, tuple[Any, ...]
-] = {  # kind: reader, first bytes; `Image.open` warns about large sizes
+_READERS: dict[str, tuple[Any, ...]] = {  # kind: reader, first bytes; `Image.open` warns about large sizes
     "jpeg": (JpegImagePlugin.JpegImageFile, b"\xff\xd8\xff"),
     "png": (PngImagePlugin.PngImageFile, b"\x89PNG\r\n\x1a\n"),
     "webp": (WebPImagePlugin.WebPImageFile, b"RIFF"),
@@ -42,7 +40,7 @@ def read_header(data: bytes) -> Header:
     Raises:
         Unreadable: if the format is unknown, the header is damaged or cut short, or the image has no pixels.
     """
-    kind = next((kind for kind, (_, *starts) in _READERS.items() if data.startswith(tuple(starts))), None)
+    kind = next((kind for kind, (_, *prefixes) in _READERS.items() if data.startswith(tuple(prefixes))), None)
     if kind is None:
         known = ", ".join(_READERS)
         raise Unreadable(f"no image: it begins with {data[:8]!r}; known are {known}" if data else "an empty file")

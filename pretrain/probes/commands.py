@@ -60,7 +60,7 @@ def probe_encoders(settings: Probe) -> "tuple[Path, dict[str, Any]]":
     from ...hardware import choose_device, choose_precision
     from ...report.page import write_report
     from ...run_folder import open_run, settings_digest, write_json
-    from .dense_runs import PROBES as DENSE_PROBES
+    from .dense_runs import DENSE_PROBES
     from .dense_training import HeadTraining, blocks_of
     from .features import Compute
     from .figure import draw_probes

@@ -61,7 +61,7 @@ class DenseSet(ABC):
         """
 
 
-class Part(DenseSet):
+class DenseSubset(DenseSet):
     """Some images of a set, with the remaining parts of its sequences.
 
     Args:
@@ -86,7 +86,7 @@ def thinned(images: DenseSet, count: int) -> DenseSet:
     """Return at most `count` images, evenly spaced."""
     if len(images) <= count:
         return images
-    return Part(images, np.linspace(0, len(images) - 1, count).round().astype(np.int64))
+    return DenseSubset(images, np.linspace(0, len(images) - 1, count).round().astype(np.int64))
 
 
 def split_dense(images: DenseSet, share: float, seed: int) -> tuple[DenseSet, DenseSet]:
@@ -105,7 +105,7 @@ def split_dense(images: DenseSet, share: float, seed: int) -> tuple[DenseSet, De
             f"a share above 0 and at most 0.5 of two or more images can be tested on; got {share} of {len(images)}"
         )
     split = hold_out(images, max(1, min(round(share * len(images)), len(images) // 2)), seed)
-    return Part(images, split.index(np.arange(split.training))), Part(images, split.val_images)
+    return DenseSubset(images, split.index(np.arange(split.training))), DenseSubset(images, split.val_images)
 
 
 def open_dense(source: str | Path, kind: str) -> DenseSet:
@@ -154,17 +154,17 @@ class DenseDemos(DenseSet):
     def __init__(self, files: Sequence[Path], kind: str) -> None:
         self.kind = kind
         self._pairs: list[tuple[Path, str, str]] = []  # file, image and target datasets
-        starts, groups, seen = [0], [0], set[str]()
+        offsets, groups, seen = [0], [0], set[str]()
         for file in files:
             for cameras in _pairs_of(file, kind, seen):
                 for image, target, length in cameras:
                     self._pairs.append((file, image, target))
-                    starts.append(starts[-1] + length)
-                groups.append(starts[-1])
+                    offsets.append(offsets[-1] + length)
+                groups.append(offsets[-1])
         if not self._pairs:
             names = ", ".join(sorted(seen)) or "none"
             raise DataError(f"{_what(files)}: no observation *_image beside *_{kind} but only {names}; {LAYOUTS}")
-        self._starts = np.array(starts)
+        self._starts = np.array(offsets)
         self.groups = np.array(groups, np.int64)
         self._open: Handles[Path, h5py.File] = Handles(h5py.File, h5py.File.close, _OPEN_FILES)
 

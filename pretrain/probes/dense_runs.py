@@ -19,14 +19,14 @@ from ...errors import BadInput, DataError, UnknownName, closest
 from .dense import depth_errors
 from .dense_data import IGNORED, DenseSet, open_dense, split_dense, thinned
 from .dense_images import draw_dense
-from .dense_training import HeadTraining, blocks_of, encode, nearest, predict, train_head
+from .dense_training import HeadTraining, blocks_of, encode_dense, nearest, predict, train_head
 from .features import Compute
 from .labelled import ProbeImages
 from .rows import Row
 
 log = logging.getLogger(__name__)
 
-PROBES = {  # kind of data, kind of head
+DENSE_PROBES = {  # kind of data, kind of head
     "depth_linear": ("depth", "linear"),
     "depth_dpt": ("depth", "dpt"),
     "segmentation_linear": ("segmentation", "linear"),
@@ -79,7 +79,7 @@ def dense_rows(
 
     Args:
         backbone: the encoder; moved to the device of `compute`.
-        probe: a name of `PROBES`.
+        probe: a name of `DENSE_PROBES`.
         train, test: of one kind, no sequence in both, as from `split_dense`.
         settings: of the training.
         out: folder for ``heads/PROBE-ENCODER.safetensors`` (depth) and ``images/PROBE-ENCODER.png``.
@@ -98,7 +98,7 @@ def dense_rows(
     backbone.to(device)
     grid, size = backbone.token_shape.grid, backbone.preprocessing.size
     features, questions = (
-        encode(backbone, images, blocks, train=images is train, precision=precision) for images in (train, test)
+        encode_dense(backbone, images, blocks, train=images is train, precision=precision) for images in (train, test)
     )
     classes = _classes(train, test) if kind == "segmentation" else 0
     trained = train_head(features, head, grid, settings, classes, device, seed)
@@ -271,9 +271,11 @@ def _in_range(truths: Sequence[np.ndarray], settings: HeadTraining) -> list[np.n
 
 
 def _kinds(probe: str, train: DenseSet, test: DenseSet) -> tuple[str, str]:
-    if probe not in PROBES:
-        raise UnknownName(f"no dense probe {probe!r}; there are: {', '.join(PROBES)}{closest(probe, PROBES)}")
-    kind, head = PROBES[probe]
+    if probe not in DENSE_PROBES:
+        raise UnknownName(
+            f"no dense probe {probe!r}; there are: {', '.join(DENSE_PROBES)}{closest(probe, DENSE_PROBES)}"
+        )
+    kind, head = DENSE_PROBES[probe]
     if {train.kind, test.kind} != {kind}:
         raise BadInput(f"{probe} needs images with {kind}; these are for {train.kind} and {test.kind}")
     if not len(train) or not len(test):

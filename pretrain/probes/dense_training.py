@@ -51,7 +51,7 @@ class HeadTraining:
             raise UnknownName(f"dense.widths={self.widths!r} is not one of: {', '.join(WIDTHS)}")
 
 
-class Features(NamedTuple):
+class DenseFeatures(NamedTuple):
     """Inputs and targets of a head, on the CPU."""
 
     patches: Tensor  # (n, L, N, D) float16, normed
@@ -73,9 +73,9 @@ def blocks_of(backbone: Backbone, head: str) -> list[int] | None:
     return dpt_blocks(backbone.network.block_count)
 
 
-def encode(
+def encode_dense(
     backbone: Backbone, images: DenseSet, blocks: list[int] | None, *, train: bool, precision: str = "fp32"
-) -> Features:
+) -> DenseFeatures:
     """Read and encode images once."""
     device = next(backbone.parameters()).device
     size = backbone.preprocessing.size
@@ -94,7 +94,7 @@ def encode(
             targets += [nearest(pair.target, size) for pair in pairs]
         else:
             whole += [pair.target for pair in pairs]
-    return Features(torch.cat(patches), torch.cat(cls), torch.stack(targets) if train else None, whole)
+    return DenseFeatures(torch.cat(patches), torch.cat(cls), torch.stack(targets) if train else None, whole)
 
 
 def nearest(target: np.ndarray, size: tuple[int, int]) -> Tensor:
@@ -114,7 +114,7 @@ class Trained(NamedTuple):
 
 
 def train_head(
-    features: Features,
+    features: DenseFeatures,
     kind: str,
     grid: tuple[int, int],
     settings: HeadTraining,
@@ -185,7 +185,7 @@ def train_head(
 
 @torch.no_grad()
 def predict(
-    trained: Trained, features: Features, grid: tuple[int, int], size: tuple[int, int], device: torch.device
+    trained: Trained, features: DenseFeatures, grid: tuple[int, int], size: tuple[int, int], device: torch.device
 ) -> list[np.ndarray]:
     """Return a map for each test image in its own size: depth float32 [m], or classes int64."""
     maps: list[np.ndarray] = []
@@ -200,7 +200,7 @@ def predict(
     return maps
 
 
-def _maps(features: Features, rows: np.ndarray, grid: tuple[int, int], device: torch.device) -> list[Tensor]:
+def _maps(features: DenseFeatures, rows: np.ndarray, grid: tuple[int, int], device: torch.device) -> list[Tensor]:
     patches, cls = features.patches[rows].to(device).float(), features.cls[rows].to(device).float()
     return [token_map(Tokens(cls[:, [level]], patches[:, level]), grid) for level in range(patches.shape[1])]
 

@@ -9,8 +9,7 @@ from ...encoders.pixio import PixioEncoder
 from ...errors import BadInput, UnknownName, closest
 from ...progress import stage
 from .classification import PROBES, Subject
-from .dense_runs import PROBES as DENSE_PROBES
-from .dense_runs import DenseSplit, baseline_rows, dense_rows, open_dense_split, slug
+from .dense_runs import DENSE_PROBES, DenseSplit, baseline_rows, dense_rows, open_dense_split, slug
 from .dense_training import HeadTraining
 from .features import Compute, Features, encode, pixel_features
 from .labelled import Labelled, ProbeImages, open_labelled

@@ -9,8 +9,7 @@ import numpy as np
 from ...report.curves import number
 from .classification import PROBES
 from .dense_data import thinned
-from .dense_runs import PROBES as DENSE_PROBES
-from .dense_runs import DenseSplit, slug, unit
+from .dense_runs import DENSE_PROBES, DenseSplit, slug, unit
 from .dense_training import HeadTraining
 from .labelled import Labelled, ProbeImages
 from .outcomes import comparisons
@@ -37,9 +36,9 @@ def probe_result(
     heads, paired = headlines(rows), comparisons(out, rows)
     files = [(row, f"{row.probe}-{slug(row.encoder)}") for row in heads if row.probe in DENSE_PROBES]
     estimators = [f"heads/{name}.safetensors" for row, name in files if DENSE_PROBES[row.probe][0] == "depth"]
-    facts = _labelled_facts(labelled, held_out=sources.test is None) if labelled else {}
+    facts = _labelled_facts(labelled, from_same_source=sources.test is None) if labelled else {}
     for split in dense:
-        facts |= _dense_facts(split, settings, held_out=sources.test is None)
+        facts |= _dense_facts(split, settings, from_same_source=sources.test is None)
     if estimators:
         facts["depth heads for pixio_robot.load_depth"] = ", ".join(estimators)
     return {
@@ -62,16 +61,16 @@ def probe_result(
     }
 
 
-def _labelled_facts(labelled: Labelled, held_out: bool) -> dict[str, str]:
+def _labelled_facts(labelled: Labelled, from_same_source: bool) -> dict[str, str]:
     counts, classes = np.bincount(labelled.test.labels), len(np.unique(labelled.training.labels))
     return {
         "trained on": f"{len(labelled.training.indices)} images of {classes} classes",
-        "tested on": f"{len(labelled.test.indices)} images" + (", held out" if held_out else ""),
+        "tested on": f"{len(labelled.test.indices)} images" + (", held out" if from_same_source else ""),
         "accuracy of the most frequent class": f"{counts.max() / counts.sum():.3f}",
     }
 
 
-def _dense_facts(split: DenseSplit, settings: HeadTraining, held_out: bool) -> dict[str, str]:
+def _dense_facts(split: DenseSplit, settings: HeadTraining, from_same_source: bool) -> dict[str, str]:
     training, test = (
         thinned(images, most)
         for images, most in ((split.training, settings.train_images), (split.test, settings.test_images))
@@ -81,7 +80,7 @@ def _dense_facts(split: DenseSplit, settings: HeadTraining, held_out: bool) -> d
     return {
         f"{split.kind} trained on": f"{len(training)} of {len(split.training)} images",
         f"{split.kind} tested on": f"{len(test)} of {len(split.test)} images"
-        + (", held out" if held_out else "")
+        + (", held out" if from_same_source else "")
         + f"; intervals resample {units} {resampled} and are not paired between encoders",
     }
 

@@ -23,7 +23,7 @@ from pixio_robot.cameras.intrinsics_file import read_intrinsics, write_intrinsic
 from pixio_robot.cameras.playback import RealTimePlayback
 from pixio_robot.cameras.recording.writer import RecordingWriter
 from pixio_robot.cameras.registry import drivers, find_camera, recognise
-from pixio_robot.datasets.robomimic import DemoSet
+from pixio_robot.datasets.dataset import open_dataset
 from pixio_robot.envs.registry import TaskSpec, make
 from pixio_robot.errors import (
     BadInput,
@@ -379,14 +379,14 @@ def test_demonstrations_are_cameras_with_depth_and_poses() -> None:
     frames = _all("demos.hdf5")
     assert len(frames) == 60 and [frame.is_first for frame in frames] == [n % 30 == 0 for n in range(60)]
     env = request.make()
-    first, _ = env.reset(seed=DemoSet("demos.hdf5").seeds[0])
+    first, _ = env.reset(seed=open_dataset("demos.hdf5").provenance["seeds"][0])
     known = env.calibration()["top"]
     env.close()
     assert np.array_equal(frames[0].rgb, first["rgb"]) and np.array_equal(frames[0].depth, first["depth"])
     assert np.allclose(frames[0].camera_to_world, known.camera_to_world)
     assert frames[0].intrinsics is not None and np.allclose(frames[0].intrinsics.matrix, known.intrinsics)
     assert np.array_equal(_all("demos:demos.hdf5@front")[0].rgb, first["rgb_front"])
-    with pytest.raises(DataError, match="it has: front, top"):
+    with pytest.raises(UnknownName, match="it has: top, front"):
         _all("demos:demos.hdf5@side")
 
 
@@ -502,13 +502,13 @@ def test_a_third_party_source_is_a_class_and_an_entry_point(monkeypatch: pytest.
         ("webcam", DataError, "e.g. realsense, opencv:0"),
         ("task:toy/reech", UnknownName, "did you mean 'toy/reach'"),
         ("opencv:97", CameraError, "cannot read camera or file '97'"),
-        ("text.txt", DataError, "no known recording; known are: HDF5 demonstrations; .*folders of images"),
+        ("text.txt", DataError, "no known recording; known are: .*demonstrations; .*folders of images"),
         ("folder", DataError, "no known recording"),
-        ("bad.bag", DataError, "no recording that can be read"),
+        ("bad.bag", DataError, "cannot be read as a recording"),
         ("bad.mkv", DataError, "no video"),
         ("bad.db3", DataError, "no ROS 2 recording"),
         ("bad.mp4", DataError, "no video"),
-        ("bad.hdf5", DataError, "no file of demonstrations"),
+        ("bad.hdf5", DataError, "not a demonstration file"),
         ("tum", DataError, "no list of times"),
         ("recording", DataError, "no complete recording"),
     ],

@@ -181,12 +181,12 @@ def _judged(times: list[float], max_skew: float | None = None, **spec: Any) -> d
 
 
 def test_a_check_is_strict_and_reports_what_is_unknown() -> None:
-    running = [n / 30 for n in range(10)]
-    assert _judged(running)["pairs"].ok and not _judged(running, max_skew=0.0)["pairs"].ok
+    times = [n / 30 for n in range(10)]
+    assert _judged(times)["pairs"].ok and not _judged(times, max_skew=0.0)["pairs"].ok
     stopped = _judged([1.0] * 10)["rate"]
     assert not stopped.ok and "the camera's clock did not advance in 10 frames" in stopped.detail
-    assert "0 of 10 frames were dropped" in _judged(running)["drops"].detail
-    silent = _judged(running, numbered=False)["drops"]
+    assert "0 of 10 frames were dropped" in _judged(times)["drops"].detail
+    silent = _judged(times, numbered=False)["drops"]
     assert silent.ok and "does not number its frames" in silent.detail and "were dropped" not in silent.detail
 
 

@@ -48,7 +48,7 @@ def test_a_worker_killed_in_an_episode_is_reported() -> None:
             os.kill(rollout._envs.processes[0].pid, signal.SIGKILL)
         return np.zeros((len(seen["proprio"]), 3), np.float32)
 
-    with pytest.raises(WorkerLost, match="toy/reach: a simulator's process ended"), rollout:
+    with pytest.raises(WorkerLost, match="toy/reach: a simulator's process was killed during an episode"), rollout:
         list(rollout.run(act))
     with pytest.raises(WorkerLost):
         list(in_workers(_kill_myself, [1, 2], 1))

@@ -23,7 +23,7 @@ from pixio_robot.policies.policy import PolicySpec
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["tasks=metaword"], "did you mean 'metaworld'"),
         (["tasks=dmc/walker_wlak"], "did you mean 'dmc/walker_walk'"),
@@ -45,10 +45,10 @@ from pixio_robot.policies.policy import PolicySpec
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["benchmark", *words, "out=b"]) == 1
-    assert said in capsys.readouterr().err and not Path("b").exists()
+    assert message in capsys.readouterr().err and not Path("b").exists()
 
 
 def _grid(**keys: Any) -> Grid:

@@ -114,11 +114,11 @@ def test_all_evaluations_of_a_run_share_their_initial_states(done: BenchmarkRepo
     evaluated = [read_episodes(path) for path in sorted(folder.glob("best_checkpoint/*/episodes.jsonl"))]
     assert len(evaluated) == len(result["eval_epochs"]) == len(result["best_checkpoint"]) == 2
     assert [[row.seed for row in rows] for rows in evaluated] == [[200]] * 2
-    held_out = read_episodes(folder / "held_out" / "episodes.jsonl")
-    assert [row.seed for row in held_out] == [HELD_OUT_SEED, HELD_OUT_SEED + 1]
+    held_out_rows = read_episodes(folder / "held_out" / "episodes.jsonl")
+    assert [row.seed for row in held_out_rows] == [HELD_OUT_SEED, HELD_OUT_SEED + 1]
     (file,) = (done.out / "demos").glob("*.hdf5")
     recorded = set(open_dataset(file).initial_states)
-    states = [{row.start for row in held_out}, {row.start for row in evaluated[0]}, recorded]
+    states = [{row.start for row in held_out_rows}, {row.start for row in evaluated[0]}, recorded]
     assert sum(map(len, states)) == len(set.union(*states))
 
 

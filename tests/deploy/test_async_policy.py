@@ -129,7 +129,10 @@ def test_chunks_of_one_are_executed_step_by_step() -> None:
 def test_a_policy_that_needs_every_frame_is_refused() -> None:
     policy = ReplayPolicy(np.zeros((2, 1)))
     policy.manifest = Manifest("policy", "onnx", "fp32", "", [], [], [HistorySpec("tokens", 3, (8, 4))])  # type: ignore[attr-defined]
-    with pytest.raises(BadInput, match=r"observes 3 frames.*embedding\.frames=single"):
+    with pytest.raises(BadInput, match=r"observes 3 frames.*observation\.steps=1"):
+        AsyncPolicy(policy)
+    policy.manifest.memory = [HistorySpec("memory.hidden", 2, (16,))]  # type: ignore[attr-defined]
+    with pytest.raises(BadInput, match="remembers every observation"):
         AsyncPolicy(policy)
     with pytest.raises(BadInput, match="share of a chunk that is left"):
         AsyncPolicy(ReplayPolicy(np.zeros((2, 1))), request_at=1.5)

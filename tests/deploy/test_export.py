@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from pixio_robot.policies.bc import train_bc
-from pixio_robot.policies.embedding import Embedder
-from pixio_robot.policies.visuomotor import EncoderIdentity, LoadedPolicy, Visuomotor, load_policy
 
 from pixio_robot import cli
 from pixio_robot.cameras.camera import CameraSpec
-from pixio_robot.datasets.robomimic import DemoSet
+from pixio_robot.datasets.dataset import Feature, open_dataset
 from pixio_robot.deploy.eager import EagerPolicy, eager_policies
 from pixio_robot.deploy.export.describe import control_of
 from pixio_robot.deploy.export.pixels import DepthImages, Pixels, SmallDepth, SmallImages
@@ -31,9 +28,12 @@ from pixio_robot.encoders.load import Backbone
 from pixio_robot.encoders.preprocessing import Preprocessing, preprocess
 from pixio_robot.envs.registry import TaskSpec
 from pixio_robot.errors import BadInput
-from pixio_robot.policies.agent import Agent
-from pixio_robot.policies.pixel_network import shrunk
-from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
+from pixio_robot.policies.build import PolicyDesign, build_policy
+from pixio_robot.policies.commands import TrainBC, train_bc
+from pixio_robot.policies.loaded import LoadedPolicy, load_policy
+from pixio_robot.policies.mlp import MlpConfig
+from pixio_robot.policies.pixel_network import downsample
+from pixio_robot.policies.settings import ObservationSettings, TrainingSettings
 from pixio_robot.robots.fit import check_fit
 from pixio_robot.robots.robot import RobotRequest
 from pixio_robot.robots.simulated import TaskRobot
@@ -42,28 +42,36 @@ CPU = torch.device("cpu")
 SIZE = 64
 
 
-def _policy(backbone: Backbone | None, kind: str = "bc", images: tuple[str, ...] = ("rgb",), **keys: object):
-    """An untrained policy whose numbers are all in play: batch statistics away from 0 and 1, actions within limits."""
-    settings = EmbeddingSettings(**keys)
-    tokens = backbone.token_shape if backbone is not None else None
-    if kind == "cnn":
-        from pixio_robot.policies.pixel_network import PixelNetwork
+FEATURES = {
+    **{key: Feature("image", (SIZE, SIZE, 3), "uint8") for key in ("rgb", "rgb_wrist")},
+    "depth": Feature("depth", (SIZE, SIZE)),
+    **{key: Feature("vector", (5,)) for key in ("proprio", "state")},
+    "action": Feature("vector", (3,)),
+}
 
-        tokens = PixelNetwork.tokens
-        settings = replace(settings, fusion="first", frames="single")
-    elif tokens is not None:
-        tokens = tokens._replace(dim=tokens.dim * len(images))
+
+def _policy(
+    encoder: Backbone | str,
+    cameras: tuple[str, ...] = ("rgb",),
+    config: MlpConfig = MlpConfig(),
+    **observation: Any,
+) -> LoadedPolicy:
+    """An untrained policy whose numbers are all in play: batch statistics away from 0 and 1, actions within limits.
+
+    Args:
+        encoder: an encoder, or the name of a baseline.
+        observation: for `ObservationSettings`.
+    """
+    name, backbone = (encoder, None) if isinstance(encoder, str) else (encoder.name, encoder)
+    config = replace(config, layers=[16], output_init_scale=0.5)
+    design = PolicyDesign(name, config, ObservationSettings(**observation))
+    model = build_policy(design, FEATURES, cameras, backbone, seed=0).eval()
     generator = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        embedder = Embedder(tokens, settings, 5)
-        policy = Visuomotor(embedder, 3, PolicySettings(layers=[16], output_init_scale=0.5), kind, 3, images).eval()
-    for name, buffer in policy.named_buffers():
-        if "running" in name:
+    for buffer_name, buffer in model.named_buffers():
+        if "running" in buffer_name:
             buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
-    identity = None if backbone is None else EncoderIdentity.of(backbone, "fp32")
     request = TaskSpec("toy/reach", observe=("rgb", "proprio"), image_size=SIZE, render="fast")
-    return LoadedPolicy(policy, identity, request, {}, 0)
+    return LoadedPolicy(model, {"task": "toy/reach", "environment": asdict(request)}, {}, 0)
 
 
 def _episode(steps: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
@@ -89,8 +97,8 @@ def _played(program: PolicyProgram, episode: list[dict[str, np.ndarray]]) -> np.
                 values.append(torch.tensor([step == 0]))
             else:
                 values.append(kept.get(tensor.name, torch.full((1, *tensor.shape), torch.nan)))
-        action, *newest = program(*values)
-        for memory, value in zip(program.memory, newest, strict=True):
+        action, *latest = program(*values)
+        for memory, value in zip(program.memory, latest, strict=True):
             past = kept.get(memory.history.name, value[:, None].expand(-1, memory.frames - 1, *value.shape[1:]))
             kept[memory.history.name] = torch.cat([past, value[:, None]], dim=1)[:, 1:]
         actions.append(action[0, 0].numpy())
@@ -98,31 +106,31 @@ def _played(program: PolicyProgram, episode: list[dict[str, np.ndarray]]) -> np.
 
 
 @pytest.mark.parametrize(
-    ("kind", "images", "keys"),
+    ("encoder", "cameras", "config", "observation"),
     [
-        ("bc", ("rgb",), dict(fusion="mean")),
-        ("bc", ("rgb",), dict(fusion="concat", frames="single", proprio=False)),
-        ("bc", ("rgb",), dict(fusion="first", frames="stack", history=2, normed=False)),
-        ("bc", ("rgb", "rgb_wrist"), dict(fusion="attention")),
-        ("bc", ("rgb",), dict(fusion="spatial", frames="stack")),
-        ("bc", ("rgb", "depth"), dict(fusion="mean", depth="channels", depth_code="colours")),
-        ("bc", ("rgb",), dict(fusion="mean", depth="late", depth_code="log")),
-        ("blind", ("rgb",), dict()),
-        ("blind", ("rgb",), dict(depth="late")),
-        ("cnn", ("rgb",), dict()),
-        ("state", ("rgb",), dict()),
+        ("tiny", ("rgb",), dict(fusion="mean"), {}),
+        ("tiny", ("rgb",), dict(fusion="concat"), dict(steps=1, proprio=False)),
+        ("tiny", ("rgb",), dict(fusion="first", frames="stack"), dict(steps=2, normed=False)),
+        ("tiny", ("rgb", "rgb_wrist"), dict(fusion="attention"), {}),
+        ("tiny", ("rgb",), dict(fusion="spatial", frames="stack"), {}),
+        ("tiny", ("rgb",), dict(fusion="mean"), dict(depth="channels", depth_code="colours")),
+        ("tiny", ("rgb",), dict(fusion="mean"), dict(depth="late", depth_code="log")),
+        ("none", (), {}, {}),
+        ("none", ("rgb",), {}, dict(depth="late")),
+        ("cnn", ("rgb",), {}, {}),
+        ("cnn", ("rgb", "rgb_wrist"), {}, {}),
+        ("state", (), {}, {}),
     ],
 )
 def test_a_program_acts_as_the_eager_policy(
-    kind: str, images: tuple[str, ...], keys: dict[str, object], tiny: Backbone
+    encoder: str, cameras: tuple[str, ...], config: dict[str, Any], observation: dict[str, Any], tiny: Backbone
 ) -> None:
-    backbone = tiny if kind == "bc" else None
-    loaded = _policy(backbone, kind, images, **keys)
+    loaded = _policy(tiny if encoder == "tiny" else encoder, cameras, MlpConfig(**config), **observation)
     episode = _episode(4)
-    eager = EagerPolicy(Agent(loaded, backbone, CPU))
+    eager = EagerPolicy(loaded)
     expected = np.stack([eager.act(observation)[0] for observation in episode])
     with torch.inference_mode():
-        played = _played(program_of(loaded, backbone), episode)
+        played = _played(program_of(loaded), episode)
     assert np.ptp(expected, axis=0).min() > 1e-3, "the policy must react, or nothing is compared"
     assert np.abs(played - expected).max() < 2e-3 * np.ptp(expected)
 
@@ -163,7 +171,7 @@ def test_exported_depth_encoding_equals_training(code: str) -> None:
 def test_small_images_are_area_means(size: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
     small = SmallImages((size, size), 64)(torch.from_numpy(images)).numpy()
-    assert np.abs(small - shrunk(images)).max() <= 1 and (small == shrunk(images)).mean() > 0.7
+    assert np.abs(small - downsample(images)).max() <= 1 and (small == downsample(images)).mean() > 0.7
 
 
 def _types(path: Path) -> tuple[Any, dict[str, int]]:
@@ -180,7 +188,7 @@ def test_types_are_written_into_the_graph(precision: str, tiny: Backbone, tmp_pa
     """What TensorRT needs: uint8 is cast and nothing else; in half precision products are half, norms are not."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
-    program = program_of(_policy(tiny, fusion="attention"), tiny)
+    program = program_of(_policy(tiny, config=MlpConfig(fusion="attention")))
     if precision == "fp16":
         to_half(program, precision)
     (name,) = write_onnx(program, tmp_path / "program.onnx", None)
@@ -255,24 +263,26 @@ def test_a_policy_trained_on_a_robot_recording_keeps_axes_and_rate(
     with h5py.File(demos, "r+") as file:
         known = json.loads(file["data"].attrs["env_args"])
         known["robot"] = {"name": "ros:arm", "axes": ["base", "elbow", "wrist"], "control_hz": 12.5}
+        known["robot"] |= {"action_low": [-2.5, 0.0, -1.0], "action_high": [2.5, 2.0, 1.0]}
         known["env_name"] = known["env_kwargs"]["task"] = "ros:arm"
         file["data"].attrs["env_args"] = json.dumps(known)
-    settings = PolicySettings(layers=[8], batch=64, epochs=1)
-    how: dict[str, Any] = dict(embedding=EmbeddingSettings(), settings=settings, seed=0, device=CPU, kind="blind")
-    checkpoint = train_bc(DemoSet(demos), None, None, None, out=tmp_path, **how).last
+    policy, training = MlpConfig(layers=[8]), TrainingSettings(batch=64, epochs=1)
+    command = TrainBC(demos=str(demos), encoder="none", policy=policy, training=training, device="cpu", out="robot")
+    checkpoint = train_bc(command)[1].last
     manifest, _, _ = eager_policies(str(checkpoint), CPU)
     assert (manifest.task, manifest.control_period, manifest.action_names) == (
         "ros:arm",
         0.08,
         ["base", "elbow", "wrist"],
     )
+    assert (manifest.action_low, manifest.action_high) == ([-2.5, 0.0, -1.0], [2.5, 2.0, 1.0])
     toy = TaskRobot("toy/reach", RobotRequest(stepped=True))
     with toy, pytest.raises(BadInput, match="actions are base, elbow, wrist, task:toy/reach takes x, y, z"):
         check_fit(manifest, toy.spec, {"rgb": CameraSpec("cam", "test", True, (64, 64), None, 30.0)}, 12.5)
     assert cli.run(["export", f"checkpoint={checkpoint}", f"demos={demos}"]) == 1
     assert "ros:arm cannot be simulated" in capsys.readouterr().err
     loaded = load_policy(checkpoint)
-    loaded.training["robot"] = None  # recorded by an older version
+    loaded.provenance["robot"] = None  # recorded by an older version
     assert control_of(loaded) == {"control_period": None, "action_names": None, "action_meanings": None}
 
 
@@ -288,8 +298,8 @@ def test_other_targets_act_as_the_eager_policy(target: str, toy_checkpoint: Path
 
 
 def _recorded(file: Path, frames: int) -> list[dict[str, np.ndarray]]:
-    demos = DemoSet(file)
-    images, proprio = next(demos.batches("rgb", 0, frames)), demos.read("proprio")
+    demos = open_dataset(file)
+    images, proprio = next(demos.batches("rgb", 0, frames)), demos.column("proprio")
     return [{"rgb": images[row], "proprio": proprio[row]} for row in range(frames)]
 
 
@@ -328,4 +338,4 @@ def test_missing_tensorrt_is_explained(toy_checkpoint: Path, capsys: pytest.Capt
 
 def test_policies_without_an_encoder_stay_in_single_precision() -> None:
     with pytest.raises(BadInput, match="this policy has none"):
-        to_half(program_of(_policy(None, "cnn"), None), "fp16")
+        to_half(program_of(_policy("cnn")), "fp16")

@@ -128,7 +128,7 @@ assert "torch" not in sys.modules
 
 
 def test_peak_memory_keeps_the_maximum() -> None:
-    """In a process of its own: this one may have held more before."""
+    """In a separate process: this one may have held more before."""
     code = """
 from pixio_robot.deploy.latency.workers import peak_memory
 before = peak_memory()

@@ -24,6 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from pixio_robot import cli
+from pixio_robot.datasets.dataset import open_dataset
 from pixio_robot.deploy.commands import Serve, new_server
 from pixio_robot.deploy.manifest import Manifest, TensorSpec
 from pixio_robot.deploy.serve.client import RemotePolicy
@@ -116,8 +117,8 @@ def _raw(server: PolicyServer, **how: Any) -> ClientConnection:
     return client
 
 
-def _request(number: int = 1, starts: bool = True, **arrays: np.ndarray) -> bytes:
-    return pack({"kind": "act", "id": number, "starts": starts}, {**_observation(), **arrays})
+def _request(number: int = 1, is_first: bool = True, **arrays: np.ndarray) -> bytes:
+    return pack({"kind": "act", "id": number, "starts": is_first}, {**_observation(), **arrays})
 
 
 def _still_serves(server: PolicyServer) -> None:
@@ -239,7 +240,7 @@ def test_a_session_keeps_no_history_of_the_client_before(serve: Callable[..., Po
             policy.act(_observation())
     _wait(lambda: server._clients == 0)
     curious = _raw(server)
-    curious.send(_request(starts=False))
+    curious.send(_request(is_first=False))
     assert unpack(curious.recv(30, decode=False)).arrays["action"][0, 0] == 1
     curious.close()
 
@@ -551,11 +552,9 @@ def test_a_port_in_use_is_reported(serve: Callable[..., PolicyServer]) -> None:
 
 
 def test_a_recorded_episode_is_served_without_a_model(toy_file: Path) -> None:
-    from pixio_robot.datasets.robomimic import DemoSet
-
-    demos = DemoSet(toy_file)
+    demos = open_dataset(toy_file)
     length = demos.lengths[0]
-    actions = demos.read("actions")[length : length + demos.lengths[1]]
+    actions = demos.column("action")[length : length + demos.lengths[1]]
     command = Serve(replay=str(toy_file), episode=1, horizon=4, stride=2, port=0)
     with new_server(command) as server, RemotePolicy(_address(server), timeout=30) as policy:
         assert policy.manifest.horizon == 4 and policy.manifest.task == "toy/reach"
@@ -573,20 +572,26 @@ def test_a_recorded_episode_is_served_without_a_model(toy_file: Path) -> None:
 @pytest.mark.parametrize("how", ["bundle", pytest.param("checkpoint", marks=pytest.mark.slow)])
 def test_a_remote_policy_returns_the_same_actions(toy_file: Path, tiny_file: Path, how: str) -> None:
     import torch
-    from pixio_robot.policies.runs import run_train_bc
 
-    from pixio_robot.datasets.robomimic import DemoSet
     from pixio_robot.deploy.commands import Export, run_export
     from pixio_robot.deploy.eager import EagerPolicy
-    from pixio_robot.policies.commands import TrainBC
-    from pixio_robot.policies.settings import PolicySettings
+    from pixio_robot.policies.commands import TrainBC, train_bc
+    from pixio_robot.policies.mlp import MlpConfig
+    from pixio_robot.policies.settings import TrainingSettings
 
     if how == "bundle":
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
-    settings = PolicySettings(layers=[16], batch=32, epochs=1, chunk=3)
-    command = TrainBC(demos=str(toy_file), encoder=str(tiny_file), cache="cache", out="bc", policy=settings)
-    checkpoint = run_train_bc(command)[1].last
+    command = TrainBC(
+        demos=str(toy_file),
+        encoder=str(tiny_file),
+        cache="cache",
+        out="bc",
+        policy=MlpConfig(layers=[16]),
+        horizon=3,
+        training=TrainingSettings(batch=32, epochs=1),
+    )
+    checkpoint = train_bc(command)[1].last
     here: Any = EagerPolicy.load(checkpoint, torch.device("cpu"))
     serving = Serve(checkpoint=str(checkpoint), device="cpu", port=0)
     if how == "bundle":
@@ -595,11 +600,11 @@ def test_a_remote_policy_returns_the_same_actions(toy_file: Path, tiny_file: Pat
         assert run_export(Export(checkpoint=str(checkpoint), verify=False, out="bundle")) == 0
         here = Runtime.load("bundle", threads=1)
         serving = Serve(bundle="bundle", threads=1, port=0)
-    images = [np.concatenate([*DemoSet(toy_file).batches("rgb", 0, 4)][:1])[row] for row in range(4)]
-    proprio = DemoSet(toy_file).read("proprio").astype(np.float32)
+    images = [np.concatenate([*open_dataset(toy_file).batches("rgb", 0, 4)][:1])[row] for row in range(4)]
+    proprio = open_dataset(toy_file).column("proprio").astype(np.float32)
     with new_server(serving) as server, RemotePolicy(_address(server), timeout=20) as policy:
-        for starts in (True, False):
-            if starts:
+        for is_first in (True, False):
+            if is_first:
                 policy.reset()
             for row, image in enumerate(images):
                 seen = {"rgb": image, "proprio": proprio[row]}

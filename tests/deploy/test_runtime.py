@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pixio_robot import cli
-from pixio_robot.datasets.robomimic import DemoSet
+from pixio_robot.datasets.dataset import open_dataset
 from pixio_robot.deploy.eager import EagerPolicy
 from pixio_robot.deploy.manifest import Manifest, check_verified
 from pixio_robot.deploy.runtime import RunningPolicy, Runtime, open_program
@@ -23,8 +23,8 @@ Observation = dict[str, np.ndarray]
 
 @pytest.fixture(scope="module")
 def frames(toy_file: Path) -> list[Observation]:
-    demos = DemoSet(toy_file)
-    images, proprio = next(demos.batches("rgb", 0, 12)), demos.read("proprio")
+    demos = open_dataset(toy_file)
+    images, proprio = next(demos.batches("rgb", 0, 12)), demos.column("proprio")
     return [{"rgb": images[row], "proprio": proprio[row]} for row in range(12)]
 
 
@@ -122,7 +122,7 @@ def test_the_runtime_needs_no_torch(runtime: Runtime, toy_bundle: Path, frames: 
         ({"rgb": np.zeros((256, 256, 3), np.float32)}, "'rgb': uint8 (256, 256, 3), RGB is needed; got float32"),
         (
             {"proprio": np.zeros(3)},
-            "'proprio': float32 (3,), what the robot feels, as in training is needed; got float64",
+            "'proprio': float32 (3,), proprioception, as in training is needed; got float64",
         ),
         ({"proprio": [0.0, 0.0, 0.0]}, "got list"),
     ],

@@ -2,16 +2,17 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from pixio_robot.policies.visuomotor import load_policy
 
 from pixio_robot import cli
-from pixio_robot.datasets.robomimic import DemoSet
-from pixio_robot.deploy.manifest import Manifest, TensorSpec
+from pixio_robot.datasets.dataset import open_dataset
+from pixio_robot.deploy.eager import eager_policies
+from pixio_robot.deploy.manifest import Manifest
 from pixio_robot.deploy.recorded import read_recorded
 from pixio_robot.deploy.verify import (
     TOLERANCES,
@@ -109,12 +110,12 @@ def test_comparison_frames_come_from_demonstrations_and_recordings(
     toy_file: Path, toy_checkpoint: Path, tmp_path: Path
 ) -> None:
     """Each clip is part of one demonstration."""
-    loaded = load_policy(toy_checkpoint)
-    tensors = [TensorSpec("rgb", (256, 256, 3), "uint8"), TensorSpec("proprio", (3,), "float32")]
-    demos = DemoSet(toy_file)
-    comparison, calibration = (read_recorded(str(toy_file), tensors, 32, shift) for shift in (0.5, 0.0))
+    manifest, _, _ = eager_policies(str(toy_checkpoint), torch.device("cpu"))
+    assert [(each.name, each.shape) for each in manifest.observation] == [("rgb", (256, 256, 3)), ("proprio", (3,))]
+    demos = open_dataset(toy_file)
+    comparison, calibration = (read_recorded(str(toy_file), manifest, 32, shift) for shift in (0.5, 0.0))
     assert comparison.frames == calibration.frames == 32 and comparison.actions is not None
-    proprio = demos.read("proprio")
+    proprio = demos.column("proprio")
     ends = set(np.cumsum(demos.lengths).tolist())
     for recorded in (comparison, calibration):
         for clip in recorded.clips:
@@ -122,19 +123,19 @@ def test_comparison_frames_come_from_demonstrations_and_recordings(
             first_rows = [row for row in range(len(proprio) - 7) if np.array_equal(proprio[row : row + 8], wanted)]
             assert any(not ends & set(range(row + 1, row + 8)) for row in first_rows)
     rows = np.flatnonzero((proprio == comparison.clips[1][3]["proprio"]).all(1))
-    assert any(np.array_equal(comparison.actions[8 + 3], demos.read("actions")[row]) for row in rows)
+    assert any(np.array_equal(comparison.actions[8 + 3], demos.column("action")[row]) for row in rows)
     firsts = [[each[0]["proprio"].tolist() for each in recorded.clips] for recorded in (comparison, calibration)]
     assert firsts[0] != firsts[1], "int8 is not judged on what it was calibrated on"
 
     folder = tmp_path / "recording"
     words = ["camera=task:toy/reach", "width=64", "frames=9", "render=fast", "depth=false", f"out={folder}"]
     assert cli.run(["record", *words]) == 0
-    recorded = read_recorded(str(folder), tensors, 8, 0.0, loaded)
+    recorded = read_recorded(str(folder), manifest, 8, 0.0)
     assert recorded.frames == 8 and recorded.actions is None
     assert recorded.clips[0][0]["rgb"].shape == (256, 256, 3) and recorded.clips[0][0]["rgb"].std() > 1
     assert all(each["proprio"].any() for each in recorded.clips[0]), "recorded from a task, which knows it"
     with pytest.raises(BadInput, match="which an encoder alone is compared on"):
-        read_recorded(str(folder), tensors, 8, 0.0)
+        read_recorded(str(folder), replace(manifest, kind="encoder"), 8, 0.0)
 
 
 def test_an_empty_comparison_does_not_pass() -> None:

@@ -163,7 +163,7 @@ def test_other_files_are_refused_with_a_message(classes: dict[str, type], tmp_pa
 
 
 def test_code_in_the_file_is_not_run(classes: dict[str, type], tmp_path: Path) -> None:
-    """The getattr that honest files hold is kept as words; one that would do something does nothing."""
+    """The getattr of real files is read as text; a getattr that would run something is refused."""
     built, _ = _policy(classes, (4, 3, 2))
     built.evil = _Call(os.mkdir, str(tmp_path / "trap"))
     (tmp_path / "p.pickle").write_bytes(pickle.dumps(built, 3))
@@ -189,7 +189,7 @@ def test_the_published_files(task: str) -> None:
     assert np.isfinite(policy.act(np.zeros(policy.observation_dim))).all()
 
 
-@pytest.mark.filterwarnings("ignore:.*")  # gymnasium-robotics warns of its own versions
+@pytest.mark.filterwarnings("ignore:.*")  # gymnasium-robotics warns about its versions
 @pytest.mark.skipif(not REAL, reason="PIXIO_ROBOT_DAPG names no folder with pen-v0.pickle and relocate-v0.pickle")
 @pytest.mark.parametrize(("task", "steps", "needed", "least"), [("pen", 100, 20, 1), ("relocate", 200, 25, 3)])
 def test_the_published_policies_succeed(task: str, steps: int, needed: int, least: int) -> None:

@@ -115,7 +115,7 @@ def test_every_suite_can_use_the_sensor(task: str) -> None:
     env = make(task, observe=("rgb", "depth"), image_size=48, render="fast", depth_sensor="d435")
     seen = env.reset(seed=0)[0]["depth"]
     env.close()
-    assert np.isfinite(seen).all() and 0.1 < (seen > 0).mean() < 1, "holes and a blind border, but not only"
+    assert np.isfinite(seen).all() and 0.1 < (seen > 0).mean() < 1, "holes and a border without depth, but not only"
     assert np.allclose(seen, np.rint(seen / D435.unit) * D435.unit, atol=1e-6), "in the sensor's steps"
 
 

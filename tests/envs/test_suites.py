@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from pixio_robot.policies.bc import new_policy
 
 from pixio_robot.cli import run
 from pixio_robot.cortexbench.protocol import TASKS
+from pixio_robot.datasets.dataset import Feature
 from pixio_robot.envs import adroit, dmc, registry
 from pixio_robot.envs.contract import check_contract
 from pixio_robot.envs.registry import TaskSpec, make
@@ -18,7 +18,8 @@ from pixio_robot.envs.rollout import BatchRollout, plan_episodes
 from pixio_robot.envs.state_actor import shipped_expert
 from pixio_robot.envs.task import StepResult, TaskEnv
 from pixio_robot.errors import BadInput
-from pixio_robot.policies.settings import EmbeddingSettings, PolicySettings
+from pixio_robot.policies.build import PolicyDesign, build_policy
+from pixio_robot.policies.mlp import MlpConfig
 
 BENCHMARKED = [f"dmc/{task}" for task in dmc.CORTEXBENCH] + [f"adroit/{task}" for task in adroit.TASKS]
 OTHERS = [task for task in registry.tasks("dmc") if task not in BENCHMARKED]
@@ -95,11 +96,15 @@ def test_control_suite_rewards_are_a_hundred_at_best() -> None:
 
 
 def test_a_suite_without_proprioception_has_no_proprioception_only_policy() -> None:
-    widths = {"state": 6, "actions": 2}
-    with pytest.raises(BadInput, match="sees nothing"):
-        new_policy(None, EmbeddingSettings(), widths, PolicySettings(), 0, "blind")
-    seeing = new_policy(None, EmbeddingSettings(), widths, PolicySettings(), 0, "cnn")
-    assert seeing.embedder.proprio_dim == 0
+    features = {
+        "rgb": Feature("image", (64, 64, 3), "uint8"),
+        "state": Feature("vector", (6,), "float32"),
+        "action": Feature("vector", (2,), "float32"),
+    }
+    with pytest.raises(BadInput, match="observes nothing"):
+        build_policy(PolicyDesign("none", MlpConfig()), features, (), None, 0)
+    model = build_policy(PolicyDesign("cnn", MlpConfig()), features, ("rgb",), None, 0)
+    assert model.spec.observation.keys() == {"rgb"} and model.spec.vectors == {}
 
 
 @pytest.mark.parametrize(("task", "needed", "horizon"), [("pen", 20, 100), ("relocate", 25, 200)])
@@ -206,7 +211,7 @@ def test_a_demonstration_is_what_scores_well(tmp_path: Path, monkeypatch: pytest
         env.task.demo_min_score = least
         demo = _run(env, env.task.expert_action, seed=0)
         write_demo(tmp_path / "demo.hdf5", demo)
-        assert demo.score == 100 and demo_outcome(tmp_path / "demo.hdf5") is good
+        assert demo.facts.score == 100 and demo_outcome(tmp_path / "demo.hdf5") is good
     env.close()
 
 

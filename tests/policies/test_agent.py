@@ -1,14 +1,13 @@
 """Policies on running episodes: histories, chunks of actions in step, memory, noise, and the same actions as cached."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pixio_robot.datasets.dataset import EpisodeDataset, open_dataset
+from pixio_robot.datasets.dataset import EpisodeDataset
 from pixio_robot.datasets.frame_cache import FrameCache
 from pixio_robot.datasets.windows import observation_rows
 from pixio_robot.encoders.load import Backbone
@@ -31,38 +30,38 @@ SHORT = TrainingSettings(batch=32, epochs=2)
 def test_recorded_and_running_histories_agree() -> None:
     lengths, steps = [4, 1, 6], 3
     frames = torch.arange(sum(lengths)).float().unsqueeze(1)
-    starts = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
-    recorded = frames[torch.from_numpy(observation_rows(starts, steps))]
-    running = FrameHistory(steps)
+    firsts = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+    recorded = frames[torch.from_numpy(observation_rows(firsts, steps))]
+    history = FrameHistory(steps)
     for row, frame in enumerate(frames):
-        stacked = running.push(frame[None], reset_mask=np.array([row == starts[row]]))
+        stacked = history.push(frame[None], reset_mask=np.array([row == firsts[row]]))
         assert torch.equal(stacked[0], recorded[row])
 
 
 def test_episodes_in_one_batch_start_each_at_its_own_step() -> None:
-    running = FrameHistory(3)
+    history = FrameHistory(3)
     for step in range(5):
         latest = torch.tensor([[float(step)], [10.0 + step]])
-        stacked = running.push(latest, reset_mask=np.array([step == 0, step in (0, 3)]))
+        stacked = history.push(latest, reset_mask=np.array([step == 0, step in (0, 3)]))
     assert stacked[:, :, 0].tolist() == [[2.0, 3.0, 4.0], [13.0, 13.0, 14.0]]
 
 
 def test_a_pushed_history_does_not_change_the_ones_returned_before() -> None:
-    running = FrameHistory(2)
-    before = running.push(torch.zeros(1, 1), reset_mask=np.array([True]))
+    history = FrameHistory(2)
+    before = history.push(torch.zeros(1, 1), reset_mask=np.array([True]))
     copy = before.clone()
-    running.push(torch.ones(1, 1), reset_mask=np.array([False]))
+    history.push(torch.ones(1, 1), reset_mask=np.array([False]))
     assert torch.equal(before, copy)
 
 
 def test_a_look_ahead_gives_what_a_push_would_and_keeps_nothing() -> None:
-    running = FrameHistory(2)
+    history = FrameHistory(2)
     with pytest.raises(BadInput, match="no episode has started"):
-        running.peek(torch.zeros(1, 1), np.array([0]))
-    running.push(torch.tensor([[1.0], [2.0]]), np.ones(2, bool))
-    ahead = running.peek(torch.tensor([[9.0]]), np.array([1]))
+        history.peek(torch.zeros(1, 1), np.array([0]))
+    history.push(torch.tensor([[1.0], [2.0]]), np.ones(2, bool))
+    ahead = history.peek(torch.tensor([[9.0]]), np.array([1]))
     assert ahead[:, :, 0].tolist() == [[2.0, 9.0]]
-    pushed = running.push(torch.tensor([[5.0], [9.0]]), np.zeros(2, bool))
+    pushed = history.push(torch.tensor([[5.0], [9.0]]), np.zeros(2, bool))
     assert torch.equal(pushed[1:], ahead) and pushed[0, :, 0].tolist() == [1.0, 5.0]
 
 
@@ -81,11 +80,11 @@ def test_an_agent_observes_live_what_it_was_trained_on(
     agent = Agent(trained, CPU)
     images = np.concatenate(list(toy_demos.batches("rgb", 25, 25)))[:25]
     proprio = toy_demos.column("proprio")[25:50]
-    running = np.array([True, False])  # a second environment that only waits changes nothing
+    active = np.array([True, False])  # a second environment that only waits changes nothing
     live = []
     for step in range(8):
         observations = {"rgb": np.stack([images[step]] * 2), "proprio": np.stack([proprio[step]] * 2)}
-        live.append(agent.act(observations, np.array([step == 0] * 2), running)[0])
+        live.append(agent.act(observations, np.array([step == 0] * 2), active)[0])
     history = observation_rows(toy_demos.episode_starts, 3)[25:33]
     tokens = torch.from_numpy(toy_cache.arrays["cls"][history])
     vectors = {"proprio": torch.from_numpy(toy_demos.column("proprio")[history])}
@@ -247,21 +246,20 @@ def test_an_expert_acts_with_the_first_of_its_chunk(clone: Any, action: str) -> 
 
 def test_reinforcement_does_not_begin_from_chunks(clone: Any) -> None:
     pytest.importorskip("stable_baselines3")
-    from pixio_robot.policies.rl.commands import TrainRL
-    from pixio_robot.policies.rl.run import run_train_rl
+    from pixio_robot.policies.rl.commands import TrainRL, train_rl
     from pixio_robot.policies.rl.settings import AlgorithmSettings
 
     config = MlpConfig(layers=[16], tanh_output=True)
     checkpoint = clone("a", SHORT, config, encoder="state", horizon=4).last
-    command = TrainRL(task="toy/reach", obs="state", init_from=str(checkpoint), steps=100, horizon=10, out="rl")
-    command.algorithm = AlgorithmSettings(layers=[16], warmup=10)
+    command = TrainRL(task="toy/reach", obs="state", init_from=str(checkpoint), steps=100, out="rl")
+    command.episode_steps, command.algorithm = 10, AlgorithmSettings(layers=[16], warmup=10)
     with pytest.raises(CheckpointError, match=r"chunks of 4 actions.*horizon=1"):
-        run_train_rl(command)
+        train_rl(command)
 
 
-def test_token_use_reads_the_first_action(clone: Any, toy_file: Path, toy_cache: FrameCache) -> None:
+def test_token_use_reads_the_first_action(clone: Any) -> None:
     from pixio_robot.cortexbench.token_use import token_use
 
     loaded = load_policy(clone("a", SHORT, horizon=4).last)
-    used = token_use(loaded, open_dataset(toy_file), toy_cache)
+    used = token_use(loaded.model, clone.prepare(horizon=4).data)
     assert used is not None and len(used) == 8 and np.isfinite(used).all()

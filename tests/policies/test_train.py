@@ -19,7 +19,7 @@ from pixio_robot.policies.mlp import MlpConfig
 from pixio_robot.policies.policy import Batch
 from pixio_robot.policies.settings import ObservationSettings, StatisticsSettings, TrainingSettings
 from pixio_robot.policies.train import split_batches
-from pixio_robot.run_folder import described, settings_digest
+from pixio_robot.run_folder import binding_settings, settings_digest
 
 SMALL = MlpConfig(layers=[32])
 SHORT = TrainingSettings(batch=32, epochs=4)
@@ -176,12 +176,12 @@ def test_the_loss_is_the_mean_over_actions_that_are_not_padding(clone: Any) -> N
     policy, batch = prepared.model.eval().policy, _batch(prepared, rows)
     loss, _ = policy.loss(batch)
     predicted = policy.predict(batch.observation, {})[0].detach().numpy()
-    actions, starts = clone.dataset.column("action"), clone.dataset.episode_starts
+    actions, episode_starts = clone.dataset.column("action"), clone.dataset.episode_starts
     errors = [
         (predicted[row, ahead] - actions[row + ahead]) ** 2
         for row in range(60)
         for ahead in range(4)
-        if row + ahead < len(starts) and starts[row + ahead] == starts[row]
+        if row + ahead < len(episode_starts) and episode_starts[row + ahead] == episode_starts[row]
     ]
     assert prepared.data.targets(rows) == len(errors) < 240
     assert float(loss.detach()) == pytest.approx(float(np.mean(errors)), rel=1e-5)
@@ -196,7 +196,7 @@ def test_a_horizon_of_one_is_plain_regression(clone: Any) -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     plain = TrainBC(demos="demos.hdf5", policy=MlpConfig())
     other = replace(plain, horizon=2)
-    assert described(other)["horizon"] == 2 and settings_digest(other) != settings_digest(plain)
+    assert binding_settings(other)["horizon"] == 2 and settings_digest(other) != settings_digest(plain)
 
 
 def test_it_learns_several_steps_ahead(clone: Any) -> None:

@@ -1,4 +1,4 @@
-"""Laws of curation: scores repeat to the bit, weights are what the rule says, an epoch's images depend on nothing else.
+"""Curation: scores are bit-identical, weights follow the rule, an epoch's images depend on seed and weights only.
 
 Images here are drawn. What needs pyarrow is skipped where the extra is not installed.
 """
@@ -167,7 +167,7 @@ def test_temperature_changes_the_contrast_of_weights() -> None:
     assert weigh(statistics(losses), WeightRule(temperature=0.5)).weight == pytest.approx([0.0625, 0.25, 1, 1])
 
 
-# 2. An epoch's images depend on seed, epoch and image alone.
+# 2. An epoch's images depend on seed, epoch and image only.
 
 
 def test_image_of_a_position_does_not_depend_on_the_query(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_unreadable_images_and_truncated_shards_are_recorded(model_file: Path) -
     found = scored(shard, model_file)
     assert found.status == (OK,) * 3 + (UNREADABLE,) * 3 + (OK,) * 3 and not found.cut
     assert np.isnan(found.loss[3:6]).all() and np.isfinite(found.loss[[0, 1, 2, 6, 7, 8]]).all()
-    assert found.width[5] == 48  # its header is whole
+    assert found.width[5] == 48  # its header is complete
     assert (weigh(found, WeightRule(None, 0)).weight[3:6] == 0).all()
     content = shard.read_bytes()
     cut = pack("a/1.tar", [])
@@ -373,7 +373,7 @@ def test_missing_duplicate_and_unreadable_images_are_counted(
     assert not weights[10:].any()
 
 
-# 7. A job that was stopped goes on.
+# 7. A stopped job resumes.
 
 
 @needs_arrow
@@ -552,7 +552,7 @@ def test_easy_images_are_drawn_less_and_rendered_pages_never(trained: Path) -> N
     loss = {kind: float(each.loss.mean()) for kind, each in found.items()}
     share = {kind: float(weigh(each, WeightRule(least_side=0)).weight.mean()) for kind, each in found.items()}
     assert loss["flat"] < 0.2 < loss["scene"] and loss["gradient"] < 0.9 * loss["scene"]
-    assert loss["page"] > loss["scene"] or loss["page"] > 0.8  # hard to reconstruct: loss alone would favour pages
+    assert loss["page"] > loss["scene"] or loss["page"] > 0.8  # without the entropy filter, pages would be drawn most
     assert share["flat"] == 0 and share["page"] == 0
     assert share["gradient"] < share["scene"] and 0.3 < share["texture"] <= 1
     for each in found.values():  # a few masks suffice

@@ -1,4 +1,4 @@
-"""Images of every kind become the same RGB, and what is no whole image says why."""
+"""Images of every format decode to the same RGB, and damaged files are refused with a reason."""
 
 import io
 import struct

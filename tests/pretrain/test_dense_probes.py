@@ -1,4 +1,4 @@
-"""Laws of dense probes: one truth in three layouts, honest splits, measures by hand, heads that learn, head files."""
+"""Laws of dense probes: one truth in three layouts, disjoint splits, measures by hand, heads that learn, head files."""
 
 import io
 import subprocess
@@ -190,7 +190,7 @@ def test_a_head_refuses_another_encoder_and_the_example_reads_a_video(backbone: 
     other = PixioEncoder(dim=32, depth=4, heads=2, patch=8, image_size=32)
     with pytest.raises(CheckpointError, match="has the weights"):
         load_depth(head, Backbone(other, "other", Preprocessing((32, 32))))
-    with pytest.raises(CheckpointError, match=r"say where it is: load_depth\(path, encoder=...\)"):
+    with pytest.raises(CheckpointError, match=r"pass it: load_depth\(path, encoder=...\)"):
         load_depth(head, tmp_path / "gone.safetensors")
     with pytest.raises(BadInput, match="uint8"):
         load_depth(head).estimate(np.zeros((2, 8, 8, 3)))
@@ -243,7 +243,7 @@ def test_dense_run_compares_encoders_is_repeatable_and_reuses_results(
         *("depth_baseline", "depth_baseline"),
     ]
     assert len(result["images"]) == 5 and all((out / each["file"]).is_file() for each in result["images"])
-    heads = result["facts"]["depth heads, for pixio_robot.load_depth"].split(", ")
+    heads = result["facts"]["depth heads for pixio_robot.load_depth"].split(", ")
     assert len(heads) == 4
     for head in heads:
         assert load_depth(out / head).estimate(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 32, 32)
@@ -276,7 +276,7 @@ def test_images_without_depth_are_refused_before_any_output(tmp_path: Path) -> N
         (dict(probes=["segmentation_linear"]), DataError, r"no observation \*_image beside \*_segmentation"),
         (dict(probes=["depth_dtp"]), UnknownName, "did you mean 'depth_dpt'"),
         (dict(probes=["auto"]), DataError, r"have no labels.*probes=\[depth_linear,depth_dpt\]"),
-        (dict(images=[demonstrations]), BadInput, "one source, a file or a folder, and no list"),
+        (dict(images=[demonstrations]), BadInput, "one source, a file or a folder, not a list"),
         (dict(dense=DenseSettings(widths="smal")), UnknownName, "small, base, published"),
         (dict(val_images=0.7), BadInput, "share up to 0.5 or a whole number up to 30"),
     ):

@@ -144,7 +144,7 @@ def test_masked_students_are_compared_at_visible_patches(teacher: str) -> None:
 
 
 def test_a_grid_is_resampled_in_place() -> None:
-    """A plane stays a plane where it is interpolated, and the mean survives when the grid gets coarser."""
+    """A plane stays a plane where it is interpolated, and a coarser grid keeps the mean."""
     rows = torch.arange(8.0).view(8, 1).expand(8, 8)
     tokens = Tokens(torch.zeros(1, 1, 1), rows.reshape(1, 64, 1))
     coarse = on_grid(tokens, (8, 8), (4, 4)).patches.view(4, 4)
@@ -368,7 +368,7 @@ def test_another_teacher_is_refused(teacher: str, tmp_path: Path) -> None:
 
 
 def test_baseline_can_be_the_teacher(tmp_path: Path) -> None:
-    """One class token against eight, a width and a grid of its own; the student's pixels are not the teacher's."""
+    """One class token against eight, another width and another grid; the student's pixels are not the teacher's."""
     from pixio_robot.encoders.torchvision_guard import declare_missing_operators
 
     declare_missing_operators()

@@ -18,7 +18,7 @@ from pixio_robot.pretrain.images.decoding import decode
 from pixio_robot.pretrain.images.image_set import ImageSet
 from pixio_robot.pretrain.images.sources import open_images
 
-CACHE = Path("cache")  # tests run in a folder of their own
+CACHE = Path("cache")  # tests run in a temporary folder
 
 
 def _png(value: int) -> bytes:
@@ -369,7 +369,7 @@ def test_recordings_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_broken_recording_is_refused() -> None:
     pytest.importorskip("rosbags")
     Path("a.bag").write_bytes(b"#ROSBAG V2.0\n")
-    with pytest.raises(DataError, match=r"a\.bag is no recording"):
+    with pytest.raises(DataError, match=r"a\.bag cannot be read as a recording"):
         open_images("a.bag", CACHE)
 
 

@@ -1,4 +1,4 @@
-"""What a step holds depends on the seed and the step alone; frames that cannot be read are replaced and named."""
+"""The samples of a step depend on the seed and the step only; unreadable images are replaced and named."""
 
 import io
 import json

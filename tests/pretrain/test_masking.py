@@ -1,4 +1,4 @@
-"""Laws of masks: a partition of the grid, whole blocks, one stream an image, static shapes."""
+"""Masks: a partition of the grid, whole blocks, one random stream per image, static shapes."""
 
 import pytest
 import torch

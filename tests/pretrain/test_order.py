@@ -1,4 +1,4 @@
-"""The order of images is a permutation an epoch, and what is held out is never trained on."""
+"""The order of images is a permutation in each epoch, and validation images are never trained on."""
 
 import numpy as np
 import pytest

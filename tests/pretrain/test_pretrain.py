@@ -1,4 +1,4 @@
-"""Outcomes of pre-training: it learns, repeats, goes on exactly, survives what users and machines do to it."""
+"""Pre-training: learning, reproducibility, exact resume, and failures of users and machines."""
 
 import json
 import os
@@ -435,13 +435,13 @@ def launch(out: str, *words: str, restarts: int = 0, wait: bool = True) -> "subp
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp", pytest.param("hsdp", marks=pytest.mark.slow)])
 def test_two_processes_match_one(parallel: str) -> None:
-    """With gradients summed over two passes before they are exchanged, an odd held-out count, and `cls_only`."""
+    """With two passes per gradient exchange, an odd number of validation images, and `cls_only`."""
     out, _ = pretrain(small(out="one", val_images=7, cls_only=0.5))
     launch("two", f"parallel={parallel}", "micro_batch=2", "val_images=7", "cls_only=0.5")
     assert difference("one", "two") < 5e-5
     ours, theirs = ([row["train/loss"] for row in rows(each) if "train/loss" in row] for each in (out, "two"))
     assert ours == pytest.approx(theirs, abs=1e-5) and len(ours) == 4
-    # what two wrote, one goes on with
+    # one process resumes the run of two
     import shutil
 
     shutil.rmtree("two/checkpoints/step-00000008")

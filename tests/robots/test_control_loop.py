@@ -16,7 +16,8 @@ import pytest
 
 from pixio_robot import cli
 from pixio_robot.cameras.frame import Frame
-from pixio_robot.datasets.robomimic import DemoSet
+from pixio_robot.datasets.dataset import camera_keys
+from pixio_robot.datasets.robomimic import RobomimicDataset
 from pixio_robot.deploy.load import LoadedSource
 from pixio_robot.deploy.manifest import Manifest, TensorSpec
 from pixio_robot.envs.registry import TaskSpec, installed
@@ -30,6 +31,7 @@ from pixio_robot.errors import (
     UnknownName,
 )
 from pixio_robot.metrics import read_episodes
+from pixio_robot.policies.evaluate import task_of
 from pixio_robot.robots.clock import Rate, SteppedClock
 from pixio_robot.robots.commands import Run, drive_robot
 from pixio_robot.robots.emergency import EmergencyStop
@@ -122,11 +124,11 @@ def test_an_rgbd_policy_succeeds_and_its_recording_trains_another(tmp_path: Path
     report = _run(tmp_path / "run", episodes=2)
     assert sum(row.success_last for row in report.rows) == 2 and report.endings["success"] == 2
     assert report.demos is not None
-    demos = DemoSet(report.demos)
-    assert demos.request == replace(
+    demos = RobomimicDataset(report.demos)
+    assert task_of(demos.provenance, "the recording") == replace(
         TaskSpec("toy/reach", ("rgb", "depth", "proprio"), ("top",), SIDE, "fast", 30), depth_sensor="exact"
     )
-    assert demos.members("train") == demos.names and demos.lengths.tolist() == [30] * 2
+    assert demos.split("train").tolist() == [0, 1] and demos.lengths.tolist() == [30] * 2
     with h5py.File(report.demos) as file:
         demo = file["data/demo_0"]
         assert demo["obs/top_image"].shape == (30, SIDE, SIDE, 3) and demo["obs/top_depth"].dtype == np.float32
@@ -135,9 +137,9 @@ def test_an_rgbd_policy_succeeds_and_its_recording_trains_another(tmp_path: Path
         sent, proprio = demo["actions"][:], demo["obs/proprio"][:]
         assert json.loads(demo.attrs["camera_info"])["top"]["intrinsics"][0][0] == pytest.approx(FOCAL)
     # the recorded episode, replayed in the environment, is the same episode
-    env = demos.request.make()
-    observation, info = env.reset(seed=demos.seeds[0])
-    assert info["initial_state_hash"] == demos.starts[0]
+    env = task_of(demos.provenance, "the recording").make()
+    observation, info = env.reset(seed=demos.provenance["seeds"][0])
+    assert info["initial_state_hash"] == demos.initial_states[0]
     for action, expected in zip(sent, proprio, strict=True):
         assert np.array_equal(observation["proprio"], expected)
         observation, *_, info = env.step(action)
@@ -164,7 +166,7 @@ def test_injected_faults_lead_to_the_documented_handling(tmp_path: Path) -> None
     assert "resumed after 0.3" in led[3] and "watchdog" in led[4] and "estop" in led[5]
     assert report.endings == {"success": 3, "watchdog": 2, "estop": 1} and report.stopped
     stalled = _ticks(tmp_path, 1)
-    assert stalled[-1]["events"][-1] == "watchdog" and stalled[-1]["newest"] > 1.0
+    assert stalled[-1]["events"][-1] == "watchdog" and stalled[-1]["latest_age"] > 1.0
     assert stalled[-1]["at"] == pytest.approx(1.35, abs=0.11), "1 s after the last good action"
     held = [tick for tick in stalled if tick["state"] == "hold"]
     assert len(held) == 21 and all(np.abs(tick["sent"]).max() < 1e-6 for tick in held)
@@ -172,8 +174,8 @@ def test_injected_faults_lead_to_the_documented_handling(tmp_path: Path) -> None
     assert spoilt["asked"] is None and np.abs(spoilt["sent"]).max() < 1e-6
     assert _ticks(tmp_path, 5)[-1]["reasons"] == ["estop"] and _ticks(tmp_path, 5)[-1]["sent"] is None
     # good is what succeeded without long pauses: only the NaN's episode
-    assert report.demos is not None and DemoSet(report.demos).members("train") == ["demo_0"]
-    assert len(DemoSet(report.demos).names) == 6
+    assert report.demos is not None and RobomimicDataset(report.demos).split("train").tolist() == [0]
+    assert len(RobomimicDataset(report.demos).names) == 6
     # latched: nothing runs until it is reset; then the rest runs, what is there stays
     with pytest.raises(EmergencyStopped, match="estop_reset=true"):
         _run(tmp_path, episodes=8, steps=40, faults=faults)
@@ -205,7 +207,7 @@ def test_a_chunk_is_not_executed_to_its_end_when_the_camera_is_gone(tmp_path: Pa
     report = _run(tmp_path, Reacher(chunk=50), replace(MANIFEST, horizon=50), episodes=1, steps=48, faults=faults)
     assert report.endings == {"watchdog": 1}
     ran = [tick for tick in _ticks(tmp_path, 0) if tick["state"] == "run"]
-    assert max(tick["newest"] for tick in ran) <= 0.25 and len(ran) < 14
+    assert max(tick["latest_age"] for tick in ran) <= 0.25 and len(ran) < 14
     assert "stale" in _ticks(tmp_path, 0)[-1]["events"]
 
 
@@ -253,14 +255,14 @@ def test_steps_before_an_error_are_recorded(error: Exception, tmp_path: Path) ->
             _run(tmp_path, Breaking(), episodes=3, steps=5)
         assert "out of memory" in (tmp_path / "report.html").read_text()
         assert "1 error" in json.loads((tmp_path / "result.json").read_text())["facts"]["ended by"]
-    demos = DemoSet(tmp_path / "demos.hdf5")
-    broken = demos.seeds.index(20_001)
-    assert demos.names[broken] not in demos.members("train") and demos.lengths[broken] == 2 + remote
+    demos = RobomimicDataset(tmp_path / "demos.hdf5")
+    broken = demos.provenance["seeds"].index(20_001)
+    assert broken not in demos.split("train") and demos.lengths[broken] == 2 + remote
     with h5py.File(demos.path) as file:
         events = json.loads(file[f"data/{demos.names[broken]}"].attrs["events"])
     assert any(event["what"] == ("remote" if remote else "error: out of memory") for event in events)
     again = _run(tmp_path, episodes=3, steps=5)  # the episode that an error ended is run again
-    assert again.endings.total() == (0 if remote else 2) and len(DemoSet(tmp_path / "demos.hdf5").names) == 3
+    assert again.endings.total() == (0 if remote else 2) and len(RobomimicDataset(tmp_path / "demos.hdf5").names) == 3
 
 
 def test_an_incomplete_line_of_ticks_is_ignored(tmp_path: Path) -> None:
@@ -280,7 +282,7 @@ def test_a_recording_with_lost_steps_is_in_no_split(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(EpisodeRecording, "add", slow)
     report = _run(tmp_path, episodes=1)
-    assert report.endings == {"success": 1} and DemoSet(report.demos or "").members("train") == []
+    assert report.endings == {"success": 1} and not len(RobomimicDataset(report.demos or "").split("train"))
 
 
 def test_limits_change_the_sent_action_and_are_reported(tmp_path: Path) -> None:
@@ -299,6 +301,7 @@ def test_a_policy_or_setting_that_does_not_fit_is_refused_before_anything_moves(
     four = replace(MANIFEST, action_low=[-1.0] * 4, action_high=[1.0] * 4)
     for manifest, settings, words in (
         (four, {}, "takes 3"),
+        (replace(MANIFEST, outputs=[TensorSpec("action", (1, 4), "float32")]), {}, "size 4, .*takes 3"),
         (replace(MANIFEST, control_period=0.03), {}, "a step every 30 ms"),
         (MANIFEST, {"depth": False}, "observes depth"),
         (MANIFEST, {"camera": "task:toy/reach"}, "another simulation"),
@@ -327,8 +330,8 @@ def test_commands_between_policy_steps_are_interpolated(tmp_path: Path) -> None:
             np.testing.assert_allclose(one["sent"], np.array(one["asked"]) / 2, atol=1e-6)
             np.testing.assert_allclose(np.add(one["sent"], two["sent"]), one["asked"], atol=1e-6)
     assert report.demos is not None
-    demos = DemoSet(report.demos)
-    assert demos.lengths[0] * 2 == len(ticks) and demos.environment["robot"]["control_hz"] == pytest.approx(10)
+    demos = RobomimicDataset(report.demos)
+    assert demos.lengths[0] * 2 == len(ticks) and demos.provenance["robot"]["control_hz"] == pytest.approx(10)
 
 
 def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
@@ -341,7 +344,7 @@ def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
     report = _run(tmp_path, Interrupting(), episodes=3)
     assert report.interrupted and len(report.rows) == 1 and report.demos is not None
     report = _run(tmp_path, episodes=3)
-    assert not report.interrupted and len(report.rows) == 3 and len(DemoSet(report.demos or "").names) == 3
+    assert not report.interrupted and len(report.rows) == 3 and len(RobomimicDataset(report.demos or "").names) == 3
     ticks = read_ticks(tmp_path / "ticks.jsonl")
     assert [sum(tick["episode"] == number for tick in ticks) for number in range(3)] == [30, 30, 30]
 
@@ -472,8 +475,11 @@ def test_a_policy_of_two_cameras_is_driven_and_both_cameras_are_recorded(tmp_pat
     policy = TwoCameras()
     report = _run(tmp_path / "run", policy, TWO, episodes=1)
     assert report.endings == {"success": 1} and report.demos is not None
-    demos = DemoSet(report.demos)
-    assert demos.request.cameras == ("top", "front") and demos.images(["top", "front"]) == ("rgb", "rgb_front")
+    demos = RobomimicDataset(report.demos)
+    assert demos.provenance["cameras"] == ["top", "front"] and camera_keys(demos, ["top", "front"]) == (
+        "rgb",
+        "rgb_front",
+    )
     with h5py.File(report.demos) as file:
         demo = file["data/demo_0"]
         images = {name: demo[f"obs/{name}_image"][:] for name in ("top", "front")}
@@ -482,8 +488,8 @@ def test_a_policy_of_two_cameras_is_driven_and_both_cameras_are_recorded(tmp_pat
         sent, proprio = demo["actions"][:], demo["obs/proprio"][:]
     assert np.array_equal(images["front"], np.stack(policy.front)), "what the policy observed is what is recorded"
     assert not np.array_equal(images["front"], images["top"])
-    env = demos.request.make()
-    observation, _ = env.reset(seed=demos.seeds[0])
+    env = task_of(demos.provenance, "the recording").make()
+    observation, _ = env.reset(seed=demos.provenance["seeds"][0])
     for step, action in enumerate(sent):
         assert np.array_equal(observation["rgb_front"], images["front"][step])
         assert np.array_equal(observation["proprio"], proprio[step])
@@ -498,7 +504,7 @@ def test_while_one_of_two_cameras_stalls_the_robot_holds(fault: str, tmp_path: P
     _run(tmp_path / "one", episodes=1, faults=["stall@0:0.3:0.4"])
     two, one = (
         [
-            (tick["at"], tick["state"], tick["reasons"], tick["age"], tick["newest"])
+            (tick["at"], tick["state"], tick["reasons"], tick["age"], tick["latest_age"])
             for tick in _ticks(tmp_path / name, 0)
         ]
         for name in ("two", "one")
@@ -512,7 +518,7 @@ def test_the_watchdog_stops_when_one_of_two_cameras_is_gone(tmp_path: Path) -> N
     report = _run(tmp_path, TwoCameras(), TWO, episodes=1, steps=40, faults=["stall.rgb_front@0:0.3:9"])
     assert report.endings == {"watchdog": 1}
     last = _ticks(tmp_path, 0)[-1]
-    assert last["events"][-1] == "watchdog" and last["newest"] > 1.0, "the oldest frame counts"
+    assert last["events"][-1] == "watchdog" and last["latest_age"] > 1.0, "the oldest frame counts"
 
 
 def test_a_chunk_is_not_executed_to_its_end_while_one_of_two_cameras_is_gone(tmp_path: Path) -> None:
@@ -521,7 +527,7 @@ def test_a_chunk_is_not_executed_to_its_end_while_one_of_two_cameras_is_gone(tmp
     report = _run(tmp_path, policy, replace(TWO, horizon=50), episodes=1, steps=48, faults=faults)
     assert report.endings == {"watchdog": 1}
     ran = [tick for tick in _ticks(tmp_path, 0) if tick["state"] == "run"]
-    assert max(tick["newest"] for tick in ran) <= 0.25 and len(ran) < 14
+    assert max(tick["latest_age"] for tick in ran) <= 0.25 and len(ran) < 14
 
 
 def test_two_cameras_of_a_robot_in_real_time(tmp_path: Path) -> None:

@@ -186,11 +186,11 @@ def test_a_joint_outside_its_range_is_refused_instead_of_jumping(tmp_path: Path)
 
 @pytest.mark.parametrize("axis", ["set_point", "positions"])
 def test_an_unknown_joint_position_is_refused(axis: str, tmp_path: Path) -> None:
-    class Blind(_Still):
+    class UnknownPosition(_Still):
         def get_observation(self) -> dict[str, np.ndarray]:
             return super().get_observation() | {axis: np.array([0.0, np.nan, 0.0])}
 
-    _refused(tmp_path, Blind(JOINTS), RobotError, "the position of axis elbow is unknown")
+    _refused(tmp_path, UnknownPosition(JOINTS), RobotError, "the position of axis elbow is unknown")
 
 
 def test_action_specs_of_tasks_predict_their_targets() -> None:
@@ -326,9 +326,8 @@ def test_an_inference_thread_takes_one_request_and_returns_errors() -> None:
 
 def _manifest(**changes: Any) -> Manifest:
     observation = [TensorSpec("rgb", (64, 64, 3), "uint8"), TensorSpec("proprio", (3,), "float32")]
-    known: dict[str, Any] = dict(
-        kind="policy", target="onnx", precision="fp32", program="program.onnx", observation=observation, outputs=[]
-    )
+    known: dict[str, Any] = dict(kind="policy", target="onnx", precision="fp32", program="program.onnx")
+    known |= dict(observation=observation, outputs=[TensorSpec("action", (1, 3), "float32")])
     known |= dict(image_size=64, control_period=PERIOD, action_low=[-1.0] * 3, action_high=[1.0] * 3)
     return Manifest(**{**known, **changes})
 
@@ -342,6 +341,12 @@ def test_check_fit_refuses_with_a_clear_message() -> None:
     for manifest, spec, rate, words in (
         (
             _manifest(action_low=[-1.0] * 4, action_high=[1.0] * 4),
+            robot,
+            20.0,
+            r"actions have size 4, arm takes 3 \(x, y",
+        ),
+        (
+            _manifest(outputs=[TensorSpec("action", (1, 4), "float32")]),
             robot,
             20.0,
             r"actions have size 4, arm takes 3 \(x, y",
@@ -471,6 +476,7 @@ def test_actions_in_the_units_of_the_data_are_targets() -> None:
     camera = {"rgb": CameraSpec("cam", "test", True, (48, 64), None, 30.0)}
     fits = _manifest(action_low=[-2.5, 0.0, -1.0], action_high=[2.5, 2.0, 1.0])
     assert check_fit(fits, robot, camera, 20.0) == 1
+    assert check_fit(_manifest(action_low=[], action_high=[]), robot, camera, 20.0) == 1, "the data does not say"
     with pytest.raises(BadInput, match=r"on axis shoulder are -1 to 1, arm takes 0 to 2"):
         check_fit(_manifest(), robot, camera, 20.0)
     target = np.array([2.25, 1.5, -0.75])

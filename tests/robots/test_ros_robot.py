@@ -15,7 +15,7 @@ import pytest
 from pixio_robot import cli
 from pixio_robot.cameras.camera import Camera, CameraSpec
 from pixio_robot.cameras.frame import Frame, rgbd_frame
-from pixio_robot.datasets.robomimic import DemoSet
+from pixio_robot.datasets.robomimic import RobomimicDataset
 from pixio_robot.deploy.load import LoadedSource
 from pixio_robot.deploy.manifest import Manifest, TensorSpec
 from pixio_robot.errors import BadInput, DataError, RobotError
@@ -216,14 +216,18 @@ def test_a_recorded_run_of_an_arm_trains_and_exports_a_policy(
     report = drive_robot(command, LoadedSource(manifest, _Reaching(), "policy"))
     assert report.endings == {"end": 1} and report.demos is not None
     _until(lambda: np.allclose(arm.positions, [0.0, 1.0], atol=1e-6))
-    demos = DemoSet(report.demos)
-    assert demos.task == "ros:arm" and demos.environment["robot"]["control_hz"] == pytest.approx(10)
-    assert len(demos.members("train")) == 1 and demos.widths == {"proprio": 2, "actions": 2}
+    demos = RobomimicDataset(report.demos)
+    assert demos.provenance["task"] == "ros:arm" and demos.provenance["robot"]["control_hz"] == pytest.approx(10)
+    assert (
+        demos.provenance["robot"]["action_low"] == [-1.0] * 2 and demos.provenance["robot"]["action_high"] == [1.0] * 2
+    )
+    assert demos.split("train").tolist() == [0]
+    assert demos.features["proprio"].shape == demos.features["action"].shape == (2,)
     assert (
         cli.run(["train_bc", f"demos={demos.path}", "encoder=none", "training.epochs=1", "device=cpu", "out=bc"]) == 0
     )
     pytest.importorskip("onnxscript", reason="needs the extra export")
-    words = ["checkpoint=bc/checkpoints/blind/last.safetensors", "verify=false", "out=bundle"]
+    words = ["checkpoint=bc/checkpoints/none/last.safetensors", "verify=false", "out=bundle"]
     assert cli.run(["export", *words]) == 0
     exported = Manifest.read("bundle")
     assert exported.action_names == ["shoulder", "elbow"] and exported.control_period == pytest.approx(0.1)

@@ -90,12 +90,12 @@ def test_skipped_step_changes_neither_weights_nor_moments(fused: bool) -> None:
 
     step(1.0, 0)
     before = [each.detach().clone() for each in layer.parameters()]
-    moments = [state["exp_avg"].clone() for state in optimizer.state.values()]
+    averages = [state["exp_avg"].clone() for state in optimizer.state.values()]
     step(float("nan"), 1)
     step(float("inf"), 2)
     assert (guard.skipped, guard.longest, guard.first_bad) == (2, 2, 1)
     assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), before, strict=True))
-    assert all(torch.equal(state["exp_avg"], b) for state, b in zip(optimizer.state.values(), moments, strict=True))
+    assert all(torch.equal(state["exp_avg"], b) for state, b in zip(optimizer.state.values(), averages, strict=True))
     step(1.0, 3)
     assert guard.longest == 2 and not torch.equal(next(layer.parameters()), before[0])
 

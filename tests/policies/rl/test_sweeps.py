@@ -33,7 +33,7 @@ def test_each_job_is_a_separate_run(capsys: pytest.CaptureFixture[str]) -> None:
     broken.touch()
     assert cli.run(sweep) == 1, "one could not run, the other one did"
     said = capsys.readouterr()
-    assert "2/2 cells" in said.err and "r/1-0.9: trained" in said.out and "checkpoints" in said.out
+    assert "2/2 runs" in said.err and "r/1-0.9: trained" in said.out and "checkpoints" in said.out
     assert cli.run([*sweep[:-1], "seed=1"]) == 0
     assert "1 of 1 runs are finished already" in capsys.readouterr().err
     assert cli.run(["train_rl", *TINY, "algorithm.gamma=0.9", "seed=1", "out=alone"]) == 0
