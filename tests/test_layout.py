@@ -154,6 +154,8 @@ def test_importing_the_package_loads_nothing_and_names_resolve() -> None:
 @pytest.mark.parametrize("module", [name for name, _ in _modules() if not name.endswith("__main__")])
 def test_doctests(module: str) -> None:
     name = module.removesuffix(".__init__")
+    if name.startswith("pixio_robot.policies.rl."):  # the one folder whose modules import an extra at their top
+        pytest.importorskip("stable_baselines3")
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 

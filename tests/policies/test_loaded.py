@@ -61,7 +61,9 @@ def test_an_older_checkpoint_is_refused_by_its_version(checkpoint: Path, tmp_pat
 
 
 def test_a_policy_that_is_not_installed_is_named(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnknownName, match=r"no policy 'their_policy'.*there are: .*mlp"):
+    with pytest.raises(
+        UnknownName, match=r"'their_policy', and no installed package provides it; .*Installed are: mlp"
+    ):
         load_policy(_changed(checkpoint, tmp_path / "their.safetensors", policy="their_policy"))
 
 
