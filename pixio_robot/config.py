@@ -26,10 +26,13 @@ def command_help(name: str, overrides: Sequence[str] = ()) -> str:
 
     Args:
         overrides: ``key=value`` strings; options of groups, such as ``policy=NAME``, decide which keys there are.
+
+    Raises:
+        UnknownName: for an option that its group does not have.
     """
     lines = [f"pixio-robot {name} key=value ...", "", (find_command(name).settings.__doc__ or "").strip(), "", "Keys:"]
     chosen = [each for each in overrides if each.partition("=")[0] in find_command(name).groups]
-    rows = list(_keys(_composed(name, chosen)))
+    rows = list(_keys(_composed_or_refused(name, chosen)))
     width = max(len(f"{key}={value}") for key, value, _ in rows)
     lines += [f"  {f'{key}={value}':<{width}}  {text}" for key, value, text in rows]
     for group, options in _groups(name).items():
@@ -87,23 +90,29 @@ def compose(name: str, overrides: list[str], complete: bool = True) -> Any:
         BadInput: for a value of the wrong type, a malformed override or a missing mandatory key.
         PixioError: if a plug-in that is chosen cannot be imported or has no `Config`.
     """
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     for override in overrides:
         if "=" not in override:
             raise BadInput(f"{override!r} is not key=value; see: pixio-robot {name} --help")
-    try:
-        config = _composed(name, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise _config_error(name, overrides, error) from error
+    config = _composed_or_refused(name, overrides)
     if not complete:
         return OmegaConf.to_container(config, throw_on_missing=False)
     _check_mandatory(name, config)
     settings = OmegaConf.to_object(config)
     check_least(settings, "")
     return settings
+
+
+def _composed_or_refused(name: str, overrides: list[str]) -> Any:
+    """Return what `_composed` does, with errors in the words of this project."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return _composed(name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _config_error(name, overrides, error) from error
 
 
 def _composed(name: str, overrides: list[str]) -> Any:

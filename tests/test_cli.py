@@ -44,6 +44,13 @@ def test_every_key_has_a_line_of_help(name: str, capsys: pytest.CaptureFixture[s
         assert "=" in key and len(text.strip()) > 5, f"{name}: {line}"
 
 
+def test_help_follows_the_chosen_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "policy.layers=[128]" in _run(capsys, "train_bc", "--help", "policy=small")[1]
+    assert "policy.layers=[128]" not in _run(capsys, "train_bc", "--help")[1]
+    status, _, err = _run(capsys, "train_bc", "--help", "policy=nothing")
+    assert status == 1 and "no policy 'nothing'; there are: mlp" in err and "provider=" not in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,13 +3,15 @@
 import json
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pixio_robot import cli, plugins
-from pixio_robot.deploy.manifest import Manifest
+from pixio_robot.deploy.manifest import Manifest, TensorSpec
 from pixio_robot.deploy.runtime import Runtime
+from pixio_robot.deploy.targets.onnx import write_onnx
 from pixio_robot.deploy.targets.target import Arrays, ExecutionContext, LoadedProgram, ProgramOptions, Target
 from pixio_robot.errors import BadInput, UnknownName
 
@@ -84,3 +86,23 @@ def test_targets_name_a_file_and_refuse_what_they_cannot_write(name: str) -> Non
     for precision in target.unsupported:
         with pytest.raises(BadInput, match="use target="):
             target.check(None, precision)
+
+
+def test_an_operation_without_onnx_form_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    torch = pytest.importorskip("torch")
+
+    class Eigenvalues(torch.nn.Module):  # type: ignore[misc, name-defined]
+        inputs = (TensorSpec("x", (3, 3), "float32"),)
+        outputs = (TensorSpec("y", (3,), "float32"),)
+
+        def forward(self, x: Any) -> Any:
+            return torch.linalg.eigvals(x).real
+
+        def example(self, batch: int) -> tuple[Any, ...]:
+            return (torch.rand(batch, 3, 3),)
+
+    program: Any = Eigenvalues()
+    with pytest.raises(BadInput, match=r"cannot write this program as ONNX: .*linalg_eig.*is_causal=False"):
+        write_onnx(program, tmp_path / "program.onnx", 1)
+    assert not list(tmp_path.iterdir())
